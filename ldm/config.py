@@ -1,0 +1,223 @@
+"""Typed, strict settings for the three trainers, and how they are read from YAML and the command line.
+
+One YAML file describes one project: shared keys (`data`, `seed`, `train`, `optim`) at the top, and one block per
+part (`clip`, `vae`, `ldm`) with what differs there. `extends: other.yaml` starts from another file.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Settings(BaseModel):
+    """Base of every settings class: unknown keys are errors, instances are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class CaptionOptions(Settings):
+    """Weights of the caption parts of a glyph; each caption draws its parts anew at load time."""
+
+    layout: Fraction = 0.85  # probability that a caption names the layout ('horizontal stacked glyph')
+    radical: Fraction = 0.5  # 'with the water radical'
+    meaning: Fraction = 0.5  # the English definition
+    style: Fraction = 0.3  # 'sans style', 'serif style'; always drawn where more than one style is trained
+    strokes: Fraction = 0.2  # '12 strokes'
+    shuffle: Fraction = 0.2  # probability that the parts come in another order
+    plain: Fraction = 0.1  # probability that a caption is its layout phrase alone: what most people type
+
+
+class GlyphOptions(Settings):
+    styles: list[Literal["hei", "song"]] = ["hei", "song"]
+    font_file: Path | None = None  # one's own .ttf/.otf/.ttc instead of the packaged fonts
+    characters: Literal["all", "common"] = "all"  # common = the GB2312 set, about 6,700
+    limit: Annotated[int, Field(ge=0)] = 0  # keep the first N training characters (0 = all); for quick runs
+    captions: CaptionOptions = CaptionOptions()
+
+
+class FileOptions(Settings):
+    """How a folder, a parquet file or a Hub data set is read."""
+
+    image_column: str = "image"
+    caption_column: str = "text"  # a column may hold one caption or a list; "" = no captions
+    resize: Literal["crop", "pad", "stretch"] = "crop"  # centre crop, pad with the background, or distort
+    background: Annotated[int, Field(ge=0, le=255)] = 255  # grey level that transparency and padding become
+    horizontal_flip: bool = False
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    max_bad_fraction: Fraction = 0.05  # more unreadable images than this end the run
+    revision: str | None = None  # of a Hub data set
+
+
+class DataOptions(Settings):
+    source: str = "glyphs"  # "glyphs", a folder, a .parquet file, or a Hub data set id (user/name)
+    resolution: Annotated[int, Field(ge=16, le=1024, multiple_of=8)] = 64
+    channels: Literal[1, 3] = 1
+    cache_dir: Path = Path("cache")  # rendered glyphs and latents
+    glyphs: GlyphOptions = GlyphOptions()
+    files: FileOptions = FileOptions()
+
+
+class OptimOptions(Settings):
+    lr: Positive = 1e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    weight_decay: Weight = 0.01
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    schedule: Literal["constant", "cosine", "wsd"] = "wsd"  # wsd = warm-up, stable, then a linear decay to 0
+    decay_fraction: Fraction = 0.3  # of all steps, for wsd
+    grad_clip: Positive = 1.0
+
+
+class TrainOptions(Settings):
+    num_steps: Count = 1000
+    batch_size: Count = 64  # the global batch: all processes and accumulation steps together
+    gradient_accumulation_steps: Count = 1
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto = bf16 where the hardware has it
+    compile: bool = False
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999  # 0 = no EMA
+    log_every: Count = 20
+    sample_every: Annotated[int, Field(ge=0)] = 500  # pictures and validation; 0 = only at the end
+    save_every: Count = 500
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0)] = 0  # CPU threads per process; 0 = torch's choice
+    report_to: list[Literal["tensorboard", "wandb", "comet_ml", "mlflow", "none"]] = ["tensorboard"]
+
+
+class RunSettings(Settings):
+    """What every trainer has."""
+
+    name: str = "run"
+    output_dir: Path | None = None  # default: runs/<name>/<part>
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: DataOptions = DataOptions()
+    optim: OptimOptions = OptimOptions()
+    train: TrainOptions = TrainOptions()
+
+
+class ClipModel(Settings):
+    vocab_size: Annotated[int, Field(ge=300, le=49408)] = 4096
+    context_length: Annotated[int, Field(ge=8, le=77)] = 32
+    width: Count = 128  # of the text tower
+    layers: Count = 4
+    heads: Count = 4
+    embed_dim: Count = 128  # of the shared space
+    vision_width: Count = 128
+    vision_layers: Count = 4
+    vision_heads: Count = 4
+    patch_size: Count = 8
+
+    @model_validator(mode="after")
+    def _heads_divide(self):
+        for width, heads, what in ((self.width, self.heads, ""), (self.vision_width, self.vision_heads, "vision_")):
+            if width % heads:
+                raise ValueError(f"{what}width ({width}) must be a multiple of {what}heads ({heads})")
+        return self
+
+
+class ClipSettings(RunSettings):
+    model: ClipModel = ClipModel()
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class VaeModel(Settings):
+    latent_channels: Count = 4
+    block_out_channels: list[Count] = [32, 64, 128]  # downsampling factor f = 2 ** (len - 1)
+    layers_per_block: Count = 1
+    norm_num_groups: Count = 8
+    mid_attention: bool = False
+
+    @model_validator(mode="after")
+    def _groups_divide(self):
+        if any(c % self.norm_num_groups for c in self.block_out_channels):
+            raise ValueError(f"block_out_channels {self.block_out_channels} must be multiples of norm_num_groups")
+        return self
+
+    @property
+    def factor(self) -> int:
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+class VaeLoss(Settings):
+    l1: Weight = 1.0
+    edge: Weight = 1.0  # L1 of the image gradients
+    perceptual: Weight = 0.1
+    kl: Weight = 1e-5  # per latent element, relative to the mean reconstruction error per pixel
+    adversarial: Weight = 0.0  # PatchGAN hinge loss; 0 = no discriminator at all
+    adversarial_start: Fraction = 0.5  # of all steps
+
+
+class VaeSettings(RunSettings):
+    model: VaeModel = VaeModel()
+    loss: VaeLoss = VaeLoss()
+    crop: Annotated[int, Field(ge=0)] = 0  # train on random crops of this many pixels; 0 = whole images
+
+
+class TextOptions(Settings):
+    # "run" = the CLIP run beside this one, a folder with a CLIP run or a text_encoder, "none" = unconditional,
+    # or "open_clip:ARCH/TAG", "open_clip:hf-hub:...", "open_clip:local-dir:..." = a pretrained tower
+    source: str = "run"
+    train: bool = False  # fine-tune the tower together with the U-Net
+
+
+class UNetModel(Settings):
+    block_out_channels: list[Count] = [64, 128, 256]
+    layers_per_block: Count = 1
+    attention_levels: list[Annotated[int, Field(ge=0)]] = [1, 2]  # levels with cross-attention; 0 = finest
+    heads: Count = 4  # the number of attention heads
+    norm_num_groups: Count = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    pooled_text: bool = True  # text also enters through the time embedding (attention-pooled)
+    mid_block: bool = True
+    attention: Literal["auto", "sdpa", "xformers"] = "auto"
+
+    @model_validator(mode="after")
+    def _levels_exist(self):
+        if any(level >= len(self.block_out_channels) for level in self.attention_levels):
+            raise ValueError(f"attention_levels {self.attention_levels} name levels beyond block_out_channels")
+        if any(c % self.norm_num_groups for c in self.block_out_channels):
+            raise ValueError(f"block_out_channels {self.block_out_channels} must be multiples of norm_num_groups")
+        return self
+
+
+class NoiseOptions(Settings):
+    process: Literal["flow", "cosine", "scaled_linear"] = "flow"
+    prediction_type: Literal["flow", "v_prediction", "epsilon"] = "flow"
+    timesteps: Literal["logit_normal", "uniform"] = "logit_normal"
+    shift: Positive = 1.0  # resolution shift of flow times: t' = s t / (1 + (s - 1) t)
+    min_snr_gamma: Weight = 0.0  # 0 = no min-SNR weight (not used with flow)
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if (self.process == "flow") != (self.prediction_type == "flow"):
+            raise ValueError(
+                f"process {self.process} does not go with prediction_type {self.prediction_type}: "
+                "flow goes with flow; cosine and scaled_linear with v_prediction or epsilon"
+            )
+        return self
+
+
+class SamplingOptions(Settings):
+    """The model's best settings: defaults of the exported pipeline."""
+
+    num_inference_steps: Count = 20
+    guidance_scale: Annotated[float, Field(ge=0)] = 3.0
+    prompts: list[str] = []  # of the sample grids; empty = drawn from the validation captions
+    per_prompt: Count = 4
+
+
+class LdmSettings(RunSettings):
+    vae: str = "run"  # "run" = the VAE run beside this one, or a folder with a VAE run or an AutoencoderKL
+    text: TextOptions = TextOptions()
+    model: UNetModel = UNetModel()
+    noise: NoiseOptions = NoiseOptions()
+    caption_dropout: Fraction = 0.1
+    sampling: SamplingOptions = SamplingOptions()
+
+
+PARTS = {"clip": ClipSettings, "vae": VaeSettings, "ldm": LdmSettings}
