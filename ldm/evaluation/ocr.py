@@ -1,0 +1,93 @@
+"""Reading glyphs: PP-OCRv6 (small, recognition only) as packaged by rapidocr, run through onnxruntime directly.
+
+One glyph at a time, not a line of text: the picture is padded with white by an eighth on each side, scaled to the
+network's height of 48, and set at the left of a white strip 96 wide. Measured on 128-pixel Noto Sans SC: 96.1% of the
+6,680 commonest characters in its dictionary are read rightly, 58% of the rarer ones; wrong labels and noise give 0%.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ldm.errors import UserError
+
+HEIGHT, WIDTH = 48, 96
+BLANK = 0  # class 0 of the CTC head: 'no character'
+
+
+class GlyphReader:
+    """The OCR as a callable judge of single glyphs.
+
+    Args:
+        threads: CPU threads; more than 2 do not help with pictures this small.
+    Raises: UserError when rapidocr or onnxruntime is not installed.
+    """
+
+    def __init__(self, threads: int = 1):
+        runtime, path = _find()
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = min(max(threads, 1), 2)
+        options.inter_op_num_threads = 1
+        self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._input = self._session.get_inputs()[0].name
+        characters = self._session.get_modelmeta().custom_metadata_map["character"].split("\n")
+        self.characters: list[str] = ["", *characters, " "]  # by class index: blank first, the space last
+        self.known = frozenset(characters)  # what it can read at all
+
+    def read(self, images: np.ndarray, batch_size: int = 32) -> tuple[list[str], np.ndarray]:
+        """Read each picture as one character.
+
+        Args:
+            images: uint8 (n, h, w) or (n, h, w, 1), dark ink on white, one glyph filling each picture.
+            batch_size: pictures per run of the network.
+        Returns: n characters, and their probabilities, float32 (n,), in [0, 1]: the largest softmax value over time
+            among the classes that are not blank.
+        Raises: UserError for another dtype or shape.
+        """
+        if images.ndim == 4 and images.shape[-1] == 1:
+            images = images[..., 0]
+        if images.dtype != np.uint8 or images.ndim != 3:
+            raise UserError(
+                f"the OCR reads uint8 images (n, h, w), got {images.dtype} {images.shape}: make them grey 0..255"
+            )
+        indices, confidences = [], []
+        for start in range(0, len(images), batch_size):
+            strips = np.stack([_strip(image) for image in images[start : start + batch_size]])
+            scores = self._session.run(None, {self._input: strips})[0].max(axis=1)  # (n, classes)
+            scores[:, BLANK] = 0
+            best = scores.argmax(axis=1)
+            indices += best.tolist()
+            confidences += scores[np.arange(len(best)), best].tolist()
+        return [self.characters[i] for i in indices], np.array(confidences, dtype=np.float32)
+
+
+def _find():
+    """The onnxruntime module and the path of the network, without importing rapidocr itself (it is slow to import)."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(
+            "the OCR needs onnxruntime and rapidocr: install the extra with pip install 'ldm[eval]'"
+        ) from error
+    package = importlib.util.find_spec("rapidocr")
+    folders = [Path(p) for p in package.submodule_search_locations or []] if package is not None else []
+    found = [path for folder in folders for path in sorted(folder.glob("models/*_rec_small.onnx"))]
+    if not found:
+        raise UserError(
+            "the OCR needs rapidocr with its packaged model: install the extra with pip install 'ldm[eval]'"
+        )
+    return onnxruntime, found[0]
+
+
+def _strip(image: np.ndarray) -> np.ndarray:
+    """uint8 (h, w) to the network's input, float32 (3, 48, 96) in [-1, 1]."""
+    height, width = image.shape
+    pad = max(height, width) // 8
+    page = np.pad(image, pad, constant_values=255)
+    shrinks = min(page.shape) >= HEIGHT
+    small = Image.fromarray(page).resize((HEIGHT, HEIGHT), Image.BOX if shrinks else Image.BICUBIC)
+    strip = np.full((HEIGHT, WIDTH), 255, dtype=np.uint8)
+    strip[:, :HEIGHT] = np.asarray(small)
+    return np.repeat((strip[None] / 255.0 - 0.5) / 0.5, 3, axis=0).astype(np.float32)

@@ -1,0 +1,144 @@
+"""How much of a picture an autoencoder keeps: PSNR, SSIM, and whether the OCR still reads the same character."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import conv2d
+
+from ldm.evaluation.sheet import sheet
+
+DENSE_FRACTION = 0.1  # 'the densest decile': the tenth of the pictures with the most ink
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """10 log10(255^2 / mean squared error) per picture, in dB, for two uint8 arrays (n, h, w, c); float64 (n,).
+
+    Equal pictures give 99, so that means stay finite.
+    """
+    error = ((a.astype(np.float64) - b.astype(np.float64)) ** 2).mean(axis=tuple(range(1, a.ndim)))
+    return np.where(error == 0, 99.0, 10 * np.log10(255**2 / np.maximum(error, 1e-6)))
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Structural similarity per picture, float64 (n,), at most 1, for two uint8 arrays (n, h, w, c).
+
+    Gaussian window of 11 pixels with sigma 1.5, averaged over all windows that lie inside the picture and over
+    channels, with the constants of the paper. Source: Wang et al. 2004, Image quality assessment, IEEE TIP 13(4).
+    """
+    n, channels = a.shape[0], a.shape[3]
+    x, y = (torch.from_numpy(v.astype(np.float64)).permute(0, 3, 1, 2).flatten(0, 1)[:, None] for v in (a, b))
+    position = torch.arange(11, dtype=torch.float64) - 5
+    line = torch.exp(-(position**2) / (2 * 1.5**2))
+    line = line / line.sum()
+
+    def window(v: torch.Tensor) -> torch.Tensor:
+        return conv2d(conv2d(v, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
+
+    mean_x, mean_y = window(x), window(y)
+    var_x, var_y, cov = window(x * x) - mean_x**2, window(y * y) - mean_y**2, window(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similarity = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return similarity.mean(dim=(1, 2, 3)).view(n, channels).mean(dim=1).numpy()
+
+
+def ink(images: np.ndarray) -> np.ndarray:
+    """Fraction of ink per picture, float64 (n,) in [0, 1]: 0 for white, 1 for black; uint8 (n, h, w, c)."""
+    return 1 - images.mean(axis=tuple(range(1, images.ndim)), dtype=np.float64) / 255
+
+
+@torch.no_grad()
+def reconstruct(vae, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
+    """Encode to the posterior's mean and decode again.
+
+    Args:
+        vae: a diffusers `AutoencoderKL`, or anything with `encode(x).latent_dist.mode()` and `decode(z).sample`.
+        images: uint8 (n, h, w, c).
+    Returns: uint8, same shape.
+    """
+    parameter = next(vae.parameters())
+    training = vae.training
+    vae.eval()
+    done = []
+    for start in range(0, len(images), batch_size):
+        x = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2)
+        x = (x.float() / 127.5 - 1).to(parameter.device, parameter.dtype)
+        y = vae.decode(vae.encode(x).latent_dist.mode()).sample.float().clamp(-1, 1)
+        done.append(((y + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+    vae.train(training)
+    return np.concatenate(done)
+
+
+def vae_report(vae, data, reader, output: Path | None, limit: int = 512, pictures: int = 16) -> dict:
+    """Judge an autoencoder on (at most `limit`, evenly spaced) pictures of a data set.
+
+    Args:
+        vae: see `reconstruct`.
+        data: an ImageTextData, the validation split. Its pictures should be dark on white if they are to be read.
+        reader: a `GlyphReader`, or None to leave the OCR out (data that is not glyphs, or the extra not installed).
+        output: folder for reconstructions.png (originals over reconstructions), or None for no picture.
+        pictures: how many are drawn.
+    Returns: numbers ready for JSON: psnr, ssim, ink_error (mean absolute difference of the ink fractions), the same
+        under "densest_decile"; and with a reader "ocr": read_before (how many the OCR read as the character they
+        are), share_before, same_after (the share of those read as the same character after).
+    """
+    chosen = np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).round().astype(int))
+    before = np.stack([data.image(int(i)) for i in chosen])
+    after = reconstruct(vae, before)
+    columns = {"psnr": psnr(before, after), "ssim": ssim(before, after), "ink_error": abs(ink(before) - ink(after))}
+    if reader is not None:
+        columns |= _read(reader, before, after, [data.ids[i] for i in chosen])
+    dense = np.argsort(-ink(before), kind="stable")[: max(1, round(DENSE_FRACTION * len(chosen)))]
+    report = {"images": len(chosen), **_summary(columns)}
+    report["densest_decile"] = {"images": len(dense), **_summary({k: v[dense] for k, v in columns.items()})}
+    if output is not None:
+        output = Path(output)
+        output.mkdir(parents=True, exist_ok=True)
+        strip(before, after, pictures).save(output / "reconstructions.png")
+    return report
+
+
+def strip(before: np.ndarray, after: np.ndarray, pictures: int = 16):
+    """Originals over reconstructions: half of them evenly spaced, half the densest; an RGB PIL picture."""
+    half = min(pictures // 2, len(before))
+    even = np.linspace(0, len(before) - 1, half).round().astype(int)
+    dense = np.argsort(-ink(before), kind="stable")[: min(pictures - half, len(before))]
+    chosen = [*even, *dense]
+    scale = max(1, 96 // before.shape[1])
+    return sheet([before[i] for i in chosen] + [after[i] for i in chosen], len(chosen), scale=scale)
+
+
+def _read(reader, before: np.ndarray, after: np.ndarray, ids: list[str]) -> dict[str, np.ndarray]:
+    """Which pictures the OCR reads rightly before, and after; only those it can read are read again."""
+    grey_before, grey_after = (v.mean(axis=3).round().astype(np.uint8) for v in (before, after))
+    truth = [character_of(name) for name in ids]
+    right = np.zeros(len(ids), dtype=bool)
+    known = np.array([i for i, c in enumerate(truth) if c in reader.known], dtype=int)
+    if len(known):
+        right[known] = [char == truth[i] for i, char in zip(known, reader.read(grey_before[known])[0], strict=True)]
+    kept = np.zeros(len(ids), dtype=bool)
+    if right.any():
+        again = reader.read(grey_after[right])[0]
+        kept[right] = [char == truth[i] for i, char in zip(np.flatnonzero(right), again, strict=True)]
+    return {"read_before": right, "read_after": kept}
+
+
+def character_of(sample_id: str) -> str:
+    """The character in a glyph's sample id, 'U+6C34/hei' -> '水'; '' for an id of another kind."""
+    code = sample_id.split("/")[0]
+    try:
+        return chr(int(code.removeprefix("U+"), 16)) if code.startswith("U+") else ""
+    except (ValueError, OverflowError):
+        return ""
+
+
+def _summary(columns: dict[str, np.ndarray]) -> dict:
+    numbers = {name: round(float(columns[name].mean()), 4) for name in ("psnr", "ssim", "ink_error")}
+    if "read_before" in columns:
+        right, kept = columns["read_before"], columns["read_after"]
+        numbers["ocr"] = {
+            "read_before": int(right.sum()),
+            "share_before": round(float(right.mean()), 4),
+            "same_after": round(float(kept.sum() / right.sum()), 4) if right.any() else None,
+        }
+    return numbers
