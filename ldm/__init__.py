@@ -1,0 +1,27 @@
+"""Text-conditioned latent diffusion, trained from scratch: a text encoder, an autoencoder and a U-Net.
+
+`from ldm import load_pipeline` is all most users need. Importing this package is cheap: torch is loaded on first use.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ldm.pipeline import load_pipeline
+
+__all__ = ["__version__", "load_pipeline"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name != "load_pipeline":
+        raise AttributeError(f"module 'ldm' has no attribute {name!r}")
+    from ldm.errors import prepare_threads
+
+    prepare_threads()  # has to come before torch
+    from ldm.pipeline import load_pipeline
+
+    return load_pipeline
+
+
+def __dir__() -> list[str]:
+    return __all__

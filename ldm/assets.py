@@ -1,0 +1,29 @@
+"""Where the files that come with the project lie: in an installed package, or in a checkout of the repository."""
+
+from pathlib import Path
+
+from ldm.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped_model(name: str = "glyphs") -> Path:
+    """Folder of a model that ships with the project. Raises: UserError if there is none of that name."""
+    return _find(Path("models") / name, "model_index.json")
+
+
+def shipped_configs() -> Path:
+    """Folder of the YAML presets."""
+    return _find(Path("configs"), "*.yaml")
+
+
+def _find(relative: Path, proof: str) -> Path:
+    """The first of package and checkout that holds `relative` with a file matching `proof` in it."""
+    places = [PACKAGE / relative, PACKAGE.parent / relative]
+    for place in places:
+        if any(place.glob(proof)):
+            return place
+    raise UserError(
+        f"{relative} came neither with the installed package nor with a checkout (looked for {proof}): "
+        "install ldm again, or name a model folder yourself"
+    )

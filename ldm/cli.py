@@ -1,0 +1,115 @@
+"""The `ldm` command. Each subcommand lives beside its subject and is imported only when it is chosen.
+
+A subcommand's module offers `add_parser(subparsers)`, which adds its parser, and `run(args) -> int | None`. A module
+with several subcommands tells them apart by `parser.set_defaults(run=...)`.
+"""
+
+import argparse
+import difflib
+import importlib
+import sys
+from typing import Any, NoReturn
+
+from ldm import __version__
+from ldm.errors import UserError, prepare_threads, run_main
+
+# name -> (module, one line of help), or for a group name -> ({name: (module, help)}, help)
+Registry = dict[str, tuple[Any, str]]
+COMMANDS: Registry = {
+    "generate": ("ldm.generate", "draw pictures from a prompt"),
+    "data": (
+        {
+            "glyphs": ("ldm.data.publish", "write or push the glyph data set"),
+            "check": ("ldm.data.check", "look over a data set of your own before training"),
+        },
+        "build, publish and check data sets",
+    ),
+    "export": ("ldm.hub", "turn a run into one self-contained model folder"),
+    "push": ("ldm.hub", "upload a model folder with its card to the Hub"),
+    "evaluate": ("ldm.evaluation.adherence", "measure how well a model obeys its prompts"),
+    "doctor": ("ldm.doctor", "check this machine and this installation"),
+}
+EXTRAS = {
+    "open_clip": "openclip",
+    "torchvision": "openclip",
+    "rapidocr": "eval",
+    "onnxruntime": "eval",
+    "skimage": "eval",
+    "pylopdf_fonts_zh_cn": "glyphs",
+    "tensorboard": "track",
+    "xformers": "xformers",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are `UserError`s: one line, with the nearest name after a slip."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `{self.prog} --help` shows what is allowed")
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        names = [str(choice) for choice in action.choices]
+        near = difflib.get_close_matches(str(value), names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        what = "command" if isinstance(action, argparse._SubParsersAction) else argparse._get_action_name(action)
+        self.error(f"{what} must be one of {', '.join(names)}, got {value!r}{hint}")
+
+
+def build_parser(argv: list[str]) -> argparse.ArgumentParser:
+    """The parser for this command line: complete where `argv` leads, and with help lines only elsewhere."""
+    parser = Parser(prog="ldm", description="Latent diffusion from words to pictures, trained from scratch.")
+    parser.add_argument("--version", action="version", version=f"ldm {__version__}")
+    _fill(parser, COMMANDS, argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the console script; always ends in `sys.exit`."""
+    prepare_threads()
+    run_main(lambda: _dispatch(sys.argv[1:] if argv is None else argv))
+
+
+def _fill(parser: argparse.ArgumentParser, registry: Registry, argv: list[str]) -> None:
+    """Add every command of `registry`; import the module of the one `argv` chooses, and of no other."""
+    parser.set_defaults(help_of=parser)
+    subparsers = parser.add_subparsers(metavar="COMMAND", title="commands", parser_class=Parser)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    place, _ = registry.get(chosen or "", (None, ""))
+    if chosen is not None and isinstance(place, str):
+        _add_module(subparsers, chosen, place)  # first: it may bring more commands than the chosen one
+    for name, (place, help_line) in registry.items():
+        if isinstance(place, dict):
+            group = subparsers.add_parser(name, help=help_line, description=help_line.capitalize() + ".")
+            _fill(group, place, argv[argv.index(name) + 1 :] if name == chosen else [])
+        elif name not in subparsers.choices:
+            subparsers.add_parser(name, help=help_line)
+
+
+def _add_module(subparsers: argparse._SubParsersAction, name: str, place: str) -> None:
+    """Let the module add its parser, and remember which function runs it."""
+    module = importlib.import_module(place)
+    module.add_parser(subparsers)
+    parser = subparsers.choices[name]
+    if parser.get_default("run") is None:
+        parser.set_defaults(run=module.run)
+
+
+def _dispatch(argv: list[str]) -> int | None:
+    args = build_parser(argv).parse_args(argv)
+    if not hasattr(args, "run"):
+        args.help_of.print_help()
+        return 0
+    try:
+        return args.run(args)
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+
+
+def _missing(error: ModuleNotFoundError) -> Exception:
+    """A readable error for a package that an extra would have installed; any other stays as it is."""
+    name = (error.name or "").split(".")[0]
+    if name not in EXTRAS:
+        return error
+    return UserError(f"{name} is not installed: pip install -c constraints.txt -e '.[{EXTRAS[name]}]'")
