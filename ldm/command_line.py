@@ -1,0 +1,182 @@
+"""The command line of the trainers: CONFIG.yaml, dotted overrides and five flags.
+
+tyro reads the flags into a nested dictionary that holds only what was given; `settings_io` merges and validates it,
+so a range error on the command line reads like one in a file.
+"""
+
+import contextlib
+import inspect
+import io
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Required
+
+from typing_extensions import TypedDict
+
+from ldm.config import PARTS, RunSettings, Settings
+from ldm.errors import UserError
+from ldm.settings_io import nearest, paths, resolve, section, to_yaml
+
+_FLAGS = {"resume": str, "print_config": bool, "dry_run": bool}
+_USAGE = """\
+usage: {program} CONFIG.yaml [--SETTING VALUE ...] [--output-dir DIR] [--resume auto|never|PATH]
+       {pad} [--print-config] [--dry-run] [--help]
+
+  --output-dir DIR           where the run is kept (default: runs/<name>/{part})
+  --resume auto|never|PATH   continue the run's newest good checkpoint (auto), start anew, or continue this checkpoint
+  --print-config             print the resolved settings as YAML and exit
+  --dry-run                  report parameters, memory, FLOPs, steps and time, and exit
+
+settings{source}; a list takes several values, a switch is --x or --no-x:
+"""
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What the command line says about this one start; the settings say the rest."""
+
+    resume: str = "auto"  # "auto", "never", or the folder of a checkpoint
+    dry_run: bool = False
+
+
+def parse(part: str, argv: Sequence[str] | None = None) -> tuple[RunSettings, Invocation]:
+    """Settings and invocation of `train_<part>.py`.
+
+    Args:
+        part: "clip", "vae" or "ldm".
+        argv: the arguments after the program's name; None = those of this process.
+
+    Raises: UserError (one line) for anything wrong; SystemExit(0) after --help and --print-config.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(argv):
+        print(usage(part, next((Path(a) for a in argv if a.endswith((".yaml", ".yml"))), None)))
+        raise SystemExit(0)
+    given = _tyro(part, argv, with_config=True)
+    config, resume = given.pop("config"), given.pop("resume", "auto")
+    print_config, dry_run = given.pop("print_config", False), given.pop("dry_run", False)
+    if resume not in ("auto", "never") and not Path(resume).is_dir():
+        raise UserError(f"--resume: must be auto, never or the folder of a checkpoint, got {resume!r}")
+    settings = resolve(part, config, given)
+    if print_config:
+        print(to_yaml(settings), end="")
+        raise SystemExit(0)
+    return settings, Invocation(resume, dry_run)
+
+
+def parse_overrides(part: str, overrides: Sequence[str]) -> dict:
+    """['--optim.lr', '2e-4'] as {'optim': {'lr': 2e-4}}; raises UserError for unknown names and wrong types."""
+    return _tyro(part, list(overrides), with_config=False)
+
+
+def usage(part: str, config: Path | None = None) -> str:
+    """The text of --help: usage, flags, and every setting with its value and its comment, one line each."""
+    program = f"train_{part}.py"
+    settings = PARTS[part]()
+    if config is not None and config.is_file():
+        settings = resolve(part, config, {})
+    source = f" and their values in {config}" if config else " and their defaults"
+    lines = [_USAGE.format(program=program, pad=" " * len(program), part=part, source=source)]
+    for path, _ in paths(PARTS[part]):
+        value = settings
+        for step in path.split("."):
+            value = getattr(value, step)
+        shown = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        if path != "output_dir":
+            lines.append(f"  {f'--{path} {shown:.60}':<46} {_comment_of(PARTS[part], path)}".rstrip())
+    return "\n".join(lines)
+
+
+# ---- tyro ----------------------------------------------------------------------------------------------------------
+
+
+def _sparse(kind: type[Settings], **more: type) -> type:
+    """The settings class as a TypedDict in which every key is optional: tyro then returns only what was given."""
+    fields = {name: field.annotation for name, field in kind.model_fields.items()}
+    fields = {name: _sparse(annotation) if section(annotation) else annotation for name, annotation in fields.items()}
+    return TypedDict(kind.__name__, {**fields, **more}, total=False)
+
+
+def _tyro(part: str, argv: list[str], with_config: bool) -> dict:
+    import tyro  # 0.2 s that `import ldm` need not pay
+
+    more = {"config": Required[tyro.conf.Positional[Path]], **_FLAGS} if with_config else {}
+    _check_names(part, argv, with_config)
+    program, told = f"train_{part}.py", io.StringIO()
+    try:
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+            return tyro.cli(_sparse(PARTS[part], **more), args=argv, prog=program)
+    except SystemExit:
+        raise UserError(f"{_sentence(told.getvalue())}; see {program} --help") from None
+
+
+def _check_names(part: str, argv: list[str], with_config: bool) -> None:
+    """A wrong name is told here, because tyro's own suggestions come in a box of many lines."""
+    known = []
+    for path, field in paths(PARTS[part]):
+        *owners, name = path.split(".")
+        known += [path, ".".join([*owners, f"no_{name}"])] if field.annotation is bool else [path]
+    known += _FLAGS if with_config else []
+    for argument in argv:
+        if not argument.startswith("--"):
+            continue
+        path = argument[2:].partition("=")[0].replace("-", "_")
+        if path in known:
+            continue
+        owner, _, key = path.rpartition(".")
+        beside = [name for name in known if name.rpartition(".")[0] == owner]
+        near = next((f"{owner}.{near}".lstrip(".") for near in [nearest(key, _keys(beside))] if near), None)
+        near = near or next((name for name in known if name.rsplit(".", 1)[-1] == key), None) or nearest(path, known)
+        hint = f"did you mean --{near}?" if near else f"see train_{part}.py --help"
+        raise UserError(f"{argument.partition('=')[0]}: unknown option; {hint}")
+
+
+def _keys(names: list[str]) -> list[str]:
+    return [name.rsplit(".", 1)[-1] for name in names]
+
+
+def _sentence(box: str) -> str:
+    """The first paragraph of tyro's framed message, in one line."""
+    lines = [line.strip(" │|╭╮╰╯") for line in box.splitlines()]
+    rules = [i for i, line in enumerate(lines) if re.fullmatch(r"[─\-]{5,}", line)]
+    start = rules[0] + 1 if rules and not lines[0].startswith("─") else 1
+    body = []
+    for line in lines[start:]:
+        if not line or re.fullmatch(r"[─\-]{5,}", line):
+            break
+        body.append(line)
+    text = " ".join(body).rstrip(".").replace("Error parsing ", "")
+    if text.startswith("Missing from"):
+        return "CONFIG.yaml is missing: give a file such as configs/glyphs.yaml first"
+    return text or "the command line was not understood"
+
+
+# ---- comments as help ----------------------------------------------------------------------------------------------
+
+
+def comments(kind: type[Settings]) -> dict[str, str]:
+    """Field name -> the comment beside it or on the lines above it in the source of the class."""
+    found, above = {}, []
+    for line in inspect.getsource(kind).splitlines():
+        if match := re.match(r"\s+#\s*(.*)", line):
+            above.append(match[1])
+            continue
+        if match := re.match(r"    (\w+)\s*:[^#]*(?:#\s*(.*))?$", line):
+            text = " ".join([*above, match[2] or ""]).strip()
+            if match[1] in kind.model_fields and text:
+                found[match[1]] = text
+        above = []
+    return found
+
+
+def _comment_of(kind: type[Settings], path: str) -> str:
+    *owners, name = path.split(".")
+    for owner in owners:
+        kind = section(kind.model_fields[owner].annotation)
+    for cls in kind.__mro__:
+        if issubclass(cls, Settings) and name in comments(cls):
+            return comments(cls)[name]
+    return ""
