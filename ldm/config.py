@@ -27,9 +27,10 @@ class CaptionOptions(Settings):
     layout: Fraction = 0.85  # probability that a caption names the layout ('horizontal stacked glyph')
     radical: Fraction = 0.5  # 'with the water radical'
     meaning: Fraction = 0.5  # the English definition
-    style: Fraction = 0.3  # 'sans style', 'serif style'; always drawn where more than one style is trained
+    style: Fraction = 0.4  # 'in sans style', 'in serif style'; never said of one's own font
     strokes: Fraction = 0.2  # '12 strokes'
     shuffle: Fraction = 0.2  # probability that the parts come in another order
+    synonyms: Fraction = 0.15  # probability that the layout is said in other words
     plain: Fraction = 0.1  # probability that a caption is its layout phrase alone: what most people type
 
 

