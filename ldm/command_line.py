@@ -5,7 +5,6 @@ so a range error on the command line reads like one in a file.
 """
 
 import contextlib
-import inspect
 import io
 import re
 import sys
@@ -18,6 +17,7 @@ from typing_extensions import TypedDict
 
 from ldm.config import PARTS, RunSettings, Settings
 from ldm.errors import UserError
+from ldm.schema import comment_of
 from ldm.settings_io import nearest, paths, resolve, section, to_yaml
 
 _FLAGS = {"resume": str, "print_config": bool, "dry_run": bool}
@@ -86,7 +86,7 @@ def usage(part: str, config: Path | None = None) -> str:
             value = getattr(value, step)
         shown = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         if path != "output_dir":
-            lines.append(f"  {f'--{path} {shown:.60}':<46} {_comment_of(PARTS[part], path)}".rstrip())
+            lines.append(f"  {f'--{path} {shown:.60}':<46} {comment_of(PARTS[part], path)}".rstrip())
     return "\n".join(lines)
 
 
@@ -152,31 +152,3 @@ def _sentence(box: str) -> str:
     if text.startswith("Missing from"):
         return "CONFIG.yaml is missing: give a file such as configs/glyphs.yaml first"
     return text or "the command line was not understood"
-
-
-# ---- comments as help ----------------------------------------------------------------------------------------------
-
-
-def comments(kind: type[Settings]) -> dict[str, str]:
-    """Field name -> the comment beside it or on the lines above it in the source of the class."""
-    found, above = {}, []
-    for line in inspect.getsource(kind).splitlines():
-        if match := re.match(r"\s+#\s*(.*)", line):
-            above.append(match[1])
-            continue
-        if match := re.match(r"    (\w+)\s*:[^#]*(?:#\s*(.*))?$", line):
-            text = " ".join([*above, match[2] or ""]).strip()
-            if match[1] in kind.model_fields and text:
-                found[match[1]] = text
-        above = []
-    return found
-
-
-def _comment_of(kind: type[Settings], path: str) -> str:
-    *owners, name = path.split(".")
-    for owner in owners:
-        kind = section(kind.model_fields[owner].annotation)
-    for cls in kind.__mro__:
-        if issubclass(cls, Settings) and name in comments(cls):
-            return comments(cls)[name]
-    return ""

@@ -19,10 +19,10 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
+from ldm.assets import shipped_configs
 from ldm.config import PARTS, RunSettings, Settings
 from ldm.errors import UserError
 
-PRESETS = Path(__file__).resolve().parent.parent / "configs"
 _MAX_FAULTS = 5
 
 
@@ -171,11 +171,21 @@ def _read_one(path: Path, extended_by: Path | None) -> dict:
 
 
 def _missing(path: Path, extended_by: Path | None) -> str:
-    folder = next((d for d in (path.parent, Path("configs"), PRESETS) if any(d.glob("*.yaml"))), PRESETS)
-    presets = sorted(file.stem for file in folder.glob("*.yaml"))
+    folders = [path.parent, Path("configs"), *_shipped()]
+    folder = next((folder for folder in folders if any(folder.glob("*.yaml"))), None)
+    presets = sorted(file.stem for file in folder.glob("*.yaml")) if folder else []
     near = difflib.get_close_matches(path.stem, presets, n=3, cutoff=0.5) or presets[:6]
-    hint = "; did you mean " + " or ".join(str(folder / f"{name}.yaml") for name in near) + "?" if near else ""
+    hint = (
+        "; did you mean " + " or ".join(str(folder / f"{name}.yaml") for name in near) + "?" if folder and near else ""
+    )
     return f"{path}: no such config file{f' (extended by {extended_by})' if extended_by else ''}{hint}"
+
+
+def _shipped() -> list[Path]:
+    try:
+        return [shipped_configs()]
+    except UserError:
+        return []
 
 
 def merge(base, over):
