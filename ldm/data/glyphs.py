@@ -5,8 +5,8 @@ Extension A character that Unihan defines in English.
 
 **The split** is by character and fixed: all styles of a character are on one side, whatever the options.
 
-- `heldout`: every character whose (radical, layout) pair is in `HELD_OUT`. Its radical and its layout are both common in
-  training, their combination never occurs there: for tests of composition.
+- `heldout`: every character whose (radical, layout) pair is in `HELD_OUT`. Its radical and its layout are both common
+  in training, their combination never occurs there: for tests of composition.
 - Otherwise, with u = the first 8 bytes of sha256("ldm glyph U+XXXX") as a fraction of 2^64: `test` for u < 0.05,
   `validation` for u < 0.10, `train` for the rest.
 
@@ -148,7 +148,7 @@ def glyph_splits(options: DataOptions) -> dict[str, "GlyphData"]:
 
 
 class GlyphData:
-    """One split: every character in every style. Holds file names, not pictures, so that workers share one memory map."""
+    """One split: every character in every style. Holds file names, not pictures: workers share one memory map."""
 
     has_captions = True
 
@@ -170,7 +170,7 @@ class GlyphData:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of all that decides the pixels: font, characters, size and renderer (in the cache key), order, channels."""
+        """Digest of all that decides the pixels: the cache keys (font, characters, size, renderer), order, channels."""
         keys = [f"{style}={path.parent.name}" for style, path in self.files.items()]
         return hashlib.sha256("\n".join([*keys, str(self.channels), *self.ids]).encode()).hexdigest()
 

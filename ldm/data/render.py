@@ -1,8 +1,8 @@
 """Characters to pictures: grey, antialiased, centred per font, checked by their pixels, rendered once and cached.
 
-Ground is 255 (white), ink goes down to 0. A glyph is drawn several times larger than asked and averaged down, so that its
-place does not depend on whole pixels. Baselines differ between fonts; therefore a font's scale and origin come from the
-union ink box of a few characters that fill their square, which is fitted to the cell with a margin.
+Ground is 255 (white), ink goes down to 0. A glyph is drawn several times larger than asked and averaged down, so that
+its place does not depend on whole pixels. Baselines differ between fonts; therefore a font's scale and origin come from
+the union ink box of a few characters that fill their square, which is fitted to the cell with a margin.
 """
 
 import hashlib
