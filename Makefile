@@ -1,0 +1,23 @@
+# `make check` is what every change has to pass; CI runs the same tests from a clean clone (.ci/run).
+PYTHON ?= python
+
+.PHONY: check format lint types test slow
+
+check: lint types test
+
+format:  ## rewrite the sources in the project's format
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+lint:
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+
+types:
+	$(PYTHON) -m mypy
+
+test:
+	$(PYTHON) -m pytest -q
+
+slow:  ## the tests that take minutes
+	$(PYTHON) -m pytest -q -m "slow and not gpu"
