@@ -1,0 +1,47 @@
+"""Images and captions, from the glyph table or from a user's own files, behind one small interface."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ldm.config import DataOptions
+
+
+class ImageTextData(Protocol):
+    """Images of one size with captions drawn anew at each call. Plain NumPy: torch is not needed to read data."""
+
+    ids: list[str]  # stable and unique: 'U+6C34/hei', 'photos/cat.jpg'
+    resolution: int
+    channels: int
+    has_captions: bool
+    fingerprint: str  # hex digest of all that decides the pixels
+
+    def __len__(self) -> int: ...
+
+    def image(self, i: int) -> np.ndarray:
+        """uint8 of shape (resolution, resolution, channels)."""
+        ...
+
+    def caption(self, i: int, rng: np.random.Generator) -> str:
+        """One caption, '' where there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Train and validation always hold at least one sample; test and held-out combinations may be absent."""
+
+    train: ImageTextData
+    validation: ImageTextData
+    test: ImageTextData | None = None
+    heldout: ImageTextData | None = None
+
+
+def build(options: DataOptions) -> Splits:
+    """The splits of `options.source`. Raises: UserError for a source that is missing, empty or unreadable."""
+    if options.source == "glyphs":
+        from ldm.data.glyphs import glyph_splits as splits
+    else:
+        from ldm.data.files import file_splits as splits
+    return Splits(**splits(options))
