@@ -254,7 +254,7 @@ def _faults(error: ValidationError, kind: type[Settings], layers: list[tuple[str
         elif fault["type"] == "model_type":
             yield f"{path}: must be a section of 'key: value' lines, got {_short(fault['input'])}"
         else:
-            yield f"{path}: {fault['msg'].replace('Input should', 'should')}, got {_short(fault['input'])}"
+            yield f"{path}: {fault['msg'].replace('Input should', 'must')}, got {_short(fault['input'])}"
 
 
 def _short(value) -> str:
