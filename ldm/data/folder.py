@@ -1,0 +1,197 @@
+"""A folder of pictures with metadata.csv, metadata.jsonl or metadata.parquet, with .txt sidecars, or without captions.
+
+Nothing is ever written to the folder, renamed or deleted.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from ldm.config import FileOptions
+from ldm.data.decode import MAX_BYTES, SUFFIXES, ImageError
+from ldm.data.samples import Sample, agreed_splits, clean_caption, clean_captions, first_few, require_column
+from ldm.errors import UserError
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+NAME_COLUMN = "file_name"
+
+
+class FolderSource:
+    """The pictures of a folder as a `Source`; ids are paths relative to the folder, with forward slashes."""
+
+    def __init__(self, root: Path, files: list[str], options: FileOptions):
+        self.root = root
+        self.notes: list[str] = []
+        self._faults: dict[str, str] = {}
+        tables = [name for name in files if PurePosixPath(name).name.lower() in METADATA]
+        pictures = [name for name in files if PurePosixPath(name).suffix.lower() in SUFFIXES]
+        if tables:
+            captions = self._from_tables(tables, options)
+            unlisted = len(set(pictures) - set(captions))
+            if unlisted:
+                self.notes.append(f"{unlisted} pictures are not named in {first_few(tables)} and are left out")
+        else:
+            captions = self._from_sidecars(pictures, options)
+        ids = sorted(captions)
+        tops = [PurePosixPath(name).parts[0] if "/" in name else None for name in ids]
+        splits = agreed_splits(tops)
+        self.samples = [Sample(name, captions[name], split) for name, split in zip(ids, splits, strict=True)]
+
+    def encoded(self) -> Iterator[tuple[int, bytes | ImageError]]:
+        for index, sample in enumerate(self.samples):
+            yield index, self._read(sample.id)
+
+    def _read(self, name: str) -> bytes | ImageError:
+        if name in self._faults:
+            return ImageError(self._faults[name])
+        path = self.root / name
+        try:
+            if not path.is_file():
+                return ImageError("not an ordinary file")
+            if path.stat().st_size > MAX_BYTES:
+                return ImageError(f"the file has more than {MAX_BYTES} bytes")
+            return path.read_bytes()
+        except OSError as error:
+            return ImageError((error.strerror or str(error)).lower())
+
+    def _from_tables(self, tables: list[str], options: FileOptions) -> dict[str, tuple[str, ...]]:
+        parents = [str(PurePosixPath(table).parent) for table in tables]
+        if len(set(parents)) < len(parents):
+            raise UserError(f"{self.root} has more than one metadata file in a folder ({', '.join(tables)}): keep one")
+        captions: dict[str, tuple[str, ...]] = {}
+        missing = []
+        for table, parent in zip(tables, parents, strict=True):
+            for name, texts in _rows(self.root / table, options):
+                picture = _inside(parent, name, self.root / table)
+                if not (self.root / picture).exists():
+                    missing.append(picture)
+                # a picture named twice has two captions
+                captions[picture] = tuple(dict.fromkeys(captions.get(picture, ()) + texts))
+        if missing:
+            raise UserError(
+                f"{first_few(tables)} in {self.root} names {len(missing)} files that do not exist: "
+                f"{first_few(missing)}; mend the {NAME_COLUMN} column or add the files"
+            )
+        return captions
+
+    def _from_sidecars(self, pictures: list[str], options: FileOptions) -> dict[str, tuple[str, ...]]:
+        return {name: self._sidecar(name) if options.caption_column else () for name in pictures}
+
+    def _sidecar(self, name: str) -> tuple[str, ...]:
+        """The whole .txt file beside the picture as one caption; a picture without one has none."""
+        try:
+            data = (self.root / name).with_suffix(".txt").read_bytes()
+        except OSError:
+            return ()
+        wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        try:
+            text = clean_caption(data.decode("utf-16" if wide else "utf-8-sig"))
+        except UnicodeDecodeError as error:
+            self._faults[name] = f"its .txt caption is not UTF-8 (byte {error.start})"
+            return ()
+        return (text,) if text else ()
+
+
+def list_files(root: Path) -> list[str]:
+    """Relative POSIX paths of all visible files under a folder, sorted; links are followed unless they make a loop."""
+    found = []
+    for place, folders, files in os.walk(root, followlinks=True):
+        here = os.path.realpath(place)
+        folders[:] = [f for f in folders if _visible(f) and not _loops(os.path.join(place, f), here)]
+        found += [os.path.relpath(os.path.join(place, f), root) for f in files if _visible(f)]
+    return sorted(Path(name).as_posix() for name in found)
+
+
+def _visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def _loops(folder: str, here: str) -> bool:
+    if not os.path.islink(folder):
+        return False
+    target = os.path.realpath(folder)
+    return here == target or here.startswith(target.rstrip(os.sep) + os.sep)
+
+
+def _inside(parent: str, name: str, table: Path) -> str:
+    """The picture's path relative to the root.
+
+    Raises: UserError: if the name is absolute or leads out of the folder of its metadata file.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
+        raise UserError(
+            f"{table}: {NAME_COLUMN} {name!r} leads out of the folder; names must be relative, without '..'"
+        )
+    return str(PurePosixPath(parent) / path)
+
+
+def _rows(table: Path, options: FileOptions) -> list[tuple[str, tuple[str, ...]]]:
+    """(file name, captions) of every row of a metadata file."""
+    try:
+        reader = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[table.suffix.lower()]
+        columns, rows = reader(table)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{table} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"cannot read {table}: {error.strerror or error}") from error
+    if not rows:
+        raise UserError(f"{table} has no rows: name one picture a row, or remove the file to use the folder as it is")
+    name_column = NAME_COLUMN
+    if NAME_COLUMN not in columns and options.image_column in columns:
+        name_column = options.image_column
+    if name_column not in columns:
+        listed = ", ".join(repr(column) for column in columns)
+        raise UserError(f"{table} has no column {NAME_COLUMN!r} with the pictures' names; it has {listed}")
+    caption_column = options.caption_column
+    if caption_column:
+        require_column(caption_column, [c for c in columns if c != name_column], "caption", str(table))
+    pairs = []
+    for number, row in enumerate(rows, start=1):
+        name = row.get(name_column)
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"{table}: row {number} has no {name_column}")
+        texts = clean_captions(row.get(caption_column), f"{table}, row {number}") if caption_column else ()
+        pairs.append((name.strip(), texts))
+    return pairs
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[dict]]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream, strict=True)
+        try:
+            columns = list(reader.fieldnames or [])
+            rows = []
+            for row in reader:
+                if None in row:  # the commonest slip: a comma in a caption without quotes
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: more fields than columns; quote texts with commas"
+                    )
+                rows.append(row)
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+    return columns, rows
+
+
+def _read_jsonl(path: Path) -> tuple[list[str], list[dict]]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: each line must be a JSON object, got {type(row).__name__}")
+        rows.append(row)
+    return list(dict.fromkeys(key for row in rows for key in row)), rows
+
+
+def _read_parquet(path: Path) -> tuple[list[str], list[dict]]:
+    from ldm.data.tables import open_parquet
+
+    table = open_parquet(path).read()
+    return table.column_names, table.to_pylist()

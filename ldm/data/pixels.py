@@ -1,0 +1,178 @@
+"""Pictures decoded once: uint8 rows in a memory-mapped .npy, found again by what the files contain.
+
+The key is a digest of every sample's id and encoded bytes and of the transform, so a changed picture or setting makes
+a new cache and a touched or moved folder does not. The .npy is written first and the manifest last, each whole or not
+at all; a cache without a manifest, of another size or with other bytes than the manifest says is built anew.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.config import DataOptions
+from ldm.data.decode import DECODE_VERSION, ImageError, decode_image, fit_image, quiet_decoders
+from ldm.data.samples import Sample, Source
+from ldm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Decoded pictures: row r of the array at `path` is sample `rows[r]`; `bad` are the (id, reason) left out."""
+
+    path: Path
+    rows: list[int]
+    digests: list[str]  # sha256 of each row's pixels
+    bad: list[tuple[str, str]]
+
+
+def transform(options: DataOptions) -> dict[str, Any]:
+    """Everything besides the files that decides the pixels."""
+    return {
+        "decode": DECODE_VERSION,
+        "resolution": options.resolution,
+        "channels": options.channels,
+        "resize": options.files.resize,
+        "background": options.files.background,
+    }
+
+
+def load_pixels(source: Source, options: DataOptions) -> Pixels:
+    """The decoded pictures of a source, from the cache under `options.cache_dir` or into it.
+
+    Raises: UserError: if the cache cannot be written.
+    """
+    key = _key(source, options)
+    stem = options.cache_dir / f"files-{key[:24]}"
+    kept = _open(stem, key, source.samples, options)
+    if kept is not None:
+        return kept
+    try:
+        options.cache_dir.mkdir(parents=True, exist_ok=True)
+        return _build(stem, key, source, options)
+    except OSError as error:
+        size = options.resolution**2 * options.channels * len(source.samples)
+        raise UserError(
+            f"cannot write the picture cache {stem}.npy ({size / 2**20:.0f} MiB): {error.strerror or error}; "
+            "make room or set data.cache_dir to another folder"
+        ) from error
+
+
+def map_pictures(source: Source, function: Callable[[bytes], Any]) -> Iterator[tuple[int, Any]]:
+    """(index, function(file contents)) in sample order, computed in threads; an `ImageError` is given, not raised."""
+    workers = min(8, os.cpu_count() or 1)
+    waiting: deque = deque()
+
+    def attempt(data: bytes | ImageError):
+        if isinstance(data, ImageError):
+            return data
+        try:
+            return function(data)
+        except ImageError as error:
+            return error
+
+    with quiet_decoders(), ThreadPoolExecutor(workers) as pool:
+        for index, data in source.encoded():
+            waiting.append((index, pool.submit(attempt, data)))
+            if len(waiting) > 2 * workers:  # bounded, so that memory is
+                first, result = waiting.popleft()
+                yield first, result.result()
+        for index, result in waiting:
+            yield index, result.result()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Put a file in place whole or not at all."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _key(source: Source, options: DataOptions) -> str:
+    digest = hashlib.sha256(json.dumps(transform(options), sort_keys=True).encode())
+    for index, data in source.encoded():
+        content = hashlib.sha256(data).digest() if isinstance(data, bytes) else f"!{data}".encode()
+        digest.update(hashlib.sha256(source.samples[index].id.encode("utf-8", "surrogatepass")).digest() + content)
+    return digest.hexdigest()
+
+
+def _build(stem: Path, key: str, source: Source, options: DataOptions) -> Pixels:
+    from tqdm import tqdm
+
+    size, channels, files = options.resolution, options.channels, options.files
+
+    def picture(data: bytes) -> np.ndarray:
+        return fit_image(decode_image(data, channels, files.background), size, files.resize, files.background)
+
+    rows: list[int] = []
+    digests: list[str] = []
+    bad: list[tuple[str, str]] = []
+    path = stem.with_suffix(".npy")
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    shape = (len(source.samples), size, size, channels)
+    try:
+        with draft.open("wb") as stream:  # appended, not mapped: a full disk is then an error and not a crash
+            _write_header(stream, shape)
+            work = map_pictures(source, picture)
+            for index, result in tqdm(work, "decoding", len(source.samples), unit="img", disable=None):
+                if isinstance(result, ImageError):
+                    bad.append((source.samples[index].id, str(result)))
+                    continue
+                data = result.tobytes()
+                stream.write(data)
+                rows.append(index)
+                digests.append(hashlib.sha256(data).hexdigest())
+            stream.seek(0)
+            _write_header(stream, (len(rows), *shape[1:]))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    manifest = {"format": 1, "key": key, "rows": rows, "digests": digests, "bad": bad}
+    write_whole(stem.with_suffix(".json"), json.dumps(manifest).encode())
+    log.info("decoded %d pictures into %s", len(rows), path)
+    return Pixels(path, rows, digests, bad)
+
+
+def _write_header(stream, shape: tuple[int, ...]) -> None:
+    # numpy pads the header for a first axis of any length, so the second writing takes the place of the first
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def _open(stem: Path, key: str, samples: list[Sample], options: DataOptions) -> Pixels | None:
+    """The cache at a stem if it is whole and true to its manifest, else None."""
+    path = stem.with_suffix(".npy")
+    try:
+        manifest = json.loads(stem.with_suffix(".json").read_bytes())
+        rows, digests, bad = manifest["rows"], manifest["digests"], [tuple(pair) for pair in manifest["bad"]]
+        array = np.load(path, mmap_mode="r")
+        size = (len(rows), options.resolution, options.resolution, options.channels)
+        whole = manifest["format"] == 1 and manifest["key"] == key and len(rows) + len(bad) == len(samples)
+        whole = whole and array.shape == size and array.dtype == np.uint8
+        whole = whole and [hashlib.sha256(row).hexdigest() for row in array] == digests
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("the picture cache %s is damaged (%s) and is built anew", path, error)
+        return None
+    if not whole:
+        log.warning("the picture cache %s is damaged and is built anew", path)
+        return None
+    return Pixels(path, rows, digests, bad)
