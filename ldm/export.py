@@ -1,0 +1,163 @@
+"""`ldm export`: one self-contained folder of stock classes from a finished run (or from another export).
+
+The folder is written beside its destination and renamed at the end, so a half-written export never has its name.
+"""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.config import NoiseOptions
+from ldm.errors import UserError
+from ldm.model_folder import COMPONENTS, read_json
+from ldm.pipeline import Pipeline, load_pipeline, no_progress_bars
+from ldm.stock import LIBRARY, stock_class
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+FORMAT = 1
+
+
+def export_scheduler(noise: NoiseOptions):
+    """The stock scheduler that samples a model trained with `noise`: DPM-Solver++(2M), ending at zero noise.
+
+    Flow: x_t = (1 - t) x0 + t eps, velocity eps - x0; the U-Net gets 1000 t. FlowMatchEulerDiscreteScheduler would be
+    the natural choice, but the stock Stable Diffusion pipeline cannot drive it (it has no `scale_model_input`).
+    Cosine and scaled_linear: the tables of the same name, without zero-SNR rescaling, which training does not do.
+    Source: Lu et al. 2022, arXiv 2211.01095.
+    """
+    scheduler = stock_class("scheduler", "DPMSolverMultistepScheduler")
+    common = {"num_train_timesteps": 1000, "solver_order": 2, "algorithm_type": "dpmsolver++", "steps_offset": 1}
+    common |= {"final_sigmas_type": "zero", "timestep_spacing": "trailing"}
+    if noise.process == "flow":
+        return scheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=noise.shift, **common)
+    tables = {
+        "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+        "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    }
+    return scheduler(prediction_type=noise.prediction_type, **tables[noise.process], **common)
+
+
+def export(
+    run: str | Path, out: Path, dtype: str = "fp32", name: str | None = None, metrics: Path | None = None
+) -> Path:
+    """Write the model of `run` as one folder.
+
+    Args:
+        run: folder of a finished LDM run, or an exported model.
+        out: the folder to write; an earlier export there is replaced, any other folder is refused.
+        dtype: "fp32" or "fp16" weights.
+        name: of the model, in its card and ldm.json; None = the name of `out`.
+        metrics: JSON file for the card's table; None = the run's metrics.json, if there is one.
+
+    Raises: UserError if the run is unfinished or `out` is something else.
+    """
+    from ldm.card import write_card
+
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    out = Path(out)
+    _refuse_foreign(out)
+    pipeline = load_pipeline(run, device="cpu", dtype=DTYPES[dtype])
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".tmp", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}") from None
+    try:
+        save_folder(pipeline, stage, name or out.resolve().name)
+        _keep_pictures(out, stage)
+        write_card(stage, Path(run), metrics)
+        stage.chmod(0o755)  # mkdtemp made it private
+        _replace(stage, out)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return out
+
+
+def save_folder(pipeline: Pipeline, folder: Path, name: str) -> None:
+    """Write the components, model_index.json and ldm.json of `pipeline` into the existing `folder`."""
+    text = pipeline.text_encoder.config
+    tokenizer = pipeline.tokenizer
+    text.pad_token_id, text.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
+    text.eos_token_id = tokenizer.eos_token_id
+    for component, part in pipeline.components.items():
+        safe: dict[str, Any] = {"safe_serialization": True} if component in ("vae", "unet") else {}
+        if component == "text_encoder":  # the key names that every version of transformers reads
+            safe = {"state_dict": {_prefixed(key): value for key, value in part.state_dict().items()}}
+        with no_progress_bars():
+            part.save_pretrained(str(folder / component), **safe)
+    config = folder / "text_encoder" / "config.json"
+    _write_json(
+        config, {**read_json(config), "dtype": "float32"}
+    )  # else stock loading mixes fp16 text with an fp32 U-Net
+    _write_json(folder / "model_index.json", model_index(pipeline))
+    _write_json(folder / "ldm.json", {**pipeline.defaults, **describe(pipeline), "name": name})
+
+
+def _prefixed(key: str) -> str:
+    return key if key.startswith("text_model.") else f"text_model.{key}"
+
+
+def model_index(pipeline: Pipeline) -> dict[str, Any]:
+    """The stock index: which library and class each component is of; the optional ones are declared absent."""
+    import diffusers
+
+    parts = {c: [LIBRARY.get(c, "diffusers"), type(part).__name__] for c, part in pipeline.components.items()}
+    absent = {name: [None, None] for name in ("safety_checker", "feature_extractor", "image_encoder")}
+    head = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__}
+    return {**head, **dict(sorted({**parts, **absent}.items())), "requires_safety_checker": False}
+
+
+def describe(pipeline: Pipeline) -> dict[str, Any]:
+    """What ldm.json says beside the sampling defaults."""
+    factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    return {
+        "format": FORMAT,
+        "resolution": pipeline.latent_shape[1] * factor,
+        "channels": pipeline.vae.config.out_channels,
+        "dtype": {dtype: name for name, dtype in DTYPES.items()}.get(pipeline.dtype, str(pipeline.dtype)),
+    }
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _refuse_foreign(out: Path) -> None:
+    if out.is_file():
+        raise UserError(f"{out} is a file: name a folder for the export")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not ((out / "model_index.json").is_file() and (out / "ldm.json").is_file()):
+        raise UserError(f"{out} holds something that is no earlier export: name a new folder, or empty it")
+    known = {*COMPONENTS, "model_index.json", "ldm.json", "README.md", "metrics.json"}
+    strange = sorted(p.name for p in out.iterdir() if p.name not in known and p.suffix.lower() not in (".png", ".jpg"))
+    if strange:
+        raise UserError(f"{out} also holds {', '.join(strange[:3])}, which replacing it would delete: move that first")
+
+
+def _keep_pictures(out: Path, stage: Path) -> None:
+    """A contact sheet that was put beside an earlier export stays with the new one."""
+    for picture in [p for p in out.glob("*") if p.suffix.lower() in (".png", ".jpg")]:
+        shutil.copy2(picture, stage)
+
+
+def _replace(stage: Path, out: Path) -> None:
+    """Rename `stage` to `out`; an earlier export steps aside first and is deleted last."""
+    if not out.exists():
+        stage.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", suffix=".tmp", dir=out.parent))
+    out.rename(old / "was")
+    try:
+        stage.rename(out)
+    except OSError:
+        (old / "was").rename(out)
+        raise
+    finally:
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)

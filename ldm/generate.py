@@ -1,0 +1,199 @@
+"""`ldm generate`: pictures from the shell, each PNG carrying everything needed to draw it again."""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldm.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ldm.pipeline import Pipeline
+
+KEY = "ldm"  # of the PNG text entry with the settings, as JSON
+MOST = 4096  # pictures in one call
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "generate",
+        help="draw pictures from a prompt",
+        description="Draw pictures from a prompt (without one: unconditional).",
+        epilog="Picture i is drawn from seed + i. A PNG remembers its settings: `ldm generate --from out.png`.",
+    )
+    parser.add_argument("prompt", nargs="?", help="what to draw")
+    parser.add_argument("-m", "--model", help="exported folder, LDM run or Hub id (default: the shipped model)")
+    parser.add_argument("-o", "--output", help="PNG to write; '{seed}' in it = one file per picture (default: out.png)")
+    many = parser.add_mutually_exclusive_group()
+    many.add_argument("--grid", metavar="CxR", help="contact sheet of C columns and R rows, for example 6x6")
+    many.add_argument("-n", "--number", type=int, help="number of pictures (side by side, or one file each)")
+    parser.add_argument("--seed", type=int, help="of the first picture (default: 0)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
+    parser.add_argument("--guidance", type=float, help="how strictly to follow the prompt; 1 = off")
+    parser.add_argument("--negative", help="what to lead away from")
+    parser.add_argument("--scale", type=int, help="enlarge every pixel this many times for viewing (default: 1)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: the fastest there is)")
+    parser.add_argument("--from", dest="source", metavar="PNG", help="draw this picture again; other options override")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    start = time.perf_counter()
+    job = _job(args)
+    output = args.output or "out.png"
+    columns, rows = _layout(job, output)
+    _check_writable(Path(output))
+
+    from ldm.pipeline import load_pipeline
+
+    pipeline = load_pipeline(job["model"], device=args.device)
+    if args.source and job.get("digest") not in (None, pipeline.digest):
+        print(f"note: {args.source} was drawn by other weights ({job['digest']})", file=sys.stderr)
+    job["digest"] = pipeline.digest
+    images = _draw(pipeline, job, columns * rows)
+    if "{seed}" in output:
+        paths = [Path(output.replace("{seed}", str(job["seed"] + i))) for i in range(len(images))]
+        for i, (path, image) in enumerate(zip(paths, images, strict=True)):
+            save_png(image, path, {**job, "seed": job["seed"] + i, "grid": "1x1"})
+    else:
+        paths = [Path(output)]
+        save_png(_sheet(images, columns), paths[0], job)
+    shown = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {paths[-1]}"
+    print(f"{shown}: {len(images)} picture{'s' * (len(images) > 1)} in {time.perf_counter() - start:.1f} s")
+    return 0
+
+
+def save_png(image: "Image.Image", path: Path, job: dict) -> None:
+    """Write `image` enlarged by job["scale"] with `job` in its metadata, whole or not at all."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_itxt(KEY, json.dumps(job, ensure_ascii=False))
+    for name in ("prompt", "negative", "seed", "steps", "guidance", "digest"):  # also one by one, for other viewers
+        if job.get(name) is not None:
+            info.add_itxt(name, str(job[name]))
+    if job["scale"] > 1:
+        image = image.resize((image.width * job["scale"], image.height * job["scale"]), Image.Resampling.NEAREST)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            image.save(stream, format="PNG", pnginfo=info)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp made it private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_png(path: Path) -> dict:
+    """The settings in a PNG that `ldm generate` wrote. Raises: UserError if there are none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            text = image.info.get(KEY)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"--from {path}: not a readable picture ({error})") from None
+    try:
+        job = json.loads(text or "")
+    except ValueError:
+        job = None
+    if not isinstance(job, dict):
+        raise UserError(f"--from {path}: it carries no settings of `ldm generate`")
+    return job
+
+
+def _job(args: argparse.Namespace) -> dict:
+    """Everything that decides the pictures: the options given, over the old picture's settings, over the defaults."""
+    job = {"model": None, "prompt": None, "negative": None, "grid": None, "number": None, "seed": 0}
+    job |= {"steps": None, "guidance": None, "scale": 1, "digest": None}
+    if args.source:
+        told = read_png(Path(args.source))
+        job |= {name: told[name] for name in job if name in told}
+    given = {name: getattr(args, name) for name in job if name != "digest"}
+    if given["grid"] is not None or given["number"] is not None:
+        job |= {"grid": None, "number": None}
+    job |= {name: value for name, value in given.items() if value is not None}
+    for name, least in (("seed", 0), ("scale", 1), ("number", 1), ("steps", 1)):
+        if job[name] is not None and (not isinstance(job[name], int) or job[name] < least):
+            raise UserError(f"--{name} must be a whole number, {least} or more, got {job[name]!r}")
+    return job
+
+
+def _layout(job: dict, output: str) -> tuple[int, int]:
+    """Columns and rows; fills in job["grid"]."""
+    if job["grid"] is None:
+        columns, rows = job["number"] or 1, 1
+    else:
+        left, _, right = str(job["grid"]).lower().partition("x")
+        if not (left.isdecimal() and right.isdecimal() and int(left) and int(right)):
+            raise UserError(f"--grid must be COLUMNSxROWS, for example 6x6, got {job['grid']!r}")
+        columns, rows = int(left), int(right)
+    if columns * rows > MOST:
+        raise UserError(f"{columns * rows} pictures in one call are too many: {MOST} are allowed")
+    job["grid"] = f"{columns}x{rows}"
+    job.pop("number")
+    return columns, rows
+
+
+def _check_writable(path: Path) -> None:
+    """Fail before the work, not after it."""
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--output must end in .png, got {str(path)!r}")
+    if path.is_dir():
+        raise UserError(f"--output {path} is a folder: name a file in it")
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UserError(f"--output {path} cannot be written: {place} is not a writable folder")
+
+
+def _draw(pipeline: "Pipeline", job: dict, count: int) -> list["Image.Image"]:
+    """The pictures; what the pipeline chose by default is written back into `job`."""
+    for name, default in (("steps", "num_inference_steps"), ("guidance", "guidance_scale")):
+        job[name] = pipeline.defaults[default] if job[name] is None else job[name]
+    try:
+        return pipeline(
+            prompt=job["prompt"],
+            negative_prompt=job["negative"],
+            num_inference_steps=job["steps"],
+            guidance_scale=job["guidance"],
+            num_images_per_prompt=count,
+            seed=job["seed"],
+            callback=_progress(job["steps"]),
+        ).images
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _progress(steps: int):
+    """A callback that shows the step on a terminal, and nothing in a log file."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(step: int, timestep, latents) -> None:
+        end = "\r\033[K" if step + 1 == steps else ""
+        print(f"\rstep {step + 1}/{steps}{end}", end="", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _sheet(images: list["Image.Image"], columns: int) -> "Image.Image":
+    """Pictures in reading order, edge to edge."""
+    from PIL import Image
+
+    width, height = images[0].size
+    sheet = Image.new(images[0].mode, (width * columns, height * -(-len(images) // columns)))
+    for i, image in enumerate(images):
+        sheet.paste(image, (width * (i % columns), height * (i // columns)))
+    return sheet

@@ -1,0 +1,173 @@
+"""Where the components of a model are: an exported folder, a finished training run, or a repository on the Hub.
+
+Only fixed file names below those folders are read, classes come from an allowlist, and weights are safetensors.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ldm.errors import UserError
+from ldm.stock import CLASSES
+
+COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+HUB_ID = re.compile(r"[\w][\w.\-]*/[\w][\w.\-]*(@[\w.\-/]+)?")  # user/name or user/name@revision
+HUB_FILES = [
+    "model_index.json",
+    "ldm.json",
+    *(f"{part}/{kind}" for part in ("vae", "text_encoder", "unet") for kind in ("config.json", "*.safetensors*")),
+    *(f"tokenizer/{kind}" for kind in ("*.json", "merges.txt", "vocab.txt")),
+    "scheduler/scheduler_config.json",
+]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """The found components: component -> folder and -> class name, and the model's best settings."""
+
+    source: str  # what the user named
+    paths: dict[str, Path]
+    classes: dict[str, str]
+    defaults: dict = field(default_factory=dict)  # the content of ldm.json
+
+    def digest(self) -> str:
+        """16 hex digits that change with any weight, token or scheduler setting, and not with the folder's name."""
+        total = hashlib.sha256()
+        for component in sorted(self.paths):
+            for file in sorted(self.paths[component].iterdir()):
+                if file.suffix in (".safetensors", ".json", ".txt"):
+                    total.update(f"{component}/{file.name}\0".encode())
+                    with file.open("rb") as stream:
+                        total.update(hashlib.file_digest(stream, "sha256").digest())
+        return total.hexdigest()[:16]
+
+
+def locate(path_or_id: str | Path | None = None) -> ModelFolder:
+    """Find a model.
+
+    Args:
+        path_or_id: an exported folder, the folder of a finished LDM run, a Hub id `user/name` or `user/name@revision`,
+            or None for the model that ships with the project.
+
+    Raises: UserError saying what was looked for.
+    """
+    if path_or_id is None:
+        from ldm.assets import shipped_model
+
+        return _exported(shipped_model(), "the shipped model")
+    folder = Path(path_or_id).expanduser()
+    if (folder / "model_index.json").is_file():
+        return _exported(folder, str(path_or_id))
+    if (folder / "final").is_dir() or (folder / "parts.json").is_file():
+        return _run(folder)
+    if folder.exists():
+        raise UserError(
+            f"{folder} is no model: it has neither model_index.json (an exported model) nor final/ with parts.json "
+            "(a finished train_ldm.py run)"
+        )
+    if HUB_ID.fullmatch(str(path_or_id)):
+        return _exported(_download(str(path_or_id)), str(path_or_id))
+    raise UserError(f"there is no folder {folder}: name an exported model, an LDM run, or a Hub id like user/name")
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in `path`. Raises: UserError if it is missing, broken or no object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def read_yaml(path: Path) -> dict:
+    """The mapping in the YAML file `path`, {} if there is no such file. Raises: UserError if it is broken."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {error}") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _exported(folder: Path, source: str) -> ModelFolder:
+    index = read_json(folder / "model_index.json")
+    if index.get("_class_name") != "StableDiffusionPipeline":
+        raise UserError(
+            f"{folder}/model_index.json names {index.get('_class_name')!r}; only StableDiffusionPipeline is read here"
+        )
+    classes = {name: _class_name(folder, name, index.get(name)) for name in COMPONENTS}
+    defaults = read_json(folder / "ldm.json") if (folder / "ldm.json").is_file() else {}
+    return _checked(ModelFolder(source, {name: folder / name for name in COMPONENTS}, classes, defaults))
+
+
+def _class_name(folder: Path, component: str, entry: object) -> str:
+    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    if name not in CLASSES[component]:
+        allowed = ", ".join(CLASSES[component])
+        raise UserError(f"{folder}/model_index.json: {component} must be one of {allowed}, got {entry!r}")
+    return name
+
+
+def _run(run: Path) -> ModelFolder:
+    """A training run: its own U-Net and scheduler, and the other parts from the runs its parts.json names."""
+    if not (run / "final" / "unet").is_dir():
+        raise UserError(f"{run} has no final/unet: it is no finished LDM run; finish it, or name an exported model")
+    parts = read_json(run / "parts.json")
+    paths = {}
+    for name in COMPONENTS:
+        own = run / "final" / name
+        paths[name] = own if own.is_dir() else _part(run, name, parts.get(name))
+    classes = {name: next(iter(CLASSES[name])) for name in COMPONENTS}
+    classes["scheduler"] = read_json(paths["scheduler"] / "scheduler_config.json").get("_class_name", "")
+    if classes["scheduler"] not in CLASSES["scheduler"]:
+        raise UserError(f"{paths['scheduler']} names the unknown scheduler {classes['scheduler']!r}")
+    return _checked(ModelFolder(str(run), paths, classes, _sampling(run)))
+
+
+def _sampling(run: Path) -> dict:
+    """The defaults of a run: the `sampling` block of its settings."""
+    settings = read_yaml(run / "config.yaml")
+    sampling = settings.get("sampling", {})
+    return {name: sampling[name] for name in ("num_inference_steps", "guidance_scale") if name in sampling}
+
+
+def _part(run: Path, name: str, recorded: object) -> Path:
+    """The folder of a part: as recorded (a component or the run that made it), or relative to this run."""
+    if not isinstance(recorded, str):
+        raise UserError(f"{run}/parts.json does not say where its {name} is (got {recorded!r})")
+    for place in (Path(recorded), run / recorded):
+        for folder in (place / "final" / name, place):
+            if folder.is_dir():
+                return folder
+    raise UserError(f"{run}/parts.json names {recorded} as its {name}, and that folder is gone: put it back")
+
+
+def _checked(found: ModelFolder) -> ModelFolder:
+    """`found`, once every component has its settings and, where it has weights, a safetensors file."""
+    for name, folder in found.paths.items():
+        wanted = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}.get(name, "config.json")
+        if not (folder / wanted).is_file():
+            raise UserError(f"{found.source} is incomplete: {folder / wanted} is missing")
+        if wanted == "config.json" and not any(folder.glob("*.safetensors")):
+            raise UserError(f"{found.source} is incomplete: no *.safetensors in {folder} (other formats are not read)")
+    return found
+
+
+def _download(name: str) -> Path:
+    """Snapshot of a Hub repository, known files only. Raises: UserError with the Hub's reason."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    repo_id, _, revision = name.partition("@")
+    try:
+        return Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"there is no folder {name}, and the Hub did not give it as a model: {reason}") from None

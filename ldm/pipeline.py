@@ -1,0 +1,293 @@
+"""Prompt to pictures, over the folder that stock `StableDiffusionPipeline` reads, with the same arithmetic.
+
+Text is padded to the tokenizer's length and used without an attention mask; the null caption is "". Model latents have
+about unit variance; `vae.config.scaling_factor` is honoured. Any scheduler of `stock.CLASSES` can be put in place.
+"""
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.guidance import guide
+from ldm.model_folder import COMPONENTS, ModelFolder, locate
+from ldm.stock import stock_class
+
+log = logging.getLogger(__name__)
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+Callback = Callable[[int, Tensor, Tensor], None]
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    images: Any  # list of PIL images, numpy (B, H, W, C) or torch (B, C, H, W) in [0, 1], or latents (B, c, h, w)
+
+
+class Pipeline:
+    """The five components of a latent diffusion model, and how they draw.
+
+    Attributes: vae, text_encoder, tokenizer, unet, scheduler (stock objects, replaceable), defaults (a dict with
+    num_inference_steps and guidance_scale), folder (where it came from, or None).
+    """
+
+    def __init__(self, vae, text_encoder, tokenizer, unet, scheduler, defaults=None, folder: ModelFolder | None = None):
+        self.vae, self.text_encoder, self.tokenizer = vae, text_encoder, tokenizer
+        self.unet, self.scheduler, self.folder = unet, scheduler, folder
+        self.defaults = {"num_inference_steps": 20, "guidance_scale": 3.0, **(defaults or {})}
+        for model in (vae, text_encoder, unet):
+            model.eval().requires_grad_(False)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in COMPONENTS}
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(c, h, w) of one image's latents."""
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.unet.config.in_channels, height, width
+
+    @cached_property
+    def digest(self) -> str:
+        """The model folder's digest, or "" for a pipeline put together from objects."""
+        return self.folder.digest() if self.folder else ""
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
+        """Move and cast the three networks in place; returns itself."""
+        wanted = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
+        for model in (self.vae, self.text_encoder, self.unet):
+            model.to(**wanted)
+        return self
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        seed: int | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        callback: Callback | None = None,
+        batch_size: int = 64,
+    ) -> PipelineOutput:
+        """Draw pictures.
+
+        Args:
+            prompt: one or several; None or "" alone is the trained null caption. None also turns guidance off (unless
+                a negative prompt is given).
+            negative_prompt: what to lead away from, one for all or one per prompt; None = the null caption.
+                Only used when guidance is on.
+            num_inference_steps: 1 to the scheduler's number of training timesteps; None = the model's default.
+            guidance_scale: 0 or more, 1 = off; None = the model's default.
+            num_images_per_prompt: pictures of one prompt lie side by side in the result.
+            generator: source of the noise, one for all or one per picture, as in diffusers.
+            seed: picture i is drawn from seed + i, whatever else is drawn with it. Not together with generator.
+            latents: starting noise of unit variance, (B, c, h, w), in place of generator and seed.
+            output_type: "pil", "np", "pt" or "latent".
+            callback: called after every step of every sub-batch with (step, timestep, latents).
+            batch_size: how many pictures go through the networks at once; changes memory, not results.
+
+        Raises: ValueError naming the argument, what it was and what is allowed.
+        """
+        steps = self._default("num_inference_steps", num_inference_steps)
+        scale = float(self._default("guidance_scale", guidance_scale))
+        if prompt is None and negative_prompt is None:
+            scale = 1.0
+        prompts, negatives = _prompts(prompt, negative_prompt)
+        _check_count("num_images_per_prompt", num_images_per_prompt)
+        _check_count("batch_size", batch_size)
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
+        total = len(prompts) * num_images_per_prompt
+        noise, generators = self._noise(total, latents, generator, seed)
+
+        condition = self.encode_prompt(prompts).repeat_interleave(num_images_per_prompt, dim=0)
+        negative = None
+        if scale != 1:
+            negative = self.encode_prompt(negatives).repeat_interleave(num_images_per_prompt, dim=0)
+        results = []
+        for start in range(0, total, batch_size):
+            part = slice(start, start + batch_size)
+            away = None if negative is None else negative[part]
+            denoise = guide(self._predict, condition[part], away, scale)
+            chosen = generators[part] if isinstance(generators, list) else generators
+            z0 = self._sample(denoise, noise[part], steps, chosen, callback)
+            results.append(z0 if output_type == "latent" else self.decode(z0))
+        return PipelineOutput(_convert(torch.cat(results), output_type))
+
+    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+        """Text states (B, L, D) of the prompts; equal prompts go through the encoder once."""
+        unique = list(dict.fromkeys(prompts))
+        length = self.tokenizer.model_max_length
+        whole = self.tokenizer(unique, verbose=False).input_ids  # we tell of the cut ourselves, with its words
+        for prompt, ids in zip(unique, whole, strict=True):
+            if len(ids) > length:
+                lost = self.tokenizer.decode(ids[length - 1 : -1]).strip()
+                log.warning("prompt cut after %d tokens, so these words were lost: %r (of %r)", length, lost, prompt)
+        ids = self.tokenizer(unique, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        states = self.text_encoder(ids.input_ids.to(self.device))[0].to(self.dtype)
+        return states[[unique.index(prompt) for prompt in prompts]]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) in [0, 1], float32, of model latents (B, c, h, w)."""
+        config = self.vae.config
+        latents = latents.to(self.vae.dtype) / config.scaling_factor
+        if getattr(config, "shift_factor", None):
+            latents = latents + config.shift_factor
+        return (self.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+
+    def _predict(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        return self.unet(x_t, t, encoder_hidden_states=condition, return_dict=False)[0]
+
+    def _sample(self, denoise, noise: Tensor, steps: int, generator, callback: Callback | None) -> Tensor:
+        scheduler = self.scheduler
+        scheduler.set_timesteps(steps, device=self.device)
+        takes = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        x_t = noise.to(self.device, self.dtype) * scheduler.init_noise_sigma
+        for step, t in enumerate(scheduler.timesteps):
+            prediction = denoise(scheduler.scale_model_input(x_t, t), t)
+            x_t = scheduler.step(prediction, t, x_t, return_dict=False, **takes)[0]
+            if callback is not None:
+                callback(step, t, x_t)
+        return x_t
+
+    def _default(self, name: str, value):
+        """`value`, or the model's own setting when it is None; checked."""
+        value = self.defaults[name] if value is None else value
+        if name == "num_inference_steps":
+            _check_count(name, value, self.scheduler.config.num_train_timesteps)
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise ValueError(f"{name} must be a finite number, 0 or more (1 = off), got {value!r}")
+        return value
+
+    def _noise(self, total: int, latents, generator, seed) -> tuple[Tensor, Any]:
+        """Starting noise (total, c, h, w) in float32, and what a stochastic scheduler draws from."""
+        shape = (total, *self.latent_shape)
+        if seed is not None:
+            if generator is not None or latents is not None:
+                raise ValueError("seed must be None when generator or latents is given: they decide the noise")
+            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63 - total:
+                raise ValueError(f"seed must be a whole number from 0 to 2**63, got {seed!r}")
+            generator = [torch.Generator().manual_seed(seed + i) for i in range(total)]
+        if isinstance(generator, list) and len(generator) != total:
+            raise ValueError(f"generator must be one, or a list of {total} (one per picture), got {len(generator)}")
+        if latents is not None:
+            if not isinstance(latents, Tensor) or tuple(latents.shape) != shape:
+                got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+                raise ValueError(f"latents must be a tensor of shape {shape}, got {got}")
+            return latents, generator
+        return _draw(shape, generator), generator
+
+
+def _draw(shape: tuple[int, ...], generator) -> Tensor:
+    """Standard normal noise, always float32, so that a seed means the same at every precision."""
+    if isinstance(generator, list):
+        return torch.cat([_draw((1, *shape[1:]), each).cpu() for each in generator])
+    return torch.randn(shape, generator=generator, device=generator.device if generator is not None else "cpu")
+
+
+def _prompts(prompt, negative) -> tuple[list[str], list[str]]:
+    """Both as lists of one length. Raises: ValueError for anything but text."""
+    prompts = _texts("prompt", prompt)
+    negatives = _texts("negative_prompt", negative)
+    if isinstance(negative, str) or negative is None:
+        negatives = negatives * len(prompts)
+    if len(negatives) != len(prompts):
+        raise ValueError(f"negative_prompt must be one, or as many as prompts ({len(prompts)}), got {len(negatives)}")
+    return prompts, negatives
+
+
+def _texts(name: str, value) -> list[str]:
+    texts = [""] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{name} must be a text, a list of texts, or None, got {value!r}")
+    return list(texts)
+
+
+def _check_count(name: str, value, most: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most is not None and value > most):
+        allowed = "1 or more" if most is None else f"from 1 to {most}"
+        raise ValueError(f"{name} must be a whole number, {allowed}, got {value!r}")
+
+
+def _convert(images: Tensor, output_type: str):
+    """Pictures (B, C, H, W) in [0, 1] as the caller wants them; grey ones become mode "L"."""
+    if output_type in ("latent", "pt"):
+        return images
+    pixels = images.permute(0, 2, 3, 1).cpu().numpy()
+    if output_type == "np":
+        return pixels
+    pixels = (pixels * 255).round().astype(np.uint8)
+    return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in pixels]
+
+
+def load_pipeline(
+    path_or_id: str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Pipeline:
+    """Load a model for drawing.
+
+    Args:
+        path_or_id: an exported folder, an LDM run, a Hub id (`user/name`, `user/name@revision`), or None for the
+            model that ships with the project.
+        device: None = CUDA where there is one, else the CPU.
+        dtype: of the networks; None = float32.
+
+    Raises: UserError (one line) if there is no such model or it is incomplete or foreign.
+    """
+    folder = locate(path_or_id)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    parts = {name: _load(folder, name, dtype or torch.float32) for name in COMPONENTS}
+    return Pipeline(**parts, defaults=folder.defaults, folder=folder).to(device)
+
+
+def _load(folder: ModelFolder, component: str, dtype: torch.dtype):
+    cls, path = stock_class(component, folder.classes[component]), folder.paths[component]
+    weights = {
+        "vae": {"torch_dtype": dtype, "use_safetensors": True},
+        "unet": {"torch_dtype": dtype, "use_safetensors": True},
+        "text_encoder": {"dtype": dtype, "use_safetensors": True},
+    }.get(component, {})
+    try:
+        with no_progress_bars():
+            return cls.from_pretrained(str(path), local_files_only=True, **weights)
+    except Exception as error:  # each library has its own exceptions for a broken file
+        raise UserError(f"{component} in {path} could not be loaded: {str(error).split(chr(10))[0]}") from error
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing a bar for each small file."""
+    from transformers.utils import logging as its_logging
+
+    shown = its_logging.is_progress_bar_enabled()
+    its_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            its_logging.enable_progress_bar()

@@ -1,0 +1,78 @@
+"""A random model of stock components, small enough to draw in milliseconds; shared by the pipeline's tests."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ldm.config import NoiseOptions
+from ldm.export import export_scheduler, save_folder
+from ldm.pipeline import Pipeline
+
+FLOW = NoiseOptions()
+COSINE = NoiseOptions(process="cosine", prediction_type="v_prediction")
+LENGTH = 16  # tokens
+
+
+def tiny_tokenizer() -> CLIPTokenizer:
+    """Every byte is a token, in the middle and at the end of a word."""
+    alphabet = sorted(ByteLevel.alphabet())
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=LENGTH)
+
+
+def tiny_pipeline(noise: NoiseOptions = FLOW, channels: int = 1, pooled_text: bool = True) -> Pipeline:
+    """16 x 16 pictures, 8 x 8 latents; weights from a fixed seed, large enough that the prompt matters."""
+    tokenizer = tiny_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=LENGTH,
+                projection_dim=16,
+                initializer_factor=20.0,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        vae = AutoencoderKL(
+            in_channels=channels,
+            out_channels=channels,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            latent_channels=4,
+            mid_block_add_attention=False,
+            scaling_factor=1.0,
+            sample_size=16,
+        )
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=2,
+            cross_attention_dim=16,
+            norm_num_groups=4,
+            resnet_time_scale_shift="scale_shift",
+            addition_embed_type="text" if pooled_text else None,
+            addition_embed_type_num_heads=2,
+        )
+    return Pipeline(vae, text_encoder, tokenizer, unet, export_scheduler(noise), {"num_inference_steps": 4})
+
+
+def tiny_folder(folder: Path, noise: NoiseOptions = FLOW, **options) -> Path:
+    """An exported folder of `tiny_pipeline`."""
+    folder.mkdir(parents=True)
+    save_folder(tiny_pipeline(noise, **options), folder, "tiny")
+    return folder
