@@ -16,8 +16,10 @@ def __getattr__(name: str):
     if name != "load_pipeline":
         raise AttributeError(f"module 'ldm' has no attribute {name!r}")
     from ldm.errors import prepare_threads
+    from ldm.torchvision_guard import mend_torchvision
 
     prepare_threads()  # has to come before torch
+    mend_torchvision()  # has to come before diffusers
     from ldm.pipeline import load_pipeline
 
     return load_pipeline

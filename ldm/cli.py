@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from ldm import __version__
 from ldm.errors import UserError, prepare_threads, run_main
+from ldm.torchvision_guard import mend_torchvision
 
 # name -> (module, one line of help), or for a group name -> ({name: (module, help)}, help)
 Registry = dict[str, tuple[Any, str]]
@@ -101,6 +102,7 @@ def _dispatch(argv: list[str]) -> int | None:
     if not hasattr(args, "run"):
         args.help_of.print_help()
         return 0
+    mend_torchvision()
     try:
         return args.run(args)
     except ModuleNotFoundError as error:
