@@ -208,7 +208,7 @@ def _reason(error: Exception, source: bytes | Path) -> str:
     if isinstance(error, UnidentifiedImageError):
         if source == b"" or (isinstance(source, Path) and source.stat().st_size == 0):
             return "the file is empty"
-        return "not a picture in a known format (" + ", ".join(_formats()) + ")"
+        return "not a picture in a known format, or cut off at its start"
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
     if isinstance(error, OSError) and error.strerror:

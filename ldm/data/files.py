@@ -81,12 +81,13 @@ def file_splits(options: DataOptions) -> dict[str, FileData]:
         one picture each; it is in both where the source holds one picture only, or `validation_fraction` is 0.
     Raises: UserError: for a missing or empty source, wrong columns, or more bad pictures than allowed.
     """
+    _keep_out(Path(options.source).expanduser(), options.cache_dir)
     source = open_source(options)
     for note in source.notes:
         log.warning("%s: %s", options.source, note)
     pixels = load_pixels(source, options)
     _judge(pixels, len(source.samples), options)
-    splits = _divide([source.samples[index] for index in pixels.rows], options.files.validation_fraction)
+    splits = divide([source.samples[index] for index in pixels.rows], options.files.validation_fraction)
     flip = options.files.horizontal_flip
     return {
         name: FileData(pixels, rows, source.samples, options, flip and name == "train") for name, rows in splits.items()
@@ -100,7 +101,6 @@ def open_source(options: DataOptions) -> Source:
     """
     root = Path(options.source).expanduser()
     if root.is_dir():
-        _keep_out(root, options.cache_dir)
         source = _open_folder(root, options)
     elif root.is_file() and root.suffix.lower() == ".parquet":
         source = ParquetSource(root, [], options.files)
@@ -132,7 +132,7 @@ def _open_folder(root: Path, options: DataOptions) -> Source:
 
 def _keep_out(root: Path, cache_dir: Path) -> None:
     """The user's folder is never written to, so the cache may not lie in it."""
-    if cache_dir.expanduser().resolve().is_relative_to(root.resolve()):
+    if root.is_dir() and cache_dir.resolve().is_relative_to(root.resolve()):
         raise UserError(f"data.cache_dir {cache_dir} lies in the data folder {root}: set it to a folder elsewhere")
 
 
@@ -151,8 +151,11 @@ def _judge(pixels: Pixels, total: int, options: DataOptions) -> None:
     log.warning("%s: %d of %d pictures are left out: %s", options.source, bad, total, few)
 
 
-def _divide(samples: list[Sample], fraction: float) -> dict[str, list[int]]:
-    """Row numbers of each split."""
+def divide(samples: list[Sample], fraction: float) -> dict[str, list[int]]:
+    """Places in `samples` of each split: the source's own division, or validation by a hash of the id.
+
+    Raises: UserError: if nothing is left to train on.
+    """
     rows: dict[str, list[int]] = {"train": [], "validation": []}
     for row, sample in enumerate(samples):
         rows.setdefault(sample.split or "train", []).append(row)

@@ -191,7 +191,8 @@ def _read_jsonl(path: Path) -> tuple[list[str], list[dict]]:
 
 
 def _read_parquet(path: Path) -> tuple[list[str], list[dict]]:
-    from ldm.data.tables import open_parquet
+    from ldm.data.tables import open_parquet, readable
 
-    table = open_parquet(path).read()
+    with readable(path):
+        table = open_parquet(path).read()
     return table.column_names, table.to_pylist()

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from ldm.config import FileOptions
@@ -30,7 +31,7 @@ class ParquetSource:
     def encoded(self) -> Iterator[tuple[int, bytes | ImageError]]:
         index = 0
         for path in self._files:
-            for batch in open_parquet(path).iter_batches(BATCH_ROWS, columns=[self._column]):
+            for batch in _batches(path, self._column):
                 for value in batch.column(0):
                     yield index, _picture_bytes(value.as_py(), read_paths=False)
                     index += 1
@@ -72,11 +73,29 @@ def open_parquet(path: Path):
 
     Raises: UserError: if it cannot be read.
     """
-    import pyarrow
     import pyarrow.parquet
 
-    try:
+    with readable(path):
         return pyarrow.parquet.ParquetFile(path)
+
+
+def _batches(path: Path, column: str) -> Iterator:
+    batches = open_parquet(path).iter_batches(BATCH_ROWS, columns=[column])
+    while True:
+        with readable(path):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+@contextmanager
+def readable(path: Path):
+    """Turn what pyarrow raises about a file into a `UserError`."""
+    import pyarrow
+
+    try:
+        yield
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"cannot read {path} as parquet: {_one_line(error)}") from error
 
@@ -91,7 +110,8 @@ def _parquet_captions(path: Path, options: FileOptions) -> list[tuple[str, ...]]
         return [()] * file.metadata.num_rows
     others = [c for c in columns if c != options.image_column]
     require_column(options.caption_column, others, "caption", str(path))
-    cells = file.read(columns=[options.caption_column]).column(0).to_pylist()
+    with readable(path):
+        cells = file.read(columns=[options.caption_column]).column(0).to_pylist()
     return [clean_captions(cell, f"{path}, row {number}") for number, cell in enumerate(cells)]
 
 

@@ -1,0 +1,561 @@
+"""A folder, parquet or Hub set made on the spot gives the samples, captions, splits and pixels that were put in."""
+
+import io
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import ldm.data.pixels as pixels_module
+from ldm.config import DataOptions, FileOptions
+from ldm.data.files import divide, file_splits
+from ldm.data.folder import list_files
+from ldm.data.samples import Sample, clean_caption
+from ldm.errors import UserError
+
+
+def png(level: int, size=(16, 16)) -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", size, level).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def options(tmp_path):
+    def make(source, channels=1, resolution=16, **files) -> DataOptions:
+        file_options = FileOptions(**{"validation_fraction": 0.5, **files})
+        cache = tmp_path / "cache"
+        return DataOptions(
+            source=str(source), channels=channels, resolution=resolution, cache_dir=cache, files=file_options
+        )
+
+    return make
+
+
+def fill(folder: Path, count: int = 8) -> None:
+    for i in range(count):
+        (folder / f"{i}.png").write_bytes(png(i))
+
+
+def everything(splits) -> dict[str, tuple[int, str]]:
+    """id -> (level of the flat picture, caption)."""
+    rng = np.random.default_rng(0)
+    return {
+        data.ids[i]: (int(data.image(i)[0, 0, 0]), data.caption(i, rng))
+        for data in splits.values()
+        for i in range(len(data))
+    }
+
+
+def tree(folder: Path) -> dict:
+    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+# folders
+
+
+def test_sidecars(root, options):
+    fill(root, 3)
+    (root / "sub").mkdir()
+    (root / "sub" / "x.PNG").write_bytes(png(9))
+    (root / "0.txt").write_text(" a\r\nred\u00a0thing\n")
+    (root / "sub" / "x.txt").write_bytes(b"\xef\xbb\xbfmarked")
+    (root / "2.txt").write_bytes("wide".encode("utf-16"))
+    before = tree(root)
+    splits = file_splits(options(root))
+    expected = {"0.png": (0, "a red thing"), "1.png": (1, ""), "2.png": (2, "wide"), "sub/x.PNG": (9, "marked")}
+    assert everything(splits) == expected
+    assert all(data.has_captions for data in splits.values())
+    assert tree(root) == before
+
+
+def test_no_captions_at_all(root, options):
+    fill(root)
+    splits = file_splits(options(root))
+    assert not splits["train"].has_captions
+    assert {caption for _, caption in everything(splits).values()} == {""}
+    (root / "0.txt").write_text("words")
+    assert not file_splits(options(root, caption_column=""))["train"].has_captions
+    assert file_splits(options(root))["train"].has_captions
+
+
+def test_metadata_csv_with_any_caption_column(root, options):
+    fill(root, 3)
+    (root / "metadata.csv").write_text('file_name,words\n0.png,"one, two"\n1.png,\n0.png,again\n')
+    splits = file_splits(options(root, caption_column="words"))
+    data = everything(splits)
+    assert set(data) == {"0.png", "1.png"}  # 2.png is not listed
+    assert data["1.png"] == (1, "")
+    holder = next(d for d in splits.values() if "0.png" in d.ids)
+    rng = np.random.default_rng(0)
+    drawn = {holder.caption(holder.ids.index("0.png"), rng) for _ in range(40)}
+    assert drawn == {"one, two", "again"}
+
+
+def test_metadata_jsonl_with_lists_of_captions(root, options):
+    fill(root, 2)
+    rows = [{"file_name": "0.png", "text": ["a", "b", None, " a "]}, {"file_name": "1.png", "text": 7}]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    splits = file_splits(options(root))
+    captions = {
+        d.ids[i]: {d.caption(i, np.random.default_rng(s)) for s in range(30)} for d in splits.values() for i in [0]
+    }
+    assert captions == {"0.png": {"a", "b"}, "1.png": {"7"}}
+
+
+def test_metadata_in_split_folders_names_files_beside_it(root, options):
+    for split in ("train", "val", "test"):
+        (root / split).mkdir()
+        (root / split / "a.png").write_bytes(png(len(split)))
+        (root / split / "metadata.csv").write_text(f"file_name,text\na.png,{split}\n")
+    splits = file_splits(options(root))
+    assert {name: data.ids for name, data in splits.items()} == {
+        "train": ["train/a.png"],
+        "validation": ["val/a.png"],
+        "test": ["test/a.png"],
+    }
+    assert everything(splits)["val/a.png"] == (3, "val")
+
+
+def test_train_beside_other_folders_is_a_kind_of_vehicle(root, options):
+    for kind in ("train", "boat"):
+        (root / kind).mkdir()
+        (root / kind / "a.png").write_bytes(png(1))
+    assert len(everything(file_splits(options(root)))) == 2
+
+
+def test_metadata_parquet(root, options):
+    fill(root, 2)
+    pq.write_table(pa.table({"file_name": ["0.png", "1.png"], "text": ["a", "b"]}), root / "metadata.parquet")
+    assert everything(file_splits(options(root))) == {"0.png": (0, "a"), "1.png": (1, "b")}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ("file_name,text\n../secret.png,a\n", r"leads out of the folder"),
+        ("file_name,text\n/etc/x.png,a\n", r"leads out of the folder"),
+        ("file_name,text\nC:\\x.png,a\n", r"leads out of the folder"),
+        ("file_name,text\nnone.png,a\nnil.png,b\n", r"names 2 files that do not exist: none.png, nil.png"),
+        ("file_name,caption\n0.png,a\n", r"no caption column 'text'; it has 'caption'; perhaps 'caption'"),
+        ("file_name,texts,n\n0.png,a,1\n", r"perhaps 'texts'"),
+        ("name,text\n0.png,a\n", r"no column 'file_name' .* it has 'name', 'text'"),
+        ("file_name,text\n0.png,a red, round thing\n", r"line 2: more fields than columns"),
+        ("file_name,text\n", r"has no rows"),
+        ("file_name,text\n,a\n", r"row 1 has no file_name"),
+    ],
+)
+def test_wrong_metadata_is_told_in_one_line(root, options, metadata, words):
+    fill(root, 1)
+    (root.parent / "secret.png").write_bytes(png(0))
+    (root / "metadata.csv").write_text(metadata)
+    with pytest.raises(UserError, match=words) as caught:
+        file_splits(options(root))
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_json_lines(root, options):
+    fill(root, 1)
+    for text, words in (("{oops", "line 1: not JSON"), ("[1]", "must be a JSON object"), ('{"a"' + ":[" * 9, "JSON")):
+        (root / "metadata.jsonl").write_text(text)
+        with pytest.raises(UserError, match=words):
+            file_splits(options(root))
+    (root / "metadata.jsonl").write_text('{"file_name": "0.png", "text": {"a": 1}}')
+    with pytest.raises(UserError, match="must be text or a list of texts, got dict"):
+        file_splits(options(root))
+    (root / "metadata.jsonl").write_bytes(b'{"file_name": "0.png", "text": "\xc4\xe3"}')
+    with pytest.raises(UserError, match="not UTF-8 .byte 32"):
+        file_splits(options(root))
+    (root / "metadata.csv").write_text("file_name\n0.png\n")
+    with pytest.raises(UserError, match="more than one metadata file"):
+        file_splits(options(root))
+
+
+def test_sources_that_hold_nothing(root, options):
+    with pytest.raises(UserError, match="holds no pictures .nothing"):
+        file_splits(options(root))
+    (root / "notes.md").write_text("x")
+    with pytest.raises(UserError, match="holds no pictures .1 other files"):
+        file_splits(options(root))
+    with pytest.raises(UserError, match="does not exist; give a folder"):
+        file_splits(options(root / "nowhere"))
+    with pytest.raises(UserError, match="is a single file"):
+        file_splits(options(root / "notes.md"))
+
+
+def test_hidden_files_and_loops_are_passed_over(root, options):
+    fill(root, 2)
+    (root / "._0.png").write_bytes(b"junk")
+    (root / "__MACOSX").mkdir()
+    (root / "__MACOSX" / "0.png").write_bytes(b"junk")
+    (root / "loop").symlink_to(root)
+    elsewhere = root.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "5.png").write_bytes(png(5))
+    (root / "linked").symlink_to(elsewhere)
+    assert list_files(root) == ["0.png", "1.png", "linked/5.png"]
+    assert everything(file_splits(options(root)))["linked/5.png"] == (5, "")
+
+
+# bad pictures
+
+
+def test_bad_pictures_are_listed_and_left_out(root, options, caplog):
+    fill(root, 20)
+    (root / "3.png").write_bytes(png(3)[:40])
+    (root / "4.png").unlink()
+    (root / "4.png").symlink_to(root / "gone.png")
+    (root / "5.txt").write_bytes(b"\xc4\xe3\xba\xc3")
+    before = tree(root)
+    caplog.set_level(logging.WARNING)
+    for _ in range(2):  # the second time from the cache
+        caplog.clear()
+        data = everything(file_splits(options(root, max_bad_fraction=0.15)))
+        assert data == {f"{i}.png": (i, "") for i in range(20) if i not in (3, 4, 5)}
+        assert "3 of 20 pictures are left out: 3.png (" in caplog.text
+        assert "its .txt caption is not UTF-8 (byte 0)" in caplog.text
+    with pytest.raises(UserError, match=r"3 of 20 pictures .*max_bad_fraction allows 14.0%\): 3.png \(") as caught:
+        file_splits(options(root, max_bad_fraction=0.14))
+    assert "ldm data check" in str(caught.value)
+    assert tree(root) == before
+
+
+def test_nothing_but_bad_pictures_is_an_error_at_any_limit(root, options):
+    (root / "a.png").write_bytes(b"junk")
+    with pytest.raises(UserError, match="1 of 1 pictures"):
+        file_splits(options(root, max_bad_fraction=1.0))
+
+
+def test_a_transparent_drawing_does_not_become_black(root, options):
+    image = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 8, 16))
+    image.save(root / "ink.png")
+    for channels in (1, 3):
+        pixels = file_splits(options(root, channels=channels))["train"].image(0)
+        assert pixels.shape == (16, 16, channels)
+        assert (pixels[:, :8] == 0).all()
+        assert (pixels[:, 8:] == 255).all()
+
+
+# splits
+
+
+def test_adding_pictures_moves_none_to_the_other_side(root, options):
+    fill(root, 40)
+    before = file_splits(options(root, validation_fraction=0.3))
+    for i in range(40, 80):
+        (root / f"{i}.png").write_bytes(png(i))
+    after = file_splits(options(root, validation_fraction=0.3))
+    assert set(before["train"].ids) < set(after["train"].ids)
+    assert set(before["validation"].ids) < set(after["validation"].ids)
+    assert not set(after["train"].ids) & set(after["validation"].ids)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.5, 0.999])
+@pytest.mark.parametrize("count", [1, 2, 3, 50])
+def test_both_sides_always_have_a_picture(count, fraction):
+    rows = divide([Sample(f"{i}") for i in range(count)], fraction)
+    assert rows["train"]
+    assert rows["validation"]
+    assert set(rows["train"]) | set(rows["validation"]) == set(range(count))
+    if count > 1 and fraction > 0:
+        assert not set(rows["train"]) & set(rows["validation"])
+    if fraction == 0:
+        assert len(rows["train"]) == count
+
+
+def test_the_validation_share_is_about_what_was_asked():
+    rows = divide([Sample(f"{i}.png") for i in range(4000)], 0.1)
+    assert abs(len(rows["validation"]) - 400) < 4 * (4000 * 0.1 * 0.9) ** 0.5
+
+
+def test_flips_double_the_train_split_alone(root, options):
+    for i in range(6):
+        ramp = np.arange(16, dtype=np.uint8)[None].repeat(16, 0) * (i + 1)
+        Image.fromarray(ramp).save(root / f"{i}.png")
+    plain = file_splits(options(root))
+    flipped = file_splits(options(root, horizontal_flip=True))
+    count = len(plain["train"])
+    assert flipped["train"].ids == plain["train"].ids + [f"{name}|flip" for name in plain["train"].ids]
+    for i in range(count):
+        np.testing.assert_array_equal(flipped["train"].image(i), plain["train"].image(i))
+        np.testing.assert_array_equal(flipped["train"].image(count + i), plain["train"].image(i)[:, ::-1])
+    assert flipped["train"].fingerprint != plain["train"].fingerprint
+    assert flipped["validation"].fingerprint == plain["validation"].fingerprint
+
+
+# the cache
+
+
+@pytest.fixture
+def decodings(monkeypatch):
+    """How often a picture was decoded."""
+    calls = []
+    original = pixels_module.decode_image
+    monkeypatch.setattr(pixels_module, "decode_image", lambda *args: calls.append(1) or original(*args))
+    return calls
+
+
+def test_pictures_are_decoded_once_and_again_when_one_changes(root, options, decodings):
+    fill(root, 5)
+    first = file_splits(options(root))
+    assert len(decodings) == 5
+    os.utime(root / "0.png")
+    moved = root.rename(root.with_name("moved"))
+    (moved / "1.txt").write_text("a new caption")
+    second = file_splits(options(moved))
+    assert len(decodings) == 5
+    assert second["train"].fingerprint == first["train"].fingerprint
+    (moved / "0.png").write_bytes(png(99))
+    third = file_splits(options(moved))
+    assert len(decodings) == 10
+    assert everything(third)["0.png"][0] == 99
+    prints = [[data.fingerprint for data in splits.values()] for splits in (first, third)]
+    assert prints[0] != prints[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"resolution": 24}, {"channels": 3}, {"resize": "pad"}, {"background": 0}],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_setting_that_decides_pixels_makes_a_new_cache(root, options, decodings, change):
+    fill(root, 2)
+    before = file_splits(options(root))["train"].fingerprint
+    assert file_splits(options(root, **change))["train"].fingerprint != before
+    assert len(decodings) == 4
+
+
+@pytest.mark.parametrize("harm", ["flip a bit", "cut", "no manifest", "bad manifest", "other rows"])
+def test_a_damaged_cache_is_built_anew(root, options, decodings, harm):
+    fill(root, 4)
+    expected = everything(file_splits(options(root)))
+    array, manifest = (next((root.parent / "cache").glob(f"*{end}")) for end in (".npy", ".json"))
+    if harm == "flip a bit":
+        data = bytearray(array.read_bytes())
+        data[-100] ^= 1
+        array.write_bytes(data)
+    elif harm == "cut":
+        array.write_bytes(array.read_bytes()[:-50])
+    elif harm == "no manifest":
+        manifest.unlink()
+    elif harm == "bad manifest":
+        manifest.write_text("{")
+    else:
+        manifest.write_text(manifest.read_text().replace('"rows": [0, ', '"rows": ['))
+    assert everything(file_splits(options(root))) == expected
+    assert len(decodings) == 8
+
+
+def test_a_build_that_dies_leaves_nothing_that_counts(root, options, monkeypatch):
+    fill(root, 4)
+    original = os.replace
+    for failing in (1, 2):  # before the array is in place, then before the manifest is
+        calls = []
+
+        def replace(a, b, failing=failing, calls=calls):
+            calls.append(b)
+            if len(calls) == failing:
+                raise OSError(28, "No space left on device")
+            original(a, b)
+
+        monkeypatch.setattr(os, "replace", replace)
+        with pytest.raises(UserError, match="cannot write the picture cache .*No space left"):
+            file_splits(options(root))
+        assert len(calls) == failing  # the fault did happen
+        cache = root.parent / "cache"
+        assert not list(cache.glob("*.json"))
+        assert not list(cache.glob("*.tmp"))
+    monkeypatch.undo()
+    assert len(everything(file_splits(options(root)))) == 4
+
+
+def test_the_cache_array_is_a_plain_npy_without_room_for_bad_pictures(root, options):
+    fill(root, 12)
+    (root / "3.png").write_bytes(b"junk")
+    file_splits(options(root, max_bad_fraction=0.5))
+    array = np.load(next((root.parent / "cache").glob("*.npy")))
+    assert array.shape == (11, 16, 16, 1)
+    assert array[:, 0, 0, 0].tolist() == [0, 1, 10, 11, 2, 4, 5, 6, 7, 8, 9]  # in order of the names
+
+
+def test_the_cache_may_not_lie_in_the_data(root, options):
+    fill(root, 2)
+    inside = options(root).model_copy(update={"cache_dir": root / "cache"})
+    with pytest.raises(UserError, match="cache_dir .* lies in the data folder"):
+        file_splits(inside)
+    assert len(list(root.iterdir())) == 2
+
+
+def test_a_worker_process_gets_the_data_without_the_pixels(root, options):
+    fill(root, 4)
+    train = file_splits(options(root, resolution=256))["train"]
+    picture = train.image(0)
+    sent = pickle.dumps(train)
+    assert len(sent) < 10_000
+    np.testing.assert_array_equal(pickle.loads(sent).image(0), picture)
+
+
+def test_pictures_are_private_copies_and_indices_are_checked(root, options):
+    fill(root, 4)
+    train = file_splits(options(root))["train"]
+    train.image(0)[:] = 200
+    assert train.image(0).max() < 10
+    np.testing.assert_array_equal(train.image(-1), train.image(len(train) - 1))
+    with pytest.raises(IndexError):
+        train.image(len(train))
+
+
+# parquet and the Hub
+
+
+def parquet(path: Path, levels, captions, **columns) -> None:
+    images = [None if level is None else {"bytes": png(level), "path": "x"} for level in levels]
+    pq.write_table(pa.table({"image": images, "text": captions, **columns}), path, row_group_size=2)
+
+
+def test_a_parquet_file(root, options):
+    path = root / "all.parquet"
+    parquet(path, [5, 6, None, 7], [["a", "b"], ["c"], ["d"], []])
+    data = everything(file_splits(options(path, max_bad_fraction=0.3)))
+    assert {name: level for name, (level, _) in data.items()} == {"row-000000": 5, "row-000001": 6, "row-000003": 7}
+    assert data["row-000001"][1] == "c"
+    assert data["row-000003"][1] == ""
+
+
+def test_plain_bytes_in_a_parquet_column(root, options):
+    pq.write_table(pa.table({"img": [png(1), png(2)]}), root / "a.parquet")
+    data = file_splits(options(root / "a.parquet", image_column="img", caption_column=""))
+    assert sorted(level for level, _ in everything(data).values()) == [1, 2]
+
+
+def test_a_folder_of_parquet_keeps_its_splits(root, options):
+    (root / "data").mkdir()
+    for i, name in enumerate(("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001")):
+        parquet(root / "data" / f"{name}.parquet", [i], ["x"])
+    (root / "preview.png").write_bytes(png(0))
+    splits = file_splits(options(root))
+    assert splits["test"].ids == ["data/test-00000-of-00001.parquet/row-000000"]
+    assert len(splits["train"]) == len(splits["validation"]) == 1
+
+
+def test_wrong_parquet(root, options):
+    path = root / "a.parquet"
+    parquet(path, [1], ["x"], number=[3])
+    with pytest.raises(UserError, match=r"no image column 'img'; it has 'image', 'text', 'number'; perhaps 'image'"):
+        file_splits(options(path, image_column="img"))
+    with pytest.raises(UserError, match=r"no caption column 'txt'; .* perhaps 'text'"):
+        file_splits(options(path, caption_column="txt"))
+    with pytest.raises(UserError, match=r"column 'number' holds int64; pictures must be encoded files"):
+        file_splits(options(path, image_column="number"))
+    data = bytearray(path.read_bytes())
+    data[4:60] = bytes(56)  # the footer is whole, the first page is not
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"cannot read .*a.parquet as parquet"):
+        file_splits(options(path))
+    path.write_bytes(b"PAR1 but not really")
+    with pytest.raises(UserError, match=r"cannot read .*a.parquet as parquet"):
+        file_splits(options(path))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A stand-in for `datasets.load_dataset`: real data sets, made here, and a record of what was asked for."""
+    import datasets
+
+    asked = []
+
+    def publish(**splits):
+        parts = {}
+        for name, (levels, labels) in splits.items():
+            kind = datasets.ClassLabel(names=["cat", "dog"]) if isinstance(labels[0], int) else datasets.Value("string")
+            features = datasets.Features({"image": datasets.Image(), "text": kind})
+            rows = {"image": [{"bytes": png(level), "path": None} for level in levels], "text": labels}
+            parts[name] = datasets.Dataset.from_dict(rows, features=features)
+
+        def load(name, revision=None):
+            asked.append((name, revision))
+            return datasets.DatasetDict(parts)
+
+        monkeypatch.setattr(datasets, "load_dataset", load)
+        return asked
+
+    return publish
+
+
+def test_a_hub_set_keeps_its_splits_and_ids(hub, options):
+    asked = hub(train=([1, 2], ["a", "b"]), validation=([3], ["c"]), test=([4], ["d"]), extra=([5], ["e"]))
+    splits = file_splits(options("someone/pictures", revision="v1"))
+    assert asked == [("someone/pictures", "v1")]
+    assert {name: data.ids for name, data in splits.items()} == {
+        "train": ["train/row-000000", "train/row-000001"],
+        "validation": ["validation/row-000000"],
+        "test": ["test/row-000000"],
+    }
+    assert everything(splits)["test/row-000000"] == (4, "d")
+
+
+def test_a_hub_set_with_one_split_and_classes_for_captions(hub, options):
+    hub(full=([1, 2, 3, 4], [0, 1, 0, -1]))
+    data = everything(file_splits(options("someone/pictures")))
+    assert data == {f"row-00000{i}": (i + 1, word) for i, word in enumerate(["cat", "dog", "cat", ""])}
+
+
+def test_a_hub_set_with_wrong_columns(hub, options):
+    hub(train=([1], ["a"]))
+    with pytest.raises(UserError, match=r"someone/pictures, split train has no image column 'img'"):
+        file_splits(options("someone/pictures", image_column="img"))
+    with pytest.raises(UserError, match=r"column 'text' holds .*; it must hold images"):
+        file_splits(options("someone/pictures", image_column="text", caption_column=""))
+
+
+def test_a_hub_set_that_cannot_be_had(monkeypatch, options):
+    import datasets
+
+    def fails(name, revision=None):
+        raise ConnectionError("Couldn't reach\nthe Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", fails)
+    with pytest.raises(
+        UserError, match=r"'a/b' is no file or folder here.*revision v9.*Couldn't reach the Hub.*network"
+    ):
+        file_splits(options("a/b", revision="v9"))
+
+
+# words
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("a\r\n\tb\u2028c\u3000d\x00e\u0085f", "a b c d e f"),
+        ("\ufeffcafe\u0301", "caf\u00e9"),
+        ("lone \ud800 surrogate", "lone surrogate"),
+        ("  \n ", ""),
+        ("x" * 10_000, "x" * 10_000),
+    ],
+)
+def test_captions_become_one_clean_line(raw, clean):
+    assert clean_caption(raw) == clean
+    clean.encode()
+
+
+def test_reading_data_does_not_import_torch():
+    code = "import sys, ldm.data.files, ldm.data.check; sys.exit('torch' in sys.modules or 'datasets' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
