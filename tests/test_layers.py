@@ -1,0 +1,176 @@
+"""The direction of imports, and what no file may use, read from the sources without importing them."""
+
+import ast
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from ldm import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = sorted((ROOT / "ldm").rglob("*.py"))
+SOURCES = [*PACKAGE, *sorted(ROOT.glob("train_*.py")), *sorted((ROOT / "scripts").glob("*.py"))]
+
+# A room may import of ldm only these rooms (and itself) ...
+ONLY = {
+    "errors": set(),
+    "config": {"errors"},
+    "noise": set(),
+    "image_losses": set(),
+    "guidance": {"noise", "errors"},
+    "checkpoint": {"errors"},
+    "assets": {"errors"},
+    "torchvision_guard": set(),
+    "data": {"config", "errors", "settings_io", "assets"},
+    "training": {"checkpoint", "config", "errors", "runs"},  # the loop is blind: no VAE, no text, no noise
+}
+# ... and these rooms may never import those, at any depth of a function.
+SURFACE = {"export", "hub", "generate", "card", "doctor", "cli"}
+NEVER = {
+    **{room: {"pipeline"} | SURFACE for room in ("autoencoder", "text", "denoiser", "openclip")},
+    "pipeline": {"training", "evaluation", "autoencoder", "runs"} | SURFACE,
+    "model_folder": {"pipeline", "training"} | SURFACE,
+}
+PICKLES = {"pickle", "cPickle", "dill", "shelve", "marshal", "joblib", "cloudpickle"}
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def name_of(path: Path) -> str:
+    """ldm/data/glyphs.py -> ldm.data.glyphs, ldm/data/__init__.py -> ldm.data."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str:
+    """The second part of a module of ours: ldm.data.glyphs -> data; ldm itself -> ''."""
+    return (module.split(".") + [""])[1]
+
+
+MODULES = {name_of(path): path for path in PACKAGE}
+
+
+def is_aside(node: ast.AST) -> bool:
+    """Blocks that importing a module does not run: for type checkers, or for running it as a program."""
+    return isinstance(node, ast.If) and any(word in ast.dump(node.test) for word in ("TYPE_CHECKING", "__main__"))
+
+
+def imports(node: ast.AST, top_only: bool = False):
+    """Full names of everything imported below `node`, asides left out."""
+    for child in ast.iter_child_nodes(node):
+        if is_aside(child):
+            continue
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"relative import of {child.module}"
+            full = [f"{child.module}.{alias.name}" for alias in child.names]
+            yield from (name if name in MODULES else str(child.module) for name in full)
+        elif not (top_only and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)):
+            yield from imports(child, top_only)
+
+
+def rooms_used(path: Path) -> set[str]:
+    """Rooms of ldm that a file imports, its own and the package's root left out."""
+    used = {room_of(name) for name in imports(tree(path)) if name.split(".")[0] == "ldm"}
+    return used - {room_of(name_of(path)), ""}
+
+
+def dotted(node: ast.AST) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def in_room(room: str) -> list[Path]:
+    return [path for path in PACKAGE if room_of(name_of(path)) == room]
+
+
+@pytest.mark.parametrize("room", sorted(ONLY))
+def test_a_low_room_imports_only_what_lies_below_it(room):
+    assert in_room(room), f"there is no ldm/{room}: take it out of ONLY"
+    for path in in_room(room):
+        assert rooms_used(path) <= ONLY[room], f"{path.name} imports {rooms_used(path) - ONLY[room]}"
+
+
+@pytest.mark.parametrize("room", sorted(NEVER))
+def test_a_room_never_imports_what_lies_above_it(room):
+    for path in in_room(room):
+        assert not rooms_used(path) & NEVER[room], f"{path.name} imports {rooms_used(path) & NEVER[room]}"
+
+
+def test_only_the_entry_points_import_the_command_line():
+    assert [path.name for path in PACKAGE if "cli" in rooms_used(path)] == ["__main__.py"]
+
+
+def test_the_noise_process_needs_torch_and_the_standard_library_only():
+    used = {name.split(".")[0] for name in imports(tree(ROOT / "ldm" / "noise.py"))}
+    assert used - set(sys.stdlib_module_names) <= {"torch"}
+
+
+def test_data_never_imports_torch():
+    heavy = {"torch", "diffusers", "transformers", "accelerate", "torchvision"}
+    for path in in_room("data"):
+        used = {name.split(".")[0] for name in imports(tree(path))}
+        assert not used & heavy, f"{path} imports {used & heavy}"
+
+
+def test_open_clip_stays_behind_its_door():
+    behind = {"open_clip", "torchvision", "timm"}
+    for path in SOURCES:
+        used = {name.split(".")[0] for name in imports(tree(path))} & behind
+        assert not used or name_of(path) == "ldm.openclip", f"{path} imports {used}"
+
+
+def test_imports_at_module_level_form_no_cycle():
+    edges = {
+        module: {name for name in imports(tree(path), top_only=True) if name in MODULES} - {module, "ldm"}
+        for module, path in MODULES.items()
+    }
+    while edges:
+        free = {module for module, needs in edges.items() if not needs & set(edges)}
+        assert free, f"a cycle among {sorted(edges)}"
+        edges = {module: needs for module, needs in edges.items() if module not in free}
+
+
+def subcommand_modules(registry=None):
+    for place, _ in (cli.COMMANDS if registry is None else registry).values():
+        yield from subcommand_modules(place) if isinstance(place, dict) else [place]
+
+
+@pytest.mark.parametrize("module", sorted(set(subcommand_modules())))
+def test_a_subcommand_can_print_its_help_without_loading_anything_heavy(module):
+    """At module level it, and what it imports of ours there, may need the standard library and light ones only."""
+    seen, todo = set(), [module]
+    while todo:
+        here = todo.pop()
+        seen.add(here)
+        parents = [".".join(here.split(".")[:n]) for n in range(1, here.count(".") + 1)]
+        found = set(imports(tree(MODULES[here]), top_only=True))
+        outside = {name.split(".")[0] for name in found} - set(sys.stdlib_module_names) - {"ldm", "pydantic", "numpy"}
+        assert not outside, f"{here} imports {outside} at module level"
+        todo += [name for name in [*found, *parents] if name in MODULES and name not in seen]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_reads_or_writes_pickles_or_unsafe_yaml(path):
+    used = {name.split(".")[0] for name in imports(tree(path))}
+    assert not used & PICKLES
+    for node in ast.walk(tree(path)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = dotted(node.func)
+        assert name not in ("torch.load", "torch.save", "yaml.load", "yaml.unsafe_load", "eval", "exec"), node.lineno
+        unsafe = [word for word in node.keywords if word.arg == "allow_pickle"]
+        assert not any(not isinstance(word.value, ast.Constant) or word.value.value for word in unsafe), node.lineno
+
+
+def test_no_file_holds_the_scaling_factor_of_another_model():
+    for path in SOURCES:
+        constants = [node.value for node in ast.walk(tree(path)) if isinstance(node, ast.Constant)]
+        assert 0.18215 not in constants, path
