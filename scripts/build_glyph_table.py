@@ -60,7 +60,8 @@ USELESS = re.compile(
     r"|abbreviat|synonym|radical|surname|family name|last name|\bnames?\b|used (in|for|as|to|with|by)|^used"
     r"|\bplace\b.*\b(in|of)\b|\b(river|county|stream|mountain|hill|district|city|town)\b.*\b(in|of)\b"
     r"|character|kokuji|phonetic|transliterat|translit|\bloan|element \d|dialect|cant\b|\bunicode|\bu\+"
-    r"|meaning unknown|no meaning|unknown|particle|\be\.?g\b|^etc|^i\.?e\b"
+    r"|province|prefecture|today's|\bmt\b|^(in|of|for|on|at|to|by|the|an?|from|which|who) *$|^(in|of|for|on|at|which) "
+    r"|no meaning|unknown|particle|\be\.?g\b|^etc|^i\.?e\b"
 )
 
 

@@ -96,6 +96,13 @@ def split_of(glyph: Glyph) -> str:
     return "test" if u < 0.05 else "validation" if u < 0.10 else "train"
 
 
+@cache
+def _full_splits() -> dict[str, tuple[Glyph, ...]]:
+    rows = sorted(load_table(), key=lambda row: _fraction(row.codepoint, "order"))
+    sides = [split_of(row) for row in rows]
+    return {name: tuple(row for row, side in zip(rows, sides, strict=True) if side == name) for name in SPLITS}
+
+
 def split_characters(characters: str = "all", limit: int = 0) -> dict[str, list[Glyph]]:
     """Return the characters of each split, in the fixed shuffled order.
 
@@ -104,9 +111,9 @@ def split_characters(characters: str = "all", limit: int = 0) -> dict[str, list[
         limit: keep the first `limit` training characters, and as large a part of each other split (at least 16);
             0 = all.
     """
-    rows = [row for row in load_table() if characters == "all" or row.common]
-    rows.sort(key=lambda row: _fraction(row.codepoint, "order"))
-    splits = {name: [row for row in rows if split_of(row) == name] for name in SPLITS}
+    splits = {
+        name: [row for row in members if characters == "all" or row.common] for name, members in _full_splits().items()
+    }
     if limit:
         share = min(1.0, limit / len(splits["train"]))
         for name, members in splits.items():
