@@ -40,6 +40,7 @@ class Invocation:
 
     resume: str = "auto"  # "auto", "never", or the folder of a checkpoint
     dry_run: bool = False
+    config: Path | None = None  # the project file, for those who look up another part's block
 
 
 def parse(part: str, argv: Sequence[str] | None = None) -> tuple[RunSettings, Invocation]:
@@ -64,7 +65,7 @@ def parse(part: str, argv: Sequence[str] | None = None) -> tuple[RunSettings, In
     if print_config:
         print(to_yaml(settings), end="")
         raise SystemExit(0)
-    return settings, Invocation(resume, dry_run)
+    return settings, Invocation(resume, dry_run, config)
 
 
 def parse_overrides(part: str, overrides: Sequence[str]) -> dict:

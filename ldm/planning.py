@@ -1,0 +1,284 @@
+"""What a run will cost, before it starts: the report of `--dry-run`.
+
+Parameters, FLOPs and saved activations are counted by running one forward and backward pass of the real model on
+torch's meta device, where nothing is computed. Speed is measured: the same model takes real steps for about a second
+on the device at hand, because peak FLOP/s say little about small convolutions.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldm.config import ClipSettings, DataOptions, LdmSettings, RunSettings, VaeSettings
+from ldm.errors import UserError
+from ldm.runs import sibling
+from ldm.settings_io import load, run_dir
+
+PROBE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained and one of its steps, on any device."""
+
+    build: Callable[[], nn.Module]
+    loss: Callable[[nn.Module, int, torch.device], Tensor]  # (module, batch size, device) -> scalar
+    description: str  # of its input
+    kept: Callable[[nn.Module], nn.Module] = lambda module: module  # the part of it that is exported
+
+
+@dataclass(frozen=True)
+class Cost:
+    exported: int  # parameters that are kept
+    trained: int  # parameters with gradients, helpers such as a discriminator included
+    flops: int  # of one image, forward and backward
+    activations: int  # bytes kept for the backward pass of one image, fp32
+
+
+def plan(part: str, settings: RunSettings, config: Path | None = None) -> str:
+    """The report of `--dry-run`, several lines.
+
+    Args:
+        part: "clip", "vae" or "ldm".
+        settings: of that part.
+        config: the project file; an LDM plan looks there for the shapes of a VAE and a text tower not yet trained.
+    """
+    subject = SUBJECTS[part](settings, config)
+    cost = measure_cost(subject)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    half = _half_precision(settings, device)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    train = settings.train
+    local = max(1, train.batch_size // (world * train.gradient_accumulation_steps))
+    speed, busy = probe(subject, device, local, half)
+    speed *= world
+    images = train.num_steps * train.batch_size
+    state = 16 * cost.trained + (4 * cost.exported if train.ema_decay else 0)  # weights, gradients, Adam's two; EMA
+    kept = cost.activations * local * (0.5 if half else 1)
+    rows = {
+        "model": f"{_parameters(cost.exported)}; {subject.description}",
+        "memory": f"about {_size(state + kept)}: {_size(state)} for weights, gradients, Adam and EMA, "
+        f"{_size(kept)} for the activations of {local} images",
+        "compute": f"{_si(cost.flops)}FLOP an image, {_si(cost.flops * train.batch_size)}FLOP a step",
+        "amount": f"{train.num_steps:,} steps x {train.batch_size} = {images:,} images{_epochs(settings, images)}",
+        "speed": f"{speed:.3g} images/s measured on {_name(device, half)}, {_si(speed * cost.flops)}FLOP/s{busy}",
+        "time": f"about {_duration(images / speed)}, without data, samples and validation",
+        "folder": str(run_dir(settings, part)),
+    }
+    return "\n".join(f"{name:<9}{text}" for name, text in rows.items())
+
+
+def measure_cost(subject: Subject) -> Cost:
+    """Parameters, FLOPs and activation bytes of one image, counted without computing anything."""
+    meta = torch.device("meta")
+    with meta:
+        model = subject.build().train()
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    batch, kept = 2, {}  # two, because contrastive learning needs a negative
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()  # views of one storage count once
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        loss = subject.loss(model, batch, meta)
+        loss.backward()
+    exported = sum(p.numel() for p in subject.kept(model).parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Cost(exported, trained, counter.get_total_flops() // batch, sum(kept.values()) // batch)
+
+
+def probe(subject: Subject, device: torch.device, largest: int, half: torch.dtype | None) -> tuple[float, str]:
+    """Real forward and backward passes for about a second, the batch doubling up to `largest` while they are short.
+
+    Returns: images per second, and a remark where other programs took most of the CPU meanwhile.
+    """
+    with torch.random.fork_rng():
+        model = subject.build().to(device).train()
+        batch, speed = 1, 0.0
+        started, used = time.perf_counter(), time.process_time()
+        while True:
+            try:
+                _step(subject, model, batch, device, half)  # warm-up: buffers, kernels
+                seconds = min(_step(subject, model, batch, device, half) for _ in range(2))
+            except torch.OutOfMemoryError:
+                if speed:
+                    break
+                raise UserError(f"one image does not fit into the memory of {device}: use a smaller model") from None
+            speed = max(speed, batch / seconds)
+            elapsed = time.perf_counter() - started
+            if batch >= largest or elapsed + 6 * seconds > PROBE_SECONDS:
+                break
+            batch = min(2 * batch, largest)
+    share = (time.process_time() - used) / (time.perf_counter() - started) / torch.get_num_threads()
+    busy = device.type == "cpu" and share < 0.6
+    return speed, f" while other programs left it {share:.0%} of them" if busy else ""
+
+
+def _step(subject: Subject, model: nn.Module, batch: int, device: torch.device, half: torch.dtype | None) -> float:
+    started = time.perf_counter()
+    with torch.autocast(device.type, half) if half else nullcontext():
+        loss = subject.loss(model, batch, device)
+    loss.backward()
+    model.zero_grad()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+# ---- the three parts -----------------------------------------------------------------------------------------------
+
+
+def _clip(settings: ClipSettings, config: Path | None) -> Subject:
+    from ldm.text import build_clip
+
+    model, data = settings.model, settings.data
+
+    def loss(clip: nn.Module, batch: int, device: torch.device) -> Tensor:
+        ids = torch.full((batch, model.context_length), model.vocab_size - 1, device=device)  # all end tokens
+        pixels = torch.zeros(batch, data.channels, data.resolution, data.resolution, device=device)
+        return clip(input_ids=ids, pixel_values=pixels).logits_per_text.float().mean()
+
+    shape = f"images {data.channels} x {data.resolution} x {data.resolution}, captions of {model.context_length} tokens"
+    return Subject(lambda: build_clip(model, data.resolution, data.channels, model.vocab_size), loss, shape)
+
+
+def _vae(settings: VaeSettings, config: Path | None) -> Subject:
+    from ldm.autoencoder import VaeObjective, build_vae
+
+    model, data = settings.model, settings.data
+    side = settings.crop or data.resolution
+    if side % model.factor:
+        raise UserError(f"images of {side} pixels must be a multiple of the VAE's factor {model.factor}")
+    latents = (model.latent_channels, side // model.factor, side // model.factor)
+
+    def loss(objective: nn.Module, batch: int, device: torch.device) -> Tensor:
+        pixels = torch.zeros(batch, data.channels, side, side, device=device)
+        return objective(pixels, torch.zeros(batch, *latents, device=device), 1.0)[0]
+
+    shape = f"{data.channels} x {side} x {side} pixels to {' x '.join(map(str, latents))}"
+    return Subject(lambda: VaeObjective(build_vae(model, data.channels), settings.loss), loss, shape, lambda m: m.vae)
+
+
+def _ldm(settings: LdmSettings, config: Path | None) -> Subject:
+    from ldm.denoiser import build_unet
+
+    channels, factor = _latents(settings, config)
+    tokens, width = _text(settings, config)
+    size = settings.data.resolution // factor
+
+    def loss(unet: nn.Module, batch: int, device: torch.device) -> Tensor:
+        latents = torch.zeros(batch, channels, size, size, device=device)
+        text = torch.zeros(batch, tokens, width, device=device)
+        return unet(latents, torch.zeros(batch, device=device), text).sample.float().square().mean()
+
+    shape = f"latents {channels} x {size} x {size}, text {tokens} x {width}"
+    return Subject(lambda: build_unet(settings.model, channels, size, width), loss, shape)
+
+
+SUBJECTS: dict[str, Callable[..., Subject]] = {"clip": _clip, "vae": _vae, "ldm": _ldm}
+
+
+def _latents(settings: LdmSettings, config: Path | None) -> tuple[int, int]:
+    """Channels and downsampling factor of the VAE: of the trained one, or else as the project file plans it."""
+    trained = _component(_run_of(settings, settings.vae, "vae"), "vae")
+    if trained:
+        return trained["latent_channels"], 2 ** (len(trained["block_out_channels"]) - 1)
+    if settings.vae != "run":
+        raise UserError(f"vae: {settings.vae} holds no VAE run and no AutoencoderKL; train one or set vae: run")
+    model = load("vae", config).model if config else VaeSettings().model
+    return model.latent_channels, model.factor
+
+
+def _text(settings: LdmSettings, config: Path | None) -> tuple[int, int]:
+    """Tokens and width of the text states; 77 x 512, a common size, for pretrained towers not looked into here."""
+    source = settings.text.source
+    planned = load("clip", config).model if config else ClipSettings().model
+    if source == "none":
+        return 1, planned.width
+    if source.startswith("open_clip:"):
+        return 77, 512
+    trained = _component(_run_of(settings, source, "clip"), "text_encoder")
+    if trained:
+        return trained["max_position_embeddings"], trained["hidden_size"]
+    return planned.context_length, planned.width
+
+
+def _run_of(settings: LdmSettings, source: str, part: str) -> Path:
+    return sibling(run_dir(settings, "ldm"), part) if source == "run" else Path(source)
+
+
+def _component(folder: Path, name: str) -> dict | None:
+    """config.json of a component in a run's final/ folder, in a model folder, or in the folder itself."""
+    for place in (folder / "final" / name, folder / name, folder):
+        if (place / "config.json").is_file():
+            return json.loads((place / "config.json").read_text(encoding="utf-8"))
+    return None
+
+
+# ---- words ---------------------------------------------------------------------------------------------------------
+
+
+def _half_precision(settings: RunSettings, device: torch.device) -> torch.dtype | None:
+    wanted = settings.train.mixed_precision
+    if wanted == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else None
+    return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
+
+
+def _epochs(settings: RunSettings, images: int) -> str:
+    try:
+        samples = training_samples(settings.data)
+    except UserError as error:
+        return f"; the data cannot be read yet ({error})"
+    return f", {images / samples:.3g} epochs of {samples:,}"
+
+
+def training_samples(options: DataOptions) -> int:
+    """Number of training images, without rendering or decoding one; a font that lacks a glyph has fewer."""
+    if options.source == "glyphs":
+        from ldm.data.glyphs import split_characters
+
+        glyphs = options.glyphs
+        fonts = 1 if glyphs.font_file else len(set(glyphs.styles))
+        return fonts * len(split_characters(glyphs.characters, glyphs.limit)["train"])
+    from ldm.data.files import divide, open_source
+
+    return len(divide(open_source(options).samples, options.files.validation_fraction)["train"])
+
+
+def _name(device: torch.device, half: torch.dtype | None) -> str:
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return f"{where} ({str(half or torch.float32).removeprefix('torch.')})"
+
+
+def _parameters(count: int) -> str:
+    return f"{count / 1e6:.2f} M parameters, {2 * count / 2**20:.1f} MiB as fp16"
+
+
+def _si(value: float) -> str:
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= factor:
+            return f"{value / factor:.3g} {prefix}"
+    return f"{value:.3g} "
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
