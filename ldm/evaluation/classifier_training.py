@@ -9,7 +9,6 @@ import argparse
 import copy
 import hashlib
 import json
-import os
 import shlex
 import time
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from ldm.config import DataOptions
 from ldm.data.glyphs import GlyphData, glyph_splits
+from ldm.data.pixels import write_whole
 from ldm.evaluation.glyph_classifier import CARD, SIZE, STROKE_SCALE, WEIGHTS, GlyphNet, to_ink
 
 MERGED = {"two by two": "triangle", "below": "enclosed"}  # 8 and 7 characters: too few to learn or to measure
@@ -170,8 +170,11 @@ def update(average: GlyphNet, net: GlyphNet, decay: float) -> None:
 
 
 @torch.no_grad()
-def accuracy(net: GlyphNet, glyphs: Glyphs, names: list[str]) -> dict:
-    """Held-out numbers, ready for JSON: layout (over all, per class with counts), radical, strokes."""
+def accuracy(net: GlyphNet, glyphs: Glyphs, names: list[str], commonest: list[int]) -> dict:
+    """Held-out numbers, ready for JSON: layout (over all, per class with counts), radical, strokes.
+
+    `commonest`: the radicals that get a number of their own.
+    """
     outputs = [net(to_ink(glyphs.images[i : i + 256])) for i in range(0, len(glyphs.images), 256)]
     layout, radical, strokes = (torch.cat(parts) for parts in zip(*outputs, strict=True))
     guess = np.array(names)[layout.argmax(dim=1).numpy()]
@@ -181,18 +184,16 @@ def accuracy(net: GlyphNet, glyphs: Glyphs, names: list[str]) -> dict:
     group = {"horizontal": 1, "vertical": 2}
     same_group = np.array([group.get(g) == group.get(t) for g, t in zip(guess, truth, strict=True)])
     radical_right = radical.argmax(dim=1).numpy() + 1 == glyphs.radicals
-    commonest = np.isin(glyphs.radicals, common_radicals(glyphs.radicals))
     error = np.abs((strokes * STROKE_SCALE).numpy() - glyphs.strokes)
     return {
         "glyphs": int(judged.sum()),
         "layout": _share(right[judged]),
         "layout_horizontal_vertical_other": _share(same_group[judged]),
-        "layout_per_class": {
-            name: {"glyphs": int((truth == name).sum()), "accuracy": _share(right[truth == name])} for name in names
-        },
+        "layout_per_class": {name: _class(right, truth == name) for name in names},
         "layout_precision": {name: _share(right[judged & (guess == name)]) for name in names},
         "radical": _share(radical_right),
-        "radical_36_commonest": _share(radical_right[commonest]),
+        "radical_36_commonest": _share(radical_right[np.isin(glyphs.radicals, commonest)]),
+        "radical_per_class": {str(r): _class(radical_right, glyphs.radicals == r) for r in commonest},
         "strokes_mean_error": round(float(error.mean()), 3),
         "strokes_within_1": _share(error <= 1),
     }
@@ -202,6 +203,10 @@ def common_radicals(radicals: np.ndarray, count: int = NUM_COMMON_RADICALS) -> n
     """The radicals that occur most often, commonest first."""
     values, counts = np.unique(radicals, return_counts=True)
     return values[np.argsort(-counts, kind="stable")][:count]
+
+
+def _class(right: np.ndarray, members: np.ndarray) -> dict:
+    return {"glyphs": int(members.sum()), "accuracy": _share(right[members])}
 
 
 def _share(right: np.ndarray) -> float | None:
@@ -226,16 +231,6 @@ def half_precision(net: GlyphNet) -> tuple[GlyphNet, bytes]:
     return net, save({k: v.contiguous() for k, v in tensors.items()})
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Train, measure on the test split, write model.safetensors and classifier.json."""
     parser = argparse.ArgumentParser(prog="python -m ldm.evaluation.glyph_classifier", description=__doc__)
@@ -255,6 +250,7 @@ def main(argv: list[str] | None = None) -> int:
     net, weights = half_precision(fit(train, names, options, report=lambda line: print(line, flush=True)))
     flags = ["--output", str(args.output), "--steps", str(args.steps), "--seed", str(args.seed)]
     command = ["python", "-m", "ldm.evaluation.glyph_classifier", *flags, *(["--bf16"] if args.bf16 else [])]
+    commonest = common_radicals(train.radicals).tolist()
     card = {
         "format": 1,
         "sha256": hashlib.sha256(weights).hexdigest(),
@@ -262,15 +258,15 @@ def main(argv: list[str] | None = None) -> int:
         "parameters": sum(p.numel() for p in net.parameters()),
         "layouts": names,
         "merged_layouts": MERGED,
-        "common_radicals": common_radicals(train.radicals).tolist(),
+        "common_radicals": commonest,
         "trained_on": {"split": "train", "glyphs": len(train.layouts), "fingerprint": splits["train"].fingerprint},
-        "test": accuracy(net, load_glyphs(splits["test"]), names),
-        "heldout": accuracy(net, load_glyphs(splits["heldout"]), names),
+        "test": accuracy(net, load_glyphs(splits["test"]), names, commonest),
+        "heldout": accuracy(net, load_glyphs(splits["heldout"]), names, commonest),
         "command": shlex.join(command),
         "seconds": round(time.monotonic() - started),
     }
     args.output.mkdir(parents=True, exist_ok=True)
-    write(args.output / WEIGHTS, weights)
-    write(args.output / CARD, (json.dumps(card, indent=1) + "\n").encode())
+    write_whole(args.output / WEIGHTS, weights)
+    write_whole(args.output / CARD, (json.dumps(card, indent=1) + "\n").encode())
     print(json.dumps({name: card["test"][name] for name in ("layout", "radical", "radical_36_commonest")}))
     return 0

@@ -1,11 +1,13 @@
 """How much of a picture an autoencoder keeps: PSNR, SSIM, and whether the OCR still reads the same character."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.functional import conv2d
 
+from ldm.errors import UserError
 from ldm.evaluation.sheet import sheet
 
 DENSE_FRACTION = 0.1  # 'the densest decile': the tenth of the pictures with the most ink
@@ -95,6 +97,23 @@ def vae_report(vae, data, reader, output: Path | None, limit: int = 512, picture
         output = Path(output)
         output.mkdir(parents=True, exist_ok=True)
         strip(before, after, pictures).save(output / "reconstructions.png")
+    return report
+
+
+def write_report(vae, data, run: Path) -> dict:
+    """`vae_report` of a finished run, with the OCR where it is installed, written to <run>/report.json and printed."""
+    from ldm.evaluation.ocr import GlyphReader
+
+    try:
+        reader = GlyphReader() if data.ids[0].startswith("U+") else None
+    except UserError as error:
+        print(f"report without OCR: {error}")
+        reader = None
+    report = vae_report(vae, data, reader, run)
+    temporary = run / ".report.json.tmp"
+    temporary.write_text(json.dumps(report, indent=1))
+    temporary.replace(run / "report.json")
+    print(f"reconstruction: {json.dumps(report)}")
     return report
 
 
