@@ -1,15 +1,22 @@
 """The stock classes a model folder may name, each imported from its own file.
 
-`from diffusers import UNet2DConditionModel` runs the package files of `diffusers.models.unets`, `.transformers` and
-`.autoencoders`, which import about a hundred other models: 3 of the 9 seconds between the shell and the first picture.
-Here those packages stand in as lazy ones: their own code runs only when somebody asks them for a name.
+`from diffusers import UNet2DConditionModel` runs the files of whole packages, which import about a hundred other models
+and all of scipy.stats: more than half of the time between the shell and the first picture. Here a few packages get lazy
+stand-ins: their own code runs only when somebody asks them for a name, and then they are complete.
 """
 
 import importlib
 import importlib.util
 import sys
 
-_LAZY = ("diffusers.models.unets", "diffusers.models.transformers", "diffusers.models.autoencoders", "diffusers.hooks")
+_LAZY = (
+    "scipy.stats",  # diffusers imports it where it is installed, for one option of its schedulers
+    "transformers.models",
+    "diffusers.models.unets",
+    "diffusers.models.transformers",
+    "diffusers.models.autoencoders",
+    "diffusers.hooks",
+)
 _SCHEDULERS = {
     "DPMSolverMultistepScheduler": "dpmsolver_multistep",
     "UniPCMultistepScheduler": "unipc_multistep",
@@ -46,21 +53,30 @@ def _defer(package: str) -> None:
     Submodules are found through its `__path__`, as usual. The first attribute that is missing runs the package's own
     file in the same module object, so whoever imports the package later gets the whole of it.
     """
-    if package in sys.modules:
-        return
     parent, _, name = package.rpartition(".")
+    if package in sys.modules or importlib.util.find_spec(parent.partition(".")[0]) is None:
+        return
     owner = importlib.import_module(parent)
     spec = importlib.util.find_spec(package)
-    if spec is None or spec.loader is None:  # another version of diffusers without it
+    if spec is None or spec.loader is None:  # a version without it
         return
     module = importlib.util.module_from_spec(spec)
+    ran = False
 
     def load_rest(attribute: str):
+        nonlocal ran
         if attribute.startswith("__"):
             raise AttributeError(attribute)
-        module.__dict__.pop("__getattr__", None)
-        spec.loader.exec_module(module)
-        return getattr(module, attribute)
+        if not ran:
+            ran = True
+            spec.loader.exec_module(module)
+        real = sys.modules[package]  # transformers' packages replace themselves there
+        setattr(owner, name, real)
+        if real is not module:
+            return getattr(real, attribute)
+        if attribute not in module.__dict__:
+            raise AttributeError(f"module {package!r} has no attribute {attribute!r}")
+        return module.__dict__[attribute]
 
     module.__dict__["__getattr__"] = load_rest
     sys.modules[package] = module
