@@ -9,14 +9,14 @@ class UserError(Exception):
     """A fault the user can mend. The message says what came, what is allowed and what to do next, in one line."""
 
 
-def prepare_threads(threads: int | None = None) -> None:
-    """Set the OpenMP wait policy, and the thread count if given. Works only before torch is imported.
+def prepare_threads(threads: int = 0) -> None:
+    """Set the OpenMP wait policy, and the thread count unless it is 0. Works only before torch is imported.
 
     Two spinning OpenMP threads beside one busy process run eager torch 13 to 15 times slower; passive waiting
     brings that to 1.2 times. A value the user has set is left alone.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if threads is not None:
+    if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
 
 

@@ -1,0 +1,184 @@
+"""The autoencoder: a stock `AutoencoderKL` trained on the user's images, with latents whitened inside its own weights.
+
+Three spaces: images in [-1, 1]; raw latents, as the network was trained to use them; model latents, about N(0, 1) per
+channel, which the denoiser sees. After training the change from raw to model latents is folded into `quant_conv` and
+`post_quant_conv`, so encode and decode of the saved network speak model latents, and `scaling_factor` is 1.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from ldm.config import VaeLoss, VaeModel, VaeSettings
+from ldm.data import ImageTextData, Splits
+from ldm.errors import UserError
+from ldm.image_losses import PatchDiscriminator, RandomFeatures, edge_loss, gaussian_kl, hinge_discriminator_loss
+from ldm.training import Rows, Sample, draw_rows, mix
+
+
+def build_vae(model: VaeModel, channels: int, resolution: int = 64) -> AutoencoderKL:
+    """An AutoencoderKL for images (B, channels, H, W) with latents (B, latent_channels, H / f, W / f)."""
+    levels = len(model.block_out_channels)
+    return AutoencoderKL(
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(model.block_out_channels),
+        layers_per_block=model.layers_per_block,
+        latent_channels=model.latent_channels,
+        norm_num_groups=model.norm_num_groups,
+        sample_size=resolution,
+        mid_block_add_attention=model.mid_attention,
+        scaling_factor=1.0,
+    )
+
+
+def load_vae(folder: Path) -> AutoencoderKL:
+    """The finished VAE of a run, or any folder with an AutoencoderKL, frozen. Raises: UserError if there is none."""
+    for candidate in (folder / "final" / "vae", folder / "vae", folder):
+        if (candidate / "config.json").is_file() and (candidate / "diffusion_pytorch_model.safetensors").is_file():
+            return AutoencoderKL.from_pretrained(candidate, use_safetensors=True).eval().requires_grad_(False)
+    raise UserError(f"no finished VAE in {folder}: run train_vae.py first, or point --vae to a folder that holds one")
+
+
+def to_images(pixels: np.ndarray) -> Tensor:
+    """uint8 (B, H, W, C) in 0..255 -> float32 (B, C, H, W) in [-1, 1]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def to_pixels(images: Tensor) -> np.ndarray:
+    """Float (B, C, H, W) in [-1, 1] -> uint8 (B, H, W, C), clipped and rounded."""
+    scaled = images.detach().float().add(1).mul(127.5).round().clamp(0, 255)
+    return scaled.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
+
+
+def image_batches(data: ImageTextData, batch_size: int = 64, limit: int | None = None) -> Iterator[Tensor]:
+    """The images of a data set in order, in [-1, 1], batch by batch."""
+    count = min(len(data), limit or len(data))
+    for start in range(0, count, batch_size):
+        yield to_images(np.stack([data.image(i) for i in range(start, min(count, start + batch_size))]))
+
+
+@torch.no_grad()
+def latent_statistics(vae: AutoencoderKL, images: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+    """Per-channel mean and std of latents drawn from the posterior, float64 of shape (c,) each.
+
+    The variance is that of the mixture: variance of the posterior means plus the mean posterior variance.
+    """
+    first = second = count = 0.0
+    for batch in images:
+        posterior = vae.encode(batch.to(vae.device, vae.dtype)).latent_dist
+        mean = posterior.mean.double()
+        first = first + mean.sum((0, 2, 3))
+        second = second + (mean.square() + posterior.var.double()).sum((0, 2, 3))
+        count += mean.numel() / mean.shape[1]
+    mean = first / count
+    return mean.cpu(), (second / count - mean.square()).sqrt().cpu()
+
+
+@torch.no_grad()
+def fold_whitening(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
+    """Change the VAE, in place, so that its latents are (z - mean) / std of what they were; decoding undoes it exactly.
+
+    quant_conv gives [mean, logvar] of the posterior: its first c rows are divided by std after taking mean off the
+    bias, its last c biases fall by 2 log std. post_quant_conv takes z' = (z - mean) / std: W' = W std, b' = b + W mean.
+    """
+    if (std <= 1e-6).any():
+        raise UserError(f"latent channels {(std <= 1e-6).nonzero().flatten().tolist()} are dead (std 0): train longer or lower loss.kl")
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    shift, scale = mean.to(quant.weight), std.to(quant.weight)
+    c = len(scale)
+    quant.bias[:c] = (quant.bias[:c] - shift) / scale
+    quant.weight[:c] /= scale.view(-1, 1, 1, 1)
+    quant.bias[c:] -= 2 * scale.log()
+    post.bias += post.weight[:, :, 0, 0] @ shift
+    post.weight *= scale.view(1, -1, 1, 1)
+
+
+class VaeObjective(nn.Module):
+    """The VAE, its losses and its discriminator as one module: forward gives the loss to minimise."""
+
+    def __init__(self, vae: AutoencoderKL, loss: VaeLoss):
+        super().__init__()
+        self.vae, self.weights = vae, loss
+        channels = vae.config.in_channels
+        self.perceptual = RandomFeatures(channels) if loss.perceptual else None
+        self.discriminator = PatchDiscriminator(channels) if loss.adversarial else None
+
+    def forward(self, images: Tensor, noise: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images (B, C, H, W) in [-1, 1] and the posterior's standard normal noise (B, c, h, w)."""
+        posterior = self.vae.encode(images).latent_dist
+        decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        terms = {
+            "l1": (decoded - images).abs().mean(),
+            "edge": edge_loss(decoded, images),
+            "kl": gaussian_kl(posterior.mean.float(), posterior.logvar.float()),
+        }
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(decoded, images)
+        playing = self.discriminator is not None and progress >= self.weights.adversarial_start
+        if playing:
+            terms["adversarial"] = -self.discriminator.frozen(decoded).mean()
+        loss = sum(getattr(self.weights, name) * value for name, value in terms.items())
+        if playing:
+            terms["discriminator"] = hinge_discriminator_loss(self.discriminator(images), self.discriminator(decoded.detach()))
+            loss = loss + terms["discriminator"]
+        return loss, terms
+
+
+class VaeTask:
+    """Teaches a VAE: see `ldm.training.Task`."""
+
+    def __init__(self, settings: VaeSettings, data: Splits):
+        self.settings, self.data = settings, data
+        model = settings.model
+        if data.train.resolution % model.factor:
+            raise UserError(f"data.resolution {data.train.resolution} must be a multiple of the VAE's factor {model.factor}")
+        if settings.crop % model.factor or settings.crop > data.train.resolution:
+            raise UserError(f"crop {settings.crop} must be a multiple of {model.factor} of at most {data.train.resolution}")
+        torch.manual_seed(mix(settings.seed, 1))
+        self.model = build_vae(model, data.train.channels, data.train.resolution)
+        self.module = VaeObjective(self.model, settings.loss)
+        self.num_samples = len(data.train)
+        self.find_unused_parameters = settings.loss.adversarial > 0 and settings.loss.adversarial_start > 0
+
+    def batch(self, samples: list[Sample], rows: Rows) -> dict[str, Tensor]:
+        images = to_images(np.stack([self._pixels(sample) for sample in samples]))
+        side = images.shape[-1] // self.settings.model.factor
+        shape = (self.settings.model.latent_channels, side, side)
+        return {"images": images, "noise": draw_rows(rows, shape, self.settings.seed, 2)}
+
+    def _pixels(self, sample: Sample) -> np.ndarray:
+        pixels, crop = self.data.train.image(sample.index), self.settings.crop
+        if not crop:
+            return pixels
+        rng = np.random.default_rng([self.settings.seed, sample.epoch, sample.index])
+        top, left = rng.integers(0, pixels.shape[0] - crop + 1, 2)
+        return pixels[top : top + crop, left : left + crop]
+
+    @torch.no_grad()
+    def report(self, folder: Path, label: str) -> dict[str, float]:
+        from ldm.evaluation.sheet import sheet
+
+        errors, strip = [], []
+        for batch in image_batches(self.data.validation, 32, limit=128):
+            images = batch.to(self.model.device)
+            decoded = self.model.decode(self.model.encode(images).latent_dist.mode()).sample.clamp(-1, 1)
+            errors.append((decoded - images).square().mean((1, 2, 3)).cpu())
+            strip += [to_pixels(images), to_pixels(decoded)] if len(strip) < 2 else []
+        pairs = [image for pixels in strip for image in pixels[:16]]
+        sheet(pairs, columns=16).save(folder / f"{label}.png")
+        psnr = 10 * torch.log10(4 / torch.cat(errors).clamp(min=1e-10))
+        return {"psnr": psnr.mean().item()}
+
+    def finish(self, folder: Path) -> None:
+        statistics = latent_statistics(self.model, image_batches(self.data.train, limit=4096))
+        fold_whitening(self.model, *statistics)
+        self.model.save_pretrained(folder / "vae")
+
+

@@ -1,0 +1,57 @@
+"""A run directory: where a trainer writes, what it was started with, and where the parts beside it are."""
+
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import yaml
+
+from ldm.config import RunSettings
+from ldm.errors import UserError
+from ldm.settings_io import run_dir, to_yaml
+
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "datasets", "numpy", "pillow", "open_clip_torch", "xformers")
+
+
+def open_run(settings: RunSettings, part: str) -> Path:
+    """Make the run directory and write config.yaml and versions.json into it. Raises: UserError if it cannot."""
+    run = run_dir(settings, part)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        _replace(run / "config.yaml", to_yaml(settings))
+        _replace(run / "versions.json", json.dumps(versions(), indent=1))
+    except OSError as error:
+        raise UserError(f"cannot write to {run}: {error.strerror or error}; choose another --output-dir") from error
+    return run
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the platform and the packages that decide a run."""
+    found = {"python": platform.python_version(), "machine": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def sibling(run: Path, part: str) -> Path:
+    """The run of another part of the same project: runs/glyphs/ldm -> runs/glyphs/vae."""
+    return run.parent / part
+
+
+def configured(run: Path) -> dict:
+    """The settings a run was started with, as plain values; {} when the folder is no run."""
+    try:
+        return yaml.safe_load((run / "config.yaml").read_text()) or {}
+    except OSError:
+        return {}
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

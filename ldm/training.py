@@ -1,0 +1,446 @@
+"""One loop for all three parts. It asks a task for a loss and never sees sigma, prompts or pixels.
+
+Everything random in a step is a function of (seed, step): which samples, their captions and crops, the noise and
+times of the whole global batch (of which each process takes its rows), and the seed of dropout. So the losses do
+not depend on the number of processes, validation cannot disturb training, and a resumed run needs no RNG state.
+"""
+
+import json
+import logging
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ldm import checkpoint
+from ldm.config import OptimOptions, RunSettings, TrainOptions
+from ldm.errors import UserError
+
+log = logging.getLogger("ldm")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The part of a global batch that one process handles in one accumulation step."""
+
+    step: int
+    start: int
+    stop: int
+    batch_size: int  # global
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One place in the stream of samples: which item, in which epoch."""
+
+    index: int
+    epoch: int
+
+
+class Task(Protocol):
+    """What a trainer teaches: a module whose forward gives the loss, and the batches it eats."""
+
+    module: nn.Module  # forward(**batch) -> (loss, {name: scalar tensor}); everything trainable is in it
+    model: nn.Module  # the part of it that is kept: EMA follows its parameters
+    num_samples: int
+    find_unused_parameters: bool
+
+    def batch(self, samples: list[Sample], rows: Rows) -> dict[str, Tensor]:
+        """CPU tensors for these samples; may depend on (seed, step) and the samples, never on the rank."""
+        ...
+
+    def report(self, folder: Path, label: str) -> dict[str, float]:
+        """Validation numbers of the model as it is now, and pictures written into `folder`; main process only."""
+        ...
+
+    def finish(self, folder: Path) -> None:
+        """Write the finished component(s) in stock layout into an empty folder; main process only."""
+        ...
+
+
+def mix(*numbers: int) -> int:
+    """A 63-bit seed from several integers; equal inputs give equal seeds on every machine."""
+    return int(np.random.SeedSequence(numbers).generate_state(2, np.uint32).astype(np.uint64) @ [1, 2**31])
+
+
+def generator_for(*numbers: int) -> torch.Generator:
+    return torch.Generator().manual_seed(mix(*numbers))
+
+
+def draw_rows(rows: Rows, shape: tuple[int, ...], *seed: int) -> Tensor:
+    """This process's rows of one standard normal tensor for the whole global batch."""
+    return torch.randn(rows.batch_size, *shape, generator=generator_for(*seed, rows.step))[rows.start : rows.stop]
+
+
+class Batches(Dataset):
+    """Maps `Rows` to a batch: sample j of step s is place s * batch_size + j of an endless stream of shuffled epochs."""
+
+    def __init__(self, task: Task, seed: int):
+        self.task, self.seed, self._orders = task, seed, {}
+
+    def __getitem__(self, rows: Rows) -> dict[str, Tensor]:
+        first = rows.step * rows.batch_size
+        places = [divmod(first + j, self.task.num_samples) for j in range(rows.start, rows.stop)]
+        return self.task.batch([Sample(int(self._order(epoch)[place]), epoch) for epoch, place in places], rows)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            if len(self._orders) > 2:  # a batch spans few epochs; keep memory flat over thousands of them
+                self._orders.clear()
+            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.task.num_samples)
+        return self._orders[epoch]
+
+
+def rows_of(train: TrainOptions, first_step: int, rank: int, world: int) -> Iterator[Rows]:
+    """The rows that one process handles, step by step, accumulation step by accumulation step."""
+    share = train.batch_size // (world * train.gradient_accumulation_steps)
+    for step in range(first_step, train.num_steps):
+        for micro in range(train.gradient_accumulation_steps):
+            start = (micro * world + rank) * share
+            yield Rows(step, start, start + share, train.batch_size)
+
+
+def lr_factor(optim: OptimOptions, step: int, num_steps: int) -> float:
+    """The learning rate at a global step (0-based) as a share of `optim.lr`: linear warm-up, then the schedule."""
+    if step < optim.warmup_steps:
+        return (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return 1.0
+    if optim.schedule == "cosine":
+        progress = (step - optim.warmup_steps) / max(1, num_steps - optim.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    decay_steps = max(1, round(optim.decay_fraction * num_steps))
+    return min(1.0, (num_steps - step) / decay_steps)
+
+
+def precision(wanted: str) -> str:
+    """'auto' as the best this machine does natively: bf16 where CUDA or the CPU's matrix units have it, else fp32."""
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    # Without AMX, bf16 is emulated: convolutions 3 to 7 times and matrix products 80 times slower than fp32.
+    return "bf16" if torch.cpu._is_amx_tile_supported() else "no"
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay for matrices and kernels only; never for biases, norms and other vectors."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def check_world(world: int) -> None:
+    """`accelerate launch --cpu --num_processes 2` starts one process without a word; say so instead."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode().split("\0")
+        asked = int(words[words.index("--num_processes") + 1])
+    except (OSError, ValueError, IndexError):
+        return
+    if asked > 1 and world == 1 and any("accelerate" in word for word in words):
+        raise UserError(
+            f"accelerate was asked for {asked} processes and started 1; on CPU use: "
+            f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {asked} ..."
+        )
+
+
+class Trainer:
+    """Fits one task in one run directory: `fit()` trains, reports, saves, resumes and writes `final/`."""
+
+    def __init__(self, task: Task, settings: RunSettings, run: Path):
+        self.task, self.settings, self.run, self.train = task, settings, run, settings.train
+        loggers = [name for name in self.train.report_to if name != "none"]
+        self.accelerator = Accelerator(
+            mixed_precision=precision(self.train.mixed_precision),
+            log_with=loggers or None,
+            project_dir=run / "logs",
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=task.find_unused_parameters)],
+        )
+        world = self.accelerator.num_processes
+        check_world(world)
+        if self.train.batch_size % (world * self.train.gradient_accumulation_steps):
+            raise UserError(
+                f"train.batch_size {self.train.batch_size} is the global batch and must be a multiple of processes x "
+                f"gradient_accumulation_steps = {world} x {self.train.gradient_accumulation_steps}"
+            )
+        task.module.to(self.accelerator.device)
+        if self.accelerator.mixed_precision != "no":  # matrix units want channels last; fp32 on CPU is faster without
+            task.module.to(memory_format=torch.channels_last)
+        optim = settings.optim
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(task.module, optim.weight_decay), lr=optim.lr, betas=optim.betas, fused=True
+        )
+        self.ema = EMAModel(task.model.parameters(), decay=self.train.ema_decay, foreach=True)
+        self.step = 0
+
+    def fit(self, resume: str = "auto") -> None:
+        """Train to `num_steps` and write `final/`. `resume`: 'auto', 'never', or a checkpoint's folder."""
+        self._resume(resume)
+        module, optimizer = self.accelerator.prepare(self.task.module, self.optimizer)
+        if self.train.compile:
+            module = torch.compile(module)
+        if self.accelerator.is_main_process and self.accelerator.log_with:
+            self.accelerator.init_trackers("ldm")
+        meter = Meter(self)
+        self._log(f"{self.run}: step {self.step} of {self.train.num_steps}, {self.accelerator.num_processes} process(es), "
+                  f"{self.accelerator.mixed_precision} precision, {self.accelerator.device}")
+        if self.step == 0:
+            self._report()
+        for micros in self._steps():
+            self._step(module, optimizer, micros, meter)
+            last = self.step == self.train.num_steps
+            if self.step % self.train.log_every == 0 or last:
+                meter.show()
+            if last or self.train.sample_every and self.step % self.train.sample_every == 0:
+                self._report()
+                meter.pause()
+            if last or self.step % self.train.save_every == 0:
+                self.save()
+                meter.pause()
+        if self.accelerator.is_main_process:
+            self._finish()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    def _steps(self) -> Iterator[Iterator[dict[str, Tensor]]]:
+        """The micro-batches of each remaining step, on the device; the loader counts on where the run stopped."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        loader = iter(
+            DataLoader(
+                Batches(self.task, self.settings.seed),
+                sampler=list(rows_of(self.train, self.step, rank, world)),
+                batch_size=None,
+                num_workers=self.train.num_workers,
+                pin_memory=self.accelerator.device.type == "cuda",
+            )
+        )
+        for _ in range(self.step, self.train.num_steps):
+            yield (next(loader) for _ in range(self.train.gradient_accumulation_steps))
+
+    def _step(self, module, optimizer, micros, meter: "Meter") -> None:
+        accumulation = self.train.gradient_accumulation_steps
+        rate = self.settings.optim.lr * lr_factor(self.settings.optim, self.step, self.train.num_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(mix(self.settings.seed, self.step, self.accelerator.process_index))  # dropout
+        self.task.module.train()
+        for micro in range(accumulation):
+            with meter.waiting():
+                batch = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in next(micros).items()}
+            with self.accelerator.no_sync(module) if micro + 1 < accumulation else _nothing():
+                loss, metrics = module(**batch, progress=self.step / self.train.num_steps)
+                self.accelerator.backward(loss / accumulation)
+            meter.add(loss, metrics)
+        norm = self.accelerator.clip_grad_norm_(self.task.module.parameters(), self.settings.optim.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        if self.train.ema_decay:
+            self.ema.step(self.task.model.parameters())
+        self.step += 1
+        meter.end_step(norm, rate)
+
+    def save(self) -> None:
+        """Write a checkpoint and delete all but the newest `keep_checkpoints`; refuses non-finite weights."""
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        tensors = {"model": _trained(self.task.module), "optimizer": self._optimizer_tensors()}
+        if self.train.ema_decay:
+            tensors["ema"] = dict(zip(_names(self.task.model), self.ema.shadow_params, strict=True))
+        if not all(torch.isfinite(tensor).all() for tensor in tensors["model"].values()):
+            raise UserError(f"weights became non-finite before step {self.step}; lower optim.lr, then --resume auto")
+        folder = self.run / "checkpoints"
+        state = {"step": self.step, "seed": self.settings.seed, "ema_steps": self.ema.optimization_step}
+        checkpoint.save(folder / checkpoint.name(self.step), tensors, state)
+        checkpoint.prune(folder, self.train.keep_checkpoints)
+
+    def _resume(self, resume: str) -> None:
+        folder = self.run / "checkpoints"
+        found = None if resume == "never" else checkpoint.newest(folder) if resume == "auto" else Path(resume)
+        if found is None:
+            if resume == "never" and checkpoint.saved(folder):
+                raise UserError(f"{self.run} already holds checkpoints; use --resume auto, or another --output-dir")
+            return
+        tensors, state = checkpoint.load(found)
+        _load(self.task.module, tensors["model"], found)
+        if self.train.ema_decay and "ema" in tensors:
+            _fill(self.ema.shadow_params, [tensors["ema"][name] for name in _names(self.task.model)])
+            self.ema.optimization_step = state["ema_steps"]
+        self._load_optimizer(tensors["optimizer"])
+        self.step = state["step"]
+        self._log(f"resumed {found}")
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        names = {parameter: name for name, parameter in self.task.module.named_parameters()}
+        return {f"{key}/{names[p]}": value for p, state in self.optimizer.state.items() for key, value in state.items()}
+
+    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        parameters = dict(self.task.module.named_parameters())
+        for full, value in tensors.items():
+            key, name = full.split("/", 1)
+            parameter = parameters[name]
+            self.optimizer.state[parameter][key] = value if key == "step" and parameter.device.type == "cpu" else value.to(parameter.device)
+
+    def _report(self) -> None:
+        """Pictures and validation of the raw and the EMA weights, by the main process, outside the training RNG."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.task.module.eval()
+            folder = self.run / "samples"
+            folder.mkdir(exist_ok=True, parents=True)
+            numbers = {f"raw/{k}": v for k, v in self.task.report(folder, f"{self.step:08d}-raw").items()}
+            if self.train.ema_decay:
+                with self._ema_weights():
+                    numbers |= {f"ema/{k}": v for k, v in self.task.report(folder, f"{self.step:08d}-ema").items()}
+            self.write_log({"step": self.step} | numbers)
+            self._log("  ".join([f"step {self.step} validation"] + [f"{k} {v:.4g}" for k, v in numbers.items()]))
+        self.accelerator.wait_for_everyone()
+
+    def _ema_weights(self):
+        return _Swapped(list(self.task.model.parameters()), self.ema.shadow_params)
+
+    def _finish(self) -> None:
+        self.task.module.eval()
+        with self._ema_weights() if self.train.ema_decay else _nothing():
+            with checkpoint.staged(self.run / "final") as folder:
+                self.task.finish(folder)
+        self._log(f"finished: {self.run / 'final'}")
+
+    def write_log(self, entry: dict) -> None:
+        with open(self.run / "log.jsonl", "a") as file:
+            file.write(json.dumps(entry) + "\n")
+        if self.accelerator.log_with:
+            self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
+
+    def _log(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            print(text, flush=True)
+
+
+class Meter:
+    """Speed, waiting and losses between two lines of progress; reads the device only when a line is due."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self._clear()
+
+    def _clear(self) -> None:
+        self.losses, self.metrics, self.wait, self.steps, self.begin = [], {}, 0.0, 0, time.perf_counter()
+        self.idle, self.norm, self.rate, self._mark = 0.0, None, 0.0, None
+
+    def waiting(self):
+        return _Stopwatch(self)
+
+    def add(self, loss: Tensor, metrics: dict[str, Tensor]) -> None:
+        self.losses.append(loss.detach())
+        for name, value in metrics.items():
+            self.metrics.setdefault(name, []).append(value.detach())
+
+    def end_step(self, norm, rate: float) -> None:
+        self.norm, self.rate, self.steps = norm, rate, self.steps + 1
+        self._mark = time.perf_counter()
+
+    def pause(self) -> None:
+        """Leave the time since the last step (reports, saving) out of the speed."""
+        if self._mark is None:
+            self.begin = time.perf_counter()
+        else:
+            self.idle += time.perf_counter() - self._mark
+
+    def show(self) -> None:
+        """Print one line, log it, start anew. All processes must call it: losses are averaged over them."""
+        trainer = self.trainer
+        gathered = trainer.accelerator.reduce(torch.stack(self.losses).mean(), "mean")
+        entry = {"step": trainer.step, "loss": gathered.item(), "lr": self.rate, "grad_norm": float(self.norm)}
+        entry |= {name: torch.stack(values).float().mean().item() for name, values in self.metrics.items()}
+        seconds = max(1e-9, time.perf_counter() - self.begin - self.idle)
+        entry["images_per_second"] = self.steps * trainer.train.batch_size / seconds
+        entry["data_wait"] = self.wait / seconds
+        entry["memory_mb"] = _peak_memory_mb(trainer.accelerator.device)
+        left = (trainer.train.num_steps - trainer.step) * seconds / self.steps
+        if not math.isfinite(entry["loss"]):
+            raise UserError(f"the loss became non-finite before step {trainer.step}; lower optim.lr, then --resume auto")
+        if trainer.accelerator.is_main_process:
+            trainer.write_log(entry)
+            extra = "  ".join(f"{name} {entry[name]:.4g}" for name in self.metrics)
+            print(
+                f"step {trainer.step}/{trainer.train.num_steps}  ETA {left / 60:.1f} min  {entry['images_per_second']:.0f} images/s  "
+                f"loss {entry['loss']:.4f}  {extra}  lr {self.rate:.2e}  grad norm {entry['grad_norm']:.2f}  "
+                f"data wait {entry['data_wait']:.0%}  memory {entry['memory_mb']:.0f} MB",
+                flush=True,
+            )
+        self._clear()
+
+
+class _Stopwatch:
+    def __init__(self, meter: Meter):
+        self.meter = meter
+
+    def __enter__(self):
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.meter.wait += time.perf_counter() - self.start
+
+
+class _Swapped:
+    """Within the block the parameters hold other values; afterwards exactly their own again."""
+
+    def __init__(self, parameters: list[nn.Parameter], values: list[Tensor]):
+        self.parameters, self.values = parameters, values
+
+    def __enter__(self):
+        self.own = [parameter.detach().clone() for parameter in self.parameters]
+        _fill(self.parameters, self.values)
+
+    def __exit__(self, *_):
+        _fill(self.parameters, self.own)
+
+
+class _nothing:
+    def __enter__(self): ...
+    def __exit__(self, *_): ...
+
+
+def _fill(targets: list[Tensor], values: list[Tensor]) -> None:
+    with torch.no_grad():
+        for target, value in zip(targets, values, strict=True):
+            target.copy_(value)
+
+
+def _names(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_parameters()]
+
+
+def _trained(module: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameters and buffers; frozen parts belong to other runs."""
+    tensors = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    return tensors
+
+
+def _load(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    own = _trained(module)
+    if own.keys() != tensors.keys() or any(own[name].shape != value.shape for name, value in tensors.items()):
+        raise UserError(f"checkpoint {source} belongs to another model; restore its settings, or use another --output-dir")
+    _fill(list(own.values()), [tensors[name] for name in own])
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
