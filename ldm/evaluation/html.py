@@ -1,12 +1,6 @@
 """The report as one page: tables of the numbers, and the sheets beside it."""
 
-import io
 from html import escape
-from pathlib import Path
-
-from PIL import Image
-
-from ldm.data.pixels import write_whole
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #222 }
@@ -15,13 +9,6 @@ th { border-bottom: 2px solid #888 } td { border-bottom: 1px solid #ddd }
 td:first-child, th:first-child { text-align: left }
 img { max-width: 100%; border: 1px solid #ccc } figure { margin: 1.5rem 0 } code { background: #f3f3f3 }
 """
-
-
-def save_png(image: Image.Image, path: Path) -> None:
-    """Write a picture whole or not at all."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    write_whole(path, buffer.getvalue())
 
 
 def page(metrics: dict, pictures: list[str]) -> str:

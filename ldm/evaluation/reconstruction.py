@@ -1,14 +1,19 @@
 """How much of a picture an autoencoder keeps: PSNR, SSIM, and whether the OCR still reads the same character."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.functional import conv2d
 
+from ldm.data.pixels import write_whole
 from ldm.errors import UserError
-from ldm.evaluation.sheet import sheet
+from ldm.evaluation.ocr import GlyphReader
+from ldm.evaluation.sheet import save_png, sheet
+
+log = logging.getLogger(__name__)
 
 DENSE_FRACTION = 0.1  # 'the densest decile': the tenth of the pictures with the most ink
 
@@ -50,25 +55,27 @@ def ink(images: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def reconstruct(vae, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
+def reconstruct(vae, images: np.ndarray, batch_size: int = 32) -> tuple[np.ndarray, torch.Tensor]:
     """Encode to the posterior's mean and decode again.
 
     Args:
         vae: a diffusers `AutoencoderKL`, or anything with `encode(x).latent_dist.mode()` and `decode(z).sample`.
         images: uint8 (n, h, w, c).
-    Returns: uint8, same shape.
+    Returns: the reconstructions, uint8 of the same shape, and the latents between, float32 (n, c, h, w).
     """
     parameter = next(vae.parameters())
     training = vae.training
     vae.eval()
-    done = []
+    done, latents = [], []
     for start in range(0, len(images), batch_size):
         x = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2)
         x = (x.float() / 127.5 - 1).to(parameter.device, parameter.dtype)
-        y = vae.decode(vae.encode(x).latent_dist.mode()).sample.float().clamp(-1, 1)
+        z = vae.encode(x).latent_dist.mode()
+        y = vae.decode(z).sample.float().clamp(-1, 1)
+        latents.append(z.float().cpu())
         done.append(((y + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
     vae.train(training)
-    return np.concatenate(done)
+    return np.concatenate(done), torch.cat(latents)
 
 
 def vae_report(vae, data, reader, output: Path | None, limit: int = 512, pictures: int = 16) -> dict:
@@ -82,38 +89,41 @@ def vae_report(vae, data, reader, output: Path | None, limit: int = 512, picture
         pictures: how many are drawn.
     Returns: numbers ready for JSON: psnr, ssim, ink_error (mean absolute difference of the ink fractions), the same
         under "densest_decile"; and with a reader "ocr": read_before (how many the OCR read as the character they
-        are), share_before, same_after (the share of those read as the same character after).
+        are), share_before, same_after (the share of those read as the same character after). "latents": mean and
+        standard deviation of the posterior means per channel.
     """
     chosen = np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).round().astype(int))
     before = np.stack([data.image(int(i)) for i in chosen])
-    after = reconstruct(vae, before)
+    after, latents = reconstruct(vae, before)
     columns = {"psnr": psnr(before, after), "ssim": ssim(before, after), "ink_error": abs(ink(before) - ink(after))}
     if reader is not None:
         columns |= _read(reader, before, after, [data.ids[i] for i in chosen])
     dense = np.argsort(-ink(before), kind="stable")[: max(1, round(DENSE_FRACTION * len(chosen)))]
     report = {"images": len(chosen), **_summary(columns)}
     report["densest_decile"] = {"images": len(dense), **_summary({k: v[dense] for k, v in columns.items()})}
+    mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+    report["latents"] = {"mean": [round(v, 4) for v in mean.tolist()], "std": [round(v, 4) for v in std.tolist()]}
     if output is not None:
-        output = Path(output)
         output.mkdir(parents=True, exist_ok=True)
-        strip(before, after, pictures).save(output / "reconstructions.png")
+        save_png(strip(before, after, pictures), output / "reconstructions.png")
     return report
 
 
 def write_report(vae, data, run: Path) -> dict:
-    """`vae_report` of a finished run, with the OCR where it is installed, written to <run>/report.json and printed."""
-    from ldm.evaluation.ocr import GlyphReader
+    """`vae_report` of a finished run: report.json and reconstructions.png in its folder, one line on the terminal.
 
+    The OCR takes part when the data are glyphs and the extra `eval` is installed.
+    """
     try:
-        reader = GlyphReader() if data.ids[0].startswith("U+") else None
+        reader = GlyphReader() if any(character_of(name) for name in data.ids[:1]) else None
     except UserError as error:
-        print(f"report without OCR: {error}")
+        log.warning("no OCR in the report: %s", error)
         reader = None
     report = vae_report(vae, data, reader, run)
-    temporary = run / ".report.json.tmp"
-    temporary.write_text(json.dumps(report, indent=1))
-    temporary.replace(run / "report.json")
-    print(f"reconstruction: {json.dumps(report)}")
+    write_whole(run / "report.json", (json.dumps(report, indent=1) + "\n").encode())
+    same = report.get("ocr", {}).get("same_after")
+    read = "" if same is None else f"; of the glyphs the OCR reads, {same:.1%} are read the same after"
+    print(f"{run / 'report.json'}: PSNR {report['psnr']:.2f} dB, SSIM {report['ssim']:.4f}{read}")
     return report
 
 

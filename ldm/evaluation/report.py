@@ -20,11 +20,11 @@ from ldm.data.glyphs import GlyphData, glyph_splits
 from ldm.data.pixels import write_whole
 from ldm.errors import UserError
 from ldm.evaluation.glyph_classifier import GlyphClassifier
-from ldm.evaluation.html import page, save_png
+from ldm.evaluation.html import page
 from ldm.evaluation.ocr import GlyphReader
 from ldm.evaluation.reconstruction import ink, vae_report
 from ldm.evaluation.scores import bitmaps, nearest, share
-from ldm.evaluation.sheet import sheet
+from ldm.evaluation.sheet import save_png, sheet
 
 UNNAMED = "other"  # its phrase is plain 'glyph': nothing to obey
 READABLE = 0.5  # OCR confidence from which a glyph counts as read

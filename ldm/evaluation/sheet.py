@@ -1,10 +1,13 @@
 """Contact sheets: many small pictures on one page, with labels, drawn by Pillow alone."""
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ldm.data.pixels import write_whole
 from ldm.errors import UserError
 
 Picture = np.ndarray | Image.Image
@@ -57,6 +60,13 @@ def sheet(
             text = _text(str(labels[i]), width - 2 * pad, background)
             page.paste(text, (x + pad, y + height - LINE))
     return page
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write a picture whole or not at all."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    write_whole(path, buffer.getvalue())
 
 
 def _tile(image: Picture, scale: int) -> Image.Image:

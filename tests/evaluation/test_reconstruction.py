@@ -1,12 +1,13 @@
 """Reconstruction numbers against closed forms, and the report on autoencoders whose answer is known."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from ldm.evaluation.reconstruction import character_of, ink, psnr, reconstruct, ssim, vae_report
+from ldm.evaluation.reconstruction import character_of, ink, psnr, reconstruct, ssim, vae_report, write_report
 
 
 class Perfect(torch.nn.Module):
@@ -84,7 +85,9 @@ def test_ink_is_the_black_share():
 def test_a_perfect_autoencoder_keeps_every_pixel(channels):
     data = Pages(channels=channels)
     images = np.stack([data.image(i) for i in range(len(data))])
-    np.testing.assert_array_equal(reconstruct(Perfect(), images), images)
+    after, latents = reconstruct(Perfect(), images, batch_size=7)
+    np.testing.assert_array_equal(after, images)
+    assert latents.shape == (20, channels, 16, 16) and latents.min() == -1
 
 
 def test_report_of_a_perfect_autoencoder(tmp_path):
@@ -92,6 +95,9 @@ def test_report_of_a_perfect_autoencoder(tmp_path):
     assert report["psnr"] == 99 and report["ssim"] == 1 and report["ink_error"] == 0
     assert report["ocr"] == {"read_before": 19, "share_before": 0.95, "same_after": 1.0}
     assert report["densest_decile"]["images"] == 2
+    pixels = np.stack([Pages().image(i) for i in range(20)]) / 127.5 - 1
+    assert report["latents"]["mean"] == pytest.approx([pixels.mean()], abs=1e-3)
+    assert report["latents"]["std"] == pytest.approx([pixels.std(ddof=1)], abs=1e-3)
     assert (tmp_path / "new" / "reconstructions.png").stat().st_size > 0
 
 
@@ -103,6 +109,14 @@ def test_report_of_one_that_loses_every_character(tmp_path):
 def test_report_without_a_reader_has_no_ocr():
     report = vae_report(Perfect(), Pages(), None, None, limit=5)
     assert report["images"] == 5 and "ocr" not in report
+
+
+def test_report_of_a_run_is_written_beside_it(tmp_path, capsys):
+    data = Pages()
+    data.ids = [f"photos/{i}.jpg" for i in range(20)]  # no glyphs: no OCR
+    report = write_report(Perfect(), data, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text()) == report and "ocr" not in report
+    assert (tmp_path / "reconstructions.png").is_file() and "PSNR 99.00 dB" in capsys.readouterr().out
 
 
 def test_training_mode_is_left_as_it_was():
