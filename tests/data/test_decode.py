@@ -264,6 +264,13 @@ def test_shrinking_is_antialiased():
     assert np.abs(fit_image(board, 16, "crop").astype(int) - 127.5).max() < 4
 
 
+def test_the_fast_way_down_stays_close_to_exact_lanczos():
+    noise = np.random.default_rng(0).integers(0, 256, (15, 20, 3), np.uint8)
+    photo = Image.fromarray(noise).resize((2000, 1500), Image.Resampling.BICUBIC)
+    exact = np.asarray(photo.resize((64, 64), Image.Resampling.LANCZOS)).astype(int)
+    assert np.abs(fit_image(np.asarray(photo), 64, "stretch") - exact).max() <= 3
+
+
 @pytest.mark.parametrize("level", [0, 77, 255])
 def test_a_flat_picture_stays_flat_at_any_size(level):
     for shape in ((100, 37), (5, 9), (16, 16)):
