@@ -9,7 +9,7 @@ Weights are safetensors where a model offers them; other files go through torch'
 """
 
 import difflib
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ def parse_source(source: str) -> tuple[str, str | None]:
     return arch, tag
 
 
-def convert_text_tower(model: nn.Module, tokenizer: object) -> CLIPTextModel:
+def convert_text_tower(model: nn.Module, tokenizer: SimpleTokenizer) -> CLIPTextModel:
     """The text tower of any open_clip model as a `CLIPTextModel` that gives the same hidden states.
 
     Args:
@@ -129,7 +129,7 @@ def _require_clip_tower(tower: nn.Module) -> None:
         _refuse(f"it pools at {pool!r}, not at the end token")
 
 
-def _require_simple_tokenizer(tokenizer: object) -> None:
+def _require_simple_tokenizer(tokenizer: Any) -> None:
     if type(tokenizer) is not SimpleTokenizer:
         _refuse(f"its tokenizer is a {type(tokenizer).__name__}, not CLIP's byte-pair tokenizer")
     if tokenizer.clean_fn is not _clean_lower or tokenizer.reduction_fn is not None:
