@@ -4,46 +4,58 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ldm.errors import UserError
 from ldm.model_folder import read_json, read_yaml
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 PARTS = {"vae": "vae", "text_encoder": "clip"}  # component -> the part whose run made it
 
 
-def write_card(folder: Path, run: Path, metrics: Path | None = None) -> None:
-    """Write README.md into the exported `folder`.
-
-    Args:
-        folder: with model_index.json and ldm.json.
-        run: the LDM run it came from; its config.yaml, versions.json, log.jsonl, parts.json and metrics.json are read
-            where they are there.
-        metrics: JSON file with {name: number or {value, low, high}}, instead of the run's metrics.json.
-    """
+def write_card(folder: Path, metrics: dict[str, Any] | None = None) -> None:
+    """Write README.md into the exported `folder`, from its components, its ldm.json and `metrics` (see `rows`)."""
     import jinja2
 
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    text = template.render(**facts(folder, run, metrics))
+    model = read_json(folder / "ldm.json")
+    text = template.render(
+        model=model,
+        training=model.get("training", {}),
+        scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
+        sizes={name: _parameters(folder / name) for name in ("text_encoder", "vae", "unet")},
+        context=read_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length"),
+        metrics=rows(metrics or {}),
+        picture=next((path.name for path in sorted(folder.glob("*.png"))), None),
+    )
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def facts(folder: Path, run: Path, metrics: Path | None = None) -> dict[str, Any]:
-    """Everything the template may say; absent facts are None or empty."""
+def training_facts(run: Path) -> dict[str, Any]:
+    """What an LDM run recorded about itself, for ldm.json and the card; {} for a folder that is no run."""
     settings = read_yaml(run / "config.yaml")
-    runs = {"ldm": run} | {part: path for part, path in _part_runs(run).items() if path is not None}
+    if not settings:
+        return {}
+    runs = {part: path for part, path in _part_runs(run).items() if path is not None} | {"ldm": run}
     return {
-        "model": read_json(folder / "ldm.json"),
-        "scheduler": read_json(folder / "scheduler" / "scheduler_config.json"),
-        "sizes": {name: _parameters(folder / name) for name in ("text_encoder", "vae", "unet")},
-        "context": read_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length"),
-        "source": settings.get("data", {}).get("source"),
+        "data": _public_source(settings.get("data", {}).get("source")),
         "prompts": settings.get("sampling", {}).get("prompts", [])[:3],
-        "trained": {part: _trained(path) for part, path in runs.items()},
+        "runs": {part: _trained(path) for part, path in runs.items()},
         "config": _public(settings),
-        "metrics": _metrics(run, metrics),
-        "picture": next((p.name for p in sorted(folder.glob("*.png"))), None),
     }
+
+
+def rows(metrics: dict[str, Any]) -> dict[str, str]:
+    """The card's table, name -> text, of the metrics' "summary" (or of all of them, when there is none).
+
+    A metric is a number, or {"share": s, "interval": [low, high], "n": n}; anything else is left out.
+    """
+    table = {}
+    for name, value in metrics.get("summary", metrics).items():
+        if isinstance(value, dict) and "share" in value and len(value.get("interval", [])) == 2:
+            low, high = value["interval"]
+            table[name] = f"{value['share']:.1%} (95% interval {low:.1%} to {high:.1%}, n = {value.get('n', '?')})"
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            table[name] = f"{value:.4g}"
+    return table
 
 
 def _part_runs(run: Path) -> dict[str, Path | None]:
@@ -60,18 +72,27 @@ def _part_runs(run: Path) -> dict[str, Path | None]:
 
 
 def _trained(run: Path) -> dict[str, Any]:
-    """Steps, batch, hours and hardware of one run, as far as it kept them."""
+    """Steps, batch, minutes and hardware of one run, as far as it kept them."""
     settings = read_yaml(run / "config.yaml")
     versions = read_json(run / "versions.json") if (run / "versions.json").is_file() else {}
-    train, rows = settings.get("train", {}), _log(run / "log.jsonl")
-    seconds = next((row[key] for row in reversed(rows) for key in ("seconds", "elapsed", "time") if key in row), None)
+    train, log = settings.get("train", {}), _log(run / "log.jsonl")
     return {
-        "steps": next((row["step"] for row in reversed(rows) if "step" in row), train.get("num_steps")),
+        "steps": max((row["step"] for row in log if "step" in row), default=train.get("num_steps")),
         "batch_size": train.get("batch_size"),
-        "minutes": round(seconds / 60, 1) if isinstance(seconds, int | float) and seconds < 1e8 else None,
-        "hardware": versions.get("hardware") or versions.get("device"),
+        "minutes": _minutes(log, train.get("batch_size", 0)),
+        "hardware": versions.get("hardware"),
         "versions": {name: versions[name] for name in ("torch", "diffusers", "transformers") if name in versions},
     }
+
+
+def _minutes(log: list[dict], batch_size: int) -> float | None:
+    """Time spent in training steps: the images between two lines, over the speed that was measured there."""
+    seconds, last = 0.0, 0
+    for row in log:
+        if row.get("images_per_second") and row.get("step", 0) > last:
+            seconds += (row["step"] - last) * batch_size / row["images_per_second"]
+            last = row["step"]
+    return round(seconds / 60, 1) if seconds else None
 
 
 def _log(path: Path) -> list[dict]:
@@ -100,20 +121,21 @@ def _parameters(component: Path) -> int:
     return total
 
 
-def _metrics(run: Path, given: Path | None) -> dict[str, Any]:
-    if given is not None and not given.is_file():
-        raise UserError(f"--metrics {given}: there is no such file")
-    path = given or run / "metrics.json"
-    return read_json(path) if path.is_file() else {}
-
-
 def _public(settings: dict) -> str:
     """The run's settings as YAML, without the places on the machine that trained it."""
     import yaml
 
-    kept = {key: value for key, value in settings.items() if key not in ("output_dir", "vae", "report_to")}
+    kept = {key: value for key, value in settings.items() if key not in ("output_dir", "vae")}
     if "data" in kept:
         kept["data"] = {key: value for key, value in kept["data"].items() if key != "cache_dir"}
-        if str(kept["data"].get("source", "")).startswith(("/", "~", ".")):
-            kept["data"]["source"] = Path(kept["data"]["source"]).name
-    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).strip() if kept else ""
+        kept["data"]["source"] = _public_source(kept["data"].get("source"))
+    if str(kept.get("text", {}).get("source", "")).startswith(("/", "~", ".")):
+        kept["text"] = {**kept["text"], "source": Path(kept["text"]["source"]).name}
+    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).strip()
+
+
+def _public_source(source: object) -> str | None:
+    """A data set's name; of a local path only its last part."""
+    if not isinstance(source, str):
+        return None
+    return Path(source).name if source.startswith(("/", "~", ".")) else source

@@ -4,6 +4,7 @@ The folder is written beside its destination and renamed at the end, so a half-w
 """
 
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -51,11 +52,11 @@ def export(
         out: the folder to write; an earlier export there is replaced, any other folder is refused.
         dtype: "fp32" or "fp16" weights.
         name: of the model, in its card and ldm.json; None = the name of `out`.
-        metrics: JSON file for the card's table; None = the run's metrics.json, if there is one.
+        metrics: JSON file for the card's table, as `ldm evaluate` writes it.
 
     Raises: UserError if the run is unfinished or `out` is something else.
     """
-    from ldm.card import write_card
+    from ldm.card import training_facts, write_card
 
     if dtype not in DTYPES:
         raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -68,10 +69,11 @@ def export(
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}") from None
     try:
+        pipeline.defaults |= {"training": training_facts(Path(run)) or pipeline.defaults.get("training", {})}
         save_folder(pipeline, stage, name or out.resolve().name)
         _keep_pictures(out, stage)
-        write_card(stage, Path(run), metrics)
-        stage.chmod(0o755)  # mkdtemp made it private
+        write_card(stage, read_json(metrics) if metrics else {})
+        _flush(stage)
         _replace(stage, out)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
@@ -138,6 +140,15 @@ def _refuse_foreign(out: Path) -> None:
     strange = sorted(p.name for p in out.iterdir() if p.name not in known and p.suffix.lower() not in (".png", ".jpg"))
     if strange:
         raise UserError(f"{out} also holds {', '.join(strange[:3])}, which replacing it would delete: move that first")
+
+
+def _flush(stage: Path) -> None:
+    """Bring every file to the disk before the folder gets its name; mkdtemp made the folder private."""
+    for file in stage.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+    stage.chmod(0o755)
 
 
 def _keep_pictures(out: Path, stage: Path) -> None:

@@ -20,7 +20,7 @@ def add_parser(subparsers) -> None:
     export.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to write")
     export.add_argument("--dtype", default="fp32", choices=["fp32", "fp16"], help="of the stored weights")
     export.add_argument("--name", help="of the model, in its card (default: the folder's name)")
-    export.add_argument("--metrics", metavar="FILE", help="JSON file with metrics for the card")
+    export.add_argument("--metrics", metavar="FILE", help="metrics.json of `ldm evaluate`, for the card")
     export.set_defaults(run=run_export)
 
     push = subparsers.add_parser(
