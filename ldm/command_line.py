@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Required
+from typing import Any, Literal, Required, overload
 
 from typing_extensions import TypedDict
 
-from ldm.config import PARTS, RunSettings, Settings
+from ldm.config import PARTS, ClipSettings, LdmSettings, RunSettings, Settings, VaeSettings
 from ldm.errors import UserError
 from ldm.schema import comment_of
 from ldm.settings_io import nearest, paths, resolve, section, to_yaml
@@ -43,6 +43,14 @@ class Invocation:
     config: Path | None = None  # the project file, for those who look up another part's block
 
 
+@overload
+def parse(part: Literal["clip"], argv: Sequence[str] | None = None) -> tuple[ClipSettings, Invocation]: ...
+@overload
+def parse(part: Literal["vae"], argv: Sequence[str] | None = None) -> tuple[VaeSettings, Invocation]: ...
+@overload
+def parse(part: Literal["ldm"], argv: Sequence[str] | None = None) -> tuple[LdmSettings, Invocation]: ...
+@overload
+def parse(part: str, argv: Sequence[str] | None = None) -> tuple[RunSettings, Invocation]: ...
 def parse(part: str, argv: Sequence[str] | None = None) -> tuple[RunSettings, Invocation]:
     """Settings and invocation of `train_<part>.py`.
 
@@ -76,13 +84,11 @@ def parse_overrides(part: str, overrides: Sequence[str]) -> dict:
 def usage(part: str, config: Path | None = None) -> str:
     """The text of --help: usage, flags, and every setting with its value and its comment, one line each."""
     program = f"train_{part}.py"
-    settings = PARTS[part]()
-    if config is not None and config.is_file():
-        settings = resolve(part, config, {})
+    settings = resolve(part, config, {}) if config is not None and config.is_file() else PARTS[part]()
     source = f" and their values in {config}" if config else " and their defaults"
     lines = [_USAGE.format(program=program, pad=" " * len(program), part=part, source=source)]
     for path, _ in paths(PARTS[part]):
-        value = settings
+        value: Any = settings
         for step in path.split("."):
             value = getattr(value, step)
         shown = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
@@ -94,17 +100,19 @@ def usage(part: str, config: Path | None = None) -> str:
 # ---- tyro ----------------------------------------------------------------------------------------------------------
 
 
-def _sparse(kind: type[Settings], **more: type) -> type:
+def _sparse(kind: type[Settings], **more: Any) -> Any:
     """The settings class as a TypedDict in which every key is optional: tyro then returns only what was given."""
-    fields = {name: field.annotation for name, field in kind.model_fields.items()}
-    fields = {name: _sparse(annotation) if section(annotation) else annotation for name, annotation in fields.items()}
-    return TypedDict(kind.__name__, {**fields, **more}, total=False)
+    fields: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        inner = section(field.annotation)
+        fields[name] = _sparse(inner) if inner else field.annotation
+    return TypedDict(kind.__name__, {**fields, **more}, total=False)  # type: ignore[operator]
 
 
 def _tyro(part: str, argv: list[str], with_config: bool) -> dict:
     import tyro  # 0.2 s that `import ldm` need not pay
 
-    more = {"config": Required[tyro.conf.Positional[Path]], **_FLAGS} if with_config else {}
+    more: dict[str, Any] = {"config": Required[tyro.conf.Positional[Path]], **_FLAGS} if with_config else {}
     _check_names(part, argv, with_config)
     program, told = f"train_{part}.py", io.StringIO()
     try:

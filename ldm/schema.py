@@ -24,7 +24,7 @@ _BLOCKS = {
 
 def schema() -> dict:
     """JSON schema (draft 2020-12) of a whole project file: `extends`, the shared keys, and the block of each part."""
-    kinds = [RunSettings, *PARTS.values()]
+    kinds: list[type[Settings]] = [RunSettings, *PARTS.values()]
     references, document = models_json_schema([(kind, "validation") for kind in kinds])
     definitions = document["$defs"]
     for kind in _closure(kinds):

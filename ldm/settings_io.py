@@ -15,18 +15,29 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal, overload
 
 import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from ldm.assets import shipped_configs
-from ldm.config import PARTS, RunSettings, Settings
+from ldm.config import PARTS, ClipSettings, LdmSettings, RunSettings, Settings, VaeSettings
 from ldm.errors import UserError
 
 _MAX_FAULTS = 5
+Layers = list[tuple[str, Any]]  # (how faults in it are labelled, what it sets), the later wins
 
 
-def load(part: str, path: Path | str, overrides: Sequence[str] = ()) -> Settings:
+@overload
+def load(part: Literal["clip"], path: Path | str, overrides: Sequence[str] = ()) -> ClipSettings: ...
+@overload
+def load(part: Literal["vae"], path: Path | str, overrides: Sequence[str] = ()) -> VaeSettings: ...
+@overload
+def load(part: Literal["ldm"], path: Path | str, overrides: Sequence[str] = ()) -> LdmSettings: ...
+@overload
+def load(part: str, path: Path | str, overrides: Sequence[str] = ()) -> RunSettings: ...
+def load(part: str, path: Path | str, overrides: Sequence[str] = ()) -> RunSettings:
     """Settings of one part of a project file.
 
     Args:
@@ -43,7 +54,7 @@ def load(part: str, path: Path | str, overrides: Sequence[str] = ()) -> Settings
     return resolve(part, path, parse_overrides(part, overrides) if overrides else {})
 
 
-def resolve(part: str, path: Path | str, overrides: dict) -> Settings:
+def resolve(part: str, path: Path | str, overrides: dict) -> RunSettings:
     """As `load`, with the overrides as a nested dictionary."""
     path = Path(path)
     raw = read(path)
@@ -51,11 +62,11 @@ def resolve(part: str, path: Path | str, overrides: dict) -> Settings:
     faults = list(_foreign_keys(raw))
     shared = {key: value for key, value in raw.items() if key in RunSettings.model_fields}
     shared.setdefault("name", path.stem)
-    settings = None
+    settings = RunSettings()
     for name in PARTS:
         if name != part and not blocks[name]:
             continue  # its shared keys are checked through `part`
-        layers = [("", shared), (f"{name}.", blocks[name])]
+        layers: Layers = [("", shared), (f"{name}.", blocks[name])]
         if name == part:
             layers.append(("--", overrides))
         try:
@@ -97,7 +108,7 @@ _NUMBER = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|
 class _Loader(yaml.SafeLoader):
     """Safe YAML with 1.2 scalars (`no` is a string, `2e-4` a number); a key given twice is an error."""
 
-    yaml_implicit_resolvers = {}
+    yaml_implicit_resolvers: dict[str, list] = {}
     yaml_constructors = {
         tag: maker
         for tag, maker in yaml.SafeLoader.yaml_constructors.items()
@@ -205,7 +216,7 @@ def section(annotation) -> type[Settings] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
 
 
-def paths(kind: type[Settings], prefix: str = "") -> Iterator[tuple[str, object]]:
+def paths(kind: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """(dotted path, field) of every setting, depth first."""
     for name, field in kind.model_fields.items():
         inner = section(field.annotation)
@@ -217,11 +228,12 @@ def paths(kind: type[Settings], prefix: str = "") -> Iterator[tuple[str, object]
 
 def _skeleton(kind: type[Settings]) -> dict:
     """Nested empty dictionaries: merged under a file, they make `optim:` with nothing below it an empty section."""
-    return {k: _skeleton(section(f.annotation)) for k, f in kind.model_fields.items() if section(f.annotation)}
+    sections = {name: section(field.annotation) for name, field in kind.model_fields.items()}
+    return {name: _skeleton(inner) for name, inner in sections.items() if inner}
 
 
-def _validate(kind: type[Settings], layers: list[tuple[str, dict | None]]) -> Settings:
-    merged = _skeleton(kind)
+def _validate(kind: type[RunSettings], layers: Layers) -> RunSettings:
+    merged: Any = _skeleton(kind)
     for _, layer in layers:
         merged = merge(merged, layer)
     # JSON in strict mode: "3" is no number and true is no count, yet a list is a tuple and a string a path
@@ -238,7 +250,7 @@ def _foreign_keys(raw: dict) -> Iterator[str]:
             yield unknown(key, key, allowed, [path for path, _ in paths(RunSettings)])
 
 
-def _faults(error: ValidationError, kind: type[Settings], layers: list[tuple[str, dict | None]]) -> Iterator[str]:
+def _faults(error: ValidationError, kind: type[Settings], layers: Layers) -> Iterator[str]:
     """One short sentence for each fault, its path as the user wrote it: `ldm.optim.lr`, `optim.lr` or `--optim.lr`."""
     for fault in error.errors(include_url=False):
         location = fault["loc"]
@@ -246,7 +258,7 @@ def _faults(error: ValidationError, kind: type[Settings], layers: list[tuple[str
         path = f"{label}{'.'.join(map(str, location))}".rstrip(".")
         if fault["type"] == "extra_forbidden":
             owner = _owner(kind, location)
-            yield unknown(path, location[-1], list(owner.model_fields), [p for p, _ in paths(kind)])
+            yield unknown(path, str(location[-1]), list(owner.model_fields), [p for p, _ in paths(kind)])
         elif fault["type"] == "value_error":
             yield f"{path}: {fault['msg'].removeprefix('Value error, ')}"
         elif fault["type"] == "missing":
@@ -262,10 +274,10 @@ def _short(value) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _origin(location: tuple, layers: list[tuple[str, dict | None]]) -> str:
+def _origin(location: tuple, layers: Layers) -> str:
     """Label of the uppermost layer that holds the faulty value (or most of the way to it)."""
 
-    def depth(layer) -> int:
+    def depth(layer: Any) -> int:
         steps = 0
         for step in location:
             if not isinstance(layer, dict) or step not in layer:
@@ -278,7 +290,7 @@ def _origin(location: tuple, layers: list[tuple[str, dict | None]]) -> str:
 
 def _owner(kind: type[Settings], location: tuple) -> type[Settings]:
     for step in location[:-1]:
-        kind = section(kind.model_fields[step].annotation)
+        kind = section(kind.model_fields[step].annotation) or kind
     return kind
 
 
@@ -298,4 +310,5 @@ def nearest(key: str, names: Iterable[str]) -> str | None:
             return name
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.7)
     part = [name for name in names if len(key) > 2 and (key in name.split("_") or f"_{key}_" in f"_{name}_")]
-    return (close or part or difflib.get_close_matches(key, names, n=1, cutoff=0.55) or [None])[0]
+    likely = close or part or difflib.get_close_matches(key, names, n=1, cutoff=0.55)
+    return likely[0] if likely else None
