@@ -102,7 +102,7 @@ class RunSettings(Settings):
 
 
 class ClipModel(Settings):
-    vocab_size: Annotated[int, Field(ge=300, le=49408)] = 4096
+    vocab_size: Annotated[int, Field(ge=514, le=49408)] = 4096  # 512 bytes, 2 marks, the rest learned
     context_length: Annotated[int, Field(ge=8, le=77)] = 32
     width: Count = 128  # of the text tower
     layers: Count = 4
@@ -123,7 +123,6 @@ class ClipModel(Settings):
 
 class ClipSettings(RunSettings):
     model: ClipModel = ClipModel()
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class VaeModel(Settings):
@@ -221,4 +220,4 @@ class LdmSettings(RunSettings):
     sampling: SamplingOptions = SamplingOptions()
 
 
-PARTS = {"clip": ClipSettings, "vae": VaeSettings, "ldm": LdmSettings}
+PARTS: dict[str, type[RunSettings]] = {"clip": ClipSettings, "vae": VaeSettings, "ldm": LdmSettings}

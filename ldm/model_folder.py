@@ -134,7 +134,7 @@ def _run(run: Path) -> ModelFolder:
 def _sampling(run: Path) -> dict:
     """The defaults of a run: the `sampling` block of its settings."""
     settings = read_yaml(run / "config.yaml")
-    sampling = settings.get("sampling", {})
+    sampling = settings.get("ldm", {}).get("sampling", {})
     return {name: sampling[name] for name in ("num_inference_steps", "guidance_scale") if name in sampling}
 
 

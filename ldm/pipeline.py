@@ -45,7 +45,7 @@ class Pipeline:
         self.unet, self.scheduler, self.folder = unet, scheduler, folder
         self.defaults = {"num_inference_steps": 20, "guidance_scale": 3.0, **(defaults or {})}
         for model in (vae, text_encoder, unet):
-            model.eval().requires_grad_(False)
+            model.eval()
 
     @property
     def components(self) -> dict[str, Any]:
@@ -192,6 +192,9 @@ class Pipeline:
             if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63 - total:
                 raise ValueError(f"seed must be a whole number from 0 to 2**63, got {seed!r}")
             generator = [torch.Generator().manual_seed(seed + i) for i in range(total)]
+        given = generator if isinstance(generator, list) else [generator]
+        if generator is not None and not all(isinstance(each, torch.Generator) for each in given):
+            raise ValueError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
         if isinstance(generator, list) and len(generator) != total:
             raise ValueError(f"generator must be one, or a list of {total} (one per picture), got {len(generator)}")
         if latents is not None:

@@ -1,0 +1,89 @@
+"""The latent cache: each image is encoded once, and training reads the posterior's mean and std from a memory map.
+
+Content-addressed: the folder's name is a digest of the autoencoder's weights and of the pixels, so a changed VAE, data
+set or resolution can never meet stale latents. Mean and std are kept rather than a sample, so each epoch draws anew.
+Written in a staged folder with a manifest of sha256 sums; a damaged or half-written cache is rebuilt.
+"""
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm import checkpoint
+from ldm.autoencoder import image_batches
+from ldm.data import ImageTextData
+from ldm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Posterior means and standard deviations, float16 arrays (N, c, h, w), mapped from disk."""
+
+    mean: np.ndarray
+    std: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def sample(self, indices: list[int], noise: Tensor) -> Tensor:
+        """mean + std * noise of these items: float32 (B, c, h, w) for standard normal noise of that shape."""
+        mean, std = (torch.from_numpy(array[indices].astype(np.float32)) for array in (self.mean, self.std))
+        return mean + std * noise
+
+
+def weights_digest(module: torch.nn.Module) -> str:
+    """sha256 over names, shapes and values of a module's parameters and buffers, as hex."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def cached_latents(vae: AutoencoderKL, data: ImageTextData, cache_dir: Path, batch_size: int = 64) -> Latents:
+    """The latents of a data set, encoded now unless a whole cache of just these pixels and weights exists.
+
+    Raises: UserError if the VAE takes other images than these.
+    """
+    if vae.config.in_channels != data.channels:
+        raise UserError(
+            f"the VAE takes {vae.config.in_channels}-channel images and the data has {data.channels}: "
+            "set data.channels to match, or train a VAE on this data"
+        )
+    key = hashlib.sha256(f"latents 1 {weights_digest(vae)} {data.fingerprint}".encode()).hexdigest()[:24]
+    folder = cache_dir / "latents" / key
+    fault = checkpoint.verify(folder)
+    if fault and folder.exists():
+        print(f"latent cache {folder} cannot be used ({fault}); building it anew", flush=True)
+        shutil.rmtree(folder)
+    if fault:
+        _build(vae, data, folder, batch_size)
+    return Latents(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mean", "std")))
+
+
+@torch.no_grad()
+def _build(vae: AutoencoderKL, data: ImageTextData, folder: Path, batch_size: int) -> None:
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    shape = (len(data), vae.config.latent_channels, data.resolution // factor, data.resolution // factor)
+    with checkpoint.staged(folder) as stage:
+        arrays = [
+            np.lib.format.open_memmap(stage / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape)
+            for name in ("mean", "std")
+        ]
+        start = 0
+        for images in tqdm(image_batches(data, batch_size), "encoding", -(-len(data) // batch_size), unit="batch"):
+            posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
+            for array, values in zip(arrays, (posterior.mean, posterior.std), strict=True):
+                array[start : start + len(values)] = values.float().cpu().numpy()
+            start += len(images)
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise UserError("the VAE gives latents that are not finite numbers; train it in fp32 or bf16")
+        for array in arrays:
+            array.flush()

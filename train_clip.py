@@ -1,0 +1,29 @@
+"""Train the text encoder against an image encoder: `accelerate launch train_clip.py configs/glyphs.yaml`."""
+
+from ldm.command_line import parse
+from ldm.errors import prepare_threads, run_main
+
+
+def main() -> None:
+    settings, invocation = parse("clip")
+    prepare_threads(settings.train.threads)
+    if invocation.dry_run:
+        from ldm.planning import plan
+
+        return print(plan("clip", settings))
+
+    from accelerate import PartialState
+
+    from ldm.data import build
+    from ldm.runs import open_run
+    from ldm.text import ClipTask
+    from ldm.training import Trainer
+
+    with PartialState().main_process_first():
+        run = open_run(settings, "clip")
+        data = build(settings.data)
+    Trainer(ClipTask(settings, data), settings, run).fit(invocation.resume)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,30 @@
+"""Train the denoiser on the latents of a finished VAE: `accelerate launch train_ldm.py configs/glyphs.yaml`."""
+
+from ldm.command_line import parse
+from ldm.errors import prepare_threads, run_main
+
+
+def main() -> None:
+    settings, invocation = parse("ldm")
+    prepare_threads(settings.train.threads)
+    if invocation.dry_run:
+        from ldm.planning import plan
+
+        return print(plan("ldm", settings))
+
+    from accelerate import PartialState
+
+    from ldm.data import build
+    from ldm.diffusion import LdmTask
+    from ldm.runs import open_run
+    from ldm.training import Trainer
+
+    state = PartialState()
+    with state.main_process_first():
+        run = open_run(settings, "ldm")
+        task = LdmTask(settings, build(settings.data), run, state.device)
+    Trainer(task, settings, run).fit(invocation.resume)
+
+
+if __name__ == "__main__":
+    run_main(main)
