@@ -10,7 +10,7 @@ def main() -> None:
     if invocation.dry_run:
         from ldm.planning import plan
 
-        return print(plan("ldm", settings))
+        return print(plan("ldm", settings, invocation.config))
 
     from accelerate import PartialState
 

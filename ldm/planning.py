@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -139,18 +140,34 @@ def _step(subject: Subject, model: nn.Module, batch: int, device: torch.device, 
 # ---- the three parts -----------------------------------------------------------------------------------------------
 
 
+class _Vocabulary:
+    """As much of a tokenizer as the shapes of a text tower ask for: none is trained for a plan."""
+
+    def __init__(self, size: int):
+        self.size, self.bos_token_id, self.eos_token_id, self.pad_token_id = size, size - 2, size - 1, size - 1
+
+    def __len__(self) -> int:
+        return self.size
+
+
 def _clip(settings: ClipSettings, config: Path | None) -> Subject:
-    from ldm.text import build_clip
+    from ldm.text import ClipObjective, build_clip
 
     model, data = settings.model, settings.data
+    vocabulary: Any = _Vocabulary(model.vocab_size)
 
-    def loss(clip: nn.Module, batch: int, device: torch.device) -> Tensor:
-        ids = torch.full((batch, model.context_length), model.vocab_size - 1, device=device)  # all end tokens
+    def loss(objective: nn.Module, batch: int, device: torch.device) -> Tensor:
+        ids = torch.full((batch, model.context_length), vocabulary.eos_token_id, device=device)
         pixels = torch.zeros(batch, data.channels, data.resolution, data.resolution, device=device)
-        return clip(input_ids=ids, pixel_values=pixels).logits_per_text.float().mean()
+        return objective(pixels, ids, 1.0)[0]
 
     shape = f"images {data.channels} x {data.resolution} x {data.resolution}, captions of {model.context_length} tokens"
-    return Subject(lambda: build_clip(model, data.resolution, data.channels, model.vocab_size), loss, shape)
+    return Subject(
+        lambda: ClipObjective(build_clip(model, data.resolution, data.channels, vocabulary)),
+        loss,
+        shape,
+        lambda objective: objective.clip,
+    )
 
 
 def _vae(settings: VaeSettings, config: Path | None) -> Subject:
@@ -205,7 +222,7 @@ def _text(settings: LdmSettings, config: Path | None) -> tuple[int, int]:
     source = settings.text.source
     planned = load("clip", config).model if config else ClipSettings().model
     if source == "none":
-        return 1, planned.width
+        return 8, 32  # the null text encoder of `ldm.text`
     if source.startswith("open_clip:"):
         return 77, 512
     trained = _component(_run_of(settings, source, "clip"), "text_encoder")
