@@ -37,9 +37,12 @@ def page(metrics: dict, pictures: list[str]) -> str:
 
 
 def _table(heads: list[str], rows: list[list]) -> str:
-    cells = lambda values, tag: "".join(f"<{tag}>{escape(_text(v))}</{tag}>" for v in values)  # noqa: E731
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    return f"<table><tr>{cells(heads, 'th')}</tr>{body}</table>"
+    body = "".join(f"<tr>{_cells(row, 'td')}</tr>" for row in rows)
+    return f"<table><tr>{_cells(heads, 'th')}</tr>{body}</table>"
+
+
+def _cells(values: list, tag: str) -> str:
+    return "".join(f"<{tag}>{escape(_text(value))}</{tag}>" for value in values)
 
 
 def _text(value) -> str:

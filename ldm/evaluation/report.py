@@ -186,6 +186,7 @@ def summary(metrics: dict) -> dict:
         "radicals_mean": _mean(radicals),
         "classifier_layout_accuracy": metrics["classifier"]["test"]["layout"],
         "classifier_radical_36_accuracy": metrics["classifier"]["test"]["radical_36_commonest"],
+        "readable": {kind: _readable(metrics["quality"], kind) for kind in ("generated", "real")},
         "copies": metrics["novelty"]["generated"]["copies"]["share"],
         "vae_read_the_same": vae.get("ocr", {}).get("same_after"),
     }
@@ -194,6 +195,12 @@ def summary(metrics: dict) -> dict:
 def _mean(section: dict) -> float | None:
     shares = [entry["agreement"]["share"] for entry in section.values()]
     return round(float(np.mean(shares)), 4) if shares else None
+
+
+def _readable(quality: dict, kind: str) -> dict:
+    """Share that the OCR reads, for the two layouts that nearly nine of ten characters have."""
+    found = {layout: quality[layout][kind] for layout in ("horizontal", "vertical")}
+    return {layout: entry["readable"]["share"] for layout, entry in found.items() if entry}
 
 
 def _settings(pipeline) -> dict:
