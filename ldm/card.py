@@ -1,5 +1,6 @@
 """The model card: README.md of an exported folder, from what the run recorded about itself."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 from ldm.model_folder import read_json, read_yaml
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
-PARTS = {"vae": "vae", "text_encoder": "clip"}  # component -> the part whose run made it
 
 
 def write_card(folder: Path, metrics: dict[str, Any] | None = None) -> None:
@@ -34,11 +34,11 @@ def training_facts(run: Path) -> dict[str, Any]:
     settings = read_yaml(run / "config.yaml")
     if not settings:
         return {}
-    runs = {part: path for part, path in _part_runs(run).items() if path is not None} | {"ldm": run}
+    own = settings.get("ldm", {})
     return {
         "data": _public_source(settings.get("data", {}).get("source")),
-        "prompts": settings.get("sampling", {}).get("prompts", [])[:3],
-        "runs": {part: _trained(path) for part, path in runs.items()},
+        "prompts": own.get("sampling", {}).get("prompts", [])[:3],
+        "runs": {part: _trained(path) for part, path in _part_runs(run, own).items()},
         "config": _public(settings),
     }
 
@@ -58,17 +58,11 @@ def rows(metrics: dict[str, Any]) -> dict[str, str]:
     return table
 
 
-def _part_runs(run: Path) -> dict[str, Path | None]:
-    """The runs of the other parts, found from the component folders in parts.json (.../final/vae -> the run)."""
-    recorded = read_json(run / "parts.json") if (run / "parts.json").is_file() else {}
-    found: dict[str, Path | None] = {}
-    for component, part in PARTS.items():
-        place = Path(str(recorded.get(component, "")))
-        places = [base / step for base in (place, run / place) for step in (".", "..", "../..")]
-        found[part] = next(
-            (p.resolve() for p in places if recorded.get(component) and (p / "config.yaml").is_file()), None
-        )
-    return found
+def _part_runs(run: Path, settings: dict) -> dict[str, Path]:
+    """Part -> the run that made it, in the order of training: the runs beside this one, or those it was pointed to."""
+    named = {"clip": settings.get("text", {}).get("source", "run"), "vae": settings.get("vae", "run")}
+    runs = {part: run.parent / part if name == "run" else Path(name) for part, name in named.items()} | {"ldm": run}
+    return {part: path for part, path in runs.items() if (path / "config.yaml").is_file()}
 
 
 def _trained(run: Path) -> dict[str, Any]:
@@ -125,12 +119,16 @@ def _public(settings: dict) -> str:
     """The run's settings as YAML, without the places on the machine that trained it."""
     import yaml
 
-    kept = {key: value for key, value in settings.items() if key not in ("output_dir", "vae")}
-    if "data" in kept:
-        kept["data"] = {key: value for key, value in kept["data"].items() if key != "cache_dir"}
-        kept["data"]["source"] = _public_source(kept["data"].get("source"))
-    if str(kept.get("text", {}).get("source", "")).startswith(("/", "~", ".")):
-        kept["text"] = {**kept["text"], "source": Path(kept["text"]["source"]).name}
+    kept = copy.deepcopy(settings)
+    kept.pop("output_dir", None)
+    kept.get("data", {}).pop("cache_dir", None)
+    for block, key in (
+        (kept.get("data"), "source"),
+        (kept.get("ldm"), "vae"),
+        (kept.get("ldm", {}).get("text"), "source"),
+    ):
+        if block and key in block:
+            block[key] = _public_source(block[key])
     return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).strip()
 
 

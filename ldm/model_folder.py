@@ -60,12 +60,12 @@ def locate(path_or_id: str | Path | None = None) -> ModelFolder:
     folder = Path(path_or_id).expanduser()
     if (folder / "model_index.json").is_file():
         return _exported(folder, str(path_or_id))
-    if (folder / "final").is_dir() or (folder / "parts.json").is_file():
+    if (folder / "final").is_dir() or (folder / "checkpoints").is_dir():
         return _run(folder)
     if folder.exists():
         raise UserError(
-            f"{folder} is no model: it has neither model_index.json (an exported model) nor final/ with parts.json "
-            "(a finished train_ldm.py run)"
+            f"{folder} is no model: it has neither model_index.json (an exported model) nor final/ (a finished "
+            "train_ldm.py run)"
         )
     if HUB_ID.fullmatch(str(path_or_id)):
         return _exported(_download(str(path_or_id)), str(path_or_id))
@@ -116,19 +116,16 @@ def _class_name(folder: Path, component: str, entry: object) -> str:
 
 
 def _run(run: Path) -> ModelFolder:
-    """A training run: its own U-Net and scheduler, and the other parts from the runs its parts.json names."""
-    if not (run / "final" / "unet").is_dir():
-        raise UserError(f"{run} has no final/unet: it is no finished LDM run; finish it, or name an exported model")
-    parts = read_json(run / "parts.json")
-    paths = {}
-    for name in COMPONENTS:
-        own = run / "final" / name
-        paths[name] = own if own.is_dir() else _part(run, name, parts.get(name))
+    """A finished training run: its final/ holds all five components."""
+    final = run / "final"
+    missing = [name for name in COMPONENTS if not (final / name).is_dir()]
+    if missing:
+        raise UserError(f"{run} has no {', '.join(missing)} in final/: it is no finished LDM run; finish it first")
     classes = {name: next(iter(CLASSES[name])) for name in COMPONENTS}
-    classes["scheduler"] = read_json(paths["scheduler"] / "scheduler_config.json").get("_class_name", "")
+    classes["scheduler"] = read_json(final / "scheduler" / "scheduler_config.json").get("_class_name", "")
     if classes["scheduler"] not in CLASSES["scheduler"]:
-        raise UserError(f"{paths['scheduler']} names the unknown scheduler {classes['scheduler']!r}")
-    return _checked(ModelFolder(str(run), paths, classes, _sampling(run)))
+        raise UserError(f"{final / 'scheduler'} names the unknown scheduler {classes['scheduler']!r}")
+    return _checked(ModelFolder(str(run), {name: final / name for name in COMPONENTS}, classes, _sampling(run)))
 
 
 def _sampling(run: Path) -> dict:
@@ -136,17 +133,6 @@ def _sampling(run: Path) -> dict:
     settings = read_yaml(run / "config.yaml")
     sampling = settings.get("ldm", {}).get("sampling", {})
     return {name: sampling[name] for name in ("num_inference_steps", "guidance_scale") if name in sampling}
-
-
-def _part(run: Path, name: str, recorded: object) -> Path:
-    """The folder of a part: as recorded (a component or the run that made it), or relative to this run."""
-    if not isinstance(recorded, str):
-        raise UserError(f"{run}/parts.json does not say where its {name} is (got {recorded!r})")
-    for place in (Path(recorded), run / recorded):
-        for folder in (place / "final" / name, place):
-            if folder.is_dir():
-                return folder
-    raise UserError(f"{run}/parts.json names {recorded} as its {name}, and that folder is gone: put it back")
 
 
 def _checked(found: ModelFolder) -> ModelFolder:

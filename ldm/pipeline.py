@@ -279,13 +279,14 @@ def _load(folder: ModelFolder, component: str, dtype: torch.dtype):
     }.get(component, {})
     try:
         with no_progress_bars():
-            return cls.from_pretrained(str(path), local_files_only=True, **weights)
+            loaded = cls.from_pretrained(str(path), local_files_only=True, **weights)
     except Exception as error:  # each library has its own exceptions for a broken file
         raise UserError(f"{component} in {path} could not be loaded: {str(error).split(chr(10))[0]}") from error
+    return loaded.requires_grad_(False) if weights else loaded
 
 
 def _scheduler(cls: type, path: Path):
-    """Built from its settings by hand: `from_pretrained` would import every scheduler it could be swapped for (0.7 s)."""
+    """Built from its settings: `from_pretrained` would import every scheduler it could be swapped for (0.7 s)."""
     known = inspect.signature(cls.__init__).parameters
     settings = read_json(path / "scheduler_config.json")
     return cls(**{name: value for name, value in settings.items() if name in known})

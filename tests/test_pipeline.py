@@ -272,25 +272,17 @@ def test_defaults_come_from_the_folder(tmp_path, monkeypatch):
     assert load_pipeline(folder).defaults["num_inference_steps"] == 20
 
 
-def test_a_run_folder_is_put_together_from_its_parts(tmp_path):
-    model = tiny_folder(tmp_path / "model")
-    runs = tmp_path / "runs" / "x"
-    for part, components in {
-        "vae": ["vae"],
-        "clip": ["text_encoder", "tokenizer"],
-        "ldm": ["unet", "scheduler"],
-    }.items():
-        for name in components:
-            shutil.copytree(model / name, runs / part / "final" / name)
-    parts = {"vae": str(runs / "vae"), "text_encoder": "../clip/final/text_encoder", "tokenizer": "../clip"}
-    (runs / "ldm" / "parts.json").write_text(json.dumps(parts))
-    (runs / "ldm" / "config.yaml").write_text("sampling: {num_inference_steps: 4, guidance_scale: 3.0}\n")
-    pipeline = load_pipeline(runs / "ldm")
-    torch.testing.assert_close(draw(pipeline, "a", seed=0), draw(load_pipeline(model), "a", seed=0))
-    assert pipeline.digest == load_pipeline(model).digest
-    shutil.rmtree(runs / "vae")
-    with pytest.raises(UserError, match="as its vae, and that folder is gone"):
-        load_pipeline(runs / "ldm")
+def test_a_finished_run_draws_like_its_export(tmp_path):
+    model, run = tiny_folder(tmp_path / "model"), tmp_path / "runs" / "x" / "ldm"
+    shutil.copytree(model, run / "final")
+    (run / "config.yaml").write_text("ldm: {sampling: {num_inference_steps: 4, guidance_scale: 2.0}}\n")
+    pipeline, exported = load_pipeline(run), load_pipeline(model)
+    assert pipeline.defaults == {"num_inference_steps": 4, "guidance_scale": 2.0}
+    assert pipeline.digest == exported.digest
+    torch.testing.assert_close(draw(pipeline, "a", seed=0), draw(exported, "a", seed=0, guidance_scale=2.0))
+    shutil.rmtree(run / "final" / "vae")
+    with pytest.raises(UserError, match="has no vae in final/: it is no finished LDM run"):
+        load_pipeline(run)
 
 
 def test_the_digest_follows_the_weights_and_not_the_name(tmp_path):

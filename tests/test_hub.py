@@ -1,0 +1,267 @@
+"""Export and push: exact samplers, a self-contained folder, a truthful card, one commit."""
+
+import argparse
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_model import COSINE, FLOW, tiny_folder
+
+from ldm import hub
+from ldm.card import rows
+from ldm.config import NoiseOptions
+from ldm.errors import UserError
+from ldm.export import export, export_scheduler
+from ldm.noise import NoiseProcess
+from ldm.pipeline import load_pipeline
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("hub") / "model")
+
+
+def call(*argv) -> int:
+    parser = argparse.ArgumentParser()
+    hub.add_parser(parser.add_subparsers())
+    args = parser.parse_args(list(map(str, argv)))
+    return args.run(args)
+
+
+# ---- schedulers ----------------------------------------------------------------------------------------------------
+
+
+def exact_denoiser(noise: NoiseOptions, mean: float, std: float):
+    """What a perfect network predicts for data N(mean, std^2), with the timesteps read as training writes them."""
+    process = NoiseProcess(**noise.model_dump())
+
+    def predict(x, timestep):
+        t = torch.full((1,), float(timestep) / 1000)
+        alpha, sigma = (scale.double() for scale in process.scales(t + (0 if noise.process == "flow" else 1e-6)))
+        spread = alpha**2 * std**2 + sigma**2
+        x0 = mean + alpha * std**2 / spread * (x - alpha * mean)
+        eps = sigma / spread * (x - alpha * mean)
+        return {"flow": eps - x0, "v_prediction": alpha * eps - sigma * x0, "epsilon": eps}[noise.prediction_type]
+
+    return predict
+
+
+def sampled(noise: NoiseOptions, mean: float, std: float, steps: int) -> tuple[float, float]:
+    """Mean and deviation of what the sampler draws. The denoiser is affine in x, hence so is the whole sampler:
+    two starting points give its offset and slope, without any sampling error."""
+    scheduler, predict = export_scheduler(noise), exact_denoiser(noise, mean, std)
+    scheduler.set_timesteps(steps)
+    x = torch.tensor([0.0, 1.0], dtype=torch.float64).view(2, 1, 1, 1)
+    for t in scheduler.timesteps:
+        x = scheduler.step(predict(scheduler.scale_model_input(x, t), t), t, x, return_dict=False)[0]
+    offset, at_one = x.flatten().tolist()
+    return offset, abs(at_one - offset)
+
+
+@pytest.mark.parametrize("noise", [FLOW, COSINE, NoiseOptions(process="cosine", prediction_type="epsilon")], ids=str)
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 0.5), (-1.0, 1.2)])
+def test_a_perfect_network_gives_the_right_distribution_in_20_steps(noise, mean, std):
+    offset, spread = sampled(noise, mean, std, 20)
+    assert offset == pytest.approx(mean, abs=0.01)
+    assert spread == pytest.approx(std, rel=0.015)
+
+
+def test_a_shifted_flow_also_converges():
+    noise = NoiseOptions(shift=3.0)
+    assert export_scheduler(noise).config.flow_shift == 3.0
+    assert sampled(noise, 0.5, 0.5, 100) == pytest.approx((0.5, 0.5), rel=0.02)
+
+
+def test_scaled_linear_converges_but_not_to_the_mean():
+    """Its last timestep still holds 7% of the picture, which sampling from pure noise cannot know: a known trait."""
+    noise = NoiseOptions(process="scaled_linear", prediction_type="epsilon")
+    assert sampled(noise, 0.5, 0.5, 200) == pytest.approx((0.48, 0.5), abs=0.02)
+
+
+def test_timesteps_are_what_training_tells_the_network():
+    flow = export_scheduler(FLOW)
+    flow.set_timesteps(20)
+    assert (flow.timesteps - 1000 * flow.sigmas[:-1]).abs().max() <= 1  # diffusers cuts them to whole numbers
+    cosine = export_scheduler(COSINE)
+    ours = NoiseProcess(**COSINE.model_dump()).alphas_cumprod
+    torch.testing.assert_close(cosine.alphas_cumprod.double(), ours, atol=1e-6, rtol=1e-3)
+    cosine.set_timesteps(20)
+    assert cosine.timesteps[0] == 999
+
+
+# ---- export --------------------------------------------------------------------------------------------------------
+
+
+def finished_run(model, runs):
+    """A run as the trainers leave it, with two older runs beside it."""
+    run = runs / "ldm"
+    shutil.copytree(model, run / "final")
+    for name in ("model_index.json", "ldm.json"):
+        (run / "final" / name).unlink()
+    (run / "config.yaml").write_text(
+        "name: demo\noutput_dir: /home/someone/runs\n"
+        "data: {source: /home/someone/photos, cache_dir: /home/someone/cache}\n"
+        "train: {num_steps: 100, batch_size: 32}\n"
+        "ldm:\n  sampling: {num_inference_steps: 5, guidance_scale: 2.0, prompts: [a red cat]}\n"
+        "  vae: run\n  text: {source: run}\n"
+    )
+    (run / "versions.json").write_text('{"torch": "2.13.0", "machine": "secret-host"}')
+    lines = [{"step": 50, "images_per_second": 16.0}, {"step": 100, "images_per_second": 8.0}]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
+    (runs / "vae").mkdir()
+    (runs / "vae" / "config.yaml").write_text("train: {num_steps: 70, batch_size: 16}\n")
+    return run
+
+
+def test_an_export_draws_like_its_run_and_says_where_it_comes_from(tmp_path, model, capsys):
+    run = finished_run(model, tmp_path / "runs")
+    out = tmp_path / "models" / "demo"
+    assert call("export", run, "-o", out) in (None, 0)
+    assert f"{out}: 12 files" in capsys.readouterr().out
+    exported = load_pipeline(out)
+    assert exported.defaults["num_inference_steps"] == 5 and exported.defaults["name"] == "demo"
+    ours, theirs = (each("a", seed=0, output_type="pt").images for each in (exported, load_pipeline(run)))
+    torch.testing.assert_close(ours, theirs)
+    assert [path.name for path in out.parent.iterdir()] == ["demo"]  # no staging folder left
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    for truth in ("# demo", "| ldm | 100 | 32 | 5.0 |", "| vae | 70 | 16 |", "a red cat", "`photos`", "torch 2.13.0"):
+        assert truth in card, truth
+    for secret in ("/home/someone", "secret-host"):
+        assert secret not in card + (out / "ldm.json").read_text()
+
+
+def test_the_folder_is_stock(model, tmp_path):
+    out = export(model, tmp_path / "out")
+    index = json.loads((out / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline" and index["requires_safety_checker"] is False
+    assert index["text_encoder"] == ["transformers", "CLIPTextModel"] and index["safety_checker"] == [None, None]
+    keys = load_file(out / "text_encoder" / "model.safetensors")
+    assert all(key.startswith("text_model.") for key in keys)
+    config = json.loads((out / "text_encoder" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (512, 513, 513)
+    assert not [path for path in out.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".py")]
+
+
+def test_half_precision_halves_the_weights_and_still_loads_with_stock_defaults(model, tmp_path):
+    from diffusers import DiffusionPipeline
+
+    out = export(model, tmp_path / "half", dtype="fp16")
+    small, large = ((f / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size for f in (out, model))
+    assert 0.45 < small / large < 0.65  # the header does not shrink
+    stock = DiffusionPipeline.from_pretrained(out)
+    assert {stock.unet.dtype, stock.text_encoder.dtype, stock.vae.dtype} == {torch.float32}
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    options = {"latents": latents, "num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "pt"}
+    stock.set_progress_bar_config(disable=True)
+    half, theirs = load_pipeline(out)("a", **options).images, stock("a", **options).images
+    assert (half - theirs).abs().max() <= 2 / 255
+    assert (half - load_pipeline(model)("a", **options).images).abs().max() <= 3 / 255
+
+
+def test_exporting_again_replaces_the_export_and_keeps_what_was_recorded(model, tmp_path):
+    run = finished_run(model, tmp_path / "runs")
+    out = export(run, tmp_path / "out")
+    Image.new("L", (4, 4)).save(out / "sheet.png")
+    metrics = tmp_path / "metrics.json"
+    share = {"share": 0.953, "interval": [0.91, 0.98], "n": 128}
+    metrics.write_text(json.dumps({"summary": {"horizontal": share, "radicals_mean": 0.5, "vae": None}, "other": 3}))
+    export(out, out, metrics=metrics)
+    card = (out / "README.md").read_text()
+    assert "![pictures drawn by this model](sheet.png)" in card and "| ldm | 100 | 32 | 5.0 |" in card
+    assert "| horizontal | 95.3% (95% interval 91.0% to 98.0%, n = 128) |" in card
+    assert "| radicals mean | 0.5 |" in card and "other" not in rows(json.loads(metrics.read_text()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "out", "runs"]
+
+
+def test_export_refuses_to_overwrite_anything_else(model, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="holds something that is no earlier export"):
+        export(model, tmp_path / "mine")
+    out = export(model, tmp_path / "out")
+    (out / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match="also holds notes.txt, which replacing it would delete"):
+        export(model, out)
+    (tmp_path / "file").touch()
+    for place, message in (("file", "is a file"), ("file/out", "cannot be written")):
+        with pytest.raises(UserError, match=message):
+            export(model, tmp_path / place)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
+
+
+def test_a_failed_export_leaves_nothing(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("ldm.card.write_card", lambda *args: (_ for _ in ()).throw(UserError("no card")))
+    with pytest.raises(UserError, match="no card"):
+        export(model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- push ----------------------------------------------------------------------------------------------------------
+
+
+class FakeHub:
+    """Stands in for HfApi and remembers what was asked of it."""
+
+    def __init__(self):
+        self.calls = []
+
+    def create_repo(self, repo_id, **options):
+        self.calls.append(("create_repo", repo_id, options))
+
+    def create_branch(self, repo_id, **options):
+        self.calls.append(("create_branch", repo_id, options))
+
+    def create_commit(self, repo_id, operations, **options):
+        self.calls.append(("create_commit", repo_id, [each.path_in_repo for each in operations], options))
+        return argparse.Namespace(commit_url=f"https://hub/{repo_id}/commit/1")
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    import huggingface_hub
+
+    api = FakeHub()
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
+    return api
+
+
+def test_push_is_one_commit_of_the_models_files(model, tmp_path, fake, capsys):
+    folder = export(model, tmp_path / "out")
+    (folder / ".hidden.json").write_text("{}")
+    (folder / "train.py").write_text("")
+    (tmp_path / "secret.json").write_text("{}")
+    (folder / "link.json").symlink_to(tmp_path / "secret.json")
+    call("push", folder, "user/name", "--private", "--revision", "v2")
+    assert capsys.readouterr().out == "https://hub/user/name/commit/1\n"
+    assert [each[0] for each in fake.calls] == ["create_repo", "create_branch", "create_commit"]
+    assert fake.calls[0][2] == {"private": True, "exist_ok": True}
+    sent = fake.calls[2][2]
+    assert {"model_index.json", "README.md", "unet/diffusion_pytorch_model.safetensors"} <= set(sent)
+    assert not {".hidden.json", "train.py", "link.json"} & set(sent)
+    assert fake.calls[2][3]["revision"] == "v2"
+
+
+def test_a_dry_run_lists_files_and_touches_nothing(model, fake, capsys):
+    call("push", model, "user/name", "--dry-run")
+    shown = capsys.readouterr().out
+    size = (model / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
+    assert f"{size:,}  unet/diffusion_pytorch_model.safetensors" in shown
+    assert "would go to user/name as one commit" in shown and not fake.calls
+
+
+def test_push_faults_are_one_line(model, tmp_path, fake, monkeypatch):
+    with pytest.raises(UserError, match="must be USER/NAME, got 'name'"):
+        call("push", model, "name")
+    with pytest.raises(UserError, match="is no exported model"):
+        call("push", tmp_path, "user/name")
+
+    def fail(*args, **options):
+        raise OSError("connection refused\nlong story")
+
+    monkeypatch.setattr(fake, "create_repo", fail)
+    with pytest.raises(UserError, match="user/name could not be uploaded: connection refused$"):
+        call("push", model, "user/name")
