@@ -56,6 +56,7 @@ class LdmTask:
     """Teaches a U-Net, and the text encoder too if asked: see `ldm.training.Task`."""
 
     find_unused_parameters = False
+    channels_last = False  # measured: 0.75 times the images/s, for group norm on small maps
 
     def __init__(self, settings: LdmSettings, data: Splits, run: Path, device: torch.device):
         self.settings, self.data = settings, data

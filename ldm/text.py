@@ -161,6 +161,7 @@ class ClipTask:
     """Teaches both towers: see `ldm.training.Task`."""
 
     find_unused_parameters = False
+    channels_last = False
 
     def __init__(self, settings: ClipSettings, data: Splits):
         if not data.train.has_captions:

@@ -56,6 +56,7 @@ class Task(Protocol):
     model: nn.Module  # the part of it that is kept: EMA follows its parameters
     num_samples: int
     find_unused_parameters: bool
+    channels_last: bool  # whether that layout pays on a CPU in bf16; on CUDA it does
 
     def batch(self, samples: list[Sample], rows: Rows) -> dict[str, Tensor]:
         """CPU tensors for these samples; may depend on (seed, step) and the samples, never on the rank."""
@@ -178,7 +179,7 @@ class Trainer:
                 f"gradient_accumulation_steps = {world} x {self.train.gradient_accumulation_steps}"
             )
         task.module.to(self.accelerator.device)
-        if self.accelerator.mixed_precision != "no":  # matrix units want channels last; fp32 on CPU is faster without
+        if self.accelerator.mixed_precision != "no" and (task.channels_last or self.accelerator.device.type == "cuda"):
             task.module.to(memory_format=torch.channels_last)
         optim = settings.optim
         self.optimizer = torch.optim.AdamW(
