@@ -12,14 +12,12 @@ def main() -> None:
 
         return print(plan("clip", settings))
 
-    from accelerate import PartialState
-
     from ldm.data import build
     from ldm.runs import open_run
     from ldm.text import ClipTask
-    from ldm.training import Trainer
+    from ldm.training import Trainer, start_world
 
-    with PartialState().main_process_first():
+    with start_world().main_process_first():
         run = open_run(settings, "clip")
         data = build(settings.data)
     Trainer(ClipTask(settings, data), settings, run).fit(invocation.resume)

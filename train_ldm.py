@@ -12,14 +12,12 @@ def main() -> None:
 
         return print(plan("ldm", settings, invocation.config))
 
-    from accelerate import PartialState
-
     from ldm.data import build
     from ldm.diffusion import LdmTask
     from ldm.runs import open_run
-    from ldm.training import Trainer
+    from ldm.training import Trainer, start_world
 
-    state = PartialState()
+    state = start_world()
     with state.main_process_first():
         run = open_run(settings, "ldm")
         task = LdmTask(settings, build(settings.data), run, state.device)

@@ -12,15 +12,13 @@ def main() -> None:
 
         return print(plan("vae", settings))
 
-    from accelerate import PartialState
-
     from ldm.autoencoder import VaeTask, load_vae
     from ldm.data import build
     from ldm.evaluation.reconstruction import write_report
     from ldm.runs import open_run
-    from ldm.training import Trainer
+    from ldm.training import Trainer, start_world
 
-    with PartialState().main_process_first():
+    with start_world().main_process_first():
         run = open_run(settings, "vae")
         data = build(settings.data)
     trainer = Trainer(VaeTask(settings, data), settings, run)

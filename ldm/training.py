@@ -19,7 +19,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -145,6 +145,15 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
+def start_world() -> PartialState:
+    """Join the processes that the launcher started. Without CUDA, several processes means several CPU processes."""
+    asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    state = PartialState(cpu=asked_for_cpu or (several and not torch.cuda.is_available()))
+    check_world(state.num_processes)
+    return state
+
+
 def check_world(world: int) -> None:
     """`accelerate launch --cpu --num_processes 2` starts one process without a word; say so instead."""
     try:
@@ -165,14 +174,15 @@ class Trainer:
     def __init__(self, task: Task, settings: RunSettings, run: Path):
         self.task, self.settings, self.run, self.train = task, settings, run, settings.train
         loggers = [name for name in self.train.report_to if name != "none"]
+        state = start_world()
         self.accelerator = Accelerator(
+            cpu=state.device.type == "cpu",
             mixed_precision=precision(self.train.mixed_precision),
             log_with=loggers or None,
             project_dir=run / "logs",
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=task.find_unused_parameters)],
         )
         world = self.accelerator.num_processes
-        check_world(world)
         if self.train.batch_size % (world * self.train.gradient_accumulation_steps):
             raise UserError(
                 f"train.batch_size {self.train.batch_size} is the global batch and must be a multiple of processes x "
