@@ -70,7 +70,8 @@ def latent_statistics(vae: AutoencoderKL, images: Iterator[Tensor]) -> tuple[Ten
 
     The variance is that of the mixture: variance of the posterior means plus the mean posterior variance.
     """
-    first = second = count = 0.0
+    first = second = torch.zeros(())
+    count = 0.0
     for batch in images:
         posterior = vae.encode(batch.to(vae.device, vae.dtype)).latent_dist
         mean = posterior.mean.double()
@@ -121,12 +122,12 @@ class VaeObjective(nn.Module):
         }
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(decoded, images)
-        playing = self.discriminator is not None and progress >= self.weights.adversarial_start
-        if playing:
-            terms["adversarial"] = -self.discriminator.frozen(decoded).mean()
+        critic = self.discriminator if progress >= self.weights.adversarial_start else None
+        if critic is not None:
+            terms["adversarial"] = -critic.frozen(decoded).mean()
         loss = sum(getattr(self.weights, name) * value for name, value in terms.items())
-        if playing:
-            terms["discriminator"] = hinge_discriminator_loss(self.discriminator(images), self.discriminator(decoded.detach()))
+        if critic is not None:
+            terms["discriminator"] = hinge_discriminator_loss(critic(images), critic(decoded.detach()))
             loss = loss + terms["discriminator"]
         return loss, terms
 
@@ -166,7 +167,8 @@ class VaeTask:
     def report(self, folder: Path, label: str) -> dict[str, float]:
         from ldm.evaluation.sheet import sheet
 
-        errors, strip = [], []
+        errors: list[Tensor] = []
+        strip: list[np.ndarray] = []
         for batch in image_batches(self.data.validation, 32, limit=128):
             images = batch.to(self.model.device)
             decoded = self.model.decode(self.model.encode(images).latent_dist.mode()).sample.clamp(-1, 1)

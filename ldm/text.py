@@ -149,7 +149,7 @@ def recall_at(image: Tensor, text: Tensor, ks=(1, 5, 10)) -> dict[str, float]:
     Ties are counted as half: a constant feature scores what chance would.
     """
     similarity = text @ image.T
-    numbers = {}
+    numbers: dict[str, float] = {}
     for name, matrix in (("text_to_image", similarity), ("image_to_text", similarity.T)):
         own = matrix.diagonal().unsqueeze(1)
         rank = (matrix > own).sum(1) + ((matrix == own).sum(1) - 1) / 2

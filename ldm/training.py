@@ -89,7 +89,8 @@ class Batches(Dataset):
     """Maps `Rows` to a batch: sample j of step s is place s * batch_size + j of an endless stream of shuffled epochs."""
 
     def __init__(self, task: Task, seed: int):
-        self.task, self.seed, self._orders = task, seed, {}
+        self.task, self.seed = task, seed
+        self._orders: dict[int, np.ndarray] = {}
 
     def __getitem__(self, rows: Rows) -> dict[str, Tensor]:
         first = rows.step * rows.batch_size
@@ -350,8 +351,12 @@ class Meter:
         self._clear()
 
     def _clear(self) -> None:
-        self.losses, self.metrics, self.wait, self.steps, self.begin = [], {}, 0.0, 0, time.perf_counter()
-        self.idle, self.norm, self.rate, self._mark = 0.0, None, 0.0, None
+        self.losses: list[Tensor] = []
+        self.metrics: dict[str, list[Tensor]] = {}
+        self.norm: Tensor | float = 0.0
+        self.wait, self.idle, self.rate, self.steps = 0.0, 0.0, 0.0, 0
+        self.begin = time.perf_counter()
+        self._mark: float | None = None  # the end of the last step
 
     def waiting(self):
         return _Stopwatch(self)
