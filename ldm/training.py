@@ -174,6 +174,7 @@ class Trainer:
 
     def __init__(self, task: Task, settings: RunSettings, run: Path):
         self.task, self.settings, self.run, self.train = task, settings, run, settings.train
+        run.mkdir(parents=True, exist_ok=True)
         loggers = [name for name in self.train.report_to if name != "none"]
         state = start_world()
         self.accelerator = Accelerator(

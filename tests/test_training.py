@@ -1,0 +1,240 @@
+"""The loop on a task small enough to know: schedules by formula, resume and world size without a trace."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ldm import checkpoint
+from ldm.config import OptimOptions, RunSettings, TrainOptions
+from ldm.errors import UserError
+from ldm.training import Batches, Rows, Trainer, draw_rows, lr_factor, mix, parameter_groups, precision, rows_of
+
+
+class Line(nn.Module):
+    """Fits y = 3 x - 1 under noise and dropout, so that every source of randomness matters."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(1, 16), nn.Dropout(0.2), nn.Tanh(), nn.Linear(16, 1))
+
+    def forward(self, x, noise, progress):
+        loss = (self.net(x) + 0.1 * noise - (3 * x - 1)).square().mean()
+        return loss, {"loss_copy": loss}
+
+
+class LineTask:
+    num_samples = 10
+    find_unused_parameters = False
+    channels_last = False
+
+    def __init__(self):
+        self.module = Line()
+        self.model = self.module.net
+        self.reports = 0
+
+    def batch(self, samples, rows):
+        x = torch.tensor([[sample.index / 10 + 0.03 * (sample.epoch % 2)] for sample in samples])
+        return {"x": x, "noise": draw_rows(rows, (1,), 0)}
+
+    def report(self, folder, label):
+        self.reports += 1
+        torch.rand(7)  # would disturb training if the loop's randomness were not its own
+        with torch.no_grad():
+            return {"loss": self.module(torch.ones(4, 1), torch.zeros(4, 1), 0.0)[0].item()}
+
+    def finish(self, folder):
+        (folder / "weights.json").write_text(json.dumps([p.sum().item() for p in self.model.parameters()]))
+
+
+def settings(**train):
+    options = {"num_steps": 12, "batch_size": 4, "log_every": 1, "sample_every": 0, "save_every": 4} | train
+    options = {"mixed_precision": "no", "report_to": ["none"], "ema_decay": 0.9} | options
+    return RunSettings(train=TrainOptions(**options), optim=OptimOptions(warmup_steps=2, lr=2e-2))
+
+
+def fit(run, resume="auto", **train):
+    trainer = Trainer(LineTask(), settings(**train), run)
+    trainer.fit(resume)
+    return trainer
+
+
+def losses(run):
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
+
+
+def weights(trainer):
+    return [p.detach().clone() for p in trainer.task.module.parameters()] + list(trainer.ema.shadow_params)
+
+
+def assert_equal(first, second):
+    for a, b in zip(weights(first), weights(second), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_training_lowers_the_loss_and_leaves_a_whole_final_folder(tmp_path):
+    fit(tmp_path, num_steps=60)
+    found = losses(tmp_path)
+    assert np.mean([found[s] for s in range(51, 61)]) < 0.5 * np.mean([found[s] for s in range(1, 11)])
+    assert checkpoint.verify(tmp_path / "final") is None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_resume_equals_the_uninterrupted_run_bit_for_bit(tmp_path, workers, accumulation):
+    options = {"num_workers": workers, "gradient_accumulation_steps": accumulation}
+    whole = fit(tmp_path / "whole", **options)
+    first = fit(tmp_path / "first", keep_checkpoints=9, **options)
+    middle = tmp_path / "first" / "checkpoints" / checkpoint.name(4)  # in the middle of an epoch
+    again = fit(tmp_path / "again", resume=str(middle), **options)
+    assert_equal(whole, first)
+    assert_equal(whole, again)
+    assert {s: v for s, v in losses(tmp_path / "whole").items() if s > 4} == losses(tmp_path / "again")
+
+
+def test_auto_takes_the_newest_whole_checkpoint(tmp_path):
+    whole = fit(tmp_path)
+    for file in (tmp_path / "checkpoints" / checkpoint.name(12)).glob("*.safetensors"):
+        file.write_bytes(b"torn")
+    assert_equal(whole, fit(tmp_path))
+    assert checkpoint.verify(tmp_path / "checkpoints" / checkpoint.name(12)) is None  # written anew, from step 8 on
+
+
+def test_reports_do_not_disturb_training(tmp_path):
+    assert_equal(fit(tmp_path / "often", sample_every=1), fit(tmp_path / "never", sample_every=0))
+
+
+def test_accumulation_sees_the_same_global_batch(tmp_path):
+    """Equal up to the order of sums and the dropout masks, so without dropout nearly equal."""
+
+    class NoDropout(LineTask):
+        def __init__(self):
+            super().__init__()
+            self.module.net[1].p = 0.0
+
+    runs = []
+    for name, steps in (("one", 1), ("two", 2)):
+        trainer = Trainer(NoDropout(), settings(gradient_accumulation_steps=steps), tmp_path / name)
+        trainer.fit()
+        runs.append(trainer)
+    for a, b in zip(weights(runs[0]), weights(runs[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+WORLD_SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+from pathlib import Path
+from test_training import LineTask, Trainer, settings
+task = LineTask()
+task.module.net[1].p = 0.0
+trainer = Trainer(task, settings(), Path(sys.argv[1]))
+assert trainer.accelerator.num_processes == int(sys.argv[2]), trainer.accelerator.num_processes
+trainer.fit()
+"""
+
+
+def test_two_processes_see_the_losses_of_one(tmp_path):
+    script = tmp_path / "fit.py"
+    script.write_text(WORLD_SCRIPT.format(tests=os.path.dirname(__file__)))
+    for world in (1, 2):
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if world > 1 else []
+        command = [sys.executable, *launch, str(script), str(tmp_path / f"w{world}"), str(world)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = losses(tmp_path / "w1"), losses(tmp_path / "w2")
+    assert one.keys() == two.keys() and len(one) == 12
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-4)
+
+
+@pytest.mark.parametrize("world, accumulation", [(1, 1), (2, 1), (2, 2), (4, 2)])
+def test_the_processes_share_each_global_batch_without_gap_or_overlap(world, accumulation):
+    train = TrainOptions(num_steps=3, batch_size=16, gradient_accumulation_steps=accumulation)
+    for step in range(3):
+        rows = [r for rank in range(world) for r in rows_of(train, 0, rank, world) if r.step == step]
+        assert sorted(i for r in rows for i in range(r.start, r.stop)) == list(range(16))
+    assert list(rows_of(train, 2, 0, world))[0].step == 2
+
+
+def test_every_epoch_shows_every_sample_once():
+    class Ids(LineTask):
+        def batch(self, samples, rows):
+            return [(sample.epoch, sample.index) for sample in samples]
+
+    batches = Batches(Ids(), seed=3)
+    seen = [place for step in range(5) for place in batches[Rows(step, 0, 4, 4)]]  # 20 places, 10 samples
+    assert sorted(seen) == [(epoch, index) for epoch in (0, 1) for index in range(10)]
+    assert [i for e, i in seen if e == 0] != [i for e, i in seen if e == 1]
+
+
+def test_rows_of_noise_do_not_depend_on_the_split():
+    whole = draw_rows(Rows(5, 0, 8, 8), (3,), 1, 2)
+    parts = torch.cat([draw_rows(Rows(5, a, a + 2, 8), (3,), 1, 2) for a in range(0, 8, 2)])
+    torch.testing.assert_close(parts, whole, rtol=0, atol=0)
+    assert not torch.equal(whole, draw_rows(Rows(6, 0, 8, 8), (3,), 1, 2))
+
+
+def test_learning_rates_by_formula():
+    wsd = OptimOptions(schedule="wsd", warmup_steps=10, decay_fraction=0.2)
+    assert [lr_factor(wsd, s, 100) for s in (0, 9, 50, 79, 90, 99)] == pytest.approx([0.1, 1, 1, 1, 0.5, 0.05])
+    cosine = OptimOptions(schedule="cosine", warmup_steps=0)
+    assert lr_factor(cosine, 50, 100) == pytest.approx(0.5)
+    assert lr_factor(OptimOptions(schedule="constant", warmup_steps=0), 99, 100) == 1
+
+
+def test_weight_decay_touches_matrices_only():
+    decayed, plain = parameter_groups(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), 0.1)
+    assert [p.ndim for p in decayed["params"]] == [2] and decayed["weight_decay"] == 0.1
+    assert [p.ndim for p in plain["params"]] == [1, 1, 1] and plain["weight_decay"] == 0
+
+
+def test_mixed_seeds_differ_and_repeat():
+    assert mix(1, 2) == mix(1, 2)
+    assert len({mix(a, b) for a in range(20) for b in range(20)}) == 400
+    assert all(0 <= mix(a, 7) < 2**63 for a in range(100))
+
+
+def test_precision_is_what_was_asked_for():
+    assert precision("no") == "no" and precision("bf16") == "bf16"
+    assert precision("auto") in ("no", "bf16", "fp16")
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
+    with pytest.raises(UserError, match="multiple of processes"):
+        Trainer(LineTask(), settings(batch_size=5, gradient_accumulation_steps=2), tmp_path)
+
+
+def test_a_loss_that_explodes_stops_the_run_and_spoils_no_checkpoint(tmp_path):
+    task = LineTask()
+    trainer = Trainer(task, settings(save_every=2, log_every=1), tmp_path)
+    original = task.batch
+    task.batch = lambda samples, rows: {
+        k: v * (math.nan if rows.step == 6 else 1) for k, v in original(samples, rows).items()
+    }
+    with pytest.raises(UserError, match="non-finite"):
+        trainer.fit()
+    assert checkpoint.newest(tmp_path / "checkpoints").name == checkpoint.name(6)
+
+
+def test_never_refuses_to_bury_an_older_run(tmp_path):
+    fit(tmp_path)
+    with pytest.raises(UserError, match="already holds checkpoints"):
+        fit(tmp_path, resume="never")
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    fit(tmp_path)
+    other = LineTask()
+    other.module.net[0] = nn.Linear(1, 8)
+    other.module.net[3] = nn.Linear(8, 1)
+    with pytest.raises(UserError, match="another model"):
+        Trainer(other, settings(), tmp_path).fit()
