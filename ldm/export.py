@@ -35,7 +35,7 @@ def export_scheduler(noise: NoiseOptions):
     common |= {"final_sigmas_type": "zero", "timestep_spacing": "trailing"}
     if noise.process == "flow":
         return scheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=noise.shift, **common)
-    tables = {
+    tables: dict[str, dict[str, Any]] = {
         "cosine": {"beta_schedule": "squaredcos_cap_v2"},
         "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
     }

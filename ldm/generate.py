@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ldm.errors import UserError
 
@@ -114,9 +114,9 @@ def read_png(path: Path) -> dict:
     return job
 
 
-def _job(args: argparse.Namespace) -> dict:
+def _job(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that decides the pictures: the options given, over the old picture's settings, over the defaults."""
-    job = {"model": None, "prompt": None, "negative": None, "grid": None, "number": None, "seed": 0}
+    job: dict[str, Any] = {"model": None, "prompt": None, "negative": None, "grid": None, "number": None, "seed": 0}
     job |= {"steps": None, "guidance": None, "scale": 1, "digest": None}
     if args.source:
         told = read_png(Path(args.source))

@@ -285,9 +285,9 @@ def _load(folder: ModelFolder, component: str, dtype: torch.dtype):
     return loaded.requires_grad_(False) if weights else loaded
 
 
-def _scheduler(cls: type, path: Path):
+def _scheduler(cls: type[Any], path: Path):
     """Built from its settings: `from_pretrained` would import every scheduler it could be swapped for (0.7 s)."""
-    known = inspect.signature(cls.__init__).parameters
+    known = inspect.signature(cls).parameters
     settings = read_json(path / "scheduler_config.json")
     return cls(**{name: value for name, value in settings.items() if name in known})
 

@@ -8,6 +8,7 @@ stand-ins: their own code runs only when somebody asks them for a name, and then
 import importlib
 import importlib.util
 import sys
+from typing import Any
 
 _LAZY = (
     "scipy.stats",  # diffusers imports it where it is installed, for one option of its schedulers
@@ -39,7 +40,7 @@ CLASSES: dict[str, dict[str, str]] = {
 LIBRARY = {"text_encoder": "transformers", "tokenizer": "transformers"}  # the others are diffusers'
 
 
-def stock_class(component: str, name: str) -> type:
+def stock_class(component: str, name: str) -> type[Any]:
     """The class `name` for `component` ("vae", "unet", ...). Raises KeyError for a class not in `CLASSES`."""
     module = CLASSES[component][name]
     for package in _LAZY:
@@ -60,7 +61,7 @@ def _defer(package: str) -> None:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.loader is None:  # a version without it
         return
-    module = importlib.util.module_from_spec(spec)
+    module, execute = importlib.util.module_from_spec(spec), spec.loader.exec_module
     ran = False
 
     def load_rest(attribute: str):
@@ -69,7 +70,7 @@ def _defer(package: str) -> None:
             raise AttributeError(attribute)
         if not ran:
             ran = True
-            spec.loader.exec_module(module)
+            execute(module)
         real = sys.modules[package]  # transformers' packages replace themselves there
         setattr(owner, name, real)
         if real is not module:

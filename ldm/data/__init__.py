@@ -15,7 +15,11 @@ class ImageTextData(Protocol):
     resolution: int
     channels: int
     has_captions: bool
-    fingerprint: str  # hex digest of all that decides the pixels
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of all that decides the pixels."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -41,7 +45,9 @@ class Splits:
 def build(options: DataOptions) -> Splits:
     """The splits of `options.source`. Raises: UserError for a source that is missing, empty or unreadable."""
     if options.source == "glyphs":
-        from ldm.data.glyphs import glyph_splits as splits
-    else:
-        from ldm.data.files import file_splits as splits
-    return Splits(**splits(options))
+        from ldm.data.glyphs import glyph_splits
+
+        return Splits(**glyph_splits(options))
+    from ldm.data.files import file_splits
+
+    return Splits(**file_splits(options))

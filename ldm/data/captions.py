@@ -57,10 +57,14 @@ RADICALS: tuple[str, ...] = tuple(name.strip() for name in _NAMES.replace("\n", 
 class GlyphRow(Protocol):
     """What a caption needs to know of a character."""
 
-    structure: str  # a key of STRUCTURES
-    radical: int  # 1..214
-    strokes: int
-    senses: tuple[str, ...]  # short English meanings; may be empty
+    @property
+    def structure(self) -> str: ...  # a key of STRUCTURES
+    @property
+    def radical(self) -> int: ...  # 1..214
+    @property
+    def strokes(self) -> int: ...
+    @property
+    def senses(self) -> tuple[str, ...]: ...  # short English meanings; may be empty
 
 
 def layout_phrase(structure: str) -> str:

@@ -39,7 +39,8 @@ class FileData:
     def __init__(self, pixels: Pixels, rows: list[int], samples: list[Sample], options: DataOptions, flip: bool):
         chosen = [samples[pixels.rows[row]] for row in rows]
         self.ids = [sample.id for sample in chosen] + [f"{sample.id}|flip" for sample in chosen if flip]
-        self.channels, self.resolution = options.channels, options.resolution
+        self.channels: int = options.channels
+        self.resolution = options.resolution
         self.has_captions = any(sample.captions for sample in samples)
         self._captions = [sample.captions for sample in chosen]
         self._path, self._rows = pixels.path, rows

@@ -163,7 +163,7 @@ class GlyphData:
         """`items`: (character, style, index of its picture in that style's file)."""
         self.items = items
         self.files = files
-        self.channels = options.channels
+        self.channels: int = options.channels
         self.resolution = options.resolution
         self.captions = GlyphCaptions(options.glyphs.captions)
         self.ids = [f"U+{row.codepoint:04X}/{style}" for row, style, _ in items]

@@ -158,9 +158,9 @@ class _Pen:
         absent = bytes(font.getmask(ABSENT))
         for sample in (SQUARE, characters[:: max(1, len(characters) // 50)]):
             boxes = [font.getbbox(c, anchor="ls") for c in sample if bytes(font.getmask(c)) not in (absent, b"")]
-            boxes = np.array([box for box in boxes if box[2] > box[0] and box[3] > box[1]])
-            if len(boxes) >= min(3, len(sample)):
-                return (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())
+            inked = np.array([box for box in boxes if box[2] > box[0] and box[3] > box[1]])
+            if len(inked) >= min(3, len(sample)):
+                return (*inked[:, :2].min(0).tolist(), *inked[:, 2:].max(0).tolist())
         raise UserError(f"the font {path} has too few Chinese characters to measure its square: choose another")
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ldm.config import FileOptions
 from ldm.data.decode import MAX_BYTES, ImageError
@@ -160,7 +161,7 @@ def _load_from_hub(name: str, options: FileOptions) -> dict:
     return dict(loaded) if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
 
 
-def _hub_captions(part, options: FileOptions, where: str, class_label: type) -> list[tuple[str, ...]]:
+def _hub_captions(part, options: FileOptions, where: str, class_label: type[Any]) -> list[tuple[str, ...]]:
     column = options.caption_column
     if not column:
         return [()] * len(part)

@@ -106,7 +106,7 @@ class Batches:
 
     def __init__(self, glyphs: Glyphs, names: list[str], options: Options):
         self.options, self.images = options, glyphs.images
-        index = {name: i for i, name in enumerate(names)}
+        index: dict[str | None, int] = {name: i for i, name in enumerate(names)}
         self.layout = torch.tensor([index.get(name, IGNORE) for name in glyphs.layouts])
         self.layout_transposed = torch.tensor([index.get(TRANSPOSED.get(name), IGNORE) for name in glyphs.layouts])
         self.radical = torch.from_numpy(glyphs.radicals).long() - 1

@@ -145,7 +145,7 @@ def to_ink(images: np.ndarray) -> torch.Tensor:
 
 
 def _resize(image: np.ndarray) -> np.ndarray:
-    kind = Image.BOX if min(image.shape) >= SIZE else Image.BICUBIC
+    kind = Image.Resampling.BOX if min(image.shape) >= SIZE else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(image).resize((SIZE, SIZE), kind))
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,7 +163,7 @@ def character_of(sample_id: str) -> str:
 
 
 def _summary(columns: dict[str, np.ndarray]) -> dict:
-    numbers = {name: round(float(columns[name].mean()), 4) for name in ("psnr", "ssim", "ink_error")}
+    numbers: dict[str, Any] = {name: round(float(columns[name].mean()), 4) for name in ("psnr", "ssim", "ink_error")}
     if "read_before" in columns:
         right, kept = columns["read_before"], columns["read_after"]
         numbers["ocr"] = {

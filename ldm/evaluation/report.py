@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ def evaluate(pipeline, plan: Plan, output: Path, options: DataOptions) -> dict:
     shape = {"resolution": draw("", 1).shape[1], "channels": pipeline.vae.config.in_channels}
     splits = glyph_splits(options.model_copy(update=shape))
     layouts, pictures = layout_section(draw, plan.samples, classifier, output)
-    metrics = {
+    metrics: dict[str, Any] = {
         "model": {"source": pipeline.folder.source if pipeline.folder else None, "digest": pipeline.digest},
         "plan": asdict(plan) | {"defaults": _settings(pipeline)},
         "classifier": {name: classifier.card[name] for name in ("test", "merged_layouts", "sha256")},

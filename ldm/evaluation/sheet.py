@@ -77,7 +77,7 @@ def _tile(image: Picture, scale: int) -> Image.Image:
             )
         image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
     image = image.convert("RGB")
-    return image if scale == 1 else image.resize((image.width * scale, image.height * scale), Image.NEAREST)
+    return image if scale == 1 else image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
 def _text(text: str, width: int, background: str) -> Image.Image:
