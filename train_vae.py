@@ -2,11 +2,13 @@
 
 from ldm.command_line import parse
 from ldm.errors import prepare_threads, run_main
+from ldm.torchvision_guard import mend_torchvision
 
 
 def main() -> None:
     settings, invocation = parse("vae")
     prepare_threads(settings.train.threads)
+    mend_torchvision()
     if invocation.dry_run:
         from ldm.planning import plan
 
