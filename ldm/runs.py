@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -12,7 +13,17 @@ from ldm.config import RunSettings
 from ldm.errors import UserError
 from ldm.settings_io import run_dir, to_yaml
 
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "datasets", "numpy", "pillow", "open_clip_torch", "xformers")
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "numpy",
+    "pillow",
+    "open_clip_torch",
+    "xformers",
+)
 
 
 def open_run(settings: RunSettings, part: str) -> Path:
@@ -28,14 +39,33 @@ def open_run(settings: RunSettings, part: str) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, the platform and the packages that decide a run."""
-    found = {"python": platform.python_version(), "machine": platform.platform()}
+    """Versions of Python, the platform and the packages that decide a run, and the hardware it runs on."""
+    found = {"python": platform.python_version(), "machine": platform.platform(), "hardware": hardware()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def hardware() -> str:
+    """The GPU's name, or else the CPU's with its number of cores: what the minutes of a run were spent on."""
+    import torch
+
+    asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    if torch.cuda.is_available() and not asked_for_cpu:
+        return torch.cuda.get_device_name()
+    return f"{cpu_name()}, {os.cpu_count()} cores"
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's model name where the system tells it, else its architecture."""
+    try:
+        named = re.search(r"^model name[ \t]*:[ \t]*(\S.*)$", cpuinfo.read_text(), flags=re.MULTILINE)
+    except OSError:
+        named = None
+    return " ".join(named[1].split()) if named else platform.processor() or platform.machine()
 
 
 def sibling(run: Path, part: str) -> Path:
