@@ -14,7 +14,7 @@ import torch
 
 from ldm.config import NoiseOptions
 from ldm.errors import UserError
-from ldm.model_folder import COMPONENTS, read_json
+from ldm.model_folder import COMPONENTS, locate, read_json
 from ldm.pipeline import Pipeline, load_pipeline, no_progress_bars
 from ldm.stock import LIBRARY, stock_class
 
@@ -97,7 +97,8 @@ def save_folder(pipeline: Pipeline, folder: Path, name: str) -> None:
         config, {**read_json(config), "dtype": "float32"}
     )  # else stock loading mixes fp16 text with an fp32 U-Net
     _write_json(folder / "model_index.json", model_index(pipeline))
-    _write_json(folder / "ldm.json", {**pipeline.defaults, **describe(pipeline), "name": name})
+    digest = locate(folder).digest()  # of the components as they now lie there; ldm.json itself is not part of it
+    _write_json(folder / "ldm.json", {**pipeline.defaults, **describe(pipeline), "name": name, "digest": digest})
 
 
 def _prefixed(key: str) -> str:

@@ -33,7 +33,10 @@ class ModelFolder:
     defaults: dict = field(default_factory=dict)  # the content of ldm.json
 
     def digest(self) -> str:
-        """16 hex digits that change with any weight, token or scheduler setting, and not with the folder's name."""
+        """16 hex digits that change with any weight, token or scheduler setting, and not with the folder's name.
+
+        Only the components count: ldm.json, which records the digest, and the card may change without changing it.
+        """
         total = hashlib.sha256()
         for component in sorted(self.paths):
             for file in sorted(self.paths[component].iterdir()):

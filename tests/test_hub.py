@@ -13,6 +13,7 @@ from tiny_model import COSINE, FLOW, tiny_folder
 from ldm import hub
 from ldm.card import rows
 from ldm.config import NoiseOptions
+from ldm.doctor import check_model
 from ldm.errors import UserError
 from ldm.export import export, export_scheduler
 from ldm.noise import NoiseProcess
@@ -108,7 +109,7 @@ def finished_run(model, runs):
         "ldm:\n  sampling: {num_inference_steps: 5, guidance_scale: 2.0, prompts: [a red cat]}\n"
         "  vae: run\n  text: {source: run}\n"
     )
-    (run / "versions.json").write_text('{"torch": "2.13.0", "machine": "secret-host"}')
+    (run / "versions.json").write_text('{"torch": "2.13.0", "machine": "secret-host", "hardware": "Fast CPU, 2 cores"}')
     lines = [{"step": 50, "images_per_second": 16.0}, {"step": 100, "images_per_second": 8.0}]
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
     (runs / "vae").mkdir()
@@ -128,7 +129,14 @@ def test_an_export_draws_like_its_run_and_says_where_it_comes_from(tmp_path, mod
     assert [path.name for path in out.parent.iterdir()] == ["demo"]  # no staging folder left
     card = (out / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n")
-    for truth in ("# demo", "| ldm | 100 | 32 | 5.0 |", "| vae | 70 | 16 |", "a red cat", "`photos`", "torch 2.13.0"):
+    for truth in (
+        "# demo",
+        "| ldm | 100 | 32 | 5.0 | Fast CPU, 2 cores |",
+        "| vae | 70 | 16 |",
+        "a red cat",
+        "`photos`",
+        "torch 2.13.0",
+    ):
         assert truth in card, truth
     for secret in ("/home/someone", "secret-host"):
         assert secret not in card + (out / "ldm.json").read_text()
@@ -144,6 +152,19 @@ def test_the_folder_is_stock(model, tmp_path):
     config = json.loads((out / "text_encoder" / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (512, 513, 513)
     assert not [path for path in out.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".py")]
+
+
+def test_an_export_records_its_digest_and_the_doctor_sees_a_changed_file(model, tmp_path, monkeypatch):
+    out = export(model, tmp_path / "out")
+    recorded = json.loads((out / "ldm.json").read_text())["digest"]
+    assert recorded == load_pipeline(out).digest
+    monkeypatch.setattr("ldm.assets.shipped_model", lambda: out)
+    assert check_model().status == "ok" and f"{recorded} as recorded" in check_model().text
+    half = export(out, tmp_path / "half", dtype="fp16")  # from an export: its own digest, not the old one
+    assert json.loads((half / "ldm.json").read_text())["digest"] == load_pipeline(half).digest != recorded
+    settings = out / "scheduler" / "scheduler_config.json"
+    settings.write_text(settings.read_text().replace("1000", "900"))
+    assert check_model().status == "fail" and recorded in check_model().text
 
 
 def test_half_precision_halves_the_weights_and_still_loads_with_stock_defaults(model, tmp_path):
