@@ -17,6 +17,7 @@ from ldm.config import VaeLoss, VaeModel, VaeSettings
 from ldm.data import ImageTextData, Splits
 from ldm.errors import UserError
 from ldm.image_losses import PatchDiscriminator, RandomFeatures, edge_loss, gaussian_kl, hinge_discriminator_loss
+from ldm.sheet import sheet
 from ldm.training import Rows, Sample, draw_rows, mix
 
 
@@ -165,8 +166,6 @@ class VaeTask:
 
     @torch.no_grad()
     def report(self, folder: Path, label: str) -> dict[str, float]:
-        from ldm.evaluation.sheet import sheet
-
         errors: list[Tensor] = []
         strip: list[np.ndarray] = []
         for batch in image_batches(self.data.validation, 32, limit=128):

@@ -17,6 +17,7 @@ from ldm.errors import UserError
 from ldm.latents import cached_latents, weights_digest
 from ldm.noise import NoiseProcess
 from ldm.runs import sibling
+from ldm.sheet import sheet
 from ldm.text import caption_of, encode, load_text, null_text
 from ldm.training import Rows, Sample, draw_rows, generator_for, mix
 
@@ -115,8 +116,6 @@ class LdmTask:
     @torch.no_grad()
     def report(self, folder: Path, label: str) -> dict[str, float]:
         """Denoising loss on validation items, with noise and times fixed once and for all; a grid of fixed prompts."""
-        from ldm.evaluation.sheet import sheet
-
         prompts = self._prompts()
         pipeline = self._pipeline()
         images = pipeline(prompts, num_images_per_prompt=self.settings.sampling.per_prompt, seed=0).images

@@ -24,12 +24,14 @@ ONLY = {
     "assets": {"errors"},
     "torchvision_guard": set(),
     "data": {"config", "errors", "settings_io", "assets"},
+    "sheet": {"data", "errors"},
     "training": {"checkpoint", "config", "errors", "runs"},  # the loop is blind: no VAE, no text, no noise
 }
 # ... and these rooms may never import those, at any depth of a function.
 SURFACE = {"export", "hub", "generate", "card", "doctor", "cli"}
 NEVER = {
-    **{room: {"pipeline"} | SURFACE for room in ("autoencoder", "text", "denoiser", "openclip")},
+    **{room: {"pipeline", "evaluation"} | SURFACE for room in ("autoencoder", "text", "denoiser", "openclip")},
+    "diffusion": {"evaluation"},
     "pipeline": {"training", "evaluation", "autoencoder", "runs"} | SURFACE,
     "model_folder": {"pipeline", "training"} | SURFACE,
 }

@@ -1,1 +1,1 @@
-"""Numbers and pictures that say how good a model is: OCR, a glyph classifier, prompt adherence, contact sheets."""
+"""Numbers and pictures that say how good a model is: OCR, a glyph classifier, prompt adherence, one report."""

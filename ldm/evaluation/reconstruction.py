@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d
 from ldm.data.pixels import write_whole
 from ldm.errors import UserError
 from ldm.evaluation.ocr import GlyphReader
-from ldm.evaluation.sheet import save_png, sheet
+from ldm.sheet import save_png, sheet
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from ldm.evaluation.html import page
 from ldm.evaluation.ocr import GlyphReader
 from ldm.evaluation.reconstruction import ink, vae_report
 from ldm.evaluation.scores import bitmaps, nearest, share
-from ldm.evaluation.sheet import save_png, sheet
+from ldm.sheet import save_png, sheet
 
 UNNAMED = "other"  # its phrase is plain 'glyph': nothing to obey
 READABLE = 0.5  # OCR confidence from which a glyph counts as read

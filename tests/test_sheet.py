@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ldm.errors import UserError
-from ldm.evaluation.sheet import LINE, sheet
+from ldm.sheet import LINE, sheet
 
 
 def flat(value, size=(4, 6)):
