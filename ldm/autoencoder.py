@@ -91,7 +91,8 @@ def fold_whitening(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
     bias, its last c biases fall by 2 log std. post_quant_conv takes z' = (z - mean) / std: W' = W std, b' = b + W mean.
     """
     if (std <= 1e-6).any():
-        raise UserError(f"latent channels {(std <= 1e-6).nonzero().flatten().tolist()} are dead (std 0): train longer or lower loss.kl")
+        dead = (std <= 1e-6).nonzero().flatten().tolist()
+        raise UserError(f"latent channels {dead} are dead (std 0): train longer or lower loss.kl")
     quant, post = vae.quant_conv, vae.post_quant_conv
     shift, scale = mean.to(quant.weight), std.to(quant.weight)
     c = len(scale)
@@ -140,9 +141,13 @@ class VaeTask:
         self.settings, self.data = settings, data
         model = settings.model
         if data.train.resolution % model.factor:
-            raise UserError(f"data.resolution {data.train.resolution} must be a multiple of the VAE's factor {model.factor}")
+            raise UserError(
+                f"data.resolution {data.train.resolution} must be a multiple of the VAE's factor {model.factor}"
+            )
         if settings.crop % model.factor or settings.crop > data.train.resolution:
-            raise UserError(f"crop {settings.crop} must be a multiple of {model.factor} of at most {data.train.resolution}")
+            raise UserError(
+                f"crop {settings.crop} must be a multiple of {model.factor} of at most {data.train.resolution}"
+            )
         torch.manual_seed(mix(settings.seed, 1))
         self.model = build_vae(model, data.train.channels, data.train.resolution)
         self.module = VaeObjective(self.model, settings.loss)
@@ -182,5 +187,3 @@ class VaeTask:
         statistics = latent_statistics(self.model, image_batches(self.data.train, limit=4096))
         fold_whitening(self.model, *statistics)
         self.model.save_pretrained(folder / "vae")
-
-

@@ -75,7 +75,10 @@ def save(folder: Path, tensors: dict[str, dict[str, torch.Tensor]], state: dict)
     """Write one checkpoint: each group of tensors to its own safetensors file, `state` as JSON."""
     with staged(folder) as stage:
         for name, group in tensors.items():
-            save_file({key: tensor.detach().contiguous().cpu() for key, tensor in group.items()}, stage / f"{name}.safetensors")
+            save_file(
+                {key: tensor.detach().contiguous().cpu() for key, tensor in group.items()},
+                stage / f"{name}.safetensors",
+            )
         (stage / "state.json").write_text(json.dumps(state, indent=1))
 
 

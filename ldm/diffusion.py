@@ -74,7 +74,9 @@ class LdmTask:
         choose_attention(self.unet, settings.model.attention, device)
         self.process = NoiseProcess(**settings.noise.model_dump())
         self.module = LdmObjective(self.unet, self.text_encoder, self.process)
-        self.model = nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder}) if settings.text.train else self.unet
+        self.model = (
+            nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder}) if settings.text.train else self.unet
+        )
         self.num_samples = len(data.train)
 
     def _pair(self, run: Path) -> None:
@@ -150,7 +152,9 @@ class LdmTask:
         from ldm.pipeline import Pipeline
 
         parts = (self.vae, self.text_encoder, self.tokenizer, self.unet, export_scheduler(self.settings.noise))
-        return Pipeline(*parts, defaults=self.settings.sampling.model_dump(include={"num_inference_steps", "guidance_scale"}))
+        return Pipeline(
+            *parts, defaults=self.settings.sampling.model_dump(include={"num_inference_steps", "guidance_scale"})
+        )
 
     def finish(self, folder: Path) -> None:
         """All five components, so that the run stands by itself whatever becomes of the runs it was made from."""

@@ -84,7 +84,7 @@ class NoiseProcess:
         return _rows(alpha, x0) * eps - _rows(sigma, x0) * x0
 
     def predict_x0(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
-        """The clean sample that a prediction implies, shape of x_t. sigma_t > 0 and alpha_t > 0 are needed for 'epsilon'."""
+        """The clean sample that a prediction implies, shape of x_t; 'epsilon' needs sigma_t > 0 and alpha_t > 0."""
         alpha, sigma = (_rows(scale, x_t) for scale in self.scales(t))
         if self.prediction_type == "flow":
             return x_t - sigma * prediction

@@ -26,7 +26,7 @@ CAPTIONS_FOR_TOKENIZER = 100_000
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int, context_length: int) -> CLIPTokenizer:
-    """A byte-level BPE in the `CLIPTokenizer` class, with at most `vocab_size` entries; nothing is out of vocabulary."""
+    """A byte-level BPE in the `CLIPTokenizer` class, at most `vocab_size` entries; nothing is out of vocabulary."""
     from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers.models import BPE
     from tokenizers.trainers import BpeTrainer
@@ -96,7 +96,9 @@ def build_clip(model: ClipModel, resolution: int, channels: int, tokenizer: CLIP
         projection_dim=model.embed_dim,
     )
     text = text_config(model, tokenizer)
-    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=model.embed_dim))
+    return CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=model.embed_dim)
+    )
 
 
 def gather(local: Tensor) -> Tensor:
@@ -225,7 +227,9 @@ def load_text(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
     """Text encoder and tokenizer of a finished CLIP run, or of any folder that holds both."""
     for candidate in (folder / "final", folder):
         if (candidate / "text_encoder" / "config.json").is_file() and (candidate / "tokenizer").is_dir():
-            encoder = CLIPTextModel.from_pretrained(candidate / "text_encoder", use_safetensors=True, dtype=torch.float32)
+            encoder = CLIPTextModel.from_pretrained(
+                candidate / "text_encoder", use_safetensors=True, dtype=torch.float32
+            )
             return encoder.eval(), CLIPTokenizer.from_pretrained(candidate / "tokenizer")
     raise UserError(
         f"no finished text encoder in {folder}: run train_clip.py first, point --text.source to a folder that holds "

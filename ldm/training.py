@@ -86,7 +86,7 @@ def draw_rows(rows: Rows, shape: tuple[int, ...], *seed: int) -> Tensor:
 
 
 class Batches(Dataset):
-    """Maps `Rows` to a batch: sample j of step s is place s * batch_size + j of an endless stream of shuffled epochs."""
+    """Maps `Rows` to a batch: sample j of step s is place s * batch_size + j in an endless row of shuffled epochs."""
 
     def __init__(self, task: Task, seed: int):
         self.task, self.seed = task, seed
@@ -209,8 +209,10 @@ class Trainer:
         if self.accelerator.is_main_process and self.accelerator.log_with:
             self.accelerator.init_trackers("ldm")
         meter = Meter(self)
-        self._log(f"{self.run}: step {self.step} of {self.train.num_steps}, {self.accelerator.num_processes} process(es), "
-                  f"{self.accelerator.mixed_precision} precision, {self.accelerator.device}")
+        self._log(
+            f"{self.run}: step {self.step} of {self.train.num_steps}, {self.accelerator.num_processes} process(es), "
+            f"{self.accelerator.mixed_precision} precision, {self.accelerator.device}"
+        )
         if self.step == 0:
             self._report()
         for micros in self._steps():
@@ -253,7 +255,9 @@ class Trainer:
         self.task.module.train()
         for micro in range(accumulation):
             with meter.waiting():
-                batch = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in next(micros).items()}
+                batch = {
+                    key: value.to(self.accelerator.device, non_blocking=True) for key, value in next(micros).items()
+                }
             with self.accelerator.no_sync(module) if micro + 1 < accumulation else _nothing():
                 loss, metrics = module(**batch, progress=self.step / self.train.num_steps)
                 self.accelerator.backward(loss / accumulation)
@@ -306,7 +310,9 @@ class Trainer:
         for full, value in tensors.items():
             key, name = full.split("/", 1)
             parameter = parameters[name]
-            self.optimizer.state[parameter][key] = value if key == "step" and parameter.device.type == "cpu" else value.to(parameter.device)
+            self.optimizer.state[parameter][key] = (
+                value if key == "step" and parameter.device.type == "cpu" else value.to(parameter.device)
+            )
 
     def _report(self) -> None:
         """Pictures and validation of the raw and the EMA weights, by the main process, outside the training RNG."""
@@ -390,12 +396,15 @@ class Meter:
         entry["memory_mb"] = _peak_memory_mb(trainer.accelerator.device)
         left = (trainer.train.num_steps - trainer.step) * seconds / self.steps
         if not math.isfinite(entry["loss"]):
-            raise UserError(f"the loss became non-finite before step {trainer.step}; lower optim.lr, then --resume auto")
+            raise UserError(
+                f"the loss became non-finite before step {trainer.step}; lower optim.lr, then --resume auto"
+            )
         if trainer.accelerator.is_main_process:
             trainer.write_log(entry)
             extra = "  ".join(f"{name} {entry[name]:.4g}" for name in self.metrics)
             print(
-                f"step {trainer.step}/{trainer.train.num_steps}  ETA {left / 60:.1f} min  {entry['images_per_second']:.0f} images/s  "
+                f"step {trainer.step}/{trainer.train.num_steps}  ETA {left / 60:.1f} min  "
+                f"{entry['images_per_second']:.0f} images/s  "
                 f"loss {entry['loss']:.4f}  {extra}  lr {self.rate:.2e}  grad norm {entry['grad_norm']:.2f}  "
                 f"data wait {entry['data_wait']:.0%}  memory {entry['memory_mb']:.0f} MB",
                 flush=True,
@@ -452,7 +461,9 @@ def _trained(module: nn.Module) -> dict[str, Tensor]:
 def _load(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     own = _trained(module)
     if own.keys() != tensors.keys() or any(own[name].shape != value.shape for name, value in tensors.items()):
-        raise UserError(f"checkpoint {source} belongs to another model; restore its settings, or use another --output-dir")
+        raise UserError(
+            f"checkpoint {source} belongs to another model; restore its settings, or use another --output-dir"
+        )
     _fill(list(own.values()), [tensors[name] for name in own])
 
 

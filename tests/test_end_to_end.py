@@ -1,4 +1,4 @@
-"""The main job as users run it: the three trainers through `accelerate launch`, then export, picture, stock diffusers."""
+"""The main job as users run it: three trainers through `accelerate launch`, then export, picture, stock diffusers."""
 
 import json
 import os
@@ -20,7 +20,8 @@ from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], safety_checker=None)
 pipeline.set_progress_bar_config(disable=True)
 latents = torch.randn(2, *eval(sys.argv[3]), generator=torch.Generator().manual_seed(0))
-images = pipeline([sys.argv[4]] * 2, latents=latents, num_inference_steps=3, guidance_scale=2.0, output_type="np").images
+options = {"num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "np"}
+images = pipeline([sys.argv[4]] * 2, latents=latents, **options).images
 import numpy
 numpy.save(sys.argv[2], images)
 """

@@ -90,7 +90,9 @@ def _strip(image: np.ndarray) -> np.ndarray:
     pad = max(height, width) // 8
     page = np.pad(image, pad, constant_values=255)
     shrinks = min(page.shape) >= HEIGHT
-    small = Image.fromarray(page).resize((HEIGHT, HEIGHT), Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC)
+    small = Image.fromarray(page).resize(
+        (HEIGHT, HEIGHT), Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
+    )
     strip = np.full((HEIGHT, WIDTH), 255, dtype=np.uint8)
     strip[:, :HEIGHT] = np.asarray(small)
     return np.repeat((strip[None] / 255.0 - 0.5) / 0.5, 3, axis=0).astype(np.float32)
