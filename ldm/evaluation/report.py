@@ -42,11 +42,12 @@ class Plan:
     """What is drawn."""
 
     samples: int = 128
-    radical_samples: int = 128
+    radical_samples: int = 32
     radicals: int = 36
     seed: int = 0
     steps: int | None = None
     guidance: float | None = None
+    batch: int = 64  # pictures drawn at once
     reconstructions: int = 512  # validation glyphs through the autoencoder
 
 
@@ -92,6 +93,7 @@ def drawer(pipeline, plan: Plan) -> Draw:
                 seed=plan.seed,
                 num_inference_steps=plan.steps,
                 guidance_scale=plan.guidance,
+                batch_size=plan.batch,
                 output_type="np",
             ).images
         except ValueError as error:

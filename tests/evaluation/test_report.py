@@ -87,6 +87,22 @@ def test_the_whole_report_of_a_tiny_random_model(options, tmp_path):
         assert (tmp_path / picture).is_file() and picture in text
 
 
+def test_the_plan_reaches_the_pipeline():
+    asked = {}
+
+    def pipeline(prompt, **options):
+        asked.update(options, prompt=prompt)
+        return type("Output", (), {"images": np.ones((2, 4, 4, 1), np.float32)})
+
+    plan = report.Plan(seed=7, steps=5, guidance=2.5, batch=3)
+    assert (report.drawer(pipeline, plan)("a", 2) == 255).all()
+    assert asked == {"prompt": "a", "num_images_per_prompt": 2, "seed": 7, "num_inference_steps": 5} | {
+        "guidance_scale": 2.5,
+        "batch_size": 3,
+        "output_type": "np",
+    }
+
+
 def parse(*words):
     import argparse
 
@@ -98,7 +114,13 @@ def parse(*words):
 def test_wrong_arguments_end_in_one_line(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
-    for words in (["--samples", "0"], ["--radical-samples", "0"], ["--seed", "-1"], ["-o", str(file)]):
+    for words in (
+        ["--samples", "0"],
+        ["--radical-samples", "0"],
+        ["--seed", "-1"],
+        ["--batch", "0"],
+        ["-o", str(file)],
+    ):
         with pytest.raises(UserError) as caught:
             run(parse(*words))
         assert "\n" not in str(caught.value)
