@@ -21,8 +21,8 @@ def main() -> None:
 
     with start_world().main_process_first():
         run = open_run(settings, "clip")
-        data = build(settings.data)
-    Trainer(ClipTask(settings, data), settings, run).fit(invocation.resume)
+        task = ClipTask(settings, build(settings.data), run)
+    Trainer(task, settings, run).fit(invocation.resume)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ldm.config import VaeLoss, VaeModel, VaeSettings
-from ldm.data import ImageTextData, Splits
+from ldm.data import ImageTextData, Splits, spread
 from ldm.errors import UserError
 from ldm.image_losses import PatchDiscriminator, RandomFeatures, edge_loss, gaussian_kl, hinge_discriminator_loss
 from ldm.sheet import sheet
@@ -43,7 +43,12 @@ def load_vae(folder: Path) -> AutoencoderKL:
     """The finished VAE of a run, or any folder with an AutoencoderKL, frozen. Raises: UserError if there is none."""
     for candidate in (folder / "final" / "vae", folder / "vae", folder):
         if (candidate / "config.json").is_file() and (candidate / "diffusion_pytorch_model.safetensors").is_file():
-            return AutoencoderKL.from_pretrained(candidate, use_safetensors=True).eval().requires_grad_(False)
+            try:
+                vae = AutoencoderKL.from_pretrained(candidate, use_safetensors=True)
+            except Exception as error:  # the library has many exceptions for a broken file
+                raise UserError(f"the VAE in {candidate} cannot be read: {str(error).splitlines()[0]}") from error
+            _to_unit_scale(vae)
+            return vae.eval().requires_grad_(False)
     raise UserError(f"no finished VAE in {folder}: run train_vae.py first, or point --vae to a folder that holds one")
 
 
@@ -59,10 +64,15 @@ def to_pixels(images: Tensor) -> np.ndarray:
 
 
 def image_batches(data: ImageTextData, batch_size: int = 64, limit: int | None = None) -> Iterator[Tensor]:
-    """The images of a data set in order, in [-1, 1], batch by batch."""
-    count = min(len(data), limit or len(data))
-    for start in range(0, count, batch_size):
-        yield to_images(np.stack([data.image(i) for i in range(start, min(count, start + batch_size))]))
+    """The images of a data set (or `limit` of them, evenly spaced) in order, in [-1, 1], batch by batch."""
+    chosen = spread(len(data), limit or len(data))
+    for start in range(0, len(chosen), batch_size):
+        yield to_images(np.stack([data.image(int(i)) for i in chosen[start : start + batch_size]]))
+
+
+def factor_of(vae: AutoencoderKL) -> int:
+    """How many pixels, each way, one latent stands for."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 @torch.no_grad()
@@ -103,6 +113,20 @@ def fold_whitening(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
     post.weight *= scale.view(1, -1, 1, 1)
 
 
+def _to_unit_scale(vae: AutoencoderKL) -> None:
+    """Fold a foreign VAE's scaling and shift factors into its weights: one latent space, whoever reads it."""
+    scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
+    if scale == 1 and shift == 0:
+        return
+    if vae.quant_conv is None or vae.post_quant_conv is None:
+        raise UserError(
+            "this VAE has a scaling factor and no quant convolutions to fold it into; use another, or train one"
+        )
+    ones = torch.ones(vae.config.latent_channels, dtype=torch.float64)
+    fold_whitening(vae, shift * ones, ones / scale)
+    vae.register_to_config(scaling_factor=1.0, shift_factor=None)
+
+
 class VaeObjective(nn.Module):
     """The VAE, its losses and its discriminator as one module: forward gives the loss to minimise."""
 
@@ -140,6 +164,10 @@ class VaeTask:
     def __init__(self, settings: VaeSettings, data: Splits):
         self.settings, self.data = settings, data
         model = settings.model
+        if settings.train.mixed_precision == "fp16":
+            raise UserError(
+                "train.mixed_precision fp16 overflows in autoencoders; use auto, bf16 or no for train_vae.py"
+            )
         if data.train.resolution % model.factor:
             raise UserError(
                 f"data.resolution {data.train.resolution} must be a multiple of the VAE's factor {model.factor}"

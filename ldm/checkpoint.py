@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ldm.errors import UserError
@@ -42,8 +43,8 @@ def staged(folder: Path) -> Iterator[Path]:
         else:
             temporary.rename(folder)
         _sync(folder.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}; nothing there was changed") from error
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
+        raise UserError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -84,7 +85,7 @@ def save(folder: Path, tensors: dict[str, dict[str, torch.Tensor]], state: dict)
 
 def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict]:
     """Tensors and state of a checkpoint. Raises: UserError if it is not whole."""
-    if fault := verify(folder):
+    if fault := verify(folder) or (None if (folder / "state.json").is_file() else "it has no state.json"):
         raise UserError(f"checkpoint {folder} cannot be used: {fault}; --resume auto takes the newest whole one")
     groups = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
     return groups, json.loads((folder / "state.json").read_text())

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Widths = Annotated[list[Count], Field(min_length=1)]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -66,7 +68,7 @@ class DataOptions(Settings):
 
 class OptimOptions(Settings):
     lr: Positive = 1e-3
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     weight_decay: Weight = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     schedule: Literal["constant", "cosine", "wsd"] = "wsd"  # wsd = warm-up, stable, then a linear decay to 0
@@ -127,7 +129,7 @@ class ClipSettings(RunSettings):
 
 class VaeModel(Settings):
     latent_channels: Count = 4
-    block_out_channels: list[Count] = [32, 64, 128]  # downsampling factor f = 2 ** (len - 1)
+    block_out_channels: Widths = [32, 64, 128]  # downsampling factor f = 2 ** (len - 1)
     layers_per_block: Count = 1
     norm_num_groups: Count = 8
     mid_attention: bool = False
@@ -166,7 +168,7 @@ class TextOptions(Settings):
 
 
 class UNetModel(Settings):
-    block_out_channels: list[Count] = [64, 128, 256]
+    block_out_channels: Widths = [64, 128, 256]
     layers_per_block: Count = 1
     attention_levels: list[Annotated[int, Field(ge=0)]] = [1, 2]  # levels with cross-attention; 0 = finest
     heads: Count = 4  # the number of attention heads
@@ -205,7 +207,7 @@ class NoiseOptions(Settings):
 class SamplingOptions(Settings):
     """The model's best settings: defaults of the exported pipeline."""
 
-    num_inference_steps: Count = 20
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 20
     guidance_scale: Annotated[float, Field(ge=0)] = 3.0
     prompts: list[str] = []  # of the sample grids; empty = drawn from the validation captions
     per_prompt: Count = 4

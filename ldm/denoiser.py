@@ -5,6 +5,7 @@ time embedding, which scales and shifts every residual block. Both are stock dif
 """
 
 import logging
+import math
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -43,7 +44,7 @@ def build_unet(model: UNetModel, latent_channels: int, latent_size: int, text_wi
         dropout=model.dropout,
         resnet_time_scale_shift="scale_shift",
         addition_embed_type="text" if model.pooled_text else None,
-        addition_embed_type_num_heads=4,
+        addition_embed_type_num_heads=math.gcd(text_width, 4),
         flip_sin_to_cos=True,
         freq_shift=0,
     )

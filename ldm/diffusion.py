@@ -1,7 +1,7 @@
 """The third part: a denoiser taught to undo noise on cached latents, told by text."""
 
+import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldm.autoencoder import load_vae
 from ldm.config import LdmSettings, TextOptions
-from ldm.data import Splits
+from ldm.data import Splits, spread
 from ldm.denoiser import build_unet, choose_attention
 from ldm.errors import UserError
 from ldm.latents import cached_latents, weights_digest
 from ldm.noise import NoiseProcess
-from ldm.runs import sibling
+from ldm.runs import replace_text, sibling
 from ldm.sheet import sheet
 from ldm.text import caption_of, encode, load_text, null_text
 from ldm.training import Rows, Sample, draw_rows, generator_for, mix
@@ -61,6 +61,9 @@ class LdmTask:
 
     def __init__(self, settings: LdmSettings, data: Splits, run: Path, device: torch.device):
         self.settings, self.data = settings, data
+        self.unconditional = settings.text.source == "none"
+        if self.unconditional and settings.text.train:
+            raise UserError("text.train: true has nothing to train with text.source: none")
         self.vae = load_vae(sibling(run, "vae") if settings.vae == "run" else Path(settings.vae)).to(device)
         self.text_encoder, self.tokenizer = find_text(settings.text, run)
         self.text_encoder.requires_grad_(settings.text.train)
@@ -80,21 +83,20 @@ class LdmTask:
         self.num_samples = len(data.train)
 
     def _pair(self, run: Path) -> None:
-        """Record which VAE and text encoder the run belongs to; refuse others once there is a checkpoint."""
-        parts = {"vae": weights_digest(self.vae), "text_encoder": weights_digest(self.text_encoder)}
+        """Record which VAE, text encoder and tokenizer the run belongs to; refuse others once there is a checkpoint."""
+        words = hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+        parts = {"vae": weights_digest(self.vae), "text_encoder": weights_digest(self.text_encoder), "tokenizer": words}
         path = run / "parts.json"
         if path.exists() and (run / "checkpoints").exists():
             recorded = json.loads(path.read_text())
             for name, digest in parts.items():
-                if recorded.get(name) != digest and not (name == "text_encoder" and self.settings.text.train):
+                if recorded.get(name, digest) != digest and not (name == "text_encoder" and self.settings.text.train):
                     raise UserError(
-                        f"{run} was trained with another {name} ({recorded.get(name, '')[:12]}, now {digest[:12]}): "
+                        f"{run} was trained with another {name} ({recorded[name][:12]}, now {digest[:12]}): "
                         "put the old one back, or start a new run with another --output-dir"
                     )
             return
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(parts, indent=1))
-        os.replace(temporary, path)
+        replace_text(path, json.dumps(parts, indent=1))
 
     def batch(self, samples: list[Sample], rows: Rows) -> dict[str, Tensor]:
         seed = self.settings.seed
@@ -109,9 +111,9 @@ class LdmTask:
         }
 
     def _caption(self, sample: Sample) -> str:
-        """This epoch's caption, or the null caption with probability `caption_dropout`."""
+        """This epoch's caption, or the null caption: always when unconditional, else with `caption_dropout`."""
         rng = np.random.default_rng([self.settings.seed, 4, sample.epoch, sample.index])
-        if rng.random() < self.settings.caption_dropout:
+        if self.unconditional or rng.random() < self.settings.caption_dropout:
             return ""
         return caption_of(self.data.train, sample, self.settings.seed)
 
@@ -126,21 +128,25 @@ class LdmTask:
 
     def _validation_loss(self) -> float:
         latents, total = self.validation_latents, 0.0
-        count = min(VALIDATION_ITEMS, len(latents))
+        chosen = spread(len(latents), VALIDATION_ITEMS).tolist()
         shape = latents.mean.shape[1:]
         device = self.unet.device
-        for start in range(0, count, 64):
-            indices = list(range(start, min(start + 64, count)))
+        for start in range(0, len(chosen), 64):
+            indices = chosen[start : start + 64]
             generator = generator_for(0, 8, start)
             noise = torch.randn(2, len(indices), *shape, generator=generator)
             times = self.process.draw_times(len(indices), generator)
-            captions = [caption_of(self.data.validation, Sample(i, 0), 0) for i in indices]
+            captions = [
+                "" if self.unconditional else caption_of(self.data.validation, Sample(i, 0), 0) for i in indices
+            ]
             batch = (latents.sample(indices, noise[0]), noise[1], times, encode(self.tokenizer, captions))
             loss, _ = self.module(*(tensor.to(device) for tensor in batch), progress=0.0)
             total += loss.item() * len(indices)
-        return total / count
+        return total / len(chosen)
 
     def _prompts(self) -> list[str]:
+        if self.unconditional:
+            return [""] * 8
         if self.settings.sampling.prompts:
             return self.settings.sampling.prompts
         rng = np.random.default_rng(0)

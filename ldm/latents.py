@@ -7,6 +7,7 @@ Written in a staged folder with a manifest of sha256 sums; a damaged or half-wri
 
 import hashlib
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm import checkpoint
-from ldm.autoencoder import image_batches
+from ldm.autoencoder import factor_of, image_batches
 from ldm.data import ImageTextData
 from ldm.errors import UserError
 
@@ -57,6 +58,8 @@ def cached_latents(vae: AutoencoderKL, data: ImageTextData, cache_dir: Path, bat
             f"the VAE takes {vae.config.in_channels}-channel images and the data has {data.channels}: "
             "set data.channels to match, or train a VAE on this data"
         )
+    if data.resolution % factor_of(vae):
+        raise UserError(f"data.resolution {data.resolution} is no multiple of the VAE's factor {factor_of(vae)}")
     key = hashlib.sha256(f"latents 1 {weights_digest(vae)} {data.fingerprint}".encode()).hexdigest()[:24]
     folder = cache_dir / "latents" / key
     fault = checkpoint.verify(folder)
@@ -70,20 +73,16 @@ def cached_latents(vae: AutoencoderKL, data: ImageTextData, cache_dir: Path, bat
 
 @torch.no_grad()
 def _build(vae: AutoencoderKL, data: ImageTextData, folder: Path, batch_size: int) -> None:
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    shape = (len(data), vae.config.latent_channels, data.resolution // factor, data.resolution // factor)
-    with checkpoint.staged(folder) as stage:
-        arrays = [
-            np.lib.format.open_memmap(stage / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape)
-            for name in ("mean", "std")
-        ]
-        start = 0
+    side = data.resolution // factor_of(vae)
+    header = {"descr": "<f2", "fortran_order": False, "shape": (len(data), vae.config.latent_channels, side, side)}
+    with checkpoint.staged(folder) as stage, ExitStack() as open_files:
+        files = [open_files.enter_context(open(stage / f"{name}.npy", "wb")) for name in ("mean", "std")]
+        for file in files:  # written front to back, so that a full disk is an error and not a crash of the memory map
+            np.lib.format.write_array_header_1_0(file, header)
         for images in tqdm(image_batches(data, batch_size), "encoding", -(-len(data) // batch_size), unit="batch"):
             posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
-            for array, values in zip(arrays, (posterior.mean, posterior.std), strict=True):
-                array[start : start + len(values)] = values.float().cpu().numpy()
-            start += len(images)
-        if not all(np.isfinite(array).all() for array in arrays):
-            raise UserError("the VAE gives latents that are not finite numbers; train it in fp32 or bf16")
-        for array in arrays:
-            array.flush()
+            for file, values in zip(files, (posterior.mean, posterior.std)):
+                array = values.float().cpu().numpy().astype("<f2")
+                if not np.isfinite(array).all():
+                    raise UserError("the VAE gives latents that are not finite numbers; train it in fp32 or bf16")
+                file.write(array.tobytes())

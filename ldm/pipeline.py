@@ -263,7 +263,10 @@ def load_pipeline(
     Raises: UserError (one line) if there is no such model or it is incomplete or foreign.
     """
     folder = locate(path_or_id)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UserError(f"device {device!r} is unknown: use cpu, cuda, cuda:N or mps") from error
     parts = {name: _load(folder, name, dtype or torch.float32) for name in COMPONENTS}
     return Pipeline(**parts, defaults=folder.defaults, folder=folder).to(device)
 

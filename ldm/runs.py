@@ -4,10 +4,9 @@ import json
 import os
 import platform
 import re
+import tempfile
 from importlib import metadata
 from pathlib import Path
-
-import yaml
 
 from ldm.config import RunSettings
 from ldm.errors import UserError
@@ -27,15 +26,21 @@ PACKAGES = (
 
 
 def open_run(settings: RunSettings, part: str) -> Path:
-    """Make the run directory and write config.yaml and versions.json into it. Raises: UserError if it cannot."""
+    """Make the run directory. Raises: UserError if nothing can be written there."""
     run = run_dir(settings, part)
     try:
         run.mkdir(parents=True, exist_ok=True)
-        _replace(run / "config.yaml", to_yaml(settings))
-        _replace(run / "versions.json", json.dumps(versions(), indent=1))
+        with tempfile.TemporaryFile(dir=run):
+            pass
     except OSError as error:
         raise UserError(f"cannot write to {run}: {error.strerror or error}; choose another --output-dir") from error
     return run
+
+
+def record(run: Path, settings: RunSettings) -> None:
+    """Write config.yaml and versions.json: what the run was last started with, once that start is known to be good."""
+    replace_text(run / "config.yaml", to_yaml(settings))
+    replace_text(run / "versions.json", json.dumps(versions(), indent=1))
 
 
 def versions() -> dict[str, str]:
@@ -73,15 +78,8 @@ def sibling(run: Path, part: str) -> Path:
     return run.parent / part
 
 
-def configured(run: Path) -> dict:
-    """The settings a run was started with, as plain values; {} when the folder is no run."""
-    try:
-        return yaml.safe_load((run / "config.yaml").read_text()) or {}
-    except OSError:
-        return {}
-
-
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file as a whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text)
     os.replace(temporary, path)

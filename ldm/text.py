@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
+from ldm import checkpoint
 from ldm.autoencoder import to_images
 from ldm.config import ClipModel, ClipSettings
-from ldm.data import ImageTextData, Splits
+from ldm.data import ImageTextData, Splits, spread
 from ldm.errors import UserError
 from ldm.training import Rows, Sample, mix
 
@@ -45,6 +47,20 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, context_length: in
     vocab = {word: i for i, word in enumerate([*words, BOS, EOS])}
     merges = [pair for pair in merges if "".join(pair) in kept and kept.issuperset(pair)]
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=context_length)
+
+
+def run_tokenizer(run: Path, settings: ClipSettings, data: ImageTextData) -> CLIPTokenizer:
+    """The run's own tokenizer: trained by the main process at the first start, read by everyone ever after.
+
+    Training breaks ties between equally common pairs in no fixed order, so a second training would shift token ids
+    under weights that have learned the first ones.
+    """
+    folder, model = run / "tokenizer", settings.model
+    if PartialState().is_main_process and (not checkpoint.saved(run / "checkpoints") or checkpoint.verify(folder)):
+        captions = draw_captions(data, min(CAPTIONS_FOR_TOKENIZER, 50 * len(data)), settings.seed)
+        with checkpoint.staged(folder) as stage:
+            train_tokenizer(captions, model.vocab_size, model.context_length).save_pretrained(stage)
+    return CLIPTokenizer.from_pretrained(folder)
 
 
 def draw_captions(data: ImageTextData, count: int, seed: int) -> list[str]:
@@ -116,10 +132,11 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, input_ids: Tens
     Pairs with the same caption are equally right for each other's image ('horizontal stacked glyph' fits most glyphs),
     as in Yang et al. 2022, arXiv 2204.03610, eq. 3 and 4; with all captions different it is CLIP's loss.
     """
-    logits = scale * image @ text.T
-    same = (input_ids.unsqueeze(0) == input_ids.unsqueeze(1)).all(-1).to(logits)
-    target = same / same.sum(1, keepdim=True)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    with torch.autocast(image.device.type, enabled=False):  # logits reach 100, where bf16 has steps of a half
+        logits = scale * image @ text.T
+        same = (input_ids.unsqueeze(0) == input_ids.unsqueeze(1)).all(-1).to(logits)
+        target = same / same.sum(1, keepdim=True)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 class ClipObjective(nn.Module):
@@ -165,15 +182,19 @@ class ClipTask:
     find_unused_parameters = False
     channels_last = False
 
-    def __init__(self, settings: ClipSettings, data: Splits):
+    def __init__(self, settings: ClipSettings, data: Splits, run: Path):
         if not data.train.has_captions:
             raise UserError(
                 f"{settings.data.source} has no captions, so there is nothing to train a text encoder on; "
                 "set ldm.text.source: none to train an unconditional model"
             )
         self.settings, self.data = settings, data
-        captions = draw_captions(data.train, CAPTIONS_FOR_TOKENIZER, settings.seed)
-        self.tokenizer = train_tokenizer(captions, settings.model.vocab_size, settings.model.context_length)
+        if settings.train.gradient_accumulation_steps > 1:
+            raise UserError(
+                "train.gradient_accumulation_steps must be 1 for train_clip.py: each pair is told from the others in "
+                "its batch, and accumulated parts would not see each other; lower train.batch_size instead"
+            )
+        self.tokenizer = run_tokenizer(run, settings, data.train)
         torch.manual_seed(mix(settings.seed, 1))
         self.model = build_clip(settings.model, data.train.resolution, data.train.channels, self.tokenizer)
         if not torch.cuda.is_available():  # torch's fused attention has a backward five times slower in bf16 on CPU
@@ -191,8 +212,9 @@ class ClipTask:
         """Retrieval among (at most 512) validation pairs, each with one fixed caption."""
         data, device = self.data.validation, self.model.device
         images, texts = [], []
-        for start in range(0, min(limit, len(data)), 64):
-            indices = range(start, min(start + 64, limit, len(data)))
+        chosen = spread(len(data), limit).tolist()
+        for start in range(0, len(chosen), 64):
+            indices = chosen[start : start + 64]
             captions = [caption_of(data, Sample(i, 0), self.settings.seed) for i in indices]
             pixels = to_images(np.stack([data.image(i) for i in indices]))
             pair = self.module.features(pixels.to(device), encode(self.tokenizer, captions).to(device))
@@ -227,10 +249,14 @@ def load_text(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
     """Text encoder and tokenizer of a finished CLIP run, or of any folder that holds both."""
     for candidate in (folder / "final", folder):
         if (candidate / "text_encoder" / "config.json").is_file() and (candidate / "tokenizer").is_dir():
-            encoder = CLIPTextModel.from_pretrained(
-                candidate / "text_encoder", use_safetensors=True, dtype=torch.float32
-            )
-            return encoder.eval(), CLIPTokenizer.from_pretrained(candidate / "tokenizer")
+            where = candidate / "text_encoder"
+            try:
+                encoder = CLIPTextModel.from_pretrained(where, use_safetensors=True, dtype=torch.float32)
+                return encoder.eval(), CLIPTokenizer.from_pretrained(candidate / "tokenizer")
+            except Exception as error:  # the library has many exceptions for a broken file
+                raise UserError(
+                    f"the text encoder in {candidate} cannot be read: {str(error).splitlines()[0]}"
+                ) from error
     raise UserError(
         f"no finished text encoder in {folder}: run train_clip.py first, point --text.source to a folder that holds "
         "text_encoder/ and tokenizer/, or use open_clip:ARCH/TAG, or none"

@@ -1,19 +1,20 @@
 """One loop for all three parts. It asks a task for a loss and never sees sigma, prompts or pixels.
 
 Everything random in a step is a function of (seed, step): which samples, their captions and crops, the noise and
-times of the whole global batch (of which each process takes its rows), and the seed of dropout. So the losses do
-not depend on the number of processes, validation cannot disturb training, and a resumed run needs no RNG state.
+times of the whole global batch (of which each process takes its rows), and, with the rank, the seed of dropout. So
+validation cannot disturb training, a resumed run needs no RNG state, and without dropout the losses do not depend on
+the number of processes.
 """
 
 import json
 import logging
 import math
 import os
-import resource
-import sys
-import time
+import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 from ldm import checkpoint
 from ldm.config import OptimOptions, RunSettings, TrainOptions
 from ldm.errors import UserError
+from ldm.progress import Meter
+from ldm.runs import record, replace_text
 
 log = logging.getLogger("ldm")
 
@@ -127,14 +130,16 @@ def lr_factor(optim: OptimOptions, step: int, num_steps: int) -> float:
     return min(1.0, (num_steps - step) / decay_steps)
 
 
-def precision(wanted: str) -> str:
-    """'auto' as the best this machine does natively: bf16 where CUDA or the CPU's matrix units have it, else fp32."""
+def precision(wanted: str, device: torch.device) -> str:
+    """'auto' as the best the device does natively: bf16 where CUDA or the CPU's matrix units have it, else fp32."""
+    if wanted == "fp16" and device.type == "cpu":
+        raise UserError("train.mixed_precision fp16 needs a GPU; on a CPU use auto, bf16 or no")
     if wanted != "auto":
         return wanted
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     # Without AMX, bf16 is emulated: convolutions 3 to 7 times and matrix products 80 times slower than fp32.
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "no"
+    return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "no"
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
@@ -150,7 +155,8 @@ def start_world() -> PartialState:
     """Join the processes that the launcher started. Without CUDA, several processes means several CPU processes."""
     asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    state = PartialState(cpu=asked_for_cpu or (several and not torch.cuda.is_available()))
+    patience = {"timeout": timedelta(hours=12)} if several else {}  # others wait while one builds the caches
+    state = PartialState(cpu=asked_for_cpu or (several and not torch.cuda.is_available()), **patience)
     check_world(state.num_processes)
     return state
 
@@ -179,7 +185,7 @@ class Trainer:
         state = start_world()
         self.accelerator = Accelerator(
             cpu=state.device.type == "cpu",
-            mixed_precision=precision(self.train.mixed_precision),
+            mixed_precision=precision(self.train.mixed_precision, state.device),
             log_with=loggers or None,
             project_dir=run / "logs",
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=task.find_unused_parameters)],
@@ -203,12 +209,15 @@ class Trainer:
     def fit(self, resume: str = "auto") -> None:
         """Train to `num_steps` and write `final/`. `resume`: 'auto', 'never', or a checkpoint's folder."""
         self._resume(resume)
+        first = self.step
+        if self.accelerator.is_main_process:
+            record(self.run, self.settings)
         module, optimizer = self.accelerator.prepare(self.task.module, self.optimizer)
         if self.train.compile:
             module = torch.compile(module)
         if self.accelerator.is_main_process and self.accelerator.log_with:
             self.accelerator.init_trackers("ldm")
-        meter = Meter(self)
+        meter = Meter(self.accelerator, self.train, self.write_log)
         self._log(
             f"{self.run}: step {self.step} of {self.train.num_steps}, {self.accelerator.num_processes} process(es), "
             f"{self.accelerator.mixed_precision} precision, {self.accelerator.device}"
@@ -227,7 +236,7 @@ class Trainer:
                 self.save()
                 meter.pause()
         if self.accelerator.is_main_process:
-            self._finish()
+            self._finish(trained=self.step > first)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
@@ -258,7 +267,7 @@ class Trainer:
                 batch = {
                     key: value.to(self.accelerator.device, non_blocking=True) for key, value in next(micros).items()
                 }
-            with self.accelerator.no_sync(module) if micro + 1 < accumulation else _nothing():
+            with self.accelerator.no_sync(module) if micro + 1 < accumulation else nullcontext():
                 loss, metrics = module(**batch, progress=self.step / self.train.num_steps)
                 self.accelerator.backward(loss / accumulation)
             meter.add(loss, metrics)
@@ -268,7 +277,7 @@ class Trainer:
         if self.train.ema_decay:
             self.ema.step(self.task.model.parameters())
         self.step += 1
-        meter.end_step(norm, rate)
+        meter.end_step(self.step, norm, rate)
 
     def save(self) -> None:
         """Write a checkpoint and delete all but the newest `keep_checkpoints`; refuses non-finite weights."""
@@ -289,17 +298,40 @@ class Trainer:
         folder = self.run / "checkpoints"
         found = None if resume == "never" else checkpoint.newest(folder) if resume == "auto" else Path(resume)
         if found is None:
-            if resume == "never" and checkpoint.saved(folder):
-                raise UserError(f"{self.run} already holds checkpoints; use --resume auto, or another --output-dir")
+            if others := checkpoint.saved(folder):
+                fault = (
+                    "" if resume == "never" else f", none whole ({others[-1].name}: {checkpoint.verify(others[-1])})"
+                )
+                raise UserError(f"{self.run} already holds checkpoints{fault}; start anew with another --output-dir")
             return
         tensors, state = checkpoint.load(found)
+        if not {"model", "optimizer"} <= tensors.keys() or state.get("seed") != self.settings.seed:
+            seeds = f"seed {state.get('seed')}, now {self.settings.seed}"
+            raise UserError(f"{found} is no checkpoint of this run ({seeds}): put the seed back, or start another run")
         _load(self.task.module, tensors["model"], found)
-        if self.train.ema_decay and "ema" in tensors:
-            _fill(self.ema.shadow_params, [tensors["ema"][name] for name in _names(self.task.model)])
-            self.ema.optimization_step = state["ema_steps"]
+        ema = tensors.get("ema") or dict(self.task.model.named_parameters())
+        _fill(self.ema.shadow_params, [ema[name] for name in _names(self.task.model)])
+        self.ema.optimization_step = state["ema_steps"]
         self._load_optimizer(tensors["optimizer"])
         self.step = state["step"]
+        if self.accelerator.is_main_process:
+            self._set_aside(folder)
         self._log(f"resumed {found}")
+
+    def _set_aside(self, folder: Path) -> None:
+        """Checkpoints and log lines beyond the resumed step are damaged, or belong to another course of training."""
+        for path in checkpoint.saved(folder):
+            if path.name > checkpoint.name(self.step):
+                aside = path.with_name(f"superseded-{path.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+                self._log(
+                    f"{path} set aside as {aside.name}: {checkpoint.verify(aside) or 'an earlier one was asked for'}"
+                )
+        log_file = self.run / "log.jsonl"
+        if log_file.exists():
+            lines = [line for line in log_file.read_text().splitlines() if json.loads(line)["step"] <= self.step]
+            replace_text(log_file, "".join(f"{line}\n" for line in lines))
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         names = {parameter: name for name, parameter in self.task.module.named_parameters()}
@@ -310,6 +342,8 @@ class Trainer:
         for full, value in tensors.items():
             key, name = full.split("/", 1)
             parameter = parameters[name]
+            if key != "step":  # moments must lie in memory as their parameter does
+                value = torch.empty_like(parameter).copy_(value)
             self.optimizer.state[parameter][key] = (
                 value if key == "step" and parameter.device.type == "cpu" else value.to(parameter.device)
             )
@@ -332,95 +366,27 @@ class Trainer:
     def _ema_weights(self):
         return _Swapped(list(self.task.model.parameters()), self.ema.shadow_params)
 
-    def _finish(self) -> None:
+    def _finish(self, trained: bool) -> None:
+        """Write `final/`; leave it alone when it is whole and nothing was trained since."""
+        if not trained and checkpoint.verify(self.run / "final") is None:
+            self._log(f"already finished: {self.run / 'final'}")
+            return
         self.task.module.eval()
-        with self._ema_weights() if self.train.ema_decay else _nothing():
+        with self._ema_weights() if self.train.ema_decay else nullcontext():
             with checkpoint.staged(self.run / "final") as folder:
                 self.task.finish(folder)
         self._log(f"finished: {self.run / 'final'}")
 
     def write_log(self, entry: dict) -> None:
+        known = {k: v if math.isfinite(v) else None for k, v in entry.items()}  # JSON has no infinity
         with open(self.run / "log.jsonl", "a") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(known) + "\n")
         if self.accelerator.log_with:
             self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
 
     def _log(self, text: str) -> None:
         if self.accelerator.is_main_process:
             print(text, flush=True)
-
-
-class Meter:
-    """Speed, waiting and losses between two lines of progress; reads the device only when a line is due."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
-        self._clear()
-
-    def _clear(self) -> None:
-        self.losses: list[Tensor] = []
-        self.metrics: dict[str, list[Tensor]] = {}
-        self.norm: Tensor | float = 0.0
-        self.wait, self.idle, self.rate, self.steps = 0.0, 0.0, 0.0, 0
-        self.begin = time.perf_counter()
-        self._mark: float | None = None  # the end of the last step
-
-    def waiting(self):
-        return _Stopwatch(self)
-
-    def add(self, loss: Tensor, metrics: dict[str, Tensor]) -> None:
-        self.losses.append(loss.detach())
-        for name, value in metrics.items():
-            self.metrics.setdefault(name, []).append(value.detach())
-
-    def end_step(self, norm, rate: float) -> None:
-        self.norm, self.rate, self.steps = norm, rate, self.steps + 1
-        self._mark = time.perf_counter()
-
-    def pause(self) -> None:
-        """Leave the time since the last step (reports, saving) out of the speed."""
-        if self._mark is None:
-            self.begin = time.perf_counter()
-        else:
-            self.idle += time.perf_counter() - self._mark
-
-    def show(self) -> None:
-        """Print one line, log it, start anew. All processes must call it: losses are averaged over them."""
-        trainer = self.trainer
-        gathered = trainer.accelerator.reduce(torch.stack(self.losses).mean(), "mean")
-        entry = {"step": trainer.step, "loss": gathered.item(), "lr": self.rate, "grad_norm": float(self.norm)}
-        entry |= {name: torch.stack(values).float().mean().item() for name, values in self.metrics.items()}
-        seconds = max(1e-9, time.perf_counter() - self.begin - self.idle)
-        entry["images_per_second"] = self.steps * trainer.train.batch_size / seconds
-        entry["data_wait"] = self.wait / seconds
-        entry["memory_mb"] = _peak_memory_mb(trainer.accelerator.device)
-        left = (trainer.train.num_steps - trainer.step) * seconds / self.steps
-        if not math.isfinite(entry["loss"]):
-            raise UserError(
-                f"the loss became non-finite before step {trainer.step}; lower optim.lr, then --resume auto"
-            )
-        if trainer.accelerator.is_main_process:
-            trainer.write_log(entry)
-            extra = "  ".join(f"{name} {entry[name]:.4g}" for name in self.metrics)
-            print(
-                f"step {trainer.step}/{trainer.train.num_steps}  ETA {left / 60:.1f} min  "
-                f"{entry['images_per_second']:.0f} images/s  "
-                f"loss {entry['loss']:.4f}  {extra}  lr {self.rate:.2e}  grad norm {entry['grad_norm']:.2f}  "
-                f"data wait {entry['data_wait']:.0%}  memory {entry['memory_mb']:.0f} MB",
-                flush=True,
-            )
-        self._clear()
-
-
-class _Stopwatch:
-    def __init__(self, meter: Meter):
-        self.meter = meter
-
-    def __enter__(self):
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_):
-        self.meter.wait += time.perf_counter() - self.start
 
 
 class _Swapped:
@@ -437,11 +403,6 @@ class _Swapped:
         _fill(self.parameters, self.own)
 
 
-class _nothing:
-    def __enter__(self): ...
-    def __exit__(self, *_): ...
-
-
 def _fill(targets: list[Tensor], values: list[Tensor]) -> None:
     with torch.no_grad():
         for target, value in zip(targets, values, strict=True):
@@ -453,9 +414,8 @@ def _names(model: nn.Module) -> list[str]:
 
 
 def _trained(module: nn.Module) -> dict[str, Tensor]:
-    """Trainable parameters and buffers; frozen parts belong to other runs."""
-    tensors = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    return tensors
+    """Trainable parameters by name; frozen parts belong to other runs."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
@@ -465,10 +425,3 @@ def _load(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
             f"checkpoint {source} belongs to another model; restore its settings, or use another --output-dir"
         )
     _fill(list(own.values()), [tensors[name] for name in own])
-
-
-def _peak_memory_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -94,6 +94,20 @@ def test_whitening_is_exact_and_undone_by_decoding():
     torch.testing.assert_close(unit_std, torch.ones_like(std))
 
 
+def test_a_foreign_scaling_factor_becomes_part_of_the_weights(tmp_path):
+    foreign, x = small_vae().eval(), images()
+    with torch.no_grad():
+        raw = foreign.encode(x).latent_dist.mean
+        picture = foreign.decode(raw).sample
+    foreign.register_to_config(scaling_factor=0.5, shift_factor=0.25)
+    foreign.save_pretrained(tmp_path / "vae")
+    ours = load_vae(tmp_path)
+    assert ours.config.scaling_factor == 1
+    latents = ours.encode(x).latent_dist.mean
+    torch.testing.assert_close(latents, (raw - 0.25) * 0.5, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours.decode(latents).sample, picture, atol=1e-4, rtol=1e-4)
+
+
 def test_latent_statistics_are_those_of_samples():
     vae, x = small_vae().eval(), images(16)
     mean, std = latent_statistics(vae, iter(x.split(4)))

@@ -52,6 +52,11 @@ def test_xformers_without_cuda_falls_back_with_one_line(caplog):
     assert "xformers" in caplog.text
 
 
+def test_any_width_of_text_can_be_pooled():
+    network = build_unet(UNetModel(**(SMALL | {"attention_levels": [1]})), 4, 8, 30)
+    assert network(*inputs()[:2], torch.randn(2, 6, 30)).sample.shape == (2, 4, 8, 8)
+
+
 def test_heads_are_a_number_of_heads():
     assert unet(heads=4).down_blocks[1].attentions[0].transformer_blocks[0].attn1.heads == 4
 

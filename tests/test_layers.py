@@ -25,7 +25,8 @@ ONLY = {
     "torchvision_guard": set(),
     "data": {"config", "errors", "settings_io", "assets"},
     "sheet": {"data", "errors"},
-    "training": {"checkpoint", "config", "errors", "runs"},  # the loop is blind: no VAE, no text, no noise
+    "progress": {"config", "errors"},
+    "training": {"checkpoint", "config", "errors", "progress", "runs"},  # the loop is blind: no VAE, no text, no noise
 }
 # ... and these rooms may never import those, at any depth of a function.
 SURFACE = {"export", "hub", "generate", "card", "doctor", "cli"}

@@ -6,9 +6,19 @@ import pytest
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ldm.config import ClipModel
+from ldm.config import ClipModel, ClipSettings
 from ldm.errors import UserError
-from ldm.text import build_clip, contrastive_loss, encode, load_text, null_text, recall_at, tower, train_tokenizer
+from ldm.text import (
+    build_clip,
+    contrastive_loss,
+    encode,
+    load_text,
+    null_text,
+    recall_at,
+    run_tokenizer,
+    tower,
+    train_tokenizer,
+)
 
 CAPTIONS = ["horizontal stacked glyph with the water radical", "vertical stacked glyph, meaning forest"] * 20
 MODEL = ClipModel(
@@ -83,6 +93,25 @@ def test_the_tower_alone_is_the_tower_in_clip(tokenizer, tmp_path):
         outside = alone(input_ids=ids)
     torch.testing.assert_close(outside.last_hidden_state, inside.last_hidden_state)
     torch.testing.assert_close(outside.pooler_output, inside.pooler_output)
+
+
+class Captioned:
+    """Twenty items with one of two captions."""
+
+    def __len__(self):
+        return 20
+
+    def caption(self, i, rng):
+        return CAPTIONS[i % 2]
+
+
+def test_a_run_keeps_its_first_tokenizer(tmp_path):
+    settings = ClipSettings(model=MODEL)
+    first = run_tokenizer(tmp_path, settings, Captioned())
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    CAPTIONS.append("something else entirely " * 3)
+    again = run_tokenizer(tmp_path, settings, Captioned())
+    assert again.get_vocab() == first.get_vocab()
 
 
 def test_patches_must_tile_the_image(tokenizer):

@@ -9,12 +9,20 @@ import sys
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from ldm import checkpoint
-from ldm.config import OptimOptions, RunSettings, TrainOptions
+from ldm.config import OptimOptions, TrainOptions, VaeSettings
 from ldm.errors import UserError
 from ldm.training import Batches, Rows, Trainer, draw_rows, lr_factor, mix, parameter_groups, precision, rows_of
+
+
+@pytest.fixture(autouse=True)
+def another_precision_in_one_process():
+    """accelerate holds its first precision for the life of a process; a test is a life of its own."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Line(nn.Module):
@@ -30,14 +38,26 @@ class Line(nn.Module):
         return loss, {"loss_copy": loss}
 
 
+class Picture(nn.Module):
+    """A convolution, so that the layout of memory matters."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 3, 3))
+
+    def forward(self, x, noise, progress):
+        return (self.net(x[..., None, None].expand(-1, 3, 8, 8) + noise[..., None, None])).square().mean(), {}
+
+
 class LineTask:
     num_samples = 10
     find_unused_parameters = False
-    channels_last = False
 
-    def __init__(self):
-        self.module = Line()
+    def __init__(self, module=Line):
+        self.module = module()
         self.model = self.module.net
+        self.channels_last = module is Picture
         self.reports = 0
 
     def batch(self, samples, rows):
@@ -57,11 +77,11 @@ class LineTask:
 def settings(**train):
     options = {"num_steps": 12, "batch_size": 4, "log_every": 1, "sample_every": 0, "save_every": 4} | train
     options = {"mixed_precision": "no", "report_to": ["none"], "ema_decay": 0.9} | options
-    return RunSettings(train=TrainOptions(**options), optim=OptimOptions(warmup_steps=2, lr=2e-2))
+    return VaeSettings(train=TrainOptions(**options), optim=OptimOptions(warmup_steps=2, lr=2e-2))
 
 
-def fit(run, resume="auto", **train):
-    trainer = Trainer(LineTask(), settings(**train), run)
+def fit(run, resume="auto", module=Line, **train):
+    trainer = Trainer(LineTask(module), settings(**train), run)
     trainer.fit(resume)
     return trainer
 
@@ -72,7 +92,8 @@ def losses(run):
 
 
 def weights(trainer):
-    return [p.detach().clone() for p in trainer.task.module.parameters()] + list(trainer.ema.shadow_params)
+    averaged = trainer.ema.shadow_params if trainer.train.ema_decay else []
+    return [p.detach().clone() for p in trainer.task.module.parameters()] + list(averaged)
 
 
 def assert_equal(first, second):
@@ -87,10 +108,16 @@ def test_training_lowers_the_loss_and_leaves_a_whole_final_folder(tmp_path):
     assert checkpoint.verify(tmp_path / "final") is None
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_resume_equals_the_uninterrupted_run_bit_for_bit(tmp_path, workers, accumulation):
-    options = {"num_workers": workers, "gradient_accumulation_steps": accumulation}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_workers": 0},
+        {"num_workers": 1, "gradient_accumulation_steps": 2},
+        {"ema_decay": 0.0},
+        {"module": Picture, "mixed_precision": "bf16"},  # channels_last: Adam's moments must lie as the weights do
+    ],
+)
+def test_resume_equals_the_uninterrupted_run_bit_for_bit(tmp_path, options):
     whole = fit(tmp_path / "whole", **options)
     first = fit(tmp_path / "first", keep_checkpoints=9, **options)
     middle = tmp_path / "first" / "checkpoints" / checkpoint.name(4)  # in the middle of an epoch
@@ -106,6 +133,38 @@ def test_auto_takes_the_newest_whole_checkpoint(tmp_path):
         file.write_bytes(b"torn")
     assert_equal(whole, fit(tmp_path))
     assert checkpoint.verify(tmp_path / "checkpoints" / checkpoint.name(12)) is None  # written anew, from step 8 on
+    assert sorted(losses(tmp_path)) == list(range(1, 13))
+
+
+def test_going_back_sets_the_later_checkpoints_aside(tmp_path):
+    fit(tmp_path, keep_checkpoints=9)
+    folder = tmp_path / "checkpoints"
+    fit(tmp_path, resume=str(folder / checkpoint.name(4)), keep_checkpoints=9, num_steps=8)
+    assert checkpoint.newest(folder).name == checkpoint.name(8)
+    assert sorted(p.name for p in folder.glob("superseded-*")) == [f"superseded-{checkpoint.name(s)}" for s in (8, 12)]
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    fit(tmp_path)
+    before = (tmp_path / "final" / "manifest.json").stat().st_mtime_ns
+    fit(tmp_path)
+    assert (tmp_path / "final" / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_nothing_starts_over_silently_when_no_checkpoint_is_whole(tmp_path):
+    fit(tmp_path)
+    for file in (tmp_path / "checkpoints").rglob("model.safetensors"):
+        file.write_bytes(b"torn")
+    with pytest.raises(UserError, match="none whole"):
+        fit(tmp_path)
+
+
+def test_another_seed_or_a_foreign_folder_is_refused(tmp_path):
+    fit(tmp_path)
+    with pytest.raises(UserError, match="put the seed back"):
+        Trainer(LineTask(), settings().model_copy(update={"seed": 5}), tmp_path).fit()
+    with pytest.raises(UserError):
+        fit(tmp_path / "b", resume=str(tmp_path / "final"))
 
 
 def test_reports_do_not_disturb_training(tmp_path):
@@ -206,8 +265,12 @@ def test_mixed_seeds_differ_and_repeat():
 
 
 def test_precision_is_what_was_asked_for():
-    assert precision("no") == "no" and precision("bf16") == "bf16"
-    assert precision("auto") in ("no", "bf16", "fp16")
+    cpu = torch.device("cpu")
+    assert precision("no", cpu) == "no" and precision("bf16", cpu) == "bf16"
+    assert precision("auto", cpu) == ("bf16" if torch.cpu._is_amx_tile_supported() else "no")
+    assert precision("auto", torch.device("mps")) == "no"
+    with pytest.raises(UserError, match="needs a GPU"):
+        precision("fp16", cpu)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):

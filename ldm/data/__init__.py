@@ -42,6 +42,11 @@ class Splits:
     heldout: ImageTextData | None = None
 
 
+def spread(total: int, limit: int) -> np.ndarray:
+    """At most `limit` indices, evenly spaced over 0 .. total - 1: a fair sample of data that may be sorted."""
+    return np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(int))
+
+
 def build(options: DataOptions) -> Splits:
     """The splits of `options.source`. Raises: UserError for a source that is missing, empty or unreadable."""
     if options.source == "glyphs":
