@@ -190,6 +190,8 @@ class Trainer:
             project_dir=run / "logs",
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=task.find_unused_parameters)],
         )
+        for name in set(loggers) - {str(getattr(kind, "value", kind)) for kind in self.accelerator.log_with}:
+            self._log(f"train.report_to: {name} is not installed, so only log.jsonl is written; pip install {name}")
         world = self.accelerator.num_processes
         if self.train.batch_size % (world * self.train.gradient_accumulation_steps):
             raise UserError(
