@@ -209,7 +209,7 @@ def test_a_typo_in_any_section_is_told_with_its_path_and_the_right_name(part, ow
         ("optim: {lr: .inf}", "optim.lr: must be a finite number"),
         ("optim: {lr: '1'}", "optim.lr: must be a valid number, got '1'"),
         ("optim: {betas: [0.9]}", "optim.betas: has too few values, got [0.9]"),
-        ("optim: {betas: [0.9, 2]}", "optim.betas.1: must be less than or equal to 1, got 2"),
+        ("optim: {betas: [0.9, 2]}", "optim.betas.1: must be less than 1, got 2"),
         ("train: {num_steps: true}", "train.num_steps: must be a valid integer, got True"),
         ("train: {num_steps: 0}", "train.num_steps: must be greater than or equal to 1, got 0"),
         ("train: {mixed_precision: fp8}", "train.mixed_precision: must be 'auto', 'no', 'bf16' or 'fp16', got 'fp8'"),

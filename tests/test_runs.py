@@ -10,14 +10,18 @@ import torch
 from ldm import runs
 from ldm.config import VaeSettings
 from ldm.errors import UserError
+from ldm.settings_io import load
 
 
 def test_a_run_records_its_settings_versions_and_hardware(tmp_path):
-    run = runs.open_run(VaeSettings(name="demo", output_dir=tmp_path), "vae")
+    settings = VaeSettings(name="demo", output_dir=tmp_path)
+    run = runs.open_run(settings, "vae")
+    assert list(run.iterdir()) == []  # a start that is refused later leaves the record of the last good one
+    runs.record(run, settings)
     recorded = json.loads((run / "versions.json").read_text())
     assert recorded["python"] == platform.python_version() and recorded["torch"] == torch.__version__
     assert recorded["hardware"] == runs.hardware()
-    assert runs.configured(run)["name"] == "demo"
+    assert load("vae", run / "config.yaml") == settings
     assert runs.sibling(run, "ldm").parent == run.parent
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "versions.json"]
 
