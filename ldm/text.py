@@ -132,7 +132,8 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, input_ids: Tens
     Pairs with the same caption are equally right for each other's image ('horizontal stacked glyph' fits most glyphs),
     as in Yang et al. 2022, arXiv 2204.03610, eq. 3 and 4; with all captions different it is CLIP's loss.
     """
-    with torch.autocast("cuda" if image.is_cuda else "cpu", enabled=False):  # logits reach 100, where bf16 has steps of a half
+    # Logits reach 100, where bf16 has steps of a half.
+    with torch.autocast("cuda" if image.is_cuda else "cpu", enabled=False):
         logits = scale * image @ text.T
         same = (input_ids.unsqueeze(0) == input_ids.unsqueeze(1)).all(-1).to(logits)
         target = same / same.sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Draw the contact sheet of a glyph model: `python scripts/contact_sheet.py models/glyphs models/glyphs/contact-sheet.png`.
+"""Draw the contact sheet of a glyph model: `python scripts/contact_sheet.py models/glyphs sheet.png`.
 
 One row of pictures per prompt, from seeds 0, 1, 2, ... with the model's own settings; nothing is picked out.
 """
