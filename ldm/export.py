@@ -92,10 +92,12 @@ def save_folder(pipeline: Pipeline, folder: Path, name: str) -> None:
             safe = {"state_dict": {_prefixed(key): value for key, value in part.state_dict().items()}}
         with no_progress_bars():
             part.save_pretrained(str(folder / component), **safe)
-    config = folder / "text_encoder" / "config.json"
-    _write_json(
-        config, {**read_json(config), "dtype": "float32"}
-    )  # else stock loading mixes fp16 text with an fp32 U-Net
+    for component in ("text_encoder", "vae", "unet"):
+        config = folder / component / "config.json"
+        values = {key: value for key, value in read_json(config).items() if key != "_name_or_path"}  # a path of ours
+        if component == "text_encoder":  # else stock loading mixes fp16 text with an fp32 U-Net
+            values["dtype"] = "float32"
+        _write_json(config, values)
     _write_json(folder / "model_index.json", model_index(pipeline))
     digest = locate(folder).digest()  # of the components as they now lie there; ldm.json itself is not part of it
     _write_json(folder / "ldm.json", {**pipeline.defaults, **describe(pipeline), "name": name, "digest": digest})

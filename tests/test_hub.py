@@ -152,6 +152,7 @@ def test_the_folder_is_stock(model, tmp_path):
     config = json.loads((out / "text_encoder" / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (512, 513, 513)
     assert not [path for path in out.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".py")]
+    assert not any("_name_or_path" in path.read_text() for path in (tmp_path / "out").glob("*/config.json"))
 
 
 def test_an_export_records_its_digest_and_the_doctor_sees_a_changed_file(model, tmp_path, monkeypatch):
