@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ldm.config import RunSettings
+from ldm.data.pixels import write_whole
 from ldm.errors import UserError
 from ldm.settings_io import run_dir, to_yaml
 
@@ -80,6 +81,4 @@ def sibling(run: Path, part: str) -> Path:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a text file as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    write_whole(path, text.encode())

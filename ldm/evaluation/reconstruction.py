@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.nn.functional import conv2d
 
+from ldm.autoencoder import to_images, to_pixels
 from ldm.data.pixels import write_whole
 from ldm.errors import UserError
 from ldm.evaluation.ocr import GlyphReader
@@ -69,12 +70,10 @@ def reconstruct(vae, images: np.ndarray, batch_size: int = 32) -> tuple[np.ndarr
     vae.eval()
     done, latents = [], []
     for start in range(0, len(images), batch_size):
-        x = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2)
-        x = (x.float() / 127.5 - 1).to(parameter.device, parameter.dtype)
+        x = to_images(images[start : start + batch_size]).to(parameter.device, parameter.dtype)
         z = vae.encode(x).latent_dist.mode()
-        y = vae.decode(z).sample.float().clamp(-1, 1)
         latents.append(z.float().cpu())
-        done.append(((y + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+        done.append(to_pixels(vae.decode(z).sample))
     vae.train(training)
     return np.concatenate(done), torch.cat(latents)
 
