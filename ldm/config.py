@@ -5,9 +5,11 @@ part (`clip`, `vae`, `ldm`) with what differs there. `extends: other.yaml` start
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ldm.noise import PREDICTIONS, SCHEDULES, TIMES, WEIGHTS
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -15,6 +17,10 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Widths = Annotated[list[Count], Field(min_length=1)]
 Weight = Annotated[float, Field(ge=0)]
+if TYPE_CHECKING:
+    Process = Prediction = Times = LossWeight = str
+else:  # whatever is registered where it is written is allowed here
+    Process, Prediction, Times, LossWeight = (Literal[tuple(n)] for n in (SCHEDULES, PREDICTIONS, TIMES, WEIGHTS))
 
 
 class Settings(BaseModel):
@@ -57,13 +63,30 @@ class FileOptions(Settings):
     revision: str | None = None  # of a Hub data set
 
 
+class ToyOptions(Settings):
+    """Points with a known density, of which the denoiser can be exact."""
+
+    name: str = "swiss_roll"  # gaussian, mixture, 8_gaussians or swiss_roll
+    size: Count = 100_000  # training points; validation has a tenth of that
+    captions: bool = False  # name each point's part ('north east mode'), where the toy has parts
+
+
+class DigitOptions(Settings):
+    """Handwritten digits with drawn colours and styles."""
+
+    heldout: bool = True  # keep some pairs of digit and colour out of training, to be asked for afterwards
+
+
 class DataOptions(Settings):
-    source: str = "glyphs"  # "glyphs", a folder, a .parquet file, or a Hub data set id (user/name)
+    # "glyphs", "digits", "toy", a folder, a .parquet file, or a Hub data set id (user/name)
+    source: str = "glyphs"
     resolution: Annotated[int, Field(ge=16, le=1024, multiple_of=8)] = 64
     channels: Literal[1, 3] = 1
     cache_dir: Path = Path("cache")  # rendered glyphs and latents
     glyphs: GlyphOptions = GlyphOptions()
     files: FileOptions = FileOptions()
+    toy: ToyOptions = ToyOptions()
+    digits: DigitOptions = DigitOptions()
 
 
 class OptimOptions(Settings):
@@ -128,6 +151,8 @@ class ClipSettings(RunSettings):
 
 
 class VaeModel(Settings):
+    kind: Literal["kl", "vq"] = "kl"  # AutoencoderKL, or VQModel with a codebook
+    codebook_size: Annotated[int, Field(ge=2)] = 512  # of vq
     latent_channels: Count = 4
     block_out_channels: Widths = [32, 64, 128]  # downsampling factor f = 2 ** (len - 1)
     layers_per_block: Count = 1
@@ -150,6 +175,7 @@ class VaeLoss(Settings):
     edge: Weight = 1.0  # L1 of the image gradients
     perceptual: Weight = 0.1
     kl: Weight = 1e-5  # per latent element, relative to the mean reconstruction error per pixel
+    commitment: Weight = 0.25  # of vq: how strongly the encoder is held to its codes
     adversarial: Weight = 0.0  # PatchGAN hinge loss; 0 = no discriminator at all
     adversarial_start: Fraction = 0.5  # of all steps
 
@@ -162,19 +188,25 @@ class VaeSettings(RunSettings):
 
 class TextOptions(Settings):
     # "run" = the CLIP run beside this one, a folder with a CLIP run or a text_encoder, "none" = unconditional,
-    # or "open_clip:ARCH/TAG", "open_clip:hf-hub:...", "open_clip:local-dir:..." = a pretrained tower
+    # "new" = a small tower of its own, trained with the denoiser, or "open_clip:ARCH/TAG", "open_clip:hf-hub:...",
+    # "open_clip:local-dir:..." = a pretrained tower
     source: str = "run"
-    train: bool = False  # fine-tune the tower together with the U-Net
+    train: bool = False  # fine-tune the tower together with the denoiser; a new one always is
+    width: Annotated[int, Field(ge=8, multiple_of=4)] = 64  # of a new tower, which has 4 heads
+    layers: Count = 1  # of a new tower
 
 
 class UNetModel(Settings):
+    # how text enters: "cross_attention" at the levels below, "modulation" of the time embedding alone, which scales and
+    # shifts every block (FiLM, AdaGN), or "concatenation" of a map of it with the input
+    conditioning: Literal["cross_attention", "modulation", "concatenation"] = "cross_attention"
     block_out_channels: Widths = [64, 128, 256]
     layers_per_block: Count = 1
     attention_levels: list[Annotated[int, Field(ge=0)]] = [1, 2]  # levels with cross-attention; 0 = finest
     heads: Count = 4  # the number of attention heads
     norm_num_groups: Count = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    pooled_text: bool = True  # text also enters through the time embedding (attention-pooled)
+    pooled_text: bool = True  # with cross-attention, text also enters through the time embedding (attention-pooled)
     mid_block: bool = True
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
 
@@ -187,20 +219,40 @@ class UNetModel(Settings):
         return self
 
 
+class MlpModel(Settings):
+    """The denoiser of points."""
+
+    width: Count = 128
+    layers: Count = 3
+
+
 class NoiseOptions(Settings):
-    process: Literal["flow", "cosine", "scaled_linear"] = "flow"
-    prediction_type: Literal["flow", "v_prediction", "epsilon"] = "flow"
-    timesteps: Literal["logit_normal", "uniform"] = "logit_normal"
-    shift: Positive = 1.0  # resolution shift of flow times: t' = s t / (1 + (s - 1) t)
-    min_snr_gamma: Weight = 0.0  # 0 = no min-SNR weight (not used with flow)
+    process: Process = "flow"
+    prediction_type: Prediction = "flow"
+    timesteps: Times = "logit_normal"  # which times are trained on
+    stratified: bool = True  # one time from each of batch_size equal parts
+    shift: Positive = 1.0  # resolution shift towards noise: ln(snr) falls by 2 ln(shift) at every time
+    zero_terminal_snr: bool = False  # rescale a tabled process so that the last step is nothing but noise
+    weight: LossWeight = "uniform"  # uniform = of what is predicted, whatever that is
+    weight_parameter: Weight | None = None  # the weight's number, such as min_snr's gamma; null = the paper's
+    learned_variance: bool = False  # the network also predicts the reverse variance (hybrid loss)
+    vlb_weight: Weight = 0.001  # of the variational bound beside the mean squared error
 
     @model_validator(mode="after")
     def _fits(self):
-        if (self.process == "flow") != (self.prediction_type == "flow"):
+        owns = {"flow": ["flow"], "karras": ["v_prediction"]}
+        allowed = owns.get(self.process, ["v_prediction", "epsilon", "sample"])
+        if self.prediction_type not in allowed:
             raise ValueError(
-                f"process {self.process} does not go with prediction_type {self.prediction_type}: "
-                "flow goes with flow; cosine and scaled_linear with v_prediction or epsilon"
+                f"process {self.process} does not go with prediction_type {self.prediction_type}: use "
+                + " or ".join(allowed)
             )
+        tabled = self.process not in owns
+        for name in ("zero_terminal_snr", "learned_variance"):
+            if getattr(self, name) and not tabled:
+                raise ValueError(f"{name} needs a tabled process (linear, scaled_linear, cosine, sigmoid)")
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise ValueError("zero_terminal_snr needs prediction_type v_prediction or sample: pure noise hides x0")
         return self
 
 
@@ -214,9 +266,12 @@ class SamplingOptions(Settings):
 
 
 class LdmSettings(RunSettings):
-    vae: str = "run"  # "run" = the VAE run beside this one, or a folder with a VAE run or an AutoencoderKL
+    # "run" = the VAE run beside this one, a folder with a VAE run or an AutoencoderKL, or "identity" = pixel space
+    vae: str = "run"
     text: TextOptions = TextOptions()
+    denoiser: Literal["unet", "mlp"] = "unet"  # mlp = for points
     model: UNetModel = UNetModel()
+    mlp: MlpModel = MlpModel()
     noise: NoiseOptions = NoiseOptions()
     caption_dropout: Fraction = 0.1
     sampling: SamplingOptions = SamplingOptions()
