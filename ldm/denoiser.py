@@ -1,25 +1,80 @@
-"""The denoiser: a stock `UNet2DConditionModel` with cross-attention, so that an export loads anywhere.
+"""The denoisers: networks (x (B, c, h, w), timestep, text states (B, L, D)) -> prediction, all with the U-Net's call.
 
-Text enters twice: through cross-attention at the chosen levels, and (with `pooled_text`) attention-pooled into the
-time embedding, which scales and shifts every residual block. Both are stock diffusers options.
+Pictures get a stock `UNet2DConditionModel`, so that an export loads anywhere. Text enters it by cross-attention, or by
+modulation alone: attention-pooled into the time embedding, which scales and shifts every residual block. With
+concatenation, which no stock class has, a map of pooled text joins the input. Points get a small network of their own.
 """
 
 import logging
 import math
+from collections.abc import Callable
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.embeddings import TextTimeEmbedding, get_timestep_embedding
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import Tensor, nn
 
-from ldm.config import UNetModel
+from ldm.config import MlpModel, UNetModel
 from ldm.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
-def build_unet(model: UNetModel, latent_channels: int, latent_size: int, text_width: int) -> UNet2DConditionModel:
+def cross_attention(model: UNetModel) -> dict:
+    """Text states are keys and values at `attention_levels` and in the middle."""
+    return {
+        "down_block_types": _blocks(model, "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": _blocks(model, "CrossAttnUpBlock2D", "UpBlock2D")[::-1],
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if model.mid_block else None,
+        "attention_head_dim": model.heads,  # diffusers' name for the *number* of heads in these blocks
+        "addition_embed_type": "text" if model.pooled_text else None,
+    }
+
+
+def modulation(model: UNetModel) -> dict:
+    """Pooled text joins the time embedding, whose scale and shift follow every group norm (Perez et al. 2017, FiLM,
+    arXiv 1709.07871; AdaGN of Dhariwal and Nichol 2021, arXiv 2105.05233, sec. 3.1). Attention is self-attention only.
+    """
+    return _self_attention(model) | {"addition_embed_type": "text"}
+
+
+def concatenation(model: UNetModel) -> dict:
+    """The U-Net within a `ConcatenatedUNet`: it knows of no text itself."""
+    return _self_attention(model) | {"addition_embed_type": None}
+
+
+CONDITIONINGS: dict[str, Callable[[UNetModel], dict]] = {
+    "cross_attention": cross_attention,
+    "modulation": modulation,
+    "concatenation": concatenation,
+}
+
+
+def _self_attention(model: UNetModel) -> dict:
+    return {
+        "down_block_types": _blocks(model, "AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": _blocks(model, "AttnUpBlock2D", "UpBlock2D")[::-1],
+        "mid_block_type": "UNetMidBlock2D" if model.mid_block else None,
+        "attention_head_dim": tuple(c // model.heads for c in model.block_out_channels),  # here it is a head's width
+    }
+
+
+def _blocks(model: UNetModel, attending: str, plain: str) -> tuple[str, ...]:
+    return tuple(
+        attending if level in model.attention_levels else plain for level in range(len(model.block_out_channels))
+    )
+
+
+def build_unet(
+    model: UNetModel, latent_channels: int, latent_size: int, text_width: int, learned_variance: bool = False
+) -> nn.Module:
     """A U-Net for latents (B, latent_channels, latent_size, latent_size) and text states (B, L, text_width).
 
+    With `learned_variance` it gives twice the channels, the reverse variance in the second half.
     Raises: UserError if the latents cannot be halved once per level below the first.
     """
     levels = len(model.block_out_channels)
@@ -28,33 +83,93 @@ def build_unet(model: UNetModel, latent_channels: int, latent_size: int, text_wi
             f"latents of {latent_size} x {latent_size} cannot be halved {levels - 1} times: use fewer "
             "model.block_out_channels, or another data.resolution"
         )
-    crosses = [level in model.attention_levels for level in range(levels)]
-    return UNet2DConditionModel(
-        sample_size=latent_size,
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        block_out_channels=tuple(model.block_out_channels),
-        layers_per_block=model.layers_per_block,
-        down_block_types=tuple("CrossAttnDownBlock2D" if cross else "DownBlock2D" for cross in crosses),
-        mid_block_type="UNetMidBlock2DCrossAttn" if model.mid_block else None,
-        up_block_types=tuple("CrossAttnUpBlock2D" if cross else "UpBlock2D" for cross in reversed(crosses)),
-        attention_head_dim=model.heads,  # diffusers' name for the *number* of heads
-        cross_attention_dim=text_width,
-        norm_num_groups=model.norm_num_groups,
-        dropout=model.dropout,
-        resnet_time_scale_shift="scale_shift",
-        addition_embed_type="text" if model.pooled_text else None,
-        addition_embed_type_num_heads=math.gcd(text_width, 4),
-        flip_sin_to_cos=True,
-        freq_shift=0,
-    )
+    settings = {
+        "sample_size": latent_size,
+        "in_channels": latent_channels,
+        "out_channels": latent_channels * (1 + learned_variance),
+        "block_out_channels": tuple(model.block_out_channels),
+        "layers_per_block": model.layers_per_block,
+        "cross_attention_dim": text_width,
+        "norm_num_groups": model.norm_num_groups,
+        "dropout": model.dropout,
+        "resnet_time_scale_shift": "scale_shift",
+        "addition_embed_type_num_heads": math.gcd(text_width, 4),
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        **CONDITIONINGS[model.conditioning](model),
+    }
+    if model.conditioning == "concatenation":
+        return ConcatenatedUNet(latent_channels, latent_size, text_width, settings)
+    return UNet2DConditionModel(**settings)
 
 
-def choose_attention(unet: UNet2DConditionModel, wanted: str, device: torch.device) -> str:
+class ConcatenatedUNet(ModelMixin, ConfigMixin):
+    """A U-Net whose input is x and, beside it, attention-pooled text as a constant map of `text_channels` channels."""
+
+    @register_to_config
+    def __init__(self, in_channels: int, sample_size: int, text_width: int, inner: dict, text_channels: int = 16):
+        super().__init__()
+        self.pool = TextTimeEmbedding(text_width, text_channels, num_heads=math.gcd(text_width, 4))
+        self.unet = UNet2DConditionModel(**inner | {"in_channels": in_channels + text_channels})
+
+    def forward(self, sample: Tensor, timestep, encoder_hidden_states: Tensor, return_dict: bool = True):
+        words = self.pool(encoder_hidden_states)[..., None, None].expand(-1, -1, *sample.shape[2:])
+        return self.unet(
+            torch.cat([sample, words.to(sample.dtype)], 1), timestep, encoder_hidden_states, return_dict=return_dict
+        )
+
+
+class MLPDenoiser(ModelMixin, ConfigMixin):
+    """A residual multilayer perceptron for points (B, d, 1, 1); time and pooled text scale and shift every layer."""
+
+    @register_to_config
+    def __init__(
+        self, in_channels: int, text_width: int, width: int = 128, layers: int = 3, learned_variance: bool = False
+    ):
+        super().__init__()
+        self.register_to_config(sample_size=1)
+        self.first = nn.Linear(in_channels, width)
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.text = nn.Linear(text_width, width)
+        self.layers = nn.ModuleList(_ModulatedLayer(width) for _ in range(layers))
+        self.last = nn.Linear(width, in_channels * (1 + learned_variance))
+
+    def forward(self, sample: Tensor, timestep, encoder_hidden_states: Tensor, return_dict: bool = True):
+        times = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        embedding = get_timestep_embedding(times, self.config.width, flip_sin_to_cos=True, downscale_freq_shift=0)
+        embedding = self.time(embedding.to(sample.dtype)) + self.text(encoder_hidden_states.mean(1).to(sample.dtype))
+        hidden = self.first(sample.flatten(1))
+        for layer in self.layers:
+            hidden = layer(hidden, embedding)
+        prediction = self.last(hidden)[..., None, None]
+        return UNet2DConditionOutput(prediction) if return_dict else (prediction,)
+
+
+class _ModulatedLayer(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.modulate = nn.Linear(width, 2 * width)
+        self.inner, self.outer = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.modulate(embedding).chunk(2, 1)
+        inner = self.inner(nn.functional.silu(hidden)) * (1 + scale) + shift
+        return hidden + self.outer(nn.functional.silu(inner))
+
+
+def build_mlp(model: MlpModel, channels: int, text_width: int, learned_variance: bool = False) -> MLPDenoiser:
+    return MLPDenoiser(channels, text_width, model.width, model.layers, learned_variance)
+
+
+def choose_attention(denoiser: nn.Module, wanted: str, device: torch.device) -> str:
     """Set how attention is computed, and return it: 'xformers' where asked for or found on CUDA, else 'sdpa'.
 
     On a CPU it is 'matmul': there the backward of torch's fused attention takes five times as long in bf16.
+    Where nothing attends (points) it is 'none'.
     """
+    unet = getattr(denoiser, "unet", denoiser)
+    if not isinstance(unet, UNet2DConditionModel):
+        return "none"
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())
         chosen = "matmul"

@@ -32,8 +32,8 @@ NUM_TRAIN_TIMESTEPS = 1000
 class Schedule(ABC):
     """t in [0, 1] to signal and noise scales, and back. Times and results are tensors of any one shape.
 
-    `shift` moves every time towards noise by ln(snr) - 2 ln(shift): what a resolution `shift` times higher needs for
-    the same loss of content (Hoogeboom et al. 2023, arXiv 2301.11093, sec. 2.1; Esser et al. 2024, arXiv 2403.03206, eq. 23).
+    `shift` moves every time towards noise, by ln(snr) - 2 ln(shift): what a resolution `shift` times higher needs for
+    the same loss of content (Hoogeboom et al. 2023, arXiv 2301.11093; Esser et al. 2024, arXiv 2403.03206, eq. 23).
     """
 
     first_time = 0.0  # smallest time that training and sampling use
@@ -83,8 +83,10 @@ class Flow(Schedule):
 
 
 class Karras(Schedule):
-    """Variance exploding, sigma = (a + t (b - a))^rho: a, b the roots of the range (Karras et al. 2022, arXiv 2206.00364,
-    eq. 5), with their preconditioned input x / sqrt(sigma^2 + 1) for data of unit variance and c_noise = ln(sigma) / 4.
+    """Variance exploding: sigma = (a + t (b - a))^rho, where a and b are the rho-th roots of the range's ends.
+
+    The network's input is x / sqrt(sigma^2 + 1), for data of unit variance; with v_prediction this is EDM's
+    preconditioning but for a sign. Source: Karras et al. 2022, arXiv 2206.00364, eq. 5 and table 1.
     """
 
     sigma_min, sigma_max, rho = 0.002, 80.0, 7.0
@@ -351,7 +353,7 @@ class NoiseProcess:
 def posterior(schedule: Schedule, t: "Tensor", s: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
     """q(x_s | x_t, x0) for s < t: the coefficients of x_t and x0 in its mean, and its variance.
 
-    Source: Kingma et al. 2021, arXiv 2107.00630, app. A, eq. 25-27 there; DDPM's eq. 6-7 are the case of adjacent steps.
+    Source: Kingma et al. 2021, arXiv 2107.00630, app. A; Ho et al. 2020, arXiv 2006.11239, eq. 6-7, for adjacent steps.
     """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.scales(t), schedule.scales(s)
     alpha_ts = alpha_t / alpha_s
@@ -385,7 +387,7 @@ def step_bound(
     """One term of the variational bound in nats per dimension, shape (B,).
 
     KL(q(x_s | x_t, x0) || p(x_s | x_t)) for s > 0, and -ln p(x0 | x_t) for s = 0, where p has the posterior's mean with
-    x0_hat in place of x0 and the given log-variance (broadcastable to x0). Source: Ho et al. 2020, arXiv 2006.11239, eq. 5.
+    x0_hat in place of x0 and the given log-variance (broadcastable to x0). Source: Ho et al. 2020, eq. 5.
     """
     from_x_t, from_x0, variance = (rows(value, x0) for value in posterior(schedule, t, s))
     mean, mean_hat = from_x_t * x_t + from_x0 * x0, from_x_t * x_t + from_x0 * x0_hat
