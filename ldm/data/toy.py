@@ -1,0 +1,313 @@
+"""Points on a line or in the plane whose density is known, so that nothing about them need be estimated.
+
+Every toy is a mixture of Gaussians with diagonal covariances: `gaussian` is one, `mixture` is three on a line,
+`8_gaussians` eight on a circle. `swiss_roll` is a curve blurred by Gaussian noise, an integral over the curve; 512
+Gauss-Legendre nodes make it a sum: log-densities of its points are exact to 1e-12.
+
+A mixture stays one under x_t = alpha x0 + sigma eps: means alpha m, variances alpha^2 v + sigma^2. Hence the exact
+log-density and score of noised points, and the exact denoiser E[x0 | x_t], for every alpha and sigma. `toy.part(label)`
+is the toy given the label. All of it takes torch tensors, computes in float64 and returns the dtype it was given; it is
+written with the tensors' own methods, so that reading data needs no torch.
+
+A new toy is one class that gives weights, means and variances to `Toy`, and its line in `TOYS`.
+"""
+
+import difflib
+import hashlib
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from ldm.config import DataOptions
+from ldm.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ldm.noise import Schedule
+
+    Scale: TypeAlias = float | Tensor  # one for all, or a tensor of shape () or (n,)
+
+ROWS_TIMES_PARTS = 2**20  # how many numbers one block of the (points, Gaussians) table has: 8 MiB
+
+
+class Toy:
+    """A mixture of Gaussians with diagonal covariances in d dimensions.
+
+    Args:
+        weights: (K,), of sum 1.
+        means: (K, d).
+        variances: (K, d), or (1, d) when all Gaussians have the same.
+        parts: a name for each Gaussian where they are told apart; empty = they are not.
+    """
+
+    def __init__(self, weights, means, variances, parts: tuple[str, ...] = ()):
+        self.weights, self.means, self.variances = (np.asarray(a, np.float64) for a in (weights, means, variances))
+        self.parts = parts
+        self.dims: int = self.means.shape[1]
+
+    # ---- samples ----
+
+    def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """n independent points, float64 (n, d)."""
+        return self.sample_labelled(n, rng)[0]
+
+    def sample_labelled(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """n points, float64 (n, d), and the index of the Gaussian that each came from, int64 (n,)."""
+        labels = rng.choice(len(self.weights), size=n, p=self.weights)
+        deviations = np.broadcast_to(np.sqrt(self.variances), self.means.shape)
+        return self.means[labels] + deviations[labels] * rng.standard_normal((n, self.dims)), labels
+
+    def part(self, label: int | str) -> "Toy":
+        """The toy given the label, an index or a name among `parts`. Raises: ValueError where there is no such part."""
+        index = self.parts.index(label) if label in self.parts else label
+        if not isinstance(index, int) or not 0 <= index < len(self.parts):
+            raise ValueError(f"label must be one of {self.parts} or an index among them, got {label!r}")
+        variances = np.broadcast_to(self.variances, self.means.shape)
+        return Toy([1.0], self.means[[index]], variances[[index]])
+
+    # ---- moments ----
+
+    @property
+    def mean(self) -> np.ndarray:
+        """E[x0], (d,)."""
+        return self.weights @ self.means
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Cov[x0], (d, d)."""
+        centred = self.means - self.mean
+        within = self.weights @ np.broadcast_to(self.variances, self.means.shape)
+        return (self.weights[:, None] * centred).T @ centred + np.diag(within)
+
+    # ---- exact quantities of x_t = alpha x0 + sigma eps; alpha = 1 and sigma = 0 are the clean points ----
+
+    def log_density(self, x: "Tensor", alpha: "Scale" = 1.0, sigma: "Scale" = 0.0) -> "Tensor":
+        """ln p(x_t) in nats at x (n, d), shape (n,)."""
+        return self._blocks(lambda x, a, s: self._joint(x, a, s).logsumexp(1), x, alpha, sigma)
+
+    def responsibilities(self, x: "Tensor", alpha: "Scale" = 1.0, sigma: "Scale" = 0.0) -> "Tensor":
+        """P(Gaussian k | x_t), (n, K), for x (n, d)."""
+        return self._blocks(lambda x, a, s: self._joint(x, a, s).softmax(1), x, alpha, sigma)
+
+    def score(self, x: "Tensor", alpha: "Scale" = 1.0, sigma: "Scale" = 0.0) -> "Tensor":
+        """grad ln p(x_t), (n, d), for x (n, d)."""
+
+        def block(x, alpha, sigma):
+            means, variances = self._noised(x, alpha, sigma)
+            return self._expected(x, alpha, sigma, lambda d: (alpha * means[:, d] - x[:, d, None]) / variances[d])
+
+        return self._blocks(block, x, alpha, sigma)
+
+    def denoise(self, x_t: "Tensor", alpha: "Scale", sigma: "Scale") -> "Tensor":
+        """The exact denoiser E[x0 | x_t], (n, d), for x_t (n, d)."""
+
+        def block(x, alpha, sigma):
+            means, variances = self._noised(x, alpha, sigma)
+            clean = x.new_tensor(self.variances)
+
+            def given(d):  # E[x0 | x_t, k] = m + alpha v / (alpha^2 v + sigma^2) (x_t - alpha m)
+                gain = alpha * clean[:, d] / variances[d]
+                return means[:, d] + gain * (x[:, d, None] - alpha * means[:, d])
+
+            return self._expected(x, alpha, sigma, given)
+
+        return self._blocks(block, x_t, alpha, sigma)
+
+    def _noised(self, x: "Tensor", alpha: "Scale", sigma: "Scale") -> "tuple[Tensor, list[Tensor]]":
+        """The clean means (K, d), and along each axis the variances of x_t, each broadcasting against (n, K)."""
+        clean = x.new_tensor(self.variances)
+        return x.new_tensor(self.means), [alpha**2 * clean[:, d] + sigma**2 for d in range(self.dims)]
+
+    def _joint(self, x: "Tensor", alpha: "Scale", sigma: "Scale") -> "Tensor":
+        """ln P(k) p(x_t | k), (n, K)."""
+        means, variances = self._noised(x, alpha, sigma)
+        total = x.new_tensor(np.log(self.weights))
+        for d, variance in enumerate(variances):  # axis by axis: a table (n, K, d) would be larger
+            square = (x[:, d, None] - alpha * means[:, d]).square()
+            total = total - 0.5 * (square / variance + (2 * math.pi * variance).log())
+        return total
+
+    def _expected(self, x: "Tensor", alpha: "Scale", sigma: "Scale", given: "Callable[[int], Tensor]") -> "Tensor":
+        """The mean over k given x_t of what `given(d)` says of each k along axis d: (n, d)."""
+        shares = self._joint(x, alpha, sigma).softmax(1)
+        result = x.new_zeros(x.shape)
+        for d in range(self.dims):
+            unit = x.new_tensor(np.eye(self.dims)[d])
+            result = result + (shares * given(d)).sum(1, keepdim=True) * unit
+        return result
+
+    def _blocks(self, function: "Callable[..., Tensor]", x: "Tensor", alpha: "Scale", sigma: "Scale") -> "Tensor":
+        """`function` on float64 rows of x, some at a time for memory's sake; alpha and sigma as floats or columns."""
+        if x.ndim != 2 or x.shape[1] != self.dims:
+            raise ValueError(f"points must have shape (n, {self.dims}), got {tuple(x.shape)}")
+        scales = [_column(scale, x) for scale in (alpha, sigma)]
+        step = max(1, ROWS_TIMES_PARTS // len(self.means))
+        parts = [
+            function(x[i : i + step].double(), *(s[i : i + step] if len(s) > 1 else s for s in scales))
+            for i in range(0, max(len(x), 1), step)
+        ]
+        whole = parts[0]
+        if len(parts) > 1:
+            whole = x.new_empty((len(x), *whole.shape[1:]), dtype=whole.dtype)
+            for i, part in enumerate(parts):
+                whole[i * step : i * step + len(part)] = part
+        return whole.to(x.dtype)
+
+
+def _column(scale: "Scale", x: "Tensor") -> "Tensor":
+    """A scale as float64 (1, 1) or (n, 1)."""
+    tensor = x[:0].double().new_tensor(scale) if isinstance(scale, float | int) else scale.double()
+    return tensor.reshape(-1, 1)
+
+
+def exact_denoiser(toy: Toy, schedule: "Schedule") -> "Callable[[Tensor, Tensor], Tensor]":
+    """denoise(x_t, t) -> E[x0 | x_t] of x_t's shape, for points (n, d) or (n, d, 1, 1) and times () or (n,)."""
+
+    def denoise(x_t: "Tensor", t: "Tensor") -> "Tensor":
+        alpha, sigma = schedule.scales(t.double())
+        return toy.denoise(x_t.reshape(len(x_t), toy.dims), alpha, sigma).reshape(x_t.shape)
+
+    return denoise
+
+
+# ---- the toys -------------------------------------------------------------------------------------------------------
+
+
+class Gaussian(Toy):
+    """One Gaussian on a line."""
+
+    def __init__(self, mean: float = 1.0, std: float = 0.5):
+        super().__init__([1.0], [[mean]], [[std**2]])
+
+    @classmethod
+    def fit(cls, points: np.ndarray) -> "Gaussian":
+        """The Gaussian of greatest likelihood for points (n, 1) or (n,): their mean, and their std with 1 / n."""
+        return cls(float(np.mean(points)), float(np.std(points)))
+
+
+class LineMixture(Toy):
+    """Gaussians of unequal weight and width on a line, as a whole of mean 0 and variance 1."""
+
+    def __init__(
+        self,
+        weights: tuple[float, ...] = (0.5, 0.3, 0.2),
+        means: tuple[float, ...] = (-2.0, 1.0, 3.0),
+        stds: tuple[float, ...] = (0.6, 0.3, 0.5),
+        parts: tuple[str, ...] = ("left", "middle", "right"),
+    ):
+        raw = Toy(weights, np.array(means)[:, None], np.array(stds)[:, None] ** 2)
+        variance = raw.covariance[0, 0]
+        super().__init__(weights, (raw.means - raw.mean) / math.sqrt(variance), raw.variances / variance, parts)
+
+
+class EightGaussians(Toy):
+    """Eight equal Gaussians on a circle, `ratio` times its radius wide; each axis of variance 1.
+
+    Neighbours are 7.7 standard deviations apart: one point in 8,000 lies nearer to another mode than to its own.
+    """
+
+    def __init__(self, ratio: float = 0.1):
+        parts = ("east", "north east", "north", "north west", "west", "south west", "south", "south east")
+        radius = 1 / math.sqrt(0.5 + ratio**2)
+        angles = np.arange(8) * math.pi / 4
+        means = radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        super().__init__(np.full(8, 1 / 8), means, np.full((1, 2), (ratio * radius) ** 2), parts)
+
+
+class SwissRoll(Toy):
+    """(t cos t, t sin t) plus Gaussian noise of std 0.5, t = 1.5 pi (1 + 2u), u uniform; each axis standardised.
+
+    By the exact mean and standard deviation, not those of a sample, so that draws can be compared: integrating
+    t cos t, t sin t and their squares over t gives the means 2 and 2 / (3 pi), and, with the noise, the mean squares
+    4.875 pi^2 and 4.875 pi^2 + 0.5.
+    """
+
+    noise = 0.5
+    centre = np.array([2.0, 2 / (3 * math.pi)])
+    spread = np.sqrt(np.array([4.875 * math.pi**2, 4.875 * math.pi**2 + 0.5]) - centre**2)
+
+    def __init__(self, nodes: int = 512):
+        places, weights = np.polynomial.legendre.leggauss(nodes)
+        super().__init__(weights / 2, self.curve((places + 1) / 2), (self.noise / self.spread)[None] ** 2)
+
+    def curve(self, u: np.ndarray) -> np.ndarray:
+        """The roll without noise, (n, 2), for u (n,) in [0, 1]."""
+        t = 1.5 * math.pi * (1 + 2 * u)
+        return (np.stack([t * np.cos(t), t * np.sin(t)], axis=1) - self.centre) / self.spread
+
+    def sample_labelled(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """n points, float64 (n, 2), and label 0 for each: the roll has no parts."""
+        noise = self.noise / self.spread * rng.standard_normal((n, 2))
+        return self.curve(rng.random(n)) + noise, np.zeros(n, np.int64)
+
+
+TOYS: dict[str, Callable[[], Toy]] = {
+    "gaussian": Gaussian,
+    "mixture": LineMixture,
+    "8_gaussians": EightGaussians,
+    "swiss_roll": SwissRoll,
+}
+
+
+def toy_named(name: str) -> Toy:
+    """The toy of that name. Raises: UserError for a name that is not in `TOYS`."""
+    if name not in TOYS:
+        near = difflib.get_close_matches(name, TOYS, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"data.toy.name must be one of {', '.join(TOYS)}, got {name!r}{hint}")
+    return TOYS[name]()
+
+
+# ---- as training data -----------------------------------------------------------------------------------------------
+
+
+def caption_for(part: str) -> str:
+    """What a point of this part is called: 'the north east mode'."""
+    return f"the {part} mode"
+
+
+class ToyData:
+    """One split, drawn once and for all from a fixed seed. See `ldm.data.ImageTextData`."""
+
+    resolution = 1
+
+    def __init__(self, options: DataOptions, split: str, size: int):
+        name = options.toy.name
+        self.toy = toy_named(name)
+        self.channels = self.toy.dims
+        self.has_captions = options.toy.captions
+        if self.has_captions and not self.toy.parts:
+            raise UserError(f"{name} has no parts to name: set data.toy.captions to false")
+        digest = hashlib.sha256(f"ldm toy {name} {split}".encode()).digest()
+        points, self.labels = self.toy.sample_labelled(size, np.random.default_rng(list(digest)))
+        self.points = points.astype(np.float32)
+        self.ids = [f"{name}/{split}/{i}" for i in range(size)]
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the points."""
+        return hashlib.sha256(self.points.tobytes()).hexdigest()
+
+    def image(self, i: int) -> np.ndarray:
+        """The point as a picture of one pixel, (1, 1, d): float32, the only data that is not uint8."""
+        return self.points[i].reshape(1, 1, -1)
+
+    def caption(self, i: int, rng: np.random.Generator) -> str:
+        """'the north east mode', or '' without captions."""
+        return caption_for(self.toy.parts[self.labels[i]]) if self.has_captions else ""
+
+
+def splits(options: DataOptions) -> dict[str, ToyData]:
+    """Train with `toy.size` points, validation and test with a tenth of that, at least one.
+
+    Raises: UserError for a toy that does not exist, or captions of one that has no parts.
+    """
+    size = options.toy.size
+    sizes = {"train": size, "validation": max(1, size // 10), "test": max(1, size // 10)}
+    return {name: ToyData(options, name, count) for name, count in sizes.items()}
