@@ -72,9 +72,20 @@ class ToyOptions(Settings):
 
 
 class DigitOptions(Settings):
-    """Handwritten digits with drawn colours and styles."""
+    """Handwritten digits with drawn colours and styles; the captions' parts are drawn anew at load time."""
 
     heldout: bool = True  # keep some pairs of digit and colour out of training, to be asked for afterwards
+    copies: Count = 8  # colourings of each handwritten digit
+    limit: Annotated[int, Field(ge=0)] = 0  # keep the first N handwritten training digits (0 = all); for quick runs
+    colour: Fraction = 0.85  # probability that a caption names the colour
+    digit: Fraction = 0.9  # '7'; otherwise just 'digit'
+    ground: Fraction = 0.5  # 'on a white ground'
+    thickness: Fraction = 0.4  # 'thin', 'plain', 'thick'
+    slant: Fraction = 0.4  # 'left-leaning', 'upright', 'right-leaning'
+    generic: Fraction = 0.25  # probability that a slant is said without its direction: 'slanted'
+    words: Fraction = 0.3  # probability that the digit is spelled: 'seven'
+    after: Fraction = 0.25  # probability that the colour comes behind: 'a 7 in red'
+    plain: Fraction = 0.15  # probability that a caption is digit and colour alone: what most people type
 
 
 class DataOptions(Settings):

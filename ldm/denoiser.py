@@ -131,7 +131,7 @@ class MLPDenoiser(ModelMixin, ConfigMixin):
         self.first = nn.Linear(in_channels, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.text = nn.Linear(text_width, width)
-        self.layers = nn.ModuleList(_ModulatedLayer(width) for _ in range(layers))
+        self.blocks = nn.ModuleList(_ModulatedLayer(width) for _ in range(layers))
         self.last = nn.Linear(width, in_channels * (1 + learned_variance))
 
     def forward(self, sample: Tensor, timestep, encoder_hidden_states: Tensor, return_dict: bool = True):
@@ -139,8 +139,8 @@ class MLPDenoiser(ModelMixin, ConfigMixin):
         embedding = get_timestep_embedding(times, self.config.width, flip_sin_to_cos=True, downscale_freq_shift=0)
         embedding = self.time(embedding.to(sample.dtype)) + self.text(encoder_hidden_states.mean(1).to(sample.dtype))
         hidden = self.first(sample.flatten(1))
-        for layer in self.layers:
-            hidden = layer(hidden, embedding)
+        for block in self.blocks:
+            hidden = block(hidden, embedding)
         prediction = self.last(hidden)[..., None, None]
         return UNet2DConditionOutput(prediction) if return_dict else (prediction,)
 

@@ -10,24 +10,39 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldm.autoencoder import load_vae
-from ldm.config import LdmSettings, TextOptions
-from ldm.data import Splits, spread
-from ldm.denoiser import build_unet, choose_attention
+from ldm.config import ClipModel, LdmSettings
+from ldm.data import ImageTextData, Splits, spread
+from ldm.denoiser import build_mlp, build_unet, choose_attention
 from ldm.errors import UserError
-from ldm.latents import cached_latents, weights_digest
-from ldm.noise import NoiseProcess
+from ldm.identity import IdentityAutoencoder, Uncached
+from ldm.latents import Latents, cached_latents, weights_digest
+from ldm.noise import NUM_TRAIN_TIMESTEPS, NoiseProcess, variational_loss
 from ldm.runs import replace_text, sibling
-from ldm.sheet import sheet
-from ldm.text import caption_of, encode, load_text, null_text
+from ldm.sheet import points_picture, sheet
+from ldm.text import caption_of, encode, load_text, new_text, null_text, run_tokenizer
 from ldm.training import Rows, Sample, draw_rows, generator_for, mix
 
 VALIDATION_ITEMS = 512
+POINTS_SHOWN = 4096
 
 
-def find_text(options: TextOptions, run: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
+def find_vae(source: str, run: Path, data: ImageTextData):
+    """The autoencoder that `vae` names. Raises: UserError if there is none."""
+    if source == "identity":
+        return IdentityAutoencoder(data.channels, data.channels, data.channels).eval()
+    return load_vae(sibling(run, "vae") if source == "run" else Path(source))
+
+
+def find_text(settings: LdmSettings, run: Path, data: ImageTextData) -> tuple[CLIPTextModel, CLIPTokenizer]:
     """The text encoder and tokenizer that `text.source` names. Raises: UserError if there are none."""
+    options = settings.text
     if options.source == "none":
         return null_text()
+    if options.source == "new":
+        if not data.has_captions:
+            raise UserError("text.source: new has no captions to learn from; set text.source: none")
+        tokenizer = run_tokenizer(run, ClipModel(), data, settings.seed)
+        return new_text(options.width, options.layers, tokenizer), tokenizer
     if options.source.startswith("open_clip:"):
         from ldm.openclip import load_text_tower
 
@@ -35,26 +50,57 @@ def find_text(options: TextOptions, run: Path) -> tuple[CLIPTextModel, CLIPToken
     return load_text(sibling(run, "clip") if options.source == "run" else Path(options.source))
 
 
+class Uncertainty(nn.Module):
+    """u(t), the logarithm of the loss to be expected at each time, learned beside the denoiser.
+
+    Random Fourier features of logsnr / 4 and one linear layer that starts at zero.
+    Source: Karras et al. 2024, arXiv 2312.02696, sec. 2.2 and eq. 14.
+    """
+
+    def __init__(self, features: int = 128):
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(features))
+        self.register_buffer("phases", torch.rand(features))
+        self.last = nn.Linear(features, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, logsnr: Tensor) -> Tensor:
+        angles = logsnr.clamp(-30, 30).unsqueeze(1) / 4 * self.frequencies + self.phases
+        return self.last((2 * torch.pi * angles).cos()).squeeze(1)
+
+
 class LdmObjective(nn.Module):
-    """U-Net, text encoder and noise process as one module: forward gives the denoising loss."""
+    """Denoiser, text encoder and noise process as one module: forward gives the denoising loss."""
 
     def __init__(self, unet: nn.Module, text_encoder: CLIPTextModel, process: NoiseProcess):
         super().__init__()
         self.unet, self.text_encoder, self.process = unet, text_encoder, process
+        self.uncertainty = Uncertainty() if process.weight == "learned" else None
 
     def forward(
         self, latents: Tensor, noise: Tensor, times: Tensor, input_ids: Tensor, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Clean latents and noise (B, c, h, w), times (B,) in [0, 1), tokens (B, L) -> weighted mean squared error."""
-        states = self.text_encoder(input_ids=input_ids).last_hidden_state
-        x_t = self.process.corrupt(latents, noise, times)
-        prediction = self.unet(x_t, self.process.timestep(times), states).sample.float()
-        errors = (prediction - self.process.target(latents, noise, times)).square().mean((1, 2, 3))
-        return (self.process.loss_weight(times) * errors).mean(), {}
+        """Clean latents and noise (B, c, h, w), times (B,) in [0, 1], tokens (B, L), or (1, L) for all alike."""
+        process, metrics = self.process, {}
+        states = self.text_encoder(input_ids=input_ids).last_hidden_state.expand(len(latents), -1, -1)
+        x_t = process.corrupt(latents, noise, times)
+        prediction = self.unet(process.network_input(x_t, times), process.timestep(times), states).sample.float()
+        bound = torch.zeros_like(times)
+        if process.learned_variance:
+            prediction, share = prediction.chunk(2, dim=1)
+            bound = variational_loss(process, latents, x_t, prediction, share, times)
+            metrics["bound"] = bound.mean()
+        errors = (prediction - process.target(latents, noise, times)).square().flatten(1).mean(1)
+        losses = process.loss_weight(times) * errors
+        if self.uncertainty is not None:
+            expected = self.uncertainty(process.schedule.logsnr(times))
+            losses, metrics["error"] = losses * (-expected).exp() + expected, losses.mean()
+        return (losses + process.vlb_weight * NUM_TRAIN_TIMESTEPS * bound).mean(), metrics
 
 
 class LdmTask:
-    """Teaches a U-Net, and the text encoder too if asked: see `ldm.training.Task`."""
+    """Teaches a denoiser, and the text encoder too if asked: see `ldm.training.Task`."""
 
     find_unused_parameters = False
     channels_last = False  # measured: 0.75 times the images/s, for group norm on small maps
@@ -64,23 +110,37 @@ class LdmTask:
         self.unconditional = settings.text.source == "none"
         if self.unconditional and settings.text.train:
             raise UserError("text.train: true has nothing to train with text.source: none")
-        self.vae = load_vae(sibling(run, "vae") if settings.vae == "run" else Path(settings.vae)).to(device)
-        self.text_encoder, self.tokenizer = find_text(settings.text, run)
-        self.text_encoder.requires_grad_(settings.text.train)
-        self._pair(run)
-        self.train_latents, self.validation_latents = (
-            cached_latents(self.vae, split, settings.data.cache_dir) for split in (data.train, data.validation)
-        )
+        self.points = getattr(data.train, "points", None) is not None
+        if self.points != (settings.denoiser == "mlp") or self.points and settings.vae != "identity":
+            raise UserError("points (data.source: toy) go with denoiser: mlp and vae: identity, pictures with unet")
+        self.vae = find_vae(settings.vae, run, data.train).to(device)
         torch.manual_seed(mix(settings.seed, 1))
-        shape = self.train_latents.mean.shape
-        self.unet = build_unet(settings.model, shape[1], shape[2], self.text_encoder.config.hidden_size)
-        choose_attention(self.unet, settings.model.attention, device)
+        self.text_encoder, self.tokenizer = find_text(settings, run, data.train)
+        self.trains_text = settings.text.train or settings.text.source == "new"
+        self.text_encoder.requires_grad_(self.trains_text)
+        self._pair(run)
+        self.train_latents, self.validation_latents = (self._latents(part) for part in (data.train, data.validation))
         self.process = NoiseProcess(**settings.noise.model_dump())
+        torch.manual_seed(mix(settings.seed, 1))
+        self.unet = self._build()
+        choose_attention(self.unet, settings.model.attention, device)
         self.module = LdmObjective(self.unet, self.text_encoder, self.process)
         self.model = (
-            nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder}) if settings.text.train else self.unet
+            nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder}) if self.trains_text else self.unet
         )
         self.num_samples = len(data.train)
+
+    def _latents(self, data: ImageTextData) -> Latents | Uncached:
+        if isinstance(self.vae, IdentityAutoencoder):
+            return Uncached(data)
+        return cached_latents(self.vae, data, self.settings.data.cache_dir)
+
+    def _build(self) -> nn.Module:
+        _, channels, size, _ = self.train_latents.shape
+        width, learned = self.text_encoder.config.hidden_size, self.process.learned_variance
+        if self.points:
+            return build_mlp(self.settings.mlp, channels, width, learned)
+        return build_unet(self.settings.model, channels, size, width, learned)
 
     def _pair(self, run: Path) -> None:
         """Record which VAE, text encoder and tokenizer the run belongs to; refuse others once there is a checkpoint."""
@@ -90,7 +150,7 @@ class LdmTask:
         if path.exists() and (run / "checkpoints").exists():
             recorded = json.loads(path.read_text())
             for name, digest in parts.items():
-                if recorded.get(name, digest) != digest and not (name == "text_encoder" and self.settings.text.train):
+                if recorded.get(name, digest) != digest and not (name == "text_encoder" and self.trains_text):
                     raise UserError(
                         f"{run} was trained with another {name} ({recorded[name][:12]}, now {digest[:12]}): "
                         "put the old one back, or start a new run with another --output-dir"
@@ -101,35 +161,48 @@ class LdmTask:
     def batch(self, samples: list[Sample], rows: Rows) -> dict[str, Tensor]:
         seed = self.settings.seed
         indices = [sample.index for sample in samples]
-        shape = self.train_latents.mean.shape[1:]
+        shape = self.train_latents.shape[1:]
         times = self.process.draw_times(rows.batch_size, generator_for(seed, 5, rows.step))
         return {
             "latents": self.train_latents.sample(indices, draw_rows(rows, shape, seed, 6)),
             "noise": draw_rows(rows, shape, seed, 7),
             "times": times[rows.start : rows.stop],
-            "input_ids": encode(self.tokenizer, [self._caption(sample) for sample in samples]),
+            "input_ids": self._tokens([self._caption(sample) for sample in samples]),
         }
+
+    def _tokens(self, captions: list[str]) -> Tensor:
+        """Token ids (B, L), or (1, L) where no caption differs from another."""
+        return encode(self.tokenizer, captions[:1] if self.unconditional else captions)
 
     def _caption(self, sample: Sample) -> str:
         """This epoch's caption, or the null caption: always when unconditional, else with `caption_dropout`."""
+        if self.unconditional:
+            return ""
         rng = np.random.default_rng([self.settings.seed, 4, sample.epoch, sample.index])
-        if self.unconditional or rng.random() < self.settings.caption_dropout:
+        if rng.random() < self.settings.caption_dropout:
             return ""
         return caption_of(self.data.train, sample, self.settings.seed)
 
     @torch.no_grad()
     def report(self, folder: Path, label: str) -> dict[str, float]:
         """Denoising loss on validation items, with noise and times fixed once and for all; a grid of fixed prompts."""
-        prompts = self._prompts()
-        pipeline = self._pipeline()
-        images = pipeline(prompts, num_images_per_prompt=self.settings.sampling.per_prompt, seed=0).images
-        sheet(images, self.settings.sampling.per_prompt * (2 if len(prompts) > 4 else 1)).save(folder / f"{label}.png")
+        (self._points() if self.points else self._grid()).save(folder / f"{label}.png")
         return {"loss": self._validation_loss()}
+
+    def _grid(self):
+        prompts, each = self._prompts(), self.settings.sampling.per_prompt
+        images = self._pipeline()(prompts, num_images_per_prompt=each, seed=0).images
+        return sheet(images, each * (2 if len(prompts) > 4 else 1))
+
+    def _points(self):
+        generator = torch.Generator().manual_seed(0)
+        found = self._pipeline()("", None, None, 1.0, POINTS_SHOWN, generator, output_type="latent", batch_size=POINTS_SHOWN)
+        return points_picture(found.images.flatten(1).float().cpu().numpy())
 
     def _validation_loss(self) -> float:
         latents, total = self.validation_latents, 0.0
         chosen = spread(len(latents), VALIDATION_ITEMS).tolist()
-        shape = latents.mean.shape[1:]
+        shape = latents.shape[1:]
         device = self.unet.device
         for start in range(0, len(chosen), 64):
             indices = chosen[start : start + 64]
@@ -139,7 +212,7 @@ class LdmTask:
             captions = [
                 "" if self.unconditional else caption_of(self.data.validation, Sample(i, 0), 0) for i in indices
             ]
-            batch = (latents.sample(indices, noise[0]), noise[1], times, encode(self.tokenizer, captions))
+            batch = (latents.sample(indices, noise[0]), noise[1], times, self._tokens(captions))
             loss, _ = self.module(*(tensor.to(device) for tensor in batch), progress=0.0)
             total += loss.item() * len(indices)
         return total / len(chosen)

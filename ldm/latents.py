@@ -33,6 +33,11 @@ class Latents:
     def __len__(self) -> int:
         return len(self.mean)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, c, h, w)"""
+        return self.mean.shape
+
     def sample(self, indices: list[int], noise: Tensor) -> Tensor:
         """mean + std * noise of these items: float32 (B, c, h, w) for standard normal noise of that shape."""
         mean, std = (torch.from_numpy(array[indices].astype(np.float32)) for array in (self.mean, self.std))

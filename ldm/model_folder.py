@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ldm.errors import UserError
-from ldm.stock import CLASSES
+from ldm.stock import CLASSES, OWN
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 HUB_ID = re.compile(r"[\w][\w.\-]*/[\w][\w.\-]*(@[\w.\-/]+)?")  # user/name or user/name@revision
@@ -125,9 +125,10 @@ def _run(run: Path) -> ModelFolder:
     if missing:
         raise UserError(f"{run} has no {', '.join(missing)} in final/: it is no finished LDM run; finish it first")
     classes = {name: next(iter(CLASSES[name])) for name in COMPONENTS}
-    classes["scheduler"] = read_json(final / "scheduler" / "scheduler_config.json").get("_class_name", "")
-    if classes["scheduler"] not in CLASSES["scheduler"]:
-        raise UserError(f"{final / 'scheduler'} names the unknown scheduler {classes['scheduler']!r}")
+    for name, file in (("vae", "config.json"), ("unet", "config.json"), ("scheduler", "scheduler_config.json")):
+        classes[name] = read_json(final / name / file).get("_class_name", "")
+        if classes[name] not in {**CLASSES[name], **OWN.get(name, {})}:
+            raise UserError(f"{final / name} names the unknown class {classes[name]!r}")
     return _checked(ModelFolder(str(run), {name: final / name for name in COMPONENTS}, classes, _sampling(run)))
 
 

@@ -85,3 +85,18 @@ def _text(text: str, width: int, background: str) -> Image.Image:
     strip = Image.new("RGB", (max(width, 1), LINE), background)
     ImageDraw.Draw(strip).text((0, 0), text, fill="black", font=ImageFont.load_default(FONT_SIZE))
     return strip
+
+
+def points_picture(points: np.ndarray, size: int = 256, reach: float = 4.0) -> Image.Image:
+    """Points (N, d) as a picture: for d = 1 a histogram, else a map of how many fall where in the first two axes.
+
+    The picture spans -reach .. reach each way; points beyond it are left out. Black is most, white is none.
+    """
+    edges = np.linspace(-reach, reach, size + 1)
+    if points.shape[1] == 1:
+        heights = np.histogram(points[:, 0], edges)[0]
+        dark = np.arange(size, 0, -1)[:, None] <= heights / max(1, heights.max()) * size
+    else:
+        dark = np.histogram2d(-points[:, 1], points[:, 0], (edges, edges))[0]
+        dark = np.minimum(1, dark / max(1, np.quantile(dark[dark > 0], 0.9) if dark.any() else 1))
+    return Image.fromarray((255 * (1 - dark)).astype(np.uint8))

@@ -37,12 +37,17 @@ CLASSES: dict[str, dict[str, str]] = {
     "unet": {"UNet2DConditionModel": "diffusers.models.unets.unet_2d_condition"},
     "scheduler": {name: f"diffusers.schedulers.scheduling_{file}" for name, file in _SCHEDULERS.items()},
 }
+# What a training run may hold beside these: denoisers and autoencoders of our own, which no other package could load
+OWN: dict[str, dict[str, str]] = {
+    "vae": {"IdentityAutoencoder": "ldm.identity"},
+    "unet": {"MLPDenoiser": "ldm.denoiser", "ConcatenatedUNet": "ldm.denoiser"},
+}
 LIBRARY = {"text_encoder": "transformers", "tokenizer": "transformers"}  # the others are diffusers'
 
 
 def stock_class(component: str, name: str) -> type[Any]:
-    """The class `name` for `component` ("vae", "unet", ...). Raises KeyError for a class not in `CLASSES`."""
-    module = CLASSES[component][name]
+    """The class `name` for `component` ("vae", "unet", ...). Raises KeyError for a class not in `CLASSES` or `OWN`."""
+    module = {**CLASSES[component], **OWN.get(component, {})}[name]
     for package in _LAZY:
         _defer(package)
     return getattr(importlib.import_module(module), name)

@@ -49,15 +49,15 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, context_length: in
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=context_length)
 
 
-def run_tokenizer(run: Path, settings: ClipSettings, data: ImageTextData) -> CLIPTokenizer:
+def run_tokenizer(run: Path, model: ClipModel, data: ImageTextData, seed: int) -> CLIPTokenizer:
     """The run's own tokenizer: trained by the main process at the first start, read by everyone ever after.
 
     Training breaks ties between equally common pairs in no fixed order, so a second training would shift token ids
     under weights that have learned the first ones.
     """
-    folder, model = run / "tokenizer", settings.model
+    folder = run / "tokenizer"
     if PartialState().is_main_process and (not checkpoint.saved(run / "checkpoints") or checkpoint.verify(folder)):
-        captions = draw_captions(data, min(CAPTIONS_FOR_TOKENIZER, 50 * len(data)), settings.seed)
+        captions = draw_captions(data, min(CAPTIONS_FOR_TOKENIZER, 50 * len(data)), seed)
         with checkpoint.staged(folder) as stage:
             train_tokenizer(captions, model.vocab_size, model.context_length).save_pretrained(stage)
     return CLIPTokenizer.from_pretrained(folder)
@@ -195,7 +195,7 @@ class ClipTask:
                 "train.gradient_accumulation_steps must be 1 for train_clip.py: each pair is told from the others in "
                 "its batch, and accumulated parts would not see each other; lower train.batch_size instead"
             )
-        self.tokenizer = run_tokenizer(run, settings, data.train)
+        self.tokenizer = run_tokenizer(run, settings.model, data.train, settings.seed)
         torch.manual_seed(mix(settings.seed, 1))
         self.model = build_clip(settings.model, data.train.resolution, data.train.channels, self.tokenizer)
         if not torch.cuda.is_available():  # torch's fused attention has a backward five times slower in bf16 on CPU
@@ -244,6 +244,12 @@ def null_text() -> tuple[CLIPTextModel, CLIPTokenizer]:
     torch.manual_seed(0)
     model = ClipModel(vocab_size=514, context_length=8, width=32, layers=1, heads=1, embed_dim=32)
     return CLIPTextModel(text_config(model, tokenizer)).eval(), tokenizer
+
+
+def new_text(width: int, layers: int, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """An untrained text tower with 4 heads, to be trained together with the denoiser."""
+    model = ClipModel(width=width, layers=layers, heads=4, context_length=tokenizer.model_max_length)
+    return CLIPTextModel(text_config(model, tokenizer))
 
 
 def load_text(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:

@@ -1,5 +1,7 @@
 """Images and captions, from the glyph table or from a user's own files, behind one small interface."""
 
+import importlib
+import importlib.util
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,10 +51,15 @@ def spread(total: int, limit: int) -> np.ndarray:
 
 def build(options: DataOptions) -> Splits:
     """The splits of `options.source`. Raises: UserError for a source that is missing, empty or unreadable."""
-    if options.source == "glyphs":
-        from ldm.data.glyphs import glyph_splits
-
-        return Splits(**glyph_splits(options))
+    if is_own(options.source):
+        return Splits(**importlib.import_module(f"ldm.data.{options.source}").splits(options))
     from ldm.data.files import file_splits
 
     return Splits(**file_splits(options))
+
+
+def is_own(source: str) -> bool:
+    """Whether a module of this package makes the data: one of that name with `splits(options) -> dict` for `Splits`."""
+    if not source.isidentifier() or importlib.util.find_spec(f"ldm.data.{source}") is None:
+        return False
+    return hasattr(importlib.import_module(f"ldm.data.{source}"), "splits")

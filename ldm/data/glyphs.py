@@ -122,7 +122,7 @@ def split_characters(characters: str = "all", limit: int = 0) -> dict[str, list[
     return splits
 
 
-def glyph_splits(options: DataOptions) -> dict[str, "GlyphData"]:
+def splits(options: DataOptions) -> dict[str, "GlyphData"]:
     """Return train, validation, test and heldout, rendering what the cache lacks.
 
     Characters that a font cannot draw (seen by their pixels) are left out of that style and logged.

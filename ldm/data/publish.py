@@ -34,7 +34,7 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     import datasets
 
-    from ldm.data.glyphs import glyph_splits
+    from ldm.data.glyphs import splits as glyph_splits
     from ldm.errors import UserError
 
     if args.out is None and args.push is None:

@@ -7,7 +7,7 @@ import yaml
 
 from ldm.config import DataOptions
 from ldm.data import publish
-from ldm.data.glyphs import glyph_splits
+from ldm.data.glyphs import splits as glyph_splits
 from ldm.errors import UserError
 
 pytest.importorskip("pylopdf_fonts_zh_cn", reason="needs the extra 'glyphs'")

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ldm.config import DataOptions, GlyphOptions
-from ldm.data.glyphs import glyph_splits
+from ldm.data.glyphs import splits as glyph_splits
 from ldm.errors import UserError
 from ldm.evaluation import report
 from ldm.evaluation.adherence import add_parser, run

@@ -1,0 +1,133 @@
+"""One quiet look for every figure: white ground, thin grey axes, few colours that the colour-blind tell apart."""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ldm.data.pixels import write_whole
+from ldm.figures import Drawing
+
+WIDTH = 7.2  # inches: 1080 pixels
+DPI = 150
+COLOURS = 128  # in a PNG's palette
+INK, GREY, PALE = "#222222", "#8a8a8a", "#d9d9d9"
+# Okabe and Ito, Color Universal Design (2008)
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+PALETTE = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, INK)
+HEAT = LinearSegmentedColormap.from_list("heat", ["#ffffff", "#f6d48b", "#e69f00", "#b23a00"])
+SIGNED = LinearSegmentedColormap.from_list("signed", [BLUE, "#ffffff", RED])
+DEPTH = LinearSegmentedColormap.from_list("depth", ["#ffffff", "#c6dbea", "#5b9bc6", "#0b3c5d"])
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.titleweight": "regular",
+    "axes.labelsize": 8,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "lines.linewidth": 1.4,
+    "legend.frameon": False,
+    "legend.fontsize": 7,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Matplotlib in this style, and as it was afterwards."""
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
+        yield
+
+
+def page(rows: int = 1, columns: int = 1, height: float = 2.4, **options: Any) -> tuple[Figure, np.ndarray]:
+    """A page `height` inches high and its axes, an array (rows, columns). `options` as for `Figure.subplots`."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def picture(axes: Axes, values: np.ndarray, low: float = 0, high: float = 255, **options: Any) -> None:
+    """An image without ticks, by default in grey between `low` and `high`."""
+    axes.imshow(values, **{"cmap": "gray", "vmin": low, "vmax": high, "interpolation": "nearest", **options})
+    bare(axes)
+
+
+def bare(axes: Axes) -> None:
+    """No ticks and no frame: for pictures, and for embeddings whose axes mean nothing."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def row_label(axes: Axes, text: str) -> None:
+    """A name to the left of a row of pictures."""
+    axes.set_ylabel(text, rotation=0, ha="right", va="center", labelpad=6)
+
+
+def contours(axes: Axes, points: np.ndarray, colour: str, levels: Sequence[float] = (0.25, 0.5, 0.75, 0.95)) -> None:
+    """Contours of a kernel density estimate that hold these shares of the points (n, 2)."""
+    from scipy.stats import gaussian_kde
+
+    density = gaussian_kde(points.T)
+    heights = np.quantile(density(points.T), [1 - share for share in sorted(levels, reverse=True)])
+    (left, bottom), (right, top) = points.min(0), points.max(0)
+    pad_x, pad_y = 0.15 * (right - left), 0.15 * (top - bottom)
+    x, y = np.meshgrid(np.linspace(left - pad_x, right + pad_x, 90), np.linspace(bottom - pad_y, top + pad_y, 90))
+    values = density(np.stack([x.ravel(), y.ravel()])).reshape(x.shape)
+    axes.contour(x, y, values, np.unique(heights), colors=[colour], linewidths=0.8)
+
+
+def save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
+    """Write NAME.png, with a small palette and the numbers in its metadata, and NAME.gif if there are frames."""
+    image = render(drawing.figure).quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    info = PngInfo()
+    info.add_itxt("Software", f"ldm figures {name}")
+    info.add_itxt("numbers", json.dumps(drawing.numbers, ensure_ascii=False, default=float))
+    paths = [folder / f"{name}.png"]
+    write_whole(paths[0], _bytes(image, "PNG", pnginfo=info, optimize=True))
+    if drawing.frames:
+        first, *others = drawing.frames
+        durations = [120] * len(others) + [1500]
+        paths.append(folder / f"{name}.gif")
+        film = {"save_all": True, "append_images": others, "duration": durations, "loop": 0, "optimize": True}
+        write_whole(paths[1], _bytes(first, "GIF", **film))
+    return paths
+
+
+def render(figure: Figure) -> Image.Image:
+    """The page as an RGB picture."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return Image.open(buffer).convert("RGB")
+
+
+def _bytes(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
