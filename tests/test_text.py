@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ldm.config import ClipModel, ClipSettings
+from ldm.config import ClipModel
 from ldm.errors import UserError
 from ldm.text import (
     build_clip,
@@ -106,11 +106,10 @@ class Captioned:
 
 
 def test_a_run_keeps_its_first_tokenizer(tmp_path):
-    settings = ClipSettings(model=MODEL)
-    first = run_tokenizer(tmp_path, settings, Captioned())
+    first = run_tokenizer(tmp_path, MODEL, Captioned(), 0)
     (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
     CAPTIONS.append("something else entirely " * 3)
-    again = run_tokenizer(tmp_path, settings, Captioned())
+    again = run_tokenizer(tmp_path, MODEL, Captioned(), 0)
     assert again.get_vocab() == first.get_vocab()
 
 
