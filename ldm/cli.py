@@ -28,6 +28,7 @@ COMMANDS: Registry = {
     "export": ("ldm.hub", "turn a run into one self-contained model folder"),
     "push": ("ldm.hub", "upload a model folder with its card to the Hub"),
     "evaluate": ("ldm.evaluation.adherence", "measure how well a model obeys its prompts"),
+    "figures": ("ldm.figures", "draw the pictures that explain the method"),
     "doctor": ("ldm.doctor", "check this machine and this installation"),
 }
 EXTRAS = {
@@ -38,6 +39,14 @@ EXTRAS = {
     "skimage": "eval",
     "pylopdf_fonts_zh_cn": "glyphs",
     "tensorboard": "track",
+    "mlxtend": "digits",
+    "matplotlib": "viz",
+    "umap": "viz",
+    "sklearn": "viz",
+    "matplotlib": "viz",
+    "umap": "viz",
+    "sklearn": "viz",
+    "scipy": "viz",
     "xformers": "xformers",
 }
 
