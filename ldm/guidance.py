@@ -35,7 +35,7 @@ class Guidance:
             (phi of Lin et al. 2023, arXiv 2305.08891, sec. 3.4).
         zero_star: scale `away` to its projection onto `toward` first, CFG-Zero* (Fan et al. 2025, arXiv 2503.18886).
         zero_init: share of the time, from t = 1 down, in which nothing moves; the same paper's zero-init. Evenly
-            spaced steps that fall into it are its "first steps": 0.04 is the first of 20.
+            spaced steps that start in it are its "first steps": 0.05 is the first of 20.
 
     Raises: ValueError naming what is out of range.
     """
@@ -92,17 +92,19 @@ def guide(
     if negative is not None and negative.shape != condition.shape:
         raise ValueError(f"negative must have condition's shape {tuple(condition.shape)}, got {tuple(negative.shape)}")
     off = rule.scale == 1 or (negative is None and weak is None)
+    everywhere = rule.interval == (0, 1)
+
+    def steered(x_t: Tensor, t: Tensor, ours: Tensor) -> Tensor:
+        inside = None if everywhere else rule.inside(ours)
+        if off or (inside is not None and not inside.any()):
+            return denoiser(x_t, t, condition)
+        away, toward = _both(denoiser, weak, x_t, t, condition, negative)
+        prediction = _combine(rule, away, toward, x_t, ours, process)
+        return prediction if inside is None else prediction.where(rows(inside, x_t).bool(), toward)
 
     def guided(x_t: Tensor, t: Tensor) -> Tensor:
         ours = t if time is None else time(t)
-        inside = torch.zeros_like(ours, dtype=torch.bool) if off else rule.inside(ours)
-        if not inside.any():
-            prediction = denoiser(x_t, t, condition)
-        else:
-            away, toward = _both(denoiser, weak, x_t, t, condition, negative)
-            prediction = _combine(rule, away, toward, x_t, ours, process)
-            if not inside.all():
-                prediction = prediction.where(rows(inside, x_t).bool(), toward)
+        prediction = steered(x_t, t, ours)
         return _hold(rule, prediction, x_t, ours, process) if rule.zero_init else prediction
 
     return guided
@@ -131,7 +133,7 @@ def _combine(rule: Guidance, away: Tensor, toward: Tensor, x_t: Tensor, t: Tenso
 
 def projected(away: Tensor, toward: Tensor) -> Tensor:
     """s away, with the s of each sample (B, ...) that brings it nearest to `toward`: s = <toward, away> / |away|^2."""
-    flat, target = away.flatten(1).float(), toward.flatten(1).float()
+    flat, target = (_wide(each).flatten(1) for each in (away, toward))
     scale = (flat * target).sum(1) / flat.square().sum(1).clamp(min=1e-12)
     return rows(scale, away) * away
 
@@ -139,14 +141,19 @@ def projected(away: Tensor, toward: Tensor) -> Tensor:
 def rescaled(guided: Tensor, toward: Tensor, share: float) -> Tensor:
     """`guided` with each sample's standard deviation brought to that of `toward`, by `share` of the way."""
     over = tuple(range(1, guided.ndim))
-    wanted, found = (each.float().std(over, correction=0, keepdim=True) for each in (toward, guided))
+    wanted, found = (_wide(each).std(over, correction=0, keepdim=True) for each in (toward, guided))
     ratio = (wanted / found).where(found > 0, 1.0)  # a sample of one number has no standard deviation
     return guided * (share * ratio + (1 - share)).to(guided.dtype)
 
 
+def _wide(values: Tensor) -> Tensor:
+    """At least float32, for sums over a whole sample."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def _hold(rule: Guidance, prediction: Tensor, x_t: Tensor, t: Tensor, process) -> Tensor:
     """The prediction with no velocity at the times of zero-init; a learned variance stays as it is."""
-    held = t > 1 - rule.zero_init - EDGE
+    held = t > 1 - rule.zero_init + EDGE
     if not held.any():
         return prediction
     mean, variance = prediction[:, : x_t.shape[1]], prediction[:, x_t.shape[1] :]

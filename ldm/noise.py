@@ -50,6 +50,10 @@ class Schedule(ABC):
     def timestep(self, t: "Tensor") -> "Tensor":
         """What the network is told, float."""
 
+    @abstractmethod
+    def from_timestep(self, timestep: "Tensor") -> "Tensor":
+        """The time of which the network is told `timestep`: the inverse of `timestep`."""
+
     def logsnr(self, t: "Tensor") -> "Tensor":
         alpha, sigma = self.scales(t)
         return 2 * (alpha / sigma).log()
@@ -81,6 +85,10 @@ class Flow(Schedule):
     def timestep(self, t):
         return NUM_TRAIN_TIMESTEPS * self.scales(t)[1]
 
+    def from_timestep(self, timestep):
+        u = timestep / NUM_TRAIN_TIMESTEPS
+        return u / (self.shift - (self.shift - 1) * u)
+
 
 class Karras(Schedule):
     """Variance exploding: sigma = (a + t (b - a))^rho, where a and b are the rho-th roots of the range's ends.
@@ -103,6 +111,9 @@ class Karras(Schedule):
 
     def timestep(self, t):
         return self.scales(t)[1].log() / 4
+
+    def from_timestep(self, timestep):
+        return self.time(-8 * timestep)
 
     def input_scale(self, t):
         return 1 / self.norm(t)
@@ -146,6 +157,9 @@ class Tabled(Schedule):
 
     def timestep(self, t):
         return NUM_TRAIN_TIMESTEPS * t - 1
+
+    def from_timestep(self, timestep):
+        return (timestep + 1) / NUM_TRAIN_TIMESTEPS
 
 
 def _from_betas(first: float, last: float, power: float) -> np.ndarray:
