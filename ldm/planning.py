@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.config import ClipSettings, DataOptions, LdmSettings, RunSettings, VaeSettings
+from ldm.data import build as build_data
+from ldm.data import is_own
 from ldm.errors import UserError
 from ldm.runs import sibling
 from ldm.settings_io import load, run_dir
@@ -181,18 +183,30 @@ def _vae(settings: VaeSettings, config: Path | None) -> Subject:
 
     def loss(objective: nn.Module, batch: int, device: torch.device) -> Tensor:
         pixels = torch.zeros(batch, data.channels, side, side, device=device)
-        return objective(pixels, torch.zeros(batch, *latents, device=device), 1.0)[0]
+        noise = None if model.kind == "vq" else torch.zeros(batch, *latents, device=device)
+        return objective(pixels, noise, 1.0)[0]
 
     shape = f"{data.channels} x {side} x {side} pixels to {' x '.join(map(str, latents))}"
+    if model.kind == "vq":
+        shape += f", of {model.codebook_size} codes"
     return Subject(lambda: VaeObjective(build_vae(model, data.channels), settings.loss), loss, shape, lambda m: m.vae)
 
 
 def _ldm(settings: LdmSettings, config: Path | None) -> Subject:
-    from ldm.denoiser import build_unet
+    from ldm.denoiser import build_mlp, build_unet
 
-    channels, factor = _latents(settings, config)
     tokens, width = _text(settings, config)
-    size = settings.data.resolution // factor
+    learned = settings.noise.learned_variance
+    if settings.denoiser == "mlp":
+        channels, size = _point_dims(settings.data), 1
+    else:
+        channels, factor = _latents(settings, config)
+        size = settings.data.resolution // factor
+
+    def build() -> nn.Module:
+        if settings.denoiser == "mlp":
+            return build_mlp(settings.mlp, channels, width, learned)
+        return build_unet(settings.model, channels, size, width, learned)
 
     def loss(unet: nn.Module, batch: int, device: torch.device) -> Tensor:
         latents = torch.zeros(batch, channels, size, size, device=device)
@@ -200,7 +214,7 @@ def _ldm(settings: LdmSettings, config: Path | None) -> Subject:
         return unet(latents, torch.zeros(batch, device=device), text).sample.float().square().mean()
 
     shape = f"latents {channels} x {size} x {size}, text {tokens} x {width}"
-    return Subject(lambda: build_unet(settings.model, channels, size, width), loss, shape)
+    return Subject(build, loss, shape)
 
 
 SUBJECTS: dict[str, Callable[..., Subject]] = {"clip": _clip, "vae": _vae, "ldm": _ldm}
@@ -208,6 +222,8 @@ SUBJECTS: dict[str, Callable[..., Subject]] = {"clip": _clip, "vae": _vae, "ldm"
 
 def _latents(settings: LdmSettings, config: Path | None) -> tuple[int, int]:
     """Channels and downsampling factor of the VAE: of the trained one, or else as the project file plans it."""
+    if settings.vae == "identity":
+        return settings.data.channels, 1
     trained = _component(_run_of(settings, settings.vae, "vae"), "vae")
     if trained:
         return trained["latent_channels"], 2 ** (len(trained["block_out_channels"]) - 1)
@@ -215,6 +231,10 @@ def _latents(settings: LdmSettings, config: Path | None) -> tuple[int, int]:
         raise UserError(f"vae: {settings.vae} holds no VAE run and no AutoencoderKL; train one or set vae: run")
     model = load("vae", config).model if config else VaeSettings().model
     return model.latent_channels, model.factor
+
+
+def _point_dims(options: DataOptions) -> int:
+    return build_data(options).train.channels
 
 
 def _text(settings: LdmSettings, config: Path | None) -> tuple[int, int]:
@@ -225,6 +245,8 @@ def _text(settings: LdmSettings, config: Path | None) -> tuple[int, int]:
         return 8, 32  # the null text encoder of `ldm.text`
     if source.startswith("open_clip:"):
         return 77, 512
+    if source == "new":
+        return ClipSettings().model.context_length, settings.text.width
     trained = _component(_run_of(settings, source, "clip"), "text_encoder")
     if trained:
         return trained["max_position_embeddings"], trained["hidden_size"]
@@ -269,6 +291,8 @@ def training_samples(options: DataOptions) -> int:
         glyphs = options.glyphs
         fonts = 1 if glyphs.font_file else len(set(glyphs.styles))
         return fonts * len(split_characters(glyphs.characters, glyphs.limit)["train"])
+    if is_own(options.source):
+        return len(build_data(options).train)
     from ldm.data.files import divide, open_source
 
     return len(divide(open_source(options).samples, options.files.validation_fraction)["train"])
