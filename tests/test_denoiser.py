@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ldm.config import UNetModel
-from ldm.denoiser import build_unet, choose_attention
+from ldm.config import MlpModel, UNetModel
+from ldm.denoiser import CONDITIONINGS, build_mlp, build_unet, choose_attention
 from ldm.errors import UserError
 
 SMALL = {"block_out_channels": [16, 32], "norm_num_groups": 8, "heads": 2}
@@ -29,6 +29,55 @@ def test_text_reaches_the_output(pooled, mid):
     with torch.no_grad():
         plain, other = network(x, t, text).sample, network(x, t, text.flip(0)).sample
     assert plain.shape == x.shape and (plain - other).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_text_is_heard_however_it_enters(conditioning, tmp_path):
+    network = unet(conditioning=conditioning)
+    choose_attention(network, "auto", torch.device("cpu"))
+    x, t, text = inputs()
+    with torch.no_grad():
+        plain, other = network(x, t, text).sample, network(x, t, text.flip(0)).sample
+        assert plain.shape == x.shape and (plain - other).abs().max() > 1e-4
+        network.save_pretrained(tmp_path)
+        torch.testing.assert_close(type(network).from_pretrained(tmp_path)(x, t, text).sample, plain, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("conditioning", ["modulation", "concatenation"])
+def test_pooled_text_does_not_depend_on_the_batch(conditioning):
+    network = unet(conditioning=conditioning)
+    x, t, text = inputs()
+    with torch.no_grad():
+        torch.testing.assert_close(network(x[:1], t[:1], text[:1]).sample, network(x, t, text).sample[:1])
+
+
+def test_only_cross_attention_looks_at_single_words():
+    names = {c: " ".join(n for n, _ in unet(conditioning=c).named_parameters()) for c in CONDITIONINGS}
+    assert [c for c, found in names.items() if "attn2" in found] == ["cross_attention"]  # attn2: diffusers' name
+    assert all("attn" in found or "attentions" in found for found in names.values())  # all of them see far
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_a_learned_variance_doubles_the_channels(conditioning):
+    x, t, text = inputs()
+    changes = SMALL | {"attention_levels": [1], "conditioning": conditioning}
+    network = build_unet(UNetModel(**changes), 4, 8, 24, learned_variance=True)
+    assert network(x, t, text).sample.shape == (2, 8, 8, 8)
+
+
+def test_the_denoiser_of_points_hears_time_and_text(tmp_path):
+    torch.manual_seed(0)
+    network = build_mlp(MlpModel(width=32, layers=2), 2, 24).eval()
+    x, t, text = torch.randn(3, 2, 1, 1), torch.tensor([10.0, 500.0, 900.0]), torch.randn(3, 5, 24)
+    with torch.no_grad():
+        plain = network(x, t, text).sample
+        assert plain.shape == x.shape and choose_attention(network, "xformers", torch.device("cpu")) == "none"
+        for changed in (network(x, t.flip(0), text), network(x, t, text.flip(0))):
+            assert (changed.sample - plain)[[0, 2]].abs().max() > 1e-5
+        one = network(x[:1], t[0], text[:1], return_dict=False)[0]  # one time for all, as schedulers give it
+        torch.testing.assert_close(one, plain[:1])
+        network.save_pretrained(tmp_path)
+        torch.testing.assert_close(type(network).from_pretrained(tmp_path)(x, t, text).sample, plain)
 
 
 def test_pooled_text_is_heard_without_any_cross_attention():
