@@ -54,7 +54,7 @@ class Uncertainty(nn.Module):
     """u(t), the logarithm of the loss to be expected at each time, learned beside the denoiser.
 
     Random Fourier features of logsnr / 4 and one linear layer that starts at zero.
-    Source: Karras et al. 2024, arXiv 2312.02696, sec. 2.2 and eq. 14.
+    Source: Karras et al. 2024, arXiv 2312.02696.
     """
 
     def __init__(self, features: int = 128):

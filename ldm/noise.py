@@ -242,8 +242,8 @@ def _normal(u: "Tensor") -> "Tensor":
 # uniform numbers in [0, 1) and the schedule -> times in [0, 1]
 TIMES: dict[str, Callable[["Tensor", Schedule], "Tensor"]] = {
     "uniform": lambda u, schedule: u,
-    "logit_normal": lambda u, schedule: _normal(u).sigmoid(),  # Esser et al. 2024, arXiv 2403.03206, eq. 19, m 0, s 1
-    "cosmap": lambda u, schedule: 1 - 1 / ((math.pi / 2 * u).tan() + 1),  # same paper, eq. 21
+    "logit_normal": lambda u, schedule: _normal(u).sigmoid(),  # Esser et al. 2024, arXiv 2403.03206, sec. 3.1, m 0, s 1
+    "cosmap": lambda u, schedule: 1 - 1 / ((math.pi / 2 * u).tan() + 1),  # same section
     # ln(sigma / alpha) ~ N(-1.2, 1.2^2): Karras et al. 2022, arXiv 2206.00364, table 1
     "log_normal": lambda u, schedule: schedule.time(-2 * (1.2 * _normal(u) - 1.2)),
 }
@@ -255,13 +255,13 @@ TIMES: dict[str, Callable[["Tensor", Schedule], "Tensor"]] = {
 # 'uniform' and 'learned' weigh the error of what the network predicts, whatever that is.
 WEIGHTS: dict[str, Callable[..., "Tensor"] | None] = {
     "uniform": None,
-    "min_snr": lambda snr, c=5.0: snr.clamp(max=c),  # Hang et al. 2023, arXiv 2303.09556, eq. 8
+    "min_snr": lambda snr, c=5.0: snr.clamp(max=c),  # Hang et al. 2023, arXiv 2303.09556
     "soft_min_snr": lambda snr, c=5.0: c * snr / (c + snr),  # Crowson et al. 2024, arXiv 2401.11605
-    "p2": lambda snr, c=1.0: snr / (1 + snr) ** c,  # Choi et al. 2022, arXiv 2204.00227, eq. 8: k = 1, gamma = c
+    "p2": lambda snr, c=1.0: snr / (1 + snr) ** c,  # Choi et al. 2022, arXiv 2204.00227: k = 1, gamma = c
     "sigmoid": lambda snr, c=2.0: snr / (1 + snr * math.exp(-c)),  # sigmoid(c - logsnr) of eps: arXiv 2303.00848
     "debiased": lambda snr, c=0.5: snr**c,  # Yu et al. 2023, arXiv 2310.08442: 1 / sqrt(snr) of eps
     "edm": lambda snr, c=1.0: snr + c,  # Karras et al. 2022, arXiv 2206.00364, table 1, sigma_data = 1
-    "learned": None,  # exp(-u(t)) with + u(t) in the loss: Karras et al. 2024, arXiv 2312.02696, eq. 14
+    "learned": None,  # exp(-u(t)) with + u(t) in the loss: Karras et al. 2024, arXiv 2312.02696
 }
 
 
