@@ -1,7 +1,7 @@
 # `make check` is what every change has to pass; CI runs the same tests from a clean clone (.ci/run).
 PYTHON ?= python
 
-.PHONY: check format lint types test slow
+.PHONY: check format lint types test slow docs
 
 check: lint types test
 
@@ -21,3 +21,6 @@ test:
 
 slow:  ## the tests that take minutes
 	$(PYTHON) -m pytest -q -m "slow and not gpu"
+
+docs:  ## the chapters as pages, in site/
+	$(PYTHON) -m mkdocs build --strict
