@@ -162,10 +162,10 @@ class ClipSettings(RunSettings):
 
 
 class VaeModel(Settings):
-    kind: Literal["kl", "vq"] = "kl"  # AutoencoderKL, or VQModel with a codebook
-    codebook_size: Annotated[int, Field(ge=2)] = 512  # of vq
+    kind: Literal["kl", "vq"] = "kl"  # AutoencoderKL, or VQModel, whose decoder sees only the vectors of a codebook
+    codebook_size: Annotated[int, Field(ge=2, le=65536)] = 512  # of vq: each latent place holds log2 of it in bits
     latent_channels: Count = 4
-    block_out_channels: Widths = [32, 64, 128]  # downsampling factor f = 2 ** (len - 1)
+    block_out_channels: Widths = [32, 64, 128]  # downsampling factor f = 2 ** (len - 1): 3 widths f4, 4 f8, 5 f16
     layers_per_block: Count = 1
     norm_num_groups: Count = 8
     mid_attention: bool = False
@@ -174,6 +174,11 @@ class VaeModel(Settings):
     def _groups_divide(self):
         if any(c % self.norm_num_groups for c in self.block_out_channels):
             raise ValueError(f"block_out_channels {self.block_out_channels} must be multiples of norm_num_groups")
+        if self.factor > 32:
+            raise ValueError(
+                f"block_out_channels {self.block_out_channels} would make latents {self.factor} times smaller each way; "
+                "give 3 widths for f = 4, 4 for 8, 5 for 16, at most 6"
+            )
         return self
 
     @property
@@ -187,6 +192,8 @@ class VaeLoss(Settings):
     perceptual: Weight = 0.1
     kl: Weight = 1e-5  # per latent element, relative to the mean reconstruction error per pixel
     commitment: Weight = 0.25  # of vq: how strongly the encoder is held to its codes
+    codebook_decay: Annotated[float, Field(ge=0, lt=1)] = 0.97  # of vq: codes follow moving averages of their vectors
+    revive_after: Count = 50  # of vq: steps without use after which a code is put where one is missing
     adversarial: Weight = 0.0  # PatchGAN hinge loss; 0 = no discriminator at all
     adversarial_start: Fraction = 0.5  # of all steps
 

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import tqdm
 
 from ldm import checkpoint
-from ldm.autoencoder import factor_of, image_batches
+from ldm.autoencoder import Autoencoder, factor_of, image_batches, posterior
 from ldm.data import ImageTextData
 from ldm.errors import UserError
 
@@ -53,7 +52,7 @@ def weights_digest(module: torch.nn.Module) -> str:
     return total.hexdigest()
 
 
-def cached_latents(vae: AutoencoderKL, data: ImageTextData, cache_dir: Path, batch_size: int = 64) -> Latents:
+def cached_latents(vae: Autoencoder, data: ImageTextData, cache_dir: Path, batch_size: int = 64) -> Latents:
     """The latents of a data set, encoded now unless a whole cache of just these pixels and weights exists.
 
     Raises: UserError if the VAE takes other images than these.
@@ -77,7 +76,7 @@ def cached_latents(vae: AutoencoderKL, data: ImageTextData, cache_dir: Path, bat
 
 
 @torch.no_grad()
-def _build(vae: AutoencoderKL, data: ImageTextData, folder: Path, batch_size: int) -> None:
+def _build(vae: Autoencoder, data: ImageTextData, folder: Path, batch_size: int) -> None:
     side = data.resolution // factor_of(vae)
     header = {"descr": "<f2", "fortran_order": False, "shape": (len(data), vae.config.latent_channels, side, side)}
     with checkpoint.staged(folder) as stage, ExitStack() as open_files:
@@ -85,8 +84,8 @@ def _build(vae: AutoencoderKL, data: ImageTextData, folder: Path, batch_size: in
         for file in files:  # written front to back, so that a full disk is an error and not a crash of the memory map
             np.lib.format.write_array_header_1_0(file, header)
         for images in tqdm(image_batches(data, batch_size), "encoding", -(-len(data) // batch_size), unit="batch"):
-            posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
-            for file, values in zip(files, (posterior.mean, posterior.std)):
+            encoded = posterior(vae, images.to(vae.device, vae.dtype))
+            for file, values in zip(files, (encoded.mean, encoded.std)):
                 array = values.float().cpu().numpy().astype("<f2")
                 if not np.isfinite(array).all():
                     raise UserError("the VAE gives latents that are not finite numbers; train it in fp32 or bf16")

@@ -1,7 +1,10 @@
-"""How much of a picture an autoencoder keeps: PSNR, SSIM, and whether the OCR still reads the same character."""
+"""How much of a picture an autoencoder keeps, and in how few bits: PSNR, SSIM, whether the OCR still reads the same
+character, the rate, and how fast it codes."""
 
 import json
 import logging
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,8 @@ import numpy as np
 import torch
 from torch.nn.functional import conv2d
 
-from ldm.autoencoder import to_images, to_pixels
+from ldm.autoencoder import code_counts, posterior, to_images, to_pixels
+from ldm.codebook import code_usage
 from ldm.data.pixels import write_whole
 from ldm.errors import UserError
 from ldm.evaluation.ocr import GlyphReader
@@ -61,17 +65,16 @@ def reconstruct(vae, images: np.ndarray, batch_size: int = 32) -> tuple[np.ndarr
     """Encode to the posterior's mean and decode again.
 
     Args:
-        vae: a diffusers `AutoencoderKL`, or anything with `encode(x).latent_dist.mode()` and `decode(z).sample`.
+        vae: a diffusers `AutoencoderKL` or `VQModel`, or anything with `encode(x).latent_dist` and `decode(z).sample`.
         images: uint8 (n, h, w, c).
     Returns: the reconstructions, uint8 of the same shape, and the latents between, float32 (n, c, h, w).
     """
-    parameter = next(vae.parameters())
     training = vae.training
     vae.eval()
     done, latents = [], []
     for start in range(0, len(images), batch_size):
-        x = to_images(images[start : start + batch_size]).to(parameter.device, parameter.dtype)
-        z = vae.encode(x).latent_dist.mode()
+        x = to_images(images[start : start + batch_size]).to(_place(vae))
+        z = posterior(vae, x).mode()
         latents.append(z.float().cpu())
         done.append(to_pixels(vae.decode(z).sample))
     vae.train(training)
@@ -90,7 +93,7 @@ def vae_report(vae, data, reader, output: Path | None, limit: int = 512, picture
     Returns: numbers ready for JSON: psnr, ssim, ink_error (mean absolute difference of the ink fractions), the same
         under "densest_decile"; and with a reader "ocr": read_before (how many the OCR read as the character they
         are), share_before, same_after (the share of those read as the same character after). "latents": mean and
-        standard deviation of the posterior means per channel.
+        standard deviation of the posterior means per channel. "rate": see `rate`. "milliseconds": see `speed`.
     """
     chosen = np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).round().astype(int))
     before = np.stack([data.image(int(i)) for i in chosen])
@@ -103,10 +106,60 @@ def vae_report(vae, data, reader, output: Path | None, limit: int = 512, picture
     report["densest_decile"] = {"images": len(dense), **_summary({k: v[dense] for k, v in columns.items()})}
     mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
     report["latents"] = {"mean": [round(v, 4) for v in mean.tolist()], "std": [round(v, 4) for v in std.tolist()]}
+    report["rate"] = rate(vae, before, latents)
+    report["milliseconds"] = speed(vae, before[:16])
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         save_png(strip(before, after, pictures), output / "reconstructions.png")
     return report
+
+
+@torch.no_grad()
+def rate(vae, images: np.ndarray, latents: torch.Tensor, batch_size: int = 32) -> dict:
+    """What the latents cost, in bits per pixel (a place of the picture, whatever its channels).
+
+    AutoencoderKL: bits_per_pixel is KL(q(z|x) || N(0, 1)) in bits, what sending z by bits back costs under that prior.
+    VQModel: bits_per_pixel is log2 of the number of codes per latent place; entropy_bits_per_pixel takes the entropy
+    of the codes' use in these pictures instead; codes_used and perplexity as in `code_usage`. Pixel space: 8 a channel.
+
+    Args:
+        images: uint8 (n, h, w, c).
+        latents: their posterior means (n, c, h, w).
+    """
+    per_pixel = latents[0, 0].numel() / (images.shape[1] * images.shape[2])  # latent places
+    if hasattr(vae, "quantize"):
+        usage = code_usage(code_counts(vae, latents.to(_place(vae))))
+        bits = {
+            "bits_per_pixel": per_pixel * math.log2(vae.config.num_vq_embeddings),
+            "entropy_bits_per_pixel": per_pixel * usage["entropy"],
+        }
+        return {name: round(value, 4) for name, value in (bits | usage).items()}
+    if not hasattr(vae, "quant_conv"):
+        return {"bits_per_pixel": 8.0 * images.shape[3]}
+    nats = 0.0
+    for start in range(0, len(images), batch_size):
+        q = vae.encode(to_images(images[start : start + batch_size]).to(_place(vae))).latent_dist
+        nats += q.kl().double().sum().item()
+    return {"bits_per_pixel": round(nats / math.log(2) / images[..., 0].size, 4)}
+
+
+@torch.no_grad()
+def speed(vae, images: np.ndarray, repeats: int = 5) -> dict[str, float]:
+    """Least milliseconds per picture over a few repeats, to encode and to decode these pictures as one batch."""
+    x = to_images(images).to(_place(vae))
+    z = posterior(vae, x).mode()
+
+    def least(call) -> float:
+        seconds = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            call()
+            if x.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+        return round(1000 * min(seconds) / len(images), 3)
+
+    return {"encode": least(lambda: vae.encode(x)), "decode": least(lambda: vae.decode(z)), "batch": len(images)}
 
 
 def write_report(vae, data, run: Path) -> dict:
@@ -123,7 +176,11 @@ def write_report(vae, data, run: Path) -> dict:
     write_whole(run / "report.json", (json.dumps(report, indent=1) + "\n").encode())
     same = report.get("ocr", {}).get("same_after")
     read = "" if same is None else f"; of the glyphs the OCR reads, {same:.1%} are read the same after"
-    print(f"{run / 'report.json'}: PSNR {report['psnr']:.2f} dB, SSIM {report['ssim']:.4f}{read}")
+    bits = f", {report['rate']['bits_per_pixel']:.3g} bits per pixel"
+    if "codes_used" in report["rate"]:
+        used, perplexity = report["rate"]["codes_used"], report["rate"]["perplexity"]
+        bits += f" with {used:.0%} of the codes in use, perplexity {perplexity:.0f}"
+    print(f"{run / 'report.json'}: PSNR {report['psnr']:.2f} dB, SSIM {report['ssim']:.4f}{bits}{read}")
     return report
 
 
@@ -135,6 +192,11 @@ def strip(before: np.ndarray, after: np.ndarray, pictures: int = 16):
     chosen = [*even, *dense]
     scale = max(1, 96 // before.shape[1])
     return sheet([before[i] for i in chosen] + [after[i] for i in chosen], len(chosen), scale=scale)
+
+
+def _place(vae) -> torch.Tensor:
+    """A tensor with the device and dtype of an autoencoder's weights."""
+    return next(iter(vae.state_dict().values()))
 
 
 def _read(reader, before: np.ndarray, after: np.ndarray, ids: list[str]) -> dict[str, np.ndarray]:
