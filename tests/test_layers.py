@@ -18,6 +18,8 @@ ONLY = {
     "errors": set(),
     "config": {"errors"},
     "noise": set(),
+    "time_grids": {"noise"},
+    "sampler": {"noise", "time_grids"},
     "image_losses": set(),
     "guidance": {"noise", "errors"},
     "checkpoint": {"errors"},
