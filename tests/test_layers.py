@@ -16,8 +16,9 @@ SOURCES = [*PACKAGE, *sorted(ROOT.glob("train_*.py")), *sorted((ROOT / "scripts"
 # A room may import of ldm only these rooms (and itself) ...
 ONLY = {
     "errors": set(),
-    "config": {"errors"},
+    "config": {"errors", "noise", "sampler"},  # for the names of what there is to choose from
     "noise": set(),
+    "sampler": {"noise"},
     "time_grids": {"noise"},
     "sampler": {"noise", "time_grids"},
     "image_losses": set(),
@@ -113,9 +114,12 @@ def test_only_the_entry_points_import_the_command_line():
     assert [path.name for path in PACKAGE if "cli" in rooms_used(path)] == ["__main__.py"]
 
 
-def test_the_noise_process_needs_torch_and_the_standard_library_only():
-    used = {name.split(".")[0] for name in imports(tree(ROOT / "ldm" / "noise.py"))}
-    assert used - set(sys.stdlib_module_names) <= {"torch"}
+@pytest.mark.parametrize("room", ["noise", "sampler"])
+def test_noise_and_samplers_need_torch_only_and_not_to_be_imported(room):
+    """The settings name what is in them, and wrong settings are told of before torch is there."""
+    source = tree(ROOT / "ldm" / f"{room}.py")
+    assert {name.split(".")[0] for name in imports(source)} - set(sys.stdlib_module_names) <= {"torch", "numpy", "ldm"}
+    assert not any(name.split(".")[0] == "torch" for name in imports(source, top_only=True))
 
 
 def test_data_never_imports_torch():
