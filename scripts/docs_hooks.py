@@ -5,11 +5,13 @@ left alone. A formula that the converter does not know stops the build.
 """
 
 import re
+from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from latex2mathml.converter import convert
 from markdown import Extension, Markdown
 from markdown.inlinepatterns import InlineProcessor
+from mkdocs.structure.files import File
 
 FORMULA = r"(?P<mark>\$\$?)(?P<tex>(?:[^$\\]|\\.)+?)(?P=mark)"
 FUNCTION = re.compile("(<mi>(?:ln|log|exp|cos|sin|tan)</mi>)(?!<mo)")  # they come without the space after them
@@ -45,3 +47,16 @@ def on_config(config):
     """Called by mkdocs once the settings are read."""
     config.markdown_extensions.append(FormulaExtension())
     return config
+
+
+def on_files(files, config):
+    """The shipped model's pictures lie outside docs/; pages may show them all the same."""
+    root = Path(config.docs_dir).parent
+    for picture in sorted((root / "models").glob("*/*.png")):
+        files.append(File.generated(config, picture.relative_to(root).as_posix(), abs_src_path=str(picture)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_) -> str:
+    """../../models is right in the repository; in the pages it is one folder less."""
+    return markdown.replace("](../../models/", "](../models/")
