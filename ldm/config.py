@@ -5,11 +5,13 @@ part (`clip`, `vae`, `ldm`) with what differs there. `extends: other.yaml` start
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ldm.noise import PREDICTIONS, SCHEDULES, TIMES, WEIGHTS
+from ldm.sampler import SAMPLERS
+from ldm.time_grids import TIME_GRIDS
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -18,9 +20,15 @@ Count = Annotated[int, Field(ge=1)]
 Widths = Annotated[list[Count], Field(min_length=1)]
 Weight = Annotated[float, Field(ge=0)]
 if TYPE_CHECKING:
-    Process = Prediction = Times = LossWeight = str
+    Process: TypeAlias = str
+    Prediction: TypeAlias = str
+    Times: TypeAlias = str
+    LossWeight: TypeAlias = str
+    SamplerName: TypeAlias = str
+    GridName: TypeAlias = str
 else:  # whatever is registered where it is written is allowed here
     Process, Prediction, Times, LossWeight = (Literal[tuple(n)] for n in (SCHEDULES, PREDICTIONS, TIMES, WEIGHTS))
+    SamplerName, GridName = (Literal[tuple(n)] for n in (SAMPLERS, TIME_GRIDS))
 
 
 class Settings(BaseModel):
@@ -279,6 +287,9 @@ class SamplingOptions(Settings):
 
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 20
     guidance_scale: Annotated[float, Field(ge=0)] = 3.0
+    sampler: SamplerName = "dpmpp_2m"
+    time_grid: GridName = "uniform"  # at which times the steps stop
+    eta: Fraction | None = None  # share of new noise, of ddim and euler_ancestral; null = 0 and 1
     prompts: list[str] = []  # of the sample grids; empty = drawn from the validation captions
     per_prompt: Count = 4
 
