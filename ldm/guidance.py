@@ -79,7 +79,8 @@ def guide(
         denoiser: the network; x_t is as the network sees it. Where it gives twice as many channels, the others are a
             learned variance: not guided, the prompted one is kept.
         condition: text states of the prompts, (B, L, D).
-        negative: text states to lead away from, (B, L, D). None = off, or, with `weak`, the same as `condition`.
+        negative: text states to lead away from, (B, L, D), for `weak` where that is given. None = off, or, with
+            `weak`, the same as `condition`.
         guidance: the rule, or only its scale.
         weak: a worse denoiser of the same samples, to lead away from.
         process: the noise process, for the rules about velocities; None = `denoiser` predicts velocities.
@@ -89,7 +90,7 @@ def guide(
     Raises: ValueError if the two conditions differ in shape.
     """
     rule = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
-    if negative is not None and negative.shape != condition.shape:
+    if weak is None and negative is not None and negative.shape != condition.shape:
         raise ValueError(f"negative must have condition's shape {tuple(condition.shape)}, got {tuple(negative.shape)}")
     off = rule.scale == 1 or (negative is None and weak is None)
     everywhere = rule.interval == (0, 1)

@@ -18,10 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm.autoguidance import as_weak
 from ldm.errors import UserError
-from ldm.guidance import guide
+from ldm.guidance import Guidance, guide
 from ldm.model_folder import COMPONENTS, ModelFolder, locate, read_json
 from ldm.stock import stock_class
+from ldm.stock_noise import process_of
 
 log = logging.getLogger(__name__)
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -92,6 +94,11 @@ class Pipeline:
         output_type: str = "pil",
         callback: Callback | None = None,
         batch_size: int = 64,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float | None = None,
+        cfg_zero: bool = False,
+        zero_init: float = 0.0,
+        weak: "Pipeline | torch.nn.Module | str | Path | None" = None,
     ) -> PipelineOutput:
         """Draw pictures.
 
@@ -109,13 +116,18 @@ class Pipeline:
             output_type: "pil", "np", "pt" or "latent".
             callback: called after every step of every sub-batch with (step, timestep, latents).
             batch_size: how many pictures go through the networks at once; changes memory, not results.
+            guidance_interval, guidance_rescale, cfg_zero, zero_init: see `ldm.guidance.Guidance`; None = the model's
+                default, which is (0, 1) and 0 unless it has others.
+            weak: a worse model of the same latents to lead away from (autoguidance), see `ldm.autoguidance.as_weak`.
+                It is told the prompt too, or the negative prompt where there is one.
 
         Raises: ValueError naming the argument, what it was and what is allowed.
         """
         steps = self._default("num_inference_steps", num_inference_steps)
         scale = float(self._default("guidance_scale", guidance_scale))
-        if prompt is None and negative_prompt is None:
+        if prompt is None and negative_prompt is None and weak is None:
             scale = 1.0
+        rule = self._rule(scale, guidance_interval, guidance_rescale, cfg_zero, zero_init)
         prompts, negatives = _prompts(prompt, negative_prompt)
         _check_count("num_images_per_prompt", num_images_per_prompt)
         _check_count("batch_size", batch_size)
@@ -125,14 +137,17 @@ class Pipeline:
         noise, generators = self._noise(total, latents, generator, seed)
 
         condition = self.encode_prompt(prompts).repeat_interleave(num_images_per_prompt, dim=0)
-        negative = None
+        negative, worse = None, None
         if scale != 1:
-            negative = self.encode_prompt(negatives).repeat_interleave(num_images_per_prompt, dim=0)
+            worse = None if weak is None else as_weak(weak, self)
+            words = negatives if worse is None or negative_prompt is not None else prompts
+            negative = (worse or self).encode_prompt(words).repeat_interleave(num_images_per_prompt, dim=0)
+        more = self._guidance_needs(rule, worse)
         results = []
         for start in range(0, total, batch_size):
             part = slice(start, start + batch_size)
             away = None if negative is None else negative[part]
-            denoise = guide(self._predict, condition[part], away, scale)
+            denoise = guide(self._predict, condition[part], away, rule, **more)
             chosen = generators[part] if isinstance(generators, list) else generators
             z0 = self._sample(denoise, noise[part], steps, chosen, callback)
             results.append(z0 if output_type == "latent" else self.decode(z0))
@@ -161,6 +176,20 @@ class Pipeline:
 
     def _predict(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         return self.unet(x_t, t, encoder_hidden_states=condition, return_dict=False)[0]
+
+    def _rule(self, scale: float, interval, rescale, cfg_zero: bool, zero_init: float) -> Guidance:
+        """The guidance asked for, with the model's own settings where nothing was."""
+        interval = self.defaults.get("guidance_interval", (0, 1)) if interval is None else interval
+        rescale = self.defaults.get("guidance_rescale", 0.0) if rescale is None else rescale
+        return Guidance(scale, tuple(interval), rescale, cfg_zero, zero_init)
+
+    def _guidance_needs(self, rule: Guidance, weak: "Pipeline | None") -> dict[str, Any]:
+        """The options of `guide`: the noise process only where times or velocities matter to the rule."""
+        needs: dict[str, Any] = {"weak": weak._predict} if weak else {}
+        if rule == Guidance(rule.scale, rescale=rule.rescale):
+            return needs
+        process = process_of(self.scheduler)
+        return needs | {"process": process, "time": process.schedule.from_timestep}
 
     def _sample(self, denoise, noise: Tensor, steps: int, generator, callback: Callback | None) -> Tensor:
         scheduler = self.scheduler

@@ -33,13 +33,13 @@ except ModuleNotFoundError:
     pass
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
-folder, noise, pictures, dtype = sys.argv[1:]
+folder, noise, pictures, dtype, rescale = sys.argv[1:]
 options = {} if dtype == "default" else {"torch_dtype": dtype}
 pipeline = DiffusionPipeline.from_pretrained(folder, **options)
 latents = load_file(noise)["latents"]
 count = len(latents)
 images = pipeline(["water"] * count, negative_prompt=["fire"] * count, latents=latents, num_inference_steps=6,
-                  guidance_scale=3.0, output_type="pt").images
+                  guidance_scale=3.0, guidance_rescale=float(rescale), output_type="pt").images
 save_file({"images": images.contiguous()}, pictures)
 """
 
@@ -57,11 +57,11 @@ def draw(pipeline, *args, **options):
 
 
 @pytest.mark.parametrize(
-    ("noise", "options"),
-    [(FLOW, {}), (COSINE, {"channels": 3, "pooled_text": False})],
-    ids=["flow, grey, pooled text", "v-prediction, colour"],
+    ("noise", "options", "rescale"),
+    [(FLOW, {}, 0.0), (COSINE, {"channels": 3, "pooled_text": False}, 0.7)],
+    ids=["flow, grey, pooled text", "v-prediction, colour, rescaled guidance"],
 )
-def test_stock_diffusers_without_ldm_draws_the_same_pictures(tmp_path, noise, options):
+def test_stock_diffusers_without_ldm_draws_the_same_pictures(tmp_path, noise, options, rescale):
     folder = tiny_folder(tmp_path / "model", noise, **options)
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     save_file({"latents": latents}, tmp_path / "noise.safetensors")
@@ -73,14 +73,14 @@ def test_stock_diffusers_without_ldm_draws_the_same_pictures(tmp_path, noise, op
         tmp_path / "noise.safetensors",
         tmp_path / "stock.safetensors",
         "default",
+        str(rescale),
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "ldm.json" not in done.stderr  # ignored silently
     stock = load_file(tmp_path / "stock.safetensors")["images"]
-    ours = draw(
-        load_pipeline(folder), ["water"] * 2, "fire", num_inference_steps=6, guidance_scale=3.0, latents=latents
-    )
+    settings = {"num_inference_steps": 6, "guidance_scale": 3.0, "guidance_rescale": rescale, "latents": latents}
+    ours = draw(load_pipeline(folder), ["water"] * 2, "fire", **settings)
     assert ours.std() > 0.01  # a picture, not a constant
     assert (ours - stock).abs().max() <= 2 / 255
 
@@ -180,6 +180,35 @@ def test_guidance_formula_and_order():
         guide(denoiser, cond, negative[:1], 2.0)
 
 
+@pytest.mark.parametrize("noise", [FLOW, COSINE], ids=["flow", "cosine"])
+def test_the_interval_saves_passes_and_zero_init_holds_the_noise(noise, monkeypatch):
+    pipeline = tiny_pipeline(noise)
+    rows, states = counted(pipeline, monkeypatch), []
+    options = {"seed": 0, "num_inference_steps": 10, "callback": lambda step, t, x: states.append(x)}
+    draw(pipeline, "a", guidance_interval=(0.35, 0.75), **options)
+    assert rows == [1, 1, 1, 2, 2, 2, 2, 1, 1, 1]  # the steps start at 1, .9, .8, .7, .6, .5, .4, .3, .2, .1
+    states.clear()
+    start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    draw(pipeline, "a", zero_init=0.2, **options)
+    if noise is FLOW:
+        torch.testing.assert_close(states[1], start, atol=1e-5, rtol=0)
+    assert (states[2] - states[1]).abs().max() > 1e-3
+
+
+def test_each_kind_of_guidance_changes_the_picture_and_only_when_on(pipeline):
+    plain = draw(pipeline, "a", seed=0)
+    kinds = [{"guidance_rescale": 0.7}, {"cfg_zero": True}, {"guidance_interval": (0.2, 0.8)}]
+    pictures = [draw(pipeline, "a", seed=0, **kind) for kind in kinds]
+    for i, picture in enumerate(pictures):
+        assert all((picture - other).abs().max() > 1e-4 for other in [plain, *pictures[:i]])
+    off = draw(pipeline, "a", seed=0, guidance_scale=1)
+    for kind in kinds:
+        assert torch.equal(draw(pipeline, "a", seed=0, guidance_scale=1, **kind), off)
+    own = tiny_pipeline()
+    own.defaults |= {"guidance_interval": [0.2, 0.8], "guidance_rescale": 0.0}  # as a list, from JSON
+    torch.testing.assert_close(draw(own, "a", seed=0), pictures[2])
+
+
 def test_no_prompt_is_the_null_caption_without_guidance(pipeline):
     torch.testing.assert_close(draw(pipeline, seed=2), draw(pipeline, "", guidance_scale=1, seed=2))
     torch.testing.assert_close(
@@ -241,6 +270,8 @@ def test_callback_sees_every_step(pipeline):
         ({"guidance_scale": -1}, "guidance_scale must be a finite number, 0 or more"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be"),
         ({"guidance_scale": "3"}, "guidance_scale must be"),
+        ({"guidance_interval": (0.5, 0.2)}, "interval must be two times"),
+        ({"guidance_rescale": 2}, "rescale must be from 0 to 1"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt must be a whole number, 1 or more, got 0"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"seed": -1}, "seed must be a whole number"),
