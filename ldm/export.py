@@ -12,34 +12,13 @@ from typing import Any
 
 import torch
 
-from ldm.config import NoiseOptions
 from ldm.errors import UserError
 from ldm.model_folder import COMPONENTS, locate, read_json
 from ldm.pipeline import Pipeline, load_pipeline, no_progress_bars
-from ldm.stock import LIBRARY, stock_class
+from ldm.stock import CLASSES, LIBRARY
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 FORMAT = 1
-
-
-def export_scheduler(noise: NoiseOptions):
-    """The stock scheduler that samples a model trained with `noise`: DPM-Solver++(2M), ending at zero noise.
-
-    Flow: x_t = (1 - t) x0 + t eps, velocity eps - x0; the U-Net gets 1000 t. FlowMatchEulerDiscreteScheduler would be
-    the natural choice, but the stock Stable Diffusion pipeline cannot drive it (it has no `scale_model_input`).
-    Cosine and scaled_linear: the tables of the same name, without zero-SNR rescaling, which training does not do.
-    Source: Lu et al. 2022, arXiv 2211.01095.
-    """
-    scheduler = stock_class("scheduler", "DPMSolverMultistepScheduler")
-    common = {"num_train_timesteps": 1000, "solver_order": 2, "algorithm_type": "dpmsolver++", "steps_offset": 1}
-    common |= {"final_sigmas_type": "zero", "timestep_spacing": "trailing"}
-    if noise.process == "flow":
-        return scheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=noise.shift, **common)
-    tables: dict[str, dict[str, Any]] = {
-        "cosine": {"beta_schedule": "squaredcos_cap_v2"},
-        "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-    }
-    return scheduler(prediction_type=noise.prediction_type, **tables[noise.process], **common)
 
 
 def export(
@@ -63,6 +42,7 @@ def export(
     out = Path(out)
     _refuse_foreign(out)
     pipeline = load_pipeline(run, device="cpu", dtype=DTYPES[dtype])
+    _refuse_own(pipeline, run)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".tmp", dir=out.parent))
@@ -130,6 +110,17 @@ def describe(pipeline: Pipeline) -> dict[str, Any]:
 
 def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _refuse_own(pipeline: Pipeline, run: str | Path) -> None:
+    """Stop where the stock pipeline could not draw with a component."""
+    for component, part in pipeline.components.items():
+        name = type(part).__name__
+        if name not in CLASSES[component]:
+            raise UserError(
+                f"{run} cannot be exported: diffusers' StableDiffusionPipeline cannot draw with {name} as its "
+                f"{component}. Draw from the run itself: ldm generate --model {run}, or load_pipeline(run)"
+            )
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -27,6 +27,8 @@ _SCHEDULERS = {
     "EulerAncestralDiscreteScheduler": "euler_ancestral_discrete",
     "HeunDiscreteScheduler": "heun_discrete",
     "PNDMScheduler": "pndm",
+    "EDMDPMSolverMultistepScheduler": "edm_dpmsolver_multistep",
+    "EDMEulerScheduler": "edm_euler",
 }
 
 # component -> class name -> module: nothing else is ever imported because a file says so
@@ -36,10 +38,12 @@ CLASSES: dict[str, dict[str, str]] = {
     "tokenizer": {"CLIPTokenizer": "transformers.models.clip.tokenization_clip"},
     "unet": {"UNet2DConditionModel": "diffusers.models.unets.unet_2d_condition"},
     "scheduler": {name: f"diffusers.schedulers.scheduling_{file}" for name, file in _SCHEDULERS.items()},
+    "preview": {"AutoencoderTiny": "diffusers.models.autoencoders.autoencoder_tiny"},  # no component of a pipeline
 }
-# What a training run may hold beside these: denoisers and autoencoders of our own, which no other package could load
+# What a training run may hold beside these and an export may not: denoisers and autoencoders of our own, which no other
+# package could load, and VQModel, whose decode does not take what the stock pipeline passes
 OWN: dict[str, dict[str, str]] = {
-    "vae": {"IdentityAutoencoder": "ldm.identity"},
+    "vae": {"IdentityAutoencoder": "ldm.identity", "VQModel": "diffusers.models.autoencoders.vq_model"},
     "unet": {"MLPDenoiser": "ldm.denoiser", "ConcatenatedUNet": "ldm.denoiser"},
 }
 LIBRARY = {"text_encoder": "transformers", "tokenizer": "transformers"}  # the others are diffusers'

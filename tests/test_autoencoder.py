@@ -6,11 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.autoencoder import VaeObjective, build_vae, fold_whitening, latent_statistics, load_vae, to_images, to_pixels
+from ldm.autoencoder import (
+    VaeObjective,
+    build_vae,
+    fold_whitening,
+    latent_statistics,
+    load_vae,
+    posterior,
+    to_images,
+    to_pixels,
+)
+from ldm.codebook import nearest
 from ldm.config import VaeLoss, VaeModel
 from ldm.errors import UserError
 from ldm.image_losses import PatchDiscriminator, RandomFeatures, edge_loss, gaussian_kl, hinge_discriminator_loss
 
+VQ = VaeModel(kind="vq", codebook_size=16, block_out_channels=[8, 16], norm_num_groups=8, latent_channels=3)
 SMALL = VaeModel(block_out_channels=[16, 32], norm_num_groups=8, latent_channels=3)
 
 
@@ -128,3 +139,96 @@ def test_a_saved_vae_is_found_and_a_missing_one_named(tmp_path):
     assert found.config.scaling_factor == 1.0 and not any(p.requires_grad for p in found.parameters())
     with pytest.raises(UserError, match="no finished VAE"):
         load_vae(tmp_path / "elsewhere")
+
+
+def vq(seed=0):
+    torch.manual_seed(seed)
+    vae = build_vae(VQ, 1, 32)
+    with torch.no_grad():  # codes among the vectors, each channel with a mean and spread of its own
+        vae.quant_conv.bias += torch.tensor([3.0, -1.0, 0.5])
+        found = vae.encode(images()).latents.movedim(1, -1).flatten(0, 2)
+        vae.quantize.embedding.weight.copy_(found[torch.randperm(len(found))[:16]])
+    return vae
+
+
+def test_a_vq_posterior_is_a_point():
+    q = posterior(vq(), images())
+    assert q.std.abs().sum() == 0 and q.var.abs().sum() == 0 and torch.equal(q.mode(), q.mean)
+
+
+@torch.no_grad()
+def test_whitening_keeps_every_nearest_code_and_every_picture_and_gives_unit_variance():
+    vae, x = vq().double().eval(), images(16).double()
+    before = vae.encode(x).latents
+    picture = vae.decode(before).sample
+    codes = nearest(before.movedim(1, -1).flatten(0, 2), vae.quantize.embedding.weight)
+    mean, std = latent_statistics(vae, iter(x.split(5)))
+    assert (std == std[0]).all()
+    fold_whitening(vae, mean, std)
+    after = vae.encode(x).latents
+    torch.testing.assert_close(after, (before - mean.view(1, -1, 1, 1)) / std[0])
+    assert torch.equal(nearest(after.movedim(1, -1).flatten(0, 2), vae.quantize.embedding.weight), codes)
+    torch.testing.assert_close(vae.decode(after).sample, picture)
+    assert after.mean((0, 2, 3)).abs().max() < 1e-9
+    assert after.var((0, 2, 3), correction=0).mean().item() == pytest.approx(1)
+
+
+def test_whitening_a_vq_channel_by_channel_is_refused():
+    with pytest.raises(ValueError, match="one number for all channels"):
+        fold_whitening(vq(), torch.zeros(3), torch.tensor([1.0, 2.0, 1.0]))
+
+
+@torch.no_grad()
+def test_a_saved_vq_decodes_by_its_codes_alone(tmp_path):
+    vq().save_pretrained(tmp_path / "vae")
+    found, x = load_vae(tmp_path), images()
+    assert type(found).__name__ == "VQModel" and found.config.scaling_factor == 1
+    z = found.encode(x).latents
+    codes = found.quantize.embedding.weight
+    nearby = codes[nearest(z.movedim(1, -1).flatten(0, 2), codes)].view(6, 16, 16, 3).movedim(-1, 1)
+    torch.testing.assert_close(found.decode(z).sample, found.decode(nearby, force_not_quantize=True).sample)
+
+
+def test_a_foreign_vq_scaling_factor_becomes_part_of_the_weights(tmp_path):
+    foreign, x = vq().eval(), images()
+    picture = foreign.decode(foreign.encode(x).latents).sample
+    foreign.register_to_config(scaling_factor=0.5)
+    foreign.save_pretrained(tmp_path / "vae")
+    ours = load_vae(tmp_path)
+    torch.testing.assert_close(ours.encode(x).latents, 0.5 * foreign.encode(x).latents, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours.decode(ours.encode(x).latents).sample, picture, atol=1e-4, rtol=1e-4)
+
+
+def test_a_vq_learns_and_its_terms_add_up_to_the_loss():
+    vae = vq().train()
+    objective = VaeObjective(vae, VaeLoss(perceptual=0, edge=0.5, commitment=0.25, revive_after=4))
+    optimizer = torch.optim.Adam(objective.parameters(), 3e-3)
+    torch.manual_seed(0)
+    losses = []
+    for _ in range(12):
+        loss, terms = objective(images())
+        assert loss.item() == pytest.approx(
+            (terms["l1"] + 0.5 * terms["edge"] + 0.25 * terms["commitment"]).item(), rel=1e-5
+        )
+        loss.backward()
+        assert all(parameter.grad is not None for parameter in objective.parameters())  # as DDP asks
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+@pytest.mark.parametrize(("factor", "widths"), [(4, [8] * 3), (8, [8] * 4), (16, [8] * 5)])
+@torch.no_grad()
+def test_factors(kind, factor, widths):
+    model = VaeModel(kind=kind, block_out_channels=widths, norm_num_groups=4, latent_channels=5, codebook_size=8)
+    vae, x = build_vae(model, 1, 32), images(2)
+    z = posterior(vae, x).mode()
+    assert model.factor == factor and z.shape == (2, 5, 32 // factor, 32 // factor)
+    assert vae.decode(z).sample.shape == x.shape
+
+
+def test_too_many_widths_are_refused_with_the_factors_there_are():
+    with pytest.raises(ValueError, match="64 times smaller each way; give 3 widths for f = 4"):
+        VaeModel(block_out_channels=[8] * 7)
