@@ -174,6 +174,21 @@ class Pipeline:
             latents = latents + config.shift_factor
         return (self.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
 
+    def preview(self, latents: Tensor) -> Tensor:
+        """As `decode`, but quick and rough, by the tiny decoder of `ldm preview-decoder` where the run has one."""
+        if self._tiny is None:
+            return self.decode(latents)
+        return (self._tiny.decode(latents.to(self._tiny.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+
+    @cached_property
+    def _tiny(self):
+        """The AutoencoderTiny beside the final/ folder of the run that this came from, or None."""
+        final = self.folder.paths["vae"].parent if self.folder else Path()
+        if final.name != "final" or not (final.parent / "preview" / "config.json").is_file():
+            return None
+        tiny = stock_class("preview", "AutoencoderTiny").from_pretrained(final.parent / "preview", use_safetensors=True)
+        return tiny.to(self.device, self.dtype).eval()
+
     def _predict(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         return self.unet(x_t, t, encoder_hidden_states=condition, return_dict=False)[0]
 
