@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 KEY = "ldm"  # of the PNG text entry with the settings, as JSON
 MOST = 4096  # pictures in one call
+GUIDANCE = ("interval", "rescale", "cfg_zero", "zero_init", "weak")  # refinements, remembered where they are used
 
 
 def add_parser(subparsers) -> None:
@@ -37,6 +38,15 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--guidance", type=float, help="how strictly to follow the prompt; 1 = off")
     parser.add_argument("--negative", help="what to lead away from")
+    times = {"nargs": 2, "type": float, "metavar": ("FIRST", "LAST")}
+    parser.add_argument("--interval", help="guide only at these times, 0 = picture to 1 = noise", **times)
+    parser.add_argument("--rescale", type=float, help="0 to 1: how far to undo the contrast that guidance adds")
+    switch = argparse.BooleanOptionalAction
+    parser.add_argument("--cfg-zero", action=switch, help="guide by the optimized scale of CFG-Zero*")
+    parser.add_argument("--zero-init", type=float, metavar="SHARE", help="share of the time to hold still at first")
+    parser.add_argument(
+        "--weak", metavar="MODEL", help="a worse model or a checkpoint to lead away from (autoguidance)"
+    )
     parser.add_argument("--scale", type=int, help="enlarge every pixel this many times for viewing (default: 1)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the fastest there is)")
     parser.add_argument("--from", dest="source", metavar="PNG", help="draw this picture again; other options override")
@@ -75,7 +85,8 @@ def save_png(image: "Image.Image", path: Path, job: dict) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    info.add_itxt(KEY, json.dumps(job, ensure_ascii=False))
+    used = {name: value for name, value in job.items() if name not in GUIDANCE or value}
+    info.add_itxt(KEY, json.dumps(used, ensure_ascii=False))
     for name in ("prompt", "negative", "seed", "steps", "guidance", "digest"):  # also one by one, for other viewers
         if job.get(name) is not None:
             info.add_itxt(name, str(job[name]))
@@ -118,6 +129,7 @@ def _job(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that decides the pictures: the options given, over the old picture's settings, over the defaults."""
     job: dict[str, Any] = {"model": None, "prompt": None, "negative": None, "grid": None, "number": None, "seed": 0}
     job |= {"steps": None, "guidance": None, "scale": 1, "digest": None}
+    job |= dict.fromkeys(GUIDANCE)
     if args.source:
         told = read_png(Path(args.source))
         job |= {name: told[name] for name in job if name in told}
@@ -162,12 +174,19 @@ def _draw(pipeline: "Pipeline", job: dict, count: int) -> list["Image.Image"]:
     """The pictures; what the pipeline chose by default is written back into `job`."""
     for name, default in (("steps", "num_inference_steps"), ("guidance", "guidance_scale")):
         job[name] = pipeline.defaults[default] if job[name] is None else job[name]
+    for name in ("interval", "rescale"):
+        job[name] = pipeline.defaults.get(f"guidance_{name}") if job[name] is None else job[name]
     try:
         return pipeline(
             prompt=job["prompt"],
             negative_prompt=job["negative"],
             num_inference_steps=job["steps"],
             guidance_scale=job["guidance"],
+            guidance_interval=job["interval"],
+            guidance_rescale=job["rescale"],
+            cfg_zero=bool(job["cfg_zero"]),
+            zero_init=job["zero_init"] or 0.0,
+            weak=job["weak"],
             num_images_per_prompt=count,
             seed=job["seed"],
             callback=_progress(job["steps"]),

@@ -74,6 +74,22 @@ def test_defaults_are_written_out(tmp_path, model):
     assert (job["prompt"], job["seed"], job["steps"], job["guidance"]) == (None, 0, 4, 3.0)
 
 
+def test_refined_guidance_is_remembered(tmp_path, model):
+    first, again, plain = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"
+    options = ("--interval", 0.2, 0.8, "--rescale", 0.5, "--cfg-zero", "--zero-init", 0.25, "--weak", model)
+    call("water", "-m", model, "-o", first, "--seed", 3, "--negative", "fire", *options)
+    job = generate.read_png(first)
+    told = {"interval": [0.2, 0.8], "rescale": 0.5, "cfg_zero": True, "zero_init": 0.25, "weak": str(model)}
+    assert {name: job[name] for name in told} == told
+    call("--from", first, "-o", again)
+    np.testing.assert_array_equal(pixels(again), pixels(first))
+    call("--from", first, "-o", plain, "--no-cfg-zero", "--rescale", 0)
+    assert not {"cfg_zero", "rescale"} & generate.read_png(plain).keys()
+    assert (pixels(plain) != pixels(first)).any()
+    with pytest.raises(UserError, match="interval must be two times"):
+        call("water", "-m", model, "-o", first, "--interval", 0.8, 0.2)
+
+
 def test_separate_files_are_named_and_drawn_by_seed(tmp_path, model, capsys):
     call("water", "-m", model, "-n", 3, "--seed", 7, "--steps", 2, "-o", tmp_path / "p-{seed}.png")
     names = sorted(path.name for path in tmp_path.iterdir())
