@@ -287,6 +287,8 @@ class SamplingOptions(Settings):
 
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 20
     guidance_scale: Annotated[float, Field(ge=0)] = 3.0
+    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)  # guide only at these times; 0 = data, 1 = noise
+    guidance_rescale: Fraction = 0.0  # how far to undo the contrast that guidance adds
     sampler: SamplerName = "dpmpp_2m"
     time_grid: GridName = "uniform"  # at which times the steps stop
     eta: Fraction | None = None  # share of new noise, of ddim and euler_ancestral; null = 0 and 1

@@ -13,6 +13,7 @@ from ldm.errors import UserError
 from ldm.stock import CLASSES, OWN
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+DEFAULTS = ("num_inference_steps", "guidance_scale", "guidance_interval", "guidance_rescale")  # a run's own settings
 HUB_ID = re.compile(r"[\w][\w.\-]*/[\w][\w.\-]*(@[\w.\-/]+)?")  # user/name or user/name@revision
 HUB_FILES = [
     "model_index.json",
@@ -136,7 +137,7 @@ def _sampling(run: Path) -> dict:
     """The defaults of a run: the `sampling` block of its settings."""
     settings = read_yaml(run / "config.yaml")
     sampling = settings.get("ldm", {}).get("sampling", {})
-    return {name: sampling[name] for name in ("num_inference_steps", "guidance_scale") if name in sampling}
+    return {name: sampling[name] for name in DEFAULTS if name in sampling}
 
 
 def _checked(found: ModelFolder) -> ModelFolder:
