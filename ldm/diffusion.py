@@ -18,6 +18,7 @@ from ldm.identity import IdentityAutoencoder, Uncached
 from ldm.latents import Latents, cached_latents, weights_digest
 from ldm.noise import NUM_TRAIN_TIMESTEPS, NoiseProcess, variational_loss
 from ldm.runs import replace_text, sibling
+from ldm.schedulers import export_scheduler
 from ldm.sheet import points_picture, sheet
 from ldm.text import caption_of, encode, load_text, new_text, null_text, run_tokenizer
 from ldm.training import Rows, Sample, draw_rows, generator_for, mix
@@ -121,6 +122,7 @@ class LdmTask:
         self._pair(run)
         self.train_latents, self.validation_latents = (self._latents(part) for part in (data.train, data.validation))
         self.process = NoiseProcess(**settings.noise.model_dump())
+        self._scheduler()  # a sampler that could not be exported is said now and not after the training
         torch.manual_seed(mix(settings.seed, 1))
         self.unet = self._build()
         choose_attention(self.unet, settings.model.attention, device)
@@ -226,11 +228,14 @@ class LdmTask:
         count = min(8, len(self.data.validation))
         return [self.data.validation.caption(int(i), rng) for i in rng.permutation(len(self.data.validation))[:count]]
 
+    def _scheduler(self):
+        chosen = self.settings.sampling
+        return export_scheduler(self.settings.noise, chosen.sampler, chosen.time_grid, chosen.eta)
+
     def _pipeline(self):
-        from ldm.export import export_scheduler
         from ldm.pipeline import Pipeline
 
-        parts = (self.vae, self.text_encoder, self.tokenizer, self.unet, export_scheduler(self.settings.noise))
+        parts = (self.vae, self.text_encoder, self.tokenizer, self.unet, self._scheduler())
         return Pipeline(
             *parts, defaults=self.settings.sampling.model_dump(include={"num_inference_steps", "guidance_scale"})
         )

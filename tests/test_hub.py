@@ -15,9 +15,10 @@ from ldm.card import rows
 from ldm.config import NoiseOptions
 from ldm.doctor import check_model
 from ldm.errors import UserError
-from ldm.export import export, export_scheduler
+from ldm.export import export
 from ldm.noise import NoiseProcess
 from ldm.pipeline import load_pipeline
+from ldm.schedulers import export_scheduler
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm.config import NoiseOptions
-from ldm.export import export_scheduler, save_folder
+from ldm.export import save_folder
 from ldm.pipeline import Pipeline
+from ldm.schedulers import export_scheduler
 
 FLOW = NoiseOptions()
 COSINE = NoiseOptions(process="cosine", prediction_type="v_prediction")

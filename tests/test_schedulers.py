@@ -1,0 +1,144 @@
+"""Stock schedulers against our samplers: driven as the stock pipeline drives them, with a perfect network."""
+
+import warnings
+
+import pytest
+import torch
+
+from ldm.config import NoiseOptions, SamplingOptions
+from ldm.errors import UserError
+from ldm.noise import NoiseProcess, convert
+from ldm.sampler import SAMPLERS, denoise_with, prior, sample
+from ldm.schedulers import RECIPES, _trained, export_scheduler, offered, with_sampler
+from ldm.stock import CLASSES
+from ldm.time_grids import TIME_GRIDS
+
+FLOW = NoiseOptions()
+EPSILON, V, X0 = ({"prediction_type": kind} for kind in ("epsilon", "v_prediction", "sample"))
+PROCESSES = {
+    "flow": FLOW,
+    "shifted flow": NoiseOptions(shift=3.0),
+    "karras": NoiseOptions(process="karras", **V),
+    "linear": NoiseOptions(process="linear", **EPSILON),
+    "scaled_linear": NoiseOptions(process="scaled_linear", **V),
+    "cosine": NoiseOptions(process="cosine", **V),
+    "shifted cosine": NoiseOptions(process="cosine", shift=2.0, **V),
+    "sigmoid": NoiseOptions(process="sigmoid", **X0),
+    "zero snr": NoiseOptions(process="scaled_linear", zero_terminal_snr=True, **V),
+    "zero snr cosine": NoiseOptions(process="cosine", zero_terminal_snr=True, **X0),
+    "learned": NoiseOptions(process="cosine", learned_variance=True, **EPSILON),
+}
+COMBINATIONS = [
+    (name, sampler, grid)
+    for name, noise in PROCESSES.items()
+    for sampler, grids in offered(_trained(noise)).items()
+    for grid in grids
+    if grid != "trailing"  # the same as uniform
+]
+
+
+def perfect_network(process: NoiseProcess, mean: float, std: float):
+    """What a perfect network answers for data N(mean, std^2): it knows x_in and the timestep it is told, no more."""
+    schedule = process.schedule
+
+    def network(x_in, timestep):
+        t = schedule.from_timestep(timestep.double()).clamp(min=1e-6)
+        alpha, sigma = (scale.item() for scale in schedule.scales(t))
+        x = x_in / schedule.input_scale(t).item()
+        x0 = mean + alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (x - alpha * mean)
+        prediction = convert(x0, x, alpha, sigma, "sample", process.prediction_type)
+        return torch.cat([prediction, torch.full_like(x, -0.5)], 1) if process.learned_variance else prediction
+
+    return network
+
+
+def drive(scheduler, network, noise, steps, generator):
+    """The loop of `StableDiffusionPipeline`."""
+    import inspect
+
+    scheduler.set_timesteps(steps)
+    takes = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    x = noise * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x, return_dict=False, **takes)[0]
+    return x
+
+
+@pytest.mark.parametrize(("name", "sampler", "grid"), COMBINATIONS, ids=["-".join(each) for each in COMBINATIONS])
+def test_every_scheduler_draws_as_its_sampler(name, sampler, grid):
+    """Their timesteps are whole numbers and their flow starts at 0.999, hence the tolerance."""
+    options = PROCESSES[name]
+    process = NoiseProcess(**options.model_dump())
+    network, steps, seed = perfect_network(process, 0.5, 0.5), 20, torch.Generator().manual_seed
+    noise = prior(process.schedule, (64, 1, 1, 1), seed(0)) / process.schedule.norm(torch.ones(()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's, about diffusers' way with arrays
+        theirs = drive(export_scheduler(options, sampler, grid), network, noise, steps, seed(1))
+    times = TIME_GRIDS[grid](process.schedule, steps)
+    start = noise * process.schedule.norm(times[0]).item()
+    ours = sample(denoise_with(process, network), start, process.schedule, times, sampler, seed(1))
+    assert theirs.isfinite().all()
+    assert (ours - theirs).abs().max() < 0.03, (ours - theirs).abs().max()
+
+
+def test_every_scheduler_can_be_loaded_and_every_sampler_but_two_can_be_exported():
+    named = {scheduler for recipes in RECIPES.values() for scheduler, _ in recipes.values()}
+    assert named <= set(CLASSES["scheduler"])
+    anywhere = {sampler for recipes in RECIPES.values() for sampler in recipes}
+    assert set(SAMPLERS) - anywhere == {"heun", "dpmpp_3m_taylor"}
+
+
+def test_the_default_is_what_it_was():
+    """Exported models carry these files."""
+    config = dict(export_scheduler(FLOW).config)
+    assert config["solver_order"] == 2 and config["use_flow_sigmas"] and config["flow_shift"] == 1.0
+    assert config["prediction_type"] == "flow_prediction" and config["timestep_spacing"] == "trailing"
+    assert config["algorithm_type"] == "dpmsolver++" and config["steps_offset"] == 1
+    assert config["trained_betas"] is None and not config["rescale_betas_zero_snr"]
+    chosen = SamplingOptions()
+    default = export_scheduler(FLOW, chosen.sampler, chosen.time_grid, chosen.eta)
+    assert default.to_json_string() == export_scheduler(FLOW).to_json_string()
+
+
+def test_what_no_scheduler_offers_is_said_with_what_works():
+    with pytest.raises(UserError, match=r"sampler heun on the time grid uniform .* use one of dpmpp_2m \(uniform\)"):
+        export_scheduler(FLOW, "heun")
+    with pytest.raises(UserError, match=r"use one of ddpm \(linspace, leading\)$"):
+        export_scheduler(PROCESSES["learned"])
+    with pytest.raises(UserError, match="on the time grid karras"):
+        export_scheduler(PROCESSES["cosine"], "dpmpp_2m", "karras")
+    with pytest.raises(UserError, match="ddim with eta 0.5: set eta to null"):
+        export_scheduler(FLOW, "ddim", eta=0.5)
+    with pytest.raises(UserError, match="dpmpp_2m with eta 0.0"):
+        export_scheduler(FLOW, eta=0.0)
+
+
+def test_eta_of_0_and_1_have_schedulers():
+    assert export_scheduler(FLOW, "ddim", eta=1.0).config.algorithm_type == "sde-dpmsolver++"
+    linear = PROCESSES["linear"]
+    assert type(export_scheduler(linear, "ddim", eta=1.0)).__name__ == "DDPMScheduler"
+    assert type(export_scheduler(linear, "euler_ancestral", eta=0.0)).__name__ == "EulerDiscreteScheduler"
+
+
+@pytest.mark.parametrize("name", [name for name in PROCESSES if name != "learned"])
+def test_another_sampler_for_a_scheduler_is_the_one_for_its_process(name):
+    noise = PROCESSES[name]
+    start = export_scheduler(noise)
+    for sampler in offered(_trained(noise)):
+        assert settings(with_sampler(start, sampler)) == settings(export_scheduler(noise, sampler, None))
+    assert settings(with_sampler(with_sampler(start, "ddim"), "dpmpp_2m")) == settings(start)
+
+
+def settings(scheduler) -> dict:
+    """What a scheduler was made with; diffusers also keeps which of it were defaults."""
+    kept = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
+    return kept | {"class": type(scheduler).__name__}
+
+
+def test_a_stock_pipeline_scheduler_can_be_swapped_too():
+    from diffusers import PNDMScheduler
+
+    theirs = PNDMScheduler(1000, 0.00085, 0.012, "scaled_linear", skip_prk_steps=True, steps_offset=1)
+    swapped = with_sampler(theirs, "unipc")
+    assert type(swapped).__name__ == "UniPCMultistepScheduler" and swapped.config.beta_end == 0.012
+    torch.testing.assert_close(swapped.alphas_cumprod, theirs.alphas_cumprod)
