@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ldm.conditioning import CONDITIONINGS
 from ldm.noise import PREDICTIONS, SCHEDULES, TIMES, WEIGHTS
 from ldm.sampler import SAMPLERS
 from ldm.time_grids import TIME_GRIDS
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     LossWeight: TypeAlias = str
     SamplerName: TypeAlias = str
     GridName: TypeAlias = str
+    Conditioning: TypeAlias = str
 else:  # whatever is registered where it is written is allowed here
     Process, Prediction, Times, LossWeight = (Literal[tuple(n)] for n in (SCHEDULES, PREDICTIONS, TIMES, WEIGHTS))
-    SamplerName, GridName = (Literal[tuple(n)] for n in (SAMPLERS, TIME_GRIDS))
+    SamplerName, GridName, Conditioning = (Literal[tuple(n)] for n in (SAMPLERS, TIME_GRIDS, CONDITIONINGS))
 
 
 class Settings(BaseModel):
@@ -184,8 +186,8 @@ class VaeModel(Settings):
             raise ValueError(f"block_out_channels {self.block_out_channels} must be multiples of norm_num_groups")
         if self.factor > 32:
             raise ValueError(
-                f"block_out_channels {self.block_out_channels} would make latents {self.factor} times smaller each way; "
-                "give 3 widths for f = 4, 4 for 8, 5 for 16, at most 6"
+                f"block_out_channels {self.block_out_channels} would make latents {self.factor} times smaller "
+                "each way; give 3 widths for f = 4, 4 for 8, 5 for 16, at most 6"
             )
         return self
 
@@ -225,7 +227,7 @@ class TextOptions(Settings):
 class UNetModel(Settings):
     # how text enters: "cross_attention" at the levels below, "modulation" of the time embedding alone, which scales and
     # shifts every block (FiLM, AdaGN), or "concatenation" of a map of it with the input
-    conditioning: Literal["cross_attention", "modulation", "concatenation"] = "cross_attention"
+    conditioning: Conditioning = "cross_attention"
     block_out_channels: Widths = [64, 128, 256]
     layers_per_block: Count = 1
     attention_levels: list[Annotated[int, Field(ge=0)]] = [1, 2]  # levels with cross-attention; 0 = finest

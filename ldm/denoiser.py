@@ -7,7 +7,6 @@ concatenation, which no stock class has, a map of pooled text joins the input. P
 
 import logging
 import math
-from collections.abc import Callable
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -18,55 +17,11 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
+from ldm.conditioning import CONDITIONINGS
 from ldm.config import MlpModel, UNetModel
 from ldm.errors import UserError
 
 log = logging.getLogger(__name__)
-
-
-def cross_attention(model: UNetModel) -> dict:
-    """Text states are keys and values at `attention_levels` and in the middle."""
-    return {
-        "down_block_types": _blocks(model, "CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": _blocks(model, "CrossAttnUpBlock2D", "UpBlock2D")[::-1],
-        "mid_block_type": "UNetMidBlock2DCrossAttn" if model.mid_block else None,
-        "attention_head_dim": model.heads,  # diffusers' name for the *number* of heads in these blocks
-        "addition_embed_type": "text" if model.pooled_text else None,
-    }
-
-
-def modulation(model: UNetModel) -> dict:
-    """Pooled text joins the time embedding, whose scale and shift follow every group norm (Perez et al. 2017, FiLM,
-    arXiv 1709.07871; AdaGN of Dhariwal and Nichol 2021, arXiv 2105.05233, sec. 3.1). Attention is self-attention only.
-    """
-    return _self_attention(model) | {"addition_embed_type": "text"}
-
-
-def concatenation(model: UNetModel) -> dict:
-    """The U-Net within a `ConcatenatedUNet`: it knows of no text itself."""
-    return _self_attention(model) | {"addition_embed_type": None}
-
-
-CONDITIONINGS: dict[str, Callable[[UNetModel], dict]] = {
-    "cross_attention": cross_attention,
-    "modulation": modulation,
-    "concatenation": concatenation,
-}
-
-
-def _self_attention(model: UNetModel) -> dict:
-    return {
-        "down_block_types": _blocks(model, "AttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": _blocks(model, "AttnUpBlock2D", "UpBlock2D")[::-1],
-        "mid_block_type": "UNetMidBlock2D" if model.mid_block else None,
-        "attention_head_dim": tuple(c // model.heads for c in model.block_out_channels),  # here it is a head's width
-    }
-
-
-def _blocks(model: UNetModel, attending: str, plain: str) -> tuple[str, ...]:
-    return tuple(
-        attending if level in model.attention_levels else plain for level in range(len(model.block_out_channels))
-    )
 
 
 def build_unet(

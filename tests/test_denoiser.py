@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from ldm.conditioning import CONDITIONINGS
 from ldm.config import MlpModel, UNetModel
-from ldm.denoiser import CONDITIONINGS, build_mlp, build_unet, choose_attention
+from ldm.denoiser import build_mlp, build_unet, choose_attention
 from ldm.errors import UserError
 
 SMALL = {"block_out_channels": [16, 32], "norm_num_groups": 8, "heads": 2}

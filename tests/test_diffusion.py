@@ -7,9 +7,9 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import CLIPTextModel
 
+from ldm.conditioning import CONDITIONINGS
 from ldm.config import LdmSettings
 from ldm.data import Splits
-from ldm.denoiser import CONDITIONINGS
 from ldm.diffusion import LdmObjective, LdmTask, Uncertainty
 from ldm.errors import UserError
 from ldm.noise import NoiseProcess

@@ -16,7 +16,8 @@ SOURCES = [*PACKAGE, *sorted(ROOT.glob("train_*.py")), *sorted((ROOT / "scripts"
 # A room may import of ldm only these rooms (and itself) ...
 ONLY = {
     "errors": set(),
-    "config": {"errors", "noise", "sampler"},  # for the names of what there is to choose from
+    "conditioning": set(),
+    "config": {"conditioning", "errors", "noise", "sampler", "time_grids"},  # for the names of what there is to choose from
     "noise": set(),
     "sampler": {"noise"},
     "time_grids": {"noise"},
