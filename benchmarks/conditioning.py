@@ -9,10 +9,13 @@ The rows differ a little in parameters and speed, which the table shows. One see
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = {
@@ -29,7 +32,7 @@ def main() -> None:
     parser.add_argument("--parts", type=Path, default=Path("runs/digits"), help="finished clip and vae runs lie here")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/conditioning"))
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--samples", type=int, default=8, help="pictures for each pair of digit and colour")
+    parser.add_argument("--samples", type=int, default=32, help="pictures for each held-out pair")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     rows = [measure(name, args) for name in ROWS]
@@ -41,17 +44,17 @@ def main() -> None:
 
 
 def measure(name: str, args: argparse.Namespace) -> dict:
-    """One row: train unless it is finished, evaluate, and say what it cost."""
+    """One row: train and evaluate unless that is done, and say what it cost."""
     run = args.output / name.replace(" ", "-")
-    seconds = train(run, ROWS[name], args) if not (run / "row.json").exists() else 0.0
-    if not (run / "row.json").exists():
-        report = run / "report"
-        command = [sys.executable, "-m", "ldm", "evaluate", run, "-o", report, "--samples", args.samples]
+    kept = run / "row.json"
+    if not kept.exists():
+        seconds = train(run, ROWS[name], args)
+        command = [sys.executable, "-m", "ldm", "evaluate", run, "-o", run / "report", "--samples", args.samples]
         subprocess.run([str(word) for word in command], check=True)
-        summary = json.loads((report / "metrics.json").read_text())
+        sections = json.loads((run / "report" / "metrics.json").read_text())["sections"]
         row = {"name": name, "parameters": parameters(run), "seconds": round(seconds), "steps": args.steps}
-        (run / "row.json").write_text(json.dumps(row | {"metrics": summary}, indent=1))
-    return json.loads((run / "row.json").read_text())
+        kept.write_text(json.dumps(row | {"sections": sections}, indent=1))
+    return json.loads(kept.read_text())
 
 
 def train(run: Path, options: list[str], args: argparse.Namespace) -> float:
@@ -65,21 +68,32 @@ def train(run: Path, options: list[str], args: argparse.Namespace) -> float:
 
 
 def parameters(run: Path) -> int:
-    from safetensors import safe_open
-
+    """Of the denoiser."""
     with safe_open(run / "final" / "unet" / "diffusion_pytorch_model.safetensors", "pt") as weights:
-        shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]
-    total = 0
-    for shape in shapes:
-        size = 1
-        for side in shape:
-            size *= side
-        total += size
-    return total
+        return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())
 
 
 def markdown(rows: list[dict]) -> str:
-    raise NotImplementedError
+    """The table: what a row cost, and how often its pictures are what was asked for, with 95% intervals."""
+    columns = {
+        "digit": ("seen", "digit"),
+        "colour": ("seen", "ink"),
+        "both, pairs never seen": ("heldout", "both"),
+        "thickness": ("seen_described", "thickness"),
+        "slant": ("seen_described", "slant"),
+    }
+    head = ["text enters by", "parameters", "training", *columns]
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for row in rows:
+        cost = [f"{row['parameters'] / 1e6:.2f} M", f"{row['seconds'] / 60:.1f} min"]
+        shares = [share(row["sections"][section][part]) for section, part in columns.values()]
+        lines.append(f"| {' | '.join([row['name'], *cost, *shares])} |")
+    return "\n".join(lines) + "\n"
+
+
+def share(found: dict) -> str:
+    low, high = found["interval"]
+    return f"{found['share']:.1%} ({low:.1%} to {high:.1%})"
 
 
 if __name__ == "__main__":
