@@ -31,6 +31,11 @@ FIGURES: dict[str, tuple[str, str]] = {
     "reverse": ("denoising", "noise turning into a glyph: x_t and the estimate of x0, as a strip and as a film"),
     "loss": ("denoising", "how hard each time is: the model's error against trivial predictors"),
     "guidance": ("denoising", "one prompt and one noise, over guidance scales and numbers of steps"),
+    "field": ("points", "where sampling moves a point of the plane, over the exact density, and whole paths"),
+    "paths": ("points", "the same points under four samplers, with few steps and with more"),
+    "convergence": ("points", "how fast each sampler's error falls with its steps: its order"),
+    "elbo": ("points", "what each step of the chain costs in nats, and how the bound closes in on the truth"),
+    "solvers": ("denoising", "one prompt and one noise, over samplers and numbers of steps"),
     "attention": ("attention", "where each word of a prompt looks"),
 }
 

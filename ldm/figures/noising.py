@@ -6,7 +6,7 @@ import torch
 from ldm.autoencoder import to_images
 from ldm.figures import Drawing, Setting
 from ldm.figures.sources import glyph
-from ldm.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PALETTE, RED, page, picture, row_label
+from ldm.figures.style import GREY, PALETTE, grey, page, strip
 from ldm.noise import SCHEDULES, Schedule
 
 CHARACTER = "\u6cf3"  # to swim: water at the left
@@ -15,21 +15,16 @@ CHARACTER = "\u6cf3"  # to swim: water at the left
 def forward(setting: Setting) -> Drawing:
     """Each row one schedule, each column one time; the noise is the same everywhere."""
     times = torch.linspace(0, 1, 9)
-    x0 = to_images(glyph(setting, CHARACTER)[None])[0, 0]
+    x0 = to_images(glyph(CHARACTER, 48)[None])[0, 0]
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    figure, axes = page(len(SCHEDULES), len(times), height=5.1)
-    numbers = {}
-    for row, (name, build) in enumerate(SCHEDULES.items()):
+    rows, numbers = [], {}
+    for name, build in SCHEDULES.items():
         schedule = build()
         alpha, sigma = schedule.scales(times)
-        for column, (a, s, norm) in enumerate(zip(alpha, sigma, schedule.norm(times), strict=True)):
-            x_t = (a * x0 + s * eps) / (norm if name == "karras" else 1)
-            picture(axes[row, column], x_t.numpy(), -2, 2 if column else 1.2)
-            if not row:
-                axes[row, column].set_title(f"t = {times[column]:.3g}")
-        row_label(axes[row, 0], name.replace("_", "-\n"))
+        norm = schedule.norm(times) if name == "karras" else torch.ones(len(times))  # else it is white or black
+        rows.append([grey(((a * x0 + s * eps) / n).numpy(), -1.3, 1.3) for a, s, n in zip(alpha, sigma, norm)])
         numbers[f"{name}: signal share alpha^2 / (alpha^2 + sigma^2) at t = 0.5"] = share(schedule, 0.5)
-    return Drawing(figure, numbers)
+    return Drawing(strip(rows, list(SCHEDULES), [f"t = {t:.3g}" for t in times], left=130), numbers)
 
 
 def schedules(setting: Setting) -> Drawing:
@@ -55,11 +50,11 @@ def schedules(setting: Setting) -> Drawing:
     for column, title in enumerate(titles):
         axes[0, column].set(title=title, xlabel="time t (0 data, 1 noise)", xlim=(0, 1))
         axes[0, column].axhline(0, color=GREY, linewidth=0.5, zorder=0)
+        axes[0, column].set(ylabel="", ylim=(-14, 14) if column else (-0.02, 1.02))
     axes[0, 0].set_ylabel(r"$\alpha^2 / (\alpha^2 + \sigma^2)$")
-    for column in (1, 2):
-        axes[0, column].set(ylabel=r"$\ln(\alpha^2 / \sigma^2)$", ylim=(-14, 14))
-        axes[0, column].legend(loc="upper right", handlelength=2.2)
-    axes[0, 0].legend(loc="upper right")
+    axes[0, 1].set_ylabel(r"$\ln(\alpha^2 / \sigma^2)$")
+    axes[0, 1].legend(*axes[0, 0].get_legend_handles_labels(), loc="upper right")
+    axes[0, 2].legend(loc="upper right", handlelength=2.2)
     return Drawing(figure, numbers)
 
 

@@ -20,7 +20,7 @@ from ldm.figures import Drawing
 
 WIDTH = 7.2  # inches: 1080 pixels
 DPI = 150
-COLOURS = 128  # in a PNG's palette
+LARGE = 180_000  # bytes: a PNG above this gets a palette
 INK, GREY, PALE = "#222222", "#8a8a8a", "#d9d9d9"
 # Okabe and Ito, Color Universal Design (2008)
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -72,12 +72,6 @@ def page(rows: int = 1, columns: int = 1, height: float = 2.4, **options: Any) -
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def picture(axes: Axes, values: np.ndarray, low: float = 0, high: float = 255, **options: Any) -> None:
-    """An image without ticks, by default in grey between `low` and `high`."""
-    axes.imshow(values, **{"cmap": "gray", "vmin": low, "vmax": high, "interpolation": "nearest", **options})
-    bare(axes)
-
-
 def bare(axes: Axes) -> None:
     """No ticks and no frame: for pictures, and for embeddings whose axes mean nothing."""
     axes.set_xticks([])
@@ -85,9 +79,61 @@ def bare(axes: Axes) -> None:
     axes.spines[:].set_visible(False)
 
 
-def row_label(axes: Axes, text: str) -> None:
-    """A name to the left of a row of pictures."""
-    axes.set_ylabel(text, rotation=0, ha="right", va="center", labelpad=6)
+def grey(values: np.ndarray, low: float = 0, high: float = 255) -> np.ndarray:
+    """Numbers (h, w) or (h, w, 3) from `low` to `high` as RGB (h, w, 3) from 0 to 1, black to white."""
+    share = ((np.asarray(values, float) - low) / (high - low)).clip(0, 1)
+    return np.repeat(share[..., None], 3, axis=2) if share.ndim == 2 else share
+
+
+def strip(
+    cells: Sequence[Sequence[np.ndarray | None]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    feet: Sequence[str] = (),
+    scale: int = 2,
+    left: int = 90,
+    titles: Sequence[tuple[float, str]] = (),
+) -> Figure:
+    """Rows of pictures, every pixel drawn as scale x scale, so that nothing is smoothed.
+
+    Args:
+        cells: RGB pictures (h, w, 3) from 0 to 1, all of one size; None = an empty cell.
+        rows: a name to the left of each row.
+        columns, feet: a name above and below each column.
+        left: pixels of the page for the rows' names.
+        titles: (column, text) above all, centred at that column's middle; fractions fall between.
+    """
+    height, width = next(cell.shape[:2] for row in cells for cell in row if cell is not None)
+    pad = 3
+    canvas = np.ones((len(cells) * (height + pad), len(cells[0]) * (width + pad), 3))
+    for i, row in enumerate(cells):
+        for j, cell in enumerate(row):
+            if cell is not None:
+                top, side = i * (height + pad), j * (width + pad)
+                canvas[top : top + height, side : side + width] = cell
+    tall, wide = (n * scale for n in canvas.shape[:2])
+    above, below = 26 + 34 * bool(titles), 8 + 36 * bool(feet)
+    figure = Figure(figsize=((left + wide) / DPI, (above + tall + below) / DPI))
+    place = (left / (left + wide), below / (above + tall + below), wide / (left + wide), tall / (above + tall + below))
+    axes = figure.add_axes(place)
+    axes.imshow(np.kron(canvas, np.ones((scale, scale, 1))), interpolation="none", aspect="auto")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=8, pad=3, labeltop=True, labelbottom=bool(feet))
+    x, y = (
+        ((np.arange(n) * (side + pad)) + side / 2) * scale for n, side in ((len(cells[0]), width), (len(cells), height))
+    )
+    axes.set_xticks(x, columns)
+    axes.set_yticks(y, rows)
+    if feet:
+        axes.set_xticks(x, feet)
+        top = axes.secondary_xaxis("top")
+        top.set_xticks(x, columns)
+        top.tick_params(length=0, labelsize=8, pad=3)
+        top.spines[:].set_visible(False)
+        axes.tick_params(labeltop=False)
+    for column, text in titles:
+        axes.text((column * (width + pad) + width / 2) * scale, -30, text, ha="center", va="bottom", fontsize=9)
+    return figure
 
 
 def contours(axes: Axes, points: np.ndarray, colour: str, levels: Sequence[float] = (0.25, 0.5, 0.75, 0.95)) -> None:
@@ -104,13 +150,12 @@ def contours(axes: Axes, points: np.ndarray, colour: str, levels: Sequence[float
 
 
 def save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
-    """Write NAME.png, with a small palette and the numbers in its metadata, and NAME.gif if there are frames."""
-    image = render(drawing.figure).quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    """Write NAME.png, with the numbers in its metadata, and NAME.gif if there are frames."""
     info = PngInfo()
     info.add_itxt("Software", f"ldm figures {name}")
     info.add_itxt("numbers", json.dumps(drawing.numbers, ensure_ascii=False, default=float))
     paths = [folder / f"{name}.png"]
-    write_whole(paths[0], _bytes(image, "PNG", pnginfo=info, optimize=True))
+    write_whole(paths[0], small(render(drawing.figure), info))
     if drawing.frames:
         first, *others = drawing.frames
         durations = [120] * len(others) + [1500]
@@ -118,6 +163,20 @@ def save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
         film = {"save_all": True, "append_images": others, "duration": durations, "loop": 0, "optimize": True}
         write_whole(paths[1], _bytes(first, "GIF", **film))
     return paths
+
+
+def small(image: Image.Image, info: PngInfo) -> bytes:
+    """A PNG, exact where that is small enough, else of few colours."""
+    red, green, blue = image.split()
+    if red.tobytes() == green.tobytes() == blue.tobytes():
+        image = red
+    data = _bytes(image, "PNG", pnginfo=info, optimize=True)
+    for colours in (256, 64, 24):
+        if len(data) <= LARGE:
+            break
+        few = image.quantize(colours, method=Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
+        data = _bytes(few, "PNG", pnginfo=info, optimize=True)
+    return data
 
 
 def render(figure: Figure) -> Image.Image:

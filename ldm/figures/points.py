@@ -1,0 +1,193 @@
+"""Points in the plane whose density is known, so that the field, the paths and the errors drawn are exact."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.data.toy import Toy, exact_denoiser, toy_named
+from ldm.evaluation.convergence import convergence as measure
+from ldm.figures import Drawing, Setting
+from ldm.figures.style import BLUE, DEPTH, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY, page
+from ldm.noise import SCHEDULES, Schedule, gaussian_kl, log_variance_range, step_bound
+from ldm.sampler import trajectory
+from ldm.time_grids import TIME_GRIDS
+
+LIMIT = 2.6  # of the plane, each way
+PLANAR = ("8_gaussians", "swiss_roll")
+
+
+# ---- the field ------------------------------------------------------------------------------------------------------
+
+
+def field(setting: Setting) -> Drawing:
+    """Over the exact density of x_t: where sampling moves a point. At the right whole paths, from noise to data."""
+    schedule, times = SCHEDULES["flow"](), (0.9, 0.6, 0.3, 0.1)
+    figure, axes = page(2, len(times) + 1, height=3.15, sharex=True, sharey=True)
+    numbers = {}
+    for row, name in enumerate(PLANAR):
+        toy = toy_named(name)
+        for column, t in enumerate(times):
+            shade(axes[row, column], toy, schedule, t)
+            _arrows(axes[row, column], toy, schedule, t)
+        shade(axes[row, -1], toy, schedule, 0.0)
+        numbers[f"{name}: length of the paths over the straight way"] = _paths(axes[row, -1], toy, schedule)
+        axes[row, 0].set_ylabel(name.replace("_", " ") + "\n$x_2$")
+    for column, title in enumerate([*(f"t = {t:g}" for t in times), "paths, t = 1 to 0"]):
+        axes[0, column].set_title(title)
+        axes[1, column].set_xlabel("$x_1$")
+    return Drawing(figure, numbers)
+
+
+def shade(axes, toy: Toy, schedule: Schedule, t: float) -> None:
+    """The density of x_t, its root as depth of colour, so that thin places are seen as well."""
+    alpha, sigma = (float(s) for s in schedule.scales(torch.tensor(t, dtype=torch.float64)))
+    side = torch.linspace(-LIMIT, LIMIT, 120, dtype=torch.float64)
+    grid = torch.cartesian_prod(side, side)
+    density = toy.log_density(grid, alpha, max(sigma, 1e-6)).exp().sqrt().view(120, 120).T
+    extent = (-LIMIT, LIMIT, -LIMIT, LIMIT)
+    axes.imshow(density, cmap=DEPTH, origin="lower", extent=extent, vmax=1.25 * density.max(), interpolation="bilinear")
+    axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), xticks=(-2, 0, 2), yticks=(-2, 0, 2))
+
+
+def _arrows(axes, toy: Toy, schedule: Schedule, t: float) -> None:
+    """The velocity of the probability-flow ODE, turned towards the data; its root as length, none where nothing is."""
+    side = torch.linspace(-LIMIT, LIMIT, 13, dtype=torch.float64)[1:-1]
+    places = torch.cartesian_prod(side, side)
+    time = torch.tensor(t, dtype=torch.float64)
+    alpha, sigma = schedule.scales(time)
+    density = toy.log_density(places, alpha, sigma)
+    places = places[density > density.max() - 12]
+    x0_hat = exact_denoiser(toy, schedule)(places, time)
+    way = x0_hat - (places - alpha * x0_hat) / sigma  # for flow dx/dt = eps - x0; sampling runs against it
+    length = way.norm(dim=1, keepdim=True)
+    way = 0.24 * way / length.clamp(min=1e-9).sqrt()
+    axes.quiver(
+        *places.T, *way.T, color=INK, angles="xy", scale_units="xy", scale=1, width=0.007, headwidth=3.2, headlength=3.5
+    )
+
+
+def _paths(axes, toy: Toy, schedule: Schedule, count: int = 40) -> float:
+    """Exact paths of some points, and by how much longer they are than the straight way."""
+    x = torch.randn(count, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    times = TIME_GRIDS["uniform"](schedule, 100)
+    states = trajectory(exact_denoiser(toy, schedule), x, schedule, times, "heun")
+    path = torch.stack([x, *(state.x for state in states)])
+    axes.plot(*path.permute(2, 0, 1), color=RED, linewidth=0.6, alpha=0.7)
+    axes.plot(*path[0].T, ".", color=GREY, markersize=2.5)
+    axes.plot(*path[-1].T, ".", color=INK, markersize=2.5)
+    walked, straight = path.diff(dim=0).norm(dim=2).sum(), (path[-1] - path[0]).norm(dim=1).sum()
+    return float(walked / straight)
+
+
+# ---- samplers -------------------------------------------------------------------------------------------------------
+
+SHOWN = ("ddpm", "ddim", "heun", "dpmpp_2m")
+
+
+def paths(setting: Setting) -> Drawing:
+    """The same starting points under four samplers, with few steps and with more; the exact denoiser."""
+    toy, schedule = toy_named("8_gaussians"), SCHEDULES["cosine"]()
+    counts = (4, 16)
+    figure, axes = page(len(counts), len(SHOWN), height=3.9, sharex=True, sharey=True)
+    x = torch.randn(14, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    numbers = {}
+    for row, count in enumerate(counts):
+        times = TIME_GRIDS["logsnr"](schedule, count)
+        for column, name in enumerate(SHOWN):
+            shade(axes[row, column], toy, schedule, 0.0)
+            states = trajectory(exact_denoiser(toy, schedule), x, schedule, times, name, _generator())
+            path = torch.stack([x, *(state.x for state in states)]).permute(2, 0, 1)
+            axes[row, column].plot(*path, color=RED, linewidth=0.6, alpha=0.7, marker=".", markersize=2)
+            axes[row, column].plot(*path[:, -1], ".", color=INK, markersize=4)
+            numbers[f"{name}, {count} steps: share ending within 3 std of a mode"] = _caught(toy, schedule, times, name)
+        axes[row, 0].set_ylabel(f"{count} steps")
+    for column, name in enumerate(SHOWN):
+        axes[0, column].set_title(name)
+    return Drawing(figure, numbers)
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _caught(toy: Toy, schedule: Schedule, times: Tensor, sampler: str, count: int = 2000) -> float:
+    x = torch.randn(count, 2, generator=_generator(1), dtype=torch.float64)
+    for state in trajectory(exact_denoiser(toy, schedule), x, schedule, times, sampler, _generator(2)):
+        x = state.x
+    away = torch.cdist(x, torch.from_numpy(toy.means)).min(1).values
+    return float((away < 3 * math.sqrt(toy.variances.max())).double().mean())
+
+
+def convergence(setting: Setting) -> Drawing:
+    """Distance from the exact end of the ODE over the number of steps, and its slope: each sampler's order."""
+    samplers = ("euler", "ddim", "heun", "dpmpp_2m", "unipc", "dpmpp_3m", "dpmpp_3m_taylor")
+    steps = (8, 16, 32) if setting.quick else (8, 16, 32, 64, 128, 256)
+    toy, schedule = toy_named("8_gaussians"), SCHEDULES["cosine"]()
+    start = toy.sample(8 if setting.quick else 64, np.random.default_rng(0))
+    x = torch.from_numpy(start) + 10 * torch.randn(start.shape, generator=_generator(), dtype=torch.float64)
+    found = measure(exact_denoiser(toy, schedule), schedule, samplers, x, steps=steps)
+    figure, axes = page(1, 1, height=3.4)
+    looks = zip((GREY, BLUE, ORANGE, GREEN, PURPLE, SKY, RED), ("s", "o", "^", "D", "v", "P", "X"))
+    for each, (colour, marker) in zip(found, looks):
+        label = f"{each.sampler}: order {each.order:.2f}"
+        line = "--" if each.sampler == "euler" else "-"  # the same as ddim, and drawn under it
+        axes[0, 0].loglog(
+            each.steps, each.errors, color=colour, marker=marker, markersize=4, linestyle=line, label=label
+        )
+    axes[0, 0].set(xlabel="steps", ylabel="distance from the exact end (median)", title="error over number of steps")
+    axes[0, 0].set_xticks(steps, [str(n) for n in steps], minor=False)
+    axes[0, 0].set_xticks([], minor=True)
+    figure.legend(loc="outside right center")
+    return Drawing(figure, {f"{each.sampler}: order": each.order for each in found})
+
+
+# ---- the bound ------------------------------------------------------------------------------------------------------
+
+
+def elbo(setting: Setting) -> Drawing:
+    """What each step of the chain costs, the running sum, and the bound over the number of steps; exact denoiser."""
+    toy, schedule = toy_named("8_gaussians"), SCHEDULES["cosine"]()
+    points = torch.from_numpy(toy.sample(100 if setting.quick else 2000, np.random.default_rng(0)))
+    counts = (5, 20) if setting.quick else (4, 8, 16, 32, 64, 128, 256, 512, 1000)
+    truth = -float(toy.log_density(points).mean())
+    terms = {count: bound_terms(toy, schedule, points, count) for count in counts}
+    figure, axes = page(1, 3, height=2.7)
+    many = terms[counts[-1]]
+    t = np.arange(counts[-1], 0, -1) / counts[-1]
+    axes[0, 0].semilogy(t[:-1], many[1:-1] * counts[-1], color=BLUE)
+    axes[0, 0].set(
+        title="what a step costs", xlabel="time t (0 data, 1 noise)", ylabel="nats per unit of t", xlim=(1, 0)
+    )
+    axes[0, 1].plot(t, np.cumsum(many)[1:], color=BLUE)
+    axes[0, 1].set(title="running sum", xlabel="time t (0 data, 1 noise)", ylabel="nats", xlim=(1, 0))
+    axes[0, 2].semilogx(counts, [v.sum() for v in terms.values()], color=BLUE, marker="o", markersize=3, label="bound")
+    axes[0, 2].set(title="the bound tightens", xlabel="number of steps", ylabel="nats")
+    for each in axes[0, 1:]:
+        each.axhline(truth, color=RED, linestyle=":", label=r"exact $-\ln p(x_0)$")
+    axes[0, 2].legend(loc="upper right")
+    numbers = {"exact -ln p (nats)": truth}
+    numbers |= {f"bound with {count} steps (nats)": float(v.sum()) for count, v in terms.items()}
+    return Drawing(figure, numbers)
+
+
+def bound_terms(toy: Toy, schedule: Schedule, points: Tensor, count: int) -> np.ndarray:
+    """The terms of the variational bound in nats, mean over points (n, d): the prior's, then each step's from t = 1.
+
+    The reverse variance is the posterior's, the denoiser exact, the noise the same for every count.
+    """
+    dims, generator = points.shape[1], _generator()
+    denoise = exact_denoiser(toy, schedule)
+    one = torch.ones((), dtype=torch.float64)
+    alpha, sigma = schedule.scales(one)
+    zero = torch.zeros_like(points)
+    prior = gaussian_kl(alpha * points, zero + 2 * sigma.log(), zero, zero).sum(1).mean()
+    terms = [float(prior)]
+    for index in range(count, 0, -1):
+        t, s = one * index / count, one * (index - 1) / count
+        alpha, sigma = schedule.scales(t)
+        x_t = alpha * points + sigma * torch.randn(points.shape, generator=generator, dtype=torch.float64)
+        log_variance = log_variance_range(schedule, t, s)[0].expand_as(points)
+        terms.append(float(dims * step_bound(schedule, points, x_t, denoise(x_t, t), log_variance, t, s).mean()))
+    return np.array(terms)
