@@ -36,6 +36,7 @@ def add_parser(subparsers) -> None:
     many.add_argument("-n", "--number", type=int, help="number of pictures (side by side, or one file each)")
     parser.add_argument("--seed", type=int, help="of the first picture (default: 0)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
+    parser.add_argument("--sampler", help="another way to take the steps, such as unipc or ddim (default: the model's)")
     parser.add_argument("--guidance", type=float, help="how strictly to follow the prompt; 1 = off")
     parser.add_argument("--negative", help="what to lead away from")
     times = {"nargs": 2, "type": float, "metavar": ("FIRST", "LAST")}
@@ -85,7 +86,7 @@ def save_png(image: "Image.Image", path: Path, job: dict) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    used = {name: value for name, value in job.items() if name not in GUIDANCE or value}
+    used = {name: value for name, value in job.items() if name not in (*GUIDANCE, "sampler") or value}
     info.add_itxt(KEY, json.dumps(used, ensure_ascii=False))
     for name in ("prompt", "negative", "seed", "steps", "guidance", "digest"):  # also one by one, for other viewers
         if job.get(name) is not None:
@@ -128,7 +129,7 @@ def read_png(path: Path) -> dict:
 def _job(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that decides the pictures: the options given, over the old picture's settings, over the defaults."""
     job: dict[str, Any] = {"model": None, "prompt": None, "negative": None, "grid": None, "number": None, "seed": 0}
-    job |= {"steps": None, "guidance": None, "scale": 1, "digest": None}
+    job |= {"steps": None, "sampler": None, "guidance": None, "scale": 1, "digest": None}
     job |= dict.fromkeys(GUIDANCE)
     if args.source:
         told = read_png(Path(args.source))
@@ -181,6 +182,7 @@ def _draw(pipeline: "Pipeline", job: dict, count: int) -> list["Image.Image"]:
             prompt=job["prompt"],
             negative_prompt=job["negative"],
             num_inference_steps=job["steps"],
+            sampler=job["sampler"],
             guidance_scale=job["guidance"],
             guidance_interval=job["interval"],
             guidance_rescale=job["rescale"],

@@ -22,6 +22,7 @@ from ldm.autoguidance import as_weak
 from ldm.errors import UserError
 from ldm.guidance import Guidance, guide
 from ldm.model_folder import COMPONENTS, ModelFolder, locate, read_json
+from ldm.schedulers import with_sampler
 from ldm.stock import stock_class
 from ldm.stock_noise import process_of
 
@@ -99,6 +100,7 @@ class Pipeline:
         cfg_zero: bool = False,
         zero_init: float = 0.0,
         weak: "Pipeline | torch.nn.Module | str | Path | None" = None,
+        sampler: str | None = None,
     ) -> PipelineOutput:
         """Draw pictures.
 
@@ -120,8 +122,9 @@ class Pipeline:
                 default, which is (0, 1) and 0 unless it has others.
             weak: a worse model of the same latents to lead away from (autoguidance), see `ldm.autoguidance.as_weak`.
                 It is told the prompt too, or the negative prompt where there is one.
+            sampler: a name in `ldm.sampler.SAMPLERS` that a stock scheduler takes the steps of; None = the model's.
 
-        Raises: ValueError naming the argument, what it was and what is allowed.
+        Raises: ValueError naming the argument, what it was and what is allowed; UserError for a sampler without one.
         """
         steps = self._default("num_inference_steps", num_inference_steps)
         scale = float(self._default("guidance_scale", guidance_scale))
@@ -143,13 +146,14 @@ class Pipeline:
             words = negatives if worse is None or negative_prompt is not None else prompts
             negative = (worse or self).encode_prompt(words).repeat_interleave(num_images_per_prompt, dim=0)
         more = self._guidance_needs(rule, worse)
+        scheduler = self.scheduler if sampler is None else with_sampler(self.scheduler, sampler)
         results = []
         for start in range(0, total, batch_size):
             part = slice(start, start + batch_size)
             away = None if negative is None else negative[part]
             denoise = guide(self._predict, condition[part], away, rule, **more)
             chosen = generators[part] if isinstance(generators, list) else generators
-            z0 = self._sample(denoise, noise[part], steps, chosen, callback)
+            z0 = self._sample(scheduler, denoise, noise[part], steps, chosen, callback)
             results.append(z0 if output_type == "latent" else self.decode(z0))
         return PipelineOutput(_convert(torch.cat(results), output_type))
 
@@ -206,8 +210,7 @@ class Pipeline:
         process = process_of(self.scheduler)
         return needs | {"process": process, "time": process.schedule.from_timestep}
 
-    def _sample(self, denoise, noise: Tensor, steps: int, generator, callback: Callback | None) -> Tensor:
-        scheduler = self.scheduler
+    def _sample(self, scheduler, denoise, noise: Tensor, steps: int, generator, callback: Callback | None) -> Tensor:
         scheduler.set_timesteps(steps, device=self.device)
         takes = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
         x_t = noise.to(self.device, self.dtype) * scheduler.init_noise_sigma

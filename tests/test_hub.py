@@ -1,4 +1,4 @@
-"""Export and push: exact samplers, a self-contained folder, a truthful card, one commit."""
+"""Export and push: a self-contained folder, a truthful card, one commit."""
 
 import argparse
 import json
@@ -8,17 +8,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_model import COSINE, FLOW, tiny_folder
+from tiny_model import tiny_folder
 
 from ldm import hub
 from ldm.card import rows
-from ldm.config import NoiseOptions
 from ldm.doctor import check_model
 from ldm.errors import UserError
 from ldm.export import export
-from ldm.noise import NoiseProcess
 from ldm.pipeline import load_pipeline
-from ldm.schedulers import export_scheduler
 
 
 @pytest.fixture(scope="module")
@@ -31,67 +28,6 @@ def call(*argv) -> int:
     hub.add_parser(parser.add_subparsers())
     args = parser.parse_args(list(map(str, argv)))
     return args.run(args)
-
-
-# ---- schedulers ----------------------------------------------------------------------------------------------------
-
-
-def exact_denoiser(noise: NoiseOptions, mean: float, std: float):
-    """What a perfect network predicts for data N(mean, std^2), with the timesteps read as training writes them."""
-    process = NoiseProcess(**noise.model_dump())
-
-    def predict(x, timestep):
-        t = torch.full((1,), float(timestep) / 1000)
-        alpha, sigma = (scale.double() for scale in process.scales(t + (0 if noise.process == "flow" else 1e-6)))
-        spread = alpha**2 * std**2 + sigma**2
-        x0 = mean + alpha * std**2 / spread * (x - alpha * mean)
-        eps = sigma / spread * (x - alpha * mean)
-        return {"flow": eps - x0, "v_prediction": alpha * eps - sigma * x0, "epsilon": eps}[noise.prediction_type]
-
-    return predict
-
-
-def sampled(noise: NoiseOptions, mean: float, std: float, steps: int) -> tuple[float, float]:
-    """Mean and deviation of what the sampler draws. The denoiser is affine in x, hence so is the whole sampler:
-    two starting points give its offset and slope, without any sampling error."""
-    scheduler, predict = export_scheduler(noise), exact_denoiser(noise, mean, std)
-    scheduler.set_timesteps(steps)
-    x = torch.tensor([0.0, 1.0], dtype=torch.float64).view(2, 1, 1, 1)
-    for t in scheduler.timesteps:
-        x = scheduler.step(predict(scheduler.scale_model_input(x, t), t), t, x, return_dict=False)[0]
-    offset, at_one = x.flatten().tolist()
-    return offset, abs(at_one - offset)
-
-
-@pytest.mark.parametrize("noise", [FLOW, COSINE, NoiseOptions(process="cosine", prediction_type="epsilon")], ids=str)
-@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 0.5), (-1.0, 1.2)])
-def test_a_perfect_network_gives_the_right_distribution_in_20_steps(noise, mean, std):
-    offset, spread = sampled(noise, mean, std, 20)
-    assert offset == pytest.approx(mean, abs=0.01)
-    assert spread == pytest.approx(std, rel=0.015)
-
-
-def test_a_shifted_flow_also_converges():
-    noise = NoiseOptions(shift=3.0)
-    assert export_scheduler(noise).config.flow_shift == 3.0
-    assert sampled(noise, 0.5, 0.5, 100) == pytest.approx((0.5, 0.5), rel=0.02)
-
-
-def test_scaled_linear_converges_but_not_to_the_mean():
-    """Its last timestep still holds 7% of the picture, which sampling from pure noise cannot know: a known trait."""
-    noise = NoiseOptions(process="scaled_linear", prediction_type="epsilon")
-    assert sampled(noise, 0.5, 0.5, 200) == pytest.approx((0.48, 0.5), abs=0.02)
-
-
-def test_timesteps_are_what_training_tells_the_network():
-    flow = export_scheduler(FLOW)
-    flow.set_timesteps(20)
-    assert (flow.timesteps - 1000 * flow.sigmas[:-1]).abs().max() <= 1  # diffusers cuts them to whole numbers
-    cosine = export_scheduler(COSINE)
-    ours = NoiseProcess(**COSINE.model_dump()).alphas_cumprod
-    torch.testing.assert_close(cosine.alphas_cumprod.double(), ours, atol=1e-6, rtol=1e-3)
-    cosine.set_timesteps(20)
-    assert cosine.timesteps[0] == 999
 
 
 # ---- export --------------------------------------------------------------------------------------------------------

@@ -81,6 +81,45 @@ def test_every_scheduler_draws_as_its_sampler(name, sampler, grid):
     assert (ours - theirs).abs().max() < 0.03, (ours - theirs).abs().max()
 
 
+def drawn(options: NoiseOptions, mean: float, std: float, steps: int) -> tuple[float, float]:
+    """Mean and deviation of what the exported scheduler draws. The network is affine in x, hence so is the whole:
+    two starting points give its offset and slope, without any sampling error."""
+    network = perfect_network(NoiseProcess(**options.model_dump()), mean, std)
+    x = torch.tensor([0.0, 1.0], dtype=torch.float64).view(2, 1, 1, 1)
+    offset, at_one = drive(export_scheduler(options), network, x, steps, None).flatten().tolist()
+    return offset, abs(at_one - offset)
+
+
+@pytest.mark.parametrize("name", ["flow", "cosine", "karras", "zero snr cosine"])
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 0.5), (-1.0, 1.2)])
+def test_a_perfect_network_gives_the_right_distribution_in_20_steps(name, mean, std):
+    offset, spread = drawn(PROCESSES[name], mean, std, 20)
+    assert offset == pytest.approx(mean, abs=0.02)
+    assert spread == pytest.approx(std, rel=0.06 if name == "karras" else 0.02)  # its 20 steps go from 80 to 0.002
+
+
+def test_a_shifted_flow_also_converges():
+    assert export_scheduler(PROCESSES["shifted flow"]).config.flow_shift == 3.0
+    assert drawn(PROCESSES["shifted flow"], 0.5, 0.5, 100) == pytest.approx((0.5, 0.5), rel=0.02)
+
+
+def test_scaled_linear_converges_but_not_to_the_mean():
+    """Its last timestep still holds 7% of the picture, which sampling from pure noise cannot know: a known trait."""
+    assert drawn(PROCESSES["scaled_linear"], 0.5, 0.5, 200) == pytest.approx((0.48, 0.5), abs=0.02)
+
+
+def test_timesteps_are_what_training_tells_the_network():
+    flow = export_scheduler(FLOW)
+    flow.set_timesteps(20)
+    assert (flow.timesteps - 1000 * flow.sigmas[:-1]).abs().max() <= 1  # diffusers cuts them to whole numbers
+    for name in ("linear", "cosine", "shifted cosine", "sigmoid", "zero snr"):
+        theirs, options = export_scheduler(PROCESSES[name]), PROCESSES[name]
+        ours = NoiseProcess(**options.model_dump()).schedule.alphas_cumprod
+        torch.testing.assert_close(theirs.alphas_cumprod.double(), ours, atol=1e-6, rtol=1e-2)
+        theirs.set_timesteps(20)
+        assert theirs.timesteps[0] == 999
+
+
 def test_every_scheduler_can_be_loaded_and_every_sampler_but_two_can_be_exported():
     named = {scheduler for recipes in RECIPES.values() for scheduler, _ in recipes.values()}
     assert named <= set(CLASSES["scheduler"])
