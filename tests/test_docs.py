@@ -1,0 +1,189 @@
+"""The chapters: they build without a warning, name only what exists, and their examples work."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ldm import cli, figures
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+CHAPTERS = sorted((ROOT / "docs" / "ideas").glob("*.md"))
+WRITTEN = [page for page in PAGES if page.name != "log.md"]  # the log tells of what was, and is not edited later
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+CODE = re.compile(r"`([^`\n]+)`")
+PLACE = re.compile(r"# (?P<path>[\w/]+\.py)(?:, (?P<where>in|before) (?P<name>\w+))?\n(?P<code>.*)", re.S)
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def prose_of(page: Path) -> str:
+    """The page without its fenced blocks."""
+    return BLOCK.sub("", text_of(page))
+
+
+def examples() -> list[dict[str, str]]:
+    """The python blocks of extending.md: each with a path, where in it the code goes, and the code."""
+    found = [PLACE.fullmatch(code) for kind, code in BLOCK.findall(text_of(ROOT / "docs/extending.md"))]
+    assert found and all(found), "each block begins with a comment that names its file"
+    return [match.groupdict() for match in found if match]
+
+
+def named(page: Path, pattern: str) -> set[str]:
+    """What the page names between backticks and matches the whole pattern."""
+    return {code for code in CODE.findall(prose_of(page)) if re.fullmatch(pattern, code)}
+
+
+# ---- what the pages name --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.stem)
+def test_every_file_that_a_page_names_exists(page):
+    made = {example["path"] for example in examples()}
+    names = {name for code in CODE.findall(prose_of(page)) for name in re.findall(r"[\w./-]+", code)}
+    paths = {n for n in names if re.fullmatch(r"((ldm|tests|configs|docs|scripts|benchmarks|models)/\S*\w|\w+\.py)", n)}
+    assert {path for path in paths if not (ROOT / path).exists()} - made == set()
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of every `ldm ...` that the page shows."""
+    return [code.split()[1:] for code in CODE.findall(prose_of(page)) if code.startswith("ldm ")]
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.stem)
+def test_every_command_that_a_page_names_exists(page):
+    for first, *rest in commands(page):
+        assert first in cli.COMMANDS, f"ldm {first}"
+        place, _ = cli.COMMANDS[first]
+        assert isinstance(place, str) or rest[0] in place, f"ldm {first} {rest[0]}"
+        if first == "figures":
+            assert {word for word in rest if not word.startswith("-")} - {"NAME"} <= set(figures.FIGURES)
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
+def test_a_chapter_has_a_formula_and_ends_with_what_to_read_and_to_try(page):
+    text = prose_of(page)
+    assert "$$" in text
+    assert re.search(r"\n\nRead: `ldm/[^\n]*`tests/[^\n]*\n\nTry: `", text), "the last two lines: Read and Try"
+
+
+def test_the_path_leads_through_every_chapter_in_order():
+    linked = re.findall(r"\(ideas/([\w-]+\.md)\)", text_of(ROOT / "docs/index.md"))
+    assert linked == [page.name for page in CHAPTERS]
+
+
+# ---- pages ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built pages. The build fails at the first warning: a missing link or figure, a page not in the path."""
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("latex2mathml")
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    return out
+
+
+def test_the_pages_need_nothing_from_elsewhere(site):
+    """Scripts, styles, fonts and pictures all lie in the site; links to elsewhere are for people to follow."""
+    for page in [*site.rglob("*.html"), *site.rglob("*.css")]:
+        text = text_of(page)
+        fetched = re.findall(
+            r"""(?:<(?:script|img|iframe)[^>]*\ssrc|<link[^>]*\shref)\s*=\s*["']?(?:https?:)?//""", text
+        )
+        fetched += re.findall(r"url\(\s*[\"']?(?:https?:)?//", text)
+        assert not fetched, page
+
+
+def test_every_formula_became_mathml_and_no_code_did(site):
+    for page in WRITTEN:
+        html = text_of(site / page.relative_to(ROOT / "docs").with_suffix(".html"))
+        body = html[html.index('role="main"') :]
+        formulas = CODE.sub("", prose_of(page)).count("$$") / 2
+        assert body.count('display="block"') == formulas
+        outside = re.sub(r"<(pre|code)\b.*?</\1>", "", body, flags=re.S)
+        assert "$" not in outside and "\\" not in outside, page
+        assert "<math" not in "".join(re.findall(r"<pre.*?</pre>", body, flags=re.S))
+
+
+def test_a_formula_that_cannot_be_drawn_stops_the_build():
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("latex2mathml")
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        from docs_hooks import to_mathml
+    finally:
+        sys.path.remove(str(ROOT / "scripts"))
+    for wrong in (r"\nosuch x", r"x^", r"a &= b", r"\left( x"):
+        with pytest.raises(ValueError, match="formula"):
+            to_mathml(wrong)
+    assert "<mfrac>" in to_mathml(r"\frac{1}{2}")
+
+
+# ---- the examples of extending.md -----------------------------------------------------------------------------------
+
+
+def put(root: Path, path: str, where: str | None, name: str | None, code: str) -> None:
+    """Write an example's code where its first line says."""
+    file = root / path
+    if where is None:
+        file.write_text((file.read_text() if file.exists() else "") + "\n\n" + code)
+        return
+    lines = file.read_text().splitlines(keepends=True)
+    at = [i for i, line in enumerate(lines) if re.match(rf"(class |def )?{name}\b", line)]
+    assert len(at) == 1, f"{path} has {len(at)} lines that begin with {name}"
+    while where == "before" and lines[at[0] - 1].startswith("#"):
+        at[0] -= 1  # a comment stays with what it is about
+    lines.insert(at[0] + (where == "in"), code)
+    file.write_text("".join(lines))
+
+
+def test_each_example_touches_one_source_file_and_one_test_file():
+    for section in text_of(ROOT / "docs/extending.md").split("\n## ")[1:]:
+        paths = {match["path"] for _, code in BLOCK.findall(section) if (match := PLACE.fullmatch(code))}
+        if paths:
+            assert sorted(path.split("/")[0] for path in paths) == ["ldm", "tests"], section.splitlines()[0]
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """A copy of the project with every example put in its place."""
+    copy = tmp_path_factory.mktemp("extended")
+    for folder in ("ldm", "tests"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    for example in examples():
+        put(copy, **example)
+    return copy
+
+
+def run_tests(copy: Path, names: list[str]) -> None:
+    """Run the tests of the copy whose names have one of these in them, in the files that the examples extend."""
+    files = sorted({example["path"] for example in examples() if example["path"].startswith("tests/")})
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", " or ".join(names)]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) >= len(names), done.stdout
+
+
+def test_the_examples_work(extended):
+    run_tests(extended, re.findall(r"^def (test_\w+)", "\n".join(e["code"] for e in examples()), re.M))
+
+
+@pytest.mark.slow
+def test_what_holds_for_all_holds_for_the_examples(extended):
+    """The tests that take each name of a table as a parameter."""
+    lines = [e["code"] for e in examples() if e["where"] == "in"]
+    run_tests(extended, [name for line in lines for name in re.findall(r'^    "(\w+)":', line)])
