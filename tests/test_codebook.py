@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ldm.codebook import Codebook, code_usage, nearest
 
@@ -113,3 +114,22 @@ def test_nearest_is_least_distance():
     vectors, codes = torch.randn(50, 3, generator=generator), torch.randn(7, 3, generator=generator)
     distances = (vectors[:, None] - codes).square().sum(-1)
     assert torch.equal(nearest(vectors, codes), distances.argmin(1))
+
+
+def _one_of_two(rank, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(rank)  # as the trainer does: dropout differs, so the draw of a revival would too
+    z, _ = corners()
+    book, codes = Codebook(4, decay=0.9, revive_after=5).train(), torch.zeros(4, 2)
+    for _ in range(3):
+        book(z[..., rank::2], codes)
+    save_file({"codes": codes, "usage": book.usage.data, "idle": book.idle.data}, f"{folder}/{rank}.safetensors")
+
+
+@pytest.mark.slow
+def test_two_processes_keep_one_codebook_that_sees_both_halves(tmp_path):
+    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), nprocs=2)
+    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    assert first["usage"].sum().item() == pytest.approx(160 * (1 - 0.9**3), rel=1e-5)
