@@ -26,6 +26,7 @@ def to_mathml(tex: str, display: bool = False) -> str:
         raise ValueError(f"formula {tex.strip()!r}: {type(error).__name__} {error}") from error
     if "\\" in mathml or "<mi>&</mi>" in mathml:
         raise ValueError(f"formula {tex.strip()!r} uses a command that latex2mathml does not know")
+    mathml = mathml.replace("<mover>", '<mover accent="true">')  # hats and tildes, else set small and high
     mathml = FUNCTION.sub(r'<mrow>\1<mspace width="0.167em" /></mrow>', mathml)
     return f'<div class="formula">{mathml}</div>' if display else mathml
 
