@@ -24,6 +24,7 @@ WIDTHS = [16, 32, 64, 64, 64]  # of the autoencoders, as many as f asks for
 CHANNELS = {"kl-f4": 4, "kl-f8": 8, "kl-f16": 16, "vq-f4": 4, "vq-f8": 4, "vq-f16": 4}
 ROWS = ["identity", *CHANNELS]
 PROMPTS = {"horizontal": "horizontal stacked glyph", "vertical": "vertical stacked glyph"}
+BATCH = 32  # of the U-Nets
 LEVELS = {4: 3, 8: 4, 16: 5}
 
 
@@ -38,6 +39,7 @@ def main() -> None:
         for row in rows:
             autoencoder(row, args)
             judged(row, args)
+        budget(args)
         for row in rows:
             generated(row, args)
         timed(rows, args)
@@ -107,7 +109,8 @@ def generated(row: str, args: argparse.Namespace) -> None:
     folder = args.output / row
     if (folder / "generation.json").is_file():
         return
-    settings, facts = ldm_settings(row, args)
+    facts = json.loads((args.output / "steps.json").read_text())[row]
+    settings = _ldm_settings(row, args, num_steps=facts["steps"])
     if not (folder / "ldm" / "final").is_dir():
         data = build(settings.data)
         _train(lambda run: Quiet(settings, data, run, torch.device("cpu")), settings, folder / "ldm")
@@ -116,23 +119,50 @@ def generated(row: str, args: argparse.Namespace) -> None:
     print(f"{row}: {numbers}", flush=True)
 
 
-def ldm_settings(row: str, args: argparse.Namespace):
-    """Settings with as many steps as fit the budget; they are kept, so that a resumed run has the same."""
-    from ldm.planning import SUBJECTS, measure_cost
+def budget(args: argparse.Namespace) -> None:
+    """How many steps of each row's U-Net fit into the CPU seconds: steps.json, measured once for all rows in turn."""
+    from ldm.planning import measure_cost
+
+    path = args.output / "steps.json"
+    if path.is_file():
+        return
+    subjects = {row: subject(row, args) for row in ROWS}
+    seconds, found = _cpu_seconds(subjects), {}
+    for row, subject_ in subjects.items():
+        steps, cost = max(1, round(args.ldm_seconds / seconds[row])), measure_cost(subject_)
+        found[row] = {"steps": steps, "pictures": steps * BATCH, "cpu_seconds": args.ldm_seconds}
+        found[row] |= {"parameters": cost.exported, "flops_per_picture": cost.flops}
+    _write(path, found)
+
+
+def subject(row: str, args: argparse.Namespace):
+    """The U-Net of a row, as planning measures it."""
+    import torch
+
+    from ldm.denoiser import build_unet
+    from ldm.planning import Subject, _text
+
+    settings = _ldm_settings("identity", args)
+    channels, side = CHANNELS.get(row, 1), settings.data.resolution // factor_of(row)
+    tokens, width = _text(settings, None)
+
+    def loss(unet, batch: int, device):
+        latents = torch.zeros(batch, channels, side, side, device=device)
+        text = torch.zeros(batch, tokens, width, device=device)
+        return unet(latents, torch.zeros(batch, device=device), text).sample.float().square().mean()
+
+    return Subject(lambda: build_unet(settings.model, channels, side, width), loss, row)
+
+
+def factor_of(row: str) -> int:
+    return 1 if row == "identity" else int(row.split("-f")[1])
+
+
+def _ldm_settings(row: str, args: argparse.Namespace, **train):
     from ldm.settings_io import resolve
 
     source = "identity" if row == "identity" else str(args.output / row / "vae")
-    settings = resolve("ldm", args.config, {"vae": source})
-    path = args.output / row / "ldm-steps.json"
-    if not path.is_file():
-        subject, batch = SUBJECTS["ldm"](settings, None), settings.train.batch_size
-        seconds = _cpu_seconds(subject, batch)
-        steps, cost = max(1, round(args.ldm_seconds / seconds)), measure_cost(subject)
-        facts = {"steps": steps, "pictures": steps * batch, "cpu_seconds": args.ldm_seconds}
-        _write(path, facts | {"parameters": cost.exported, "flops_per_picture": cost.flops})
-    facts = json.loads(path.read_text())
-    settings = resolve("ldm", args.config, {"vae": source, "train": {"num_steps": facts["steps"]}})
-    return settings, facts
+    return resolve("ldm", args.config, {"vae": source, "train": {"batch_size": BATCH} | train})
 
 
 def timed(rows: list[str], args: argparse.Namespace) -> None:
@@ -172,23 +202,26 @@ def _train(build, settings, run: Path) -> None:
     _write(run / "cost.json", {"cpu_seconds_of_last_start": round(time.process_time() - started, 1)})
 
 
-def _cpu_seconds(subject, batch: int) -> float:
-    """Least CPU seconds of one training step, by four real ones on zeros, in the precision that training takes."""
+def _cpu_seconds(subjects: dict, rounds: int = 4) -> dict[str, float]:
+    """Least CPU seconds of one training step of each, on zeros, in rounds through all, in the training's precision."""
     import torch
 
+    from ldm.denoiser import choose_attention
     from ldm.planning import _step
     from ldm.training import precision
 
-    device = torch.device("cpu")
+    device, batch = torch.device("cpu"), BATCH
     half = torch.bfloat16 if precision("auto", device) == "bf16" else None
-    model, seconds = subject.build().train(), []
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    for _ in range(4):
-        started = time.process_time()
-        _step(subject, model, batch, device, half)
-        optimizer.step()
-        seconds.append(time.process_time() - started)
-    return min(seconds)
+    models = {row: each.build().train() for row, each in subjects.items()}
+    seconds: dict[str, list[float]] = {row: [] for row in subjects}
+    for model in models.values():
+        choose_attention(model, "auto", device)
+    for _ in range(rounds):
+        for row, model in models.items():
+            started = time.process_time()
+            _step(subjects[row], model, batch, device, half)
+            seconds[row].append(time.process_time() - started)
+    return {row: min(values) for row, values in seconds.items()}
 
 
 def _vae(row: str, args: argparse.Namespace):
@@ -282,19 +315,17 @@ def _record(row: str, args: argparse.Namespace) -> dict:
     """Everything that the stages left of a row."""
     folder = args.output / row
     places = {"report": "vae/report.json", "generation": "generation.json", "timing": "timing.json"}
-    places |= {"steps": "ldm-steps.json", "config": "vae/final/vae/config.json"}
     return {name: json.loads((folder / p).read_text()) for name, p in places.items() if (folder / p).is_file()}
 
 
 def cells(row: str, record: dict) -> list[str]:
     """One line of the table; '-' for what is not finished or does not apply."""
     report, drawn, timing = (record.get(name, {}) for name in ("report", "generation", "timing"))
-    rate, steps = report.get("rate", {}), record.get("steps", {})
+    rate = report.get("rate", {})
     bits = _number(rate.get("bits_per_pixel"), 3)
     if "entropy_bits_per_pixel" in rate:
         bits += f" ({rate['entropy_bits_per_pixel']:.3f})"
-    factor = 1 if row == "identity" else int(row.split("-f")[1])
-    numbers = (64 // factor) ** 2 * CHANNELS.get(row, 1)
+    numbers = (64 // factor_of(row)) ** 2 * CHANNELS.get(row, 1)
     confidence = [drawn[layout]["confidence"] for layout in PROMPTS if layout in drawn]
     return [
         row,
@@ -307,8 +338,8 @@ def cells(row: str, record: dict) -> list[str]:
         _number(rate.get("perplexity"), 0),
         _number(timing.get("encode"), 2),
         _number(timing.get("decode"), 2),
-        str(steps.get("steps", "-")),
-        _number(steps["flops_per_picture"] / 1e9 if steps else None, 3),
+        str(drawn.get("steps", "-")),
+        _number(drawn["flops_per_picture"] / 1e9 if drawn else None, 3),
         *(_share(drawn.get(layout, {}).get("agreement")) for layout in PROMPTS),
         _number(sum(confidence) / len(confidence) if confidence else None, 2),
         _number(drawn.get("draw_cpu_milliseconds"), 0),

@@ -33,11 +33,13 @@ def test_settings_follow_the_row(bench, args):
 
 
 def test_steps_are_measured_once_and_then_kept(bench, args, monkeypatch):
-    monkeypatch.setattr(bench, "_cpu_seconds", lambda subject, batch: 0.125)
-    settings, facts = bench.ldm_settings("identity", args)
-    assert settings.train.num_steps == facts["steps"] == 8 and settings.vae == "identity"
-    monkeypatch.setattr(bench, "_cpu_seconds", lambda subject, batch: pytest.fail("measured again"))
-    assert bench.ldm_settings("identity", args)[1] == facts
+    monkeypatch.setattr(bench, "_cpu_seconds", lambda subjects: dict.fromkeys(subjects, 0.125))
+    bench.budget(args)
+    steps = json.loads((args.output / "steps.json").read_text())
+    assert list(steps) == bench.ROWS and all(facts["steps"] == 8 for facts in steps.values())
+    assert steps["identity"]["flops_per_picture"] > 8 * steps["kl-f4"]["flops_per_picture"]
+    monkeypatch.setattr(bench, "_cpu_seconds", lambda subjects: pytest.fail("measured again"))
+    bench.budget(args)
 
 
 def test_a_row_in_the_middle_shows_what_it_has(bench, args, capsys):
