@@ -6,6 +6,7 @@ model, the glyph table and the font package; numbers in it are printed as well, 
 """
 
 import argparse
+import difflib
 import importlib
 import time
 from collections.abc import Callable
@@ -59,15 +60,14 @@ class Drawing:
 
 
 def add_parser(subparsers) -> None:
-    width = max(map(len, FIGURES)) + 2
     parser = subparsers.add_parser(
         "figures",
         help="draw the pictures that explain the method",
         description="Draw the pictures that explain the method, and print the numbers in them.",
-        epilog="figures:\n" + "\n".join(f"  {name:{width}}{line}" for name, (_, line) in FIGURES.items()),
+        epilog=_listed(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *FIGURES], help="one or several, see below")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="one or several, see below")
     parser.add_argument("-o", "--output", type=Path, default=Path("figures"), help="folder (default: figures)")
     parser.add_argument("--all", action="store_true", help="draw them all (about ten minutes on one core)")
     parser.add_argument("--list", action="store_true", help="only list their names")
@@ -77,14 +77,17 @@ def add_parser(subparsers) -> None:
     parser.set_defaults(run=run)
 
 
+def _listed() -> str:
+    width = max(map(len, FIGURES)) + 2
+    return "\n".join(f"{name:{width}}{line}" for name, (_, line) in FIGURES.items())
+
+
 def run(args: argparse.Namespace) -> int:
     if args.list:
-        for name, (_, line) in FIGURES.items():
-            print(f"{name:{max(map(len, FIGURES)) + 2}}{line}")
+        print(_listed())
         return 0
     names = list(FIGURES) if args.all else args.names
-    if not names:
-        raise UserError(f"name a figure, or give --all: {', '.join(FIGURES)}")
+    _check(names)
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -93,6 +96,16 @@ def run(args: argparse.Namespace) -> int:
     for name in names:
         _draw_and_save(name, setting, args.output)
     return 0
+
+
+def _check(names: list[str]) -> None:
+    if not names:
+        raise UserError(f"name a figure, or give --all: {', '.join(FIGURES)}")
+    for name in names:
+        if name not in FIGURES:
+            near = difflib.get_close_matches(name, FIGURES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"figure must be one of {', '.join(FIGURES)}, got {name!r}{hint}")
 
 
 def function_of(name: str) -> Callable[[Setting], Drawing]:

@@ -9,14 +9,14 @@ from ldm.figures.style import SIGNED, grey, strip
 
 
 def reconstruction(setting: Setting) -> Drawing:
-    """Unseen glyphs, five evenly spaced and the five with the most ink, there and back again, and the difference."""
+    """Unseen glyphs, four evenly spaced and the four with the most ink, there and back again, and the difference."""
     pipeline = model(setting)
     data = glyphs(setting, "validation")
     before = np.stack([data.image(i) for i in range(min(16 if setting.quick else 192, len(data)))])
     after, _ = reconstruct(pipeline.vae, before)
-    even = np.linspace(0, len(before) - 1, 5).round().astype(int)
+    even = np.linspace(0, len(before) - 1, 4).round().astype(int)
     dense = np.argsort(-ink(before), kind="stable")
-    chosen = [*even, *dense[:5]]
+    chosen = [*even, *dense[:4]]
     ratio = psnr(before, after)
     pairs = [(before[i, ..., 0].astype(float), after[i, ..., 0].astype(float)) for i in chosen]
     rows = [
@@ -25,8 +25,8 @@ def reconstruction(setting: Setting) -> Drawing:
         [SIGNED((y - x) / 128 + 0.5)[..., :3] for x, y in pairs],  # four times the contrast
     ]
     feet = [f"{ratio[i]:.1f} dB" for i in chosen]
-    titles = [(2, "evenly spaced"), (7, "the most ink")]
-    figure = strip(rows, ("original", "after", "difference"), [""] * len(chosen), feet, scale=1, titles=titles)
+    titles = [(1.5, "evenly spaced"), (5.5, "the most ink")]
+    figure = strip(rows, ("original", "after", "difference\n(4 x)"), [""] * len(chosen), feet, left=110, titles=titles)
     tenth = dense[: max(1, len(dense) // 10)]
     latent = int(np.prod(pipeline.latent_shape))
     numbers = {

@@ -38,11 +38,17 @@ def reverse(setting: Setting) -> Drawing:
         [grey(_decoded(pipeline, states[i][2])) for i in chosen],
     ]
     names = ("$x_t$\n4 channels", "$x_t$\ndecoded", r"$\hat x_0$" + "\ndecoded")
-    figure = strip(rows, names, [f"t = {states[i][0]:.2g}" for i in chosen])
-    distance = [float((a - b).square().mean().sqrt()) for (*_, a), (*_, b) in zip(states, states[1:])]
-    settled = next(states[i][0] for i in range(steps) if max(distance[i:]) < 0.1)
-    numbers = {"prompt": PROMPT, "steps": steps, "x0_hat moves less than 0.1 a step from t =": settled}
+    figure = strip(rows, names, [f"t = {states[i][0]:.2g}" for i in chosen], left=110)
+    end = states[-1][1]
+    numbers: dict[str, object] = {"prompt": PROMPT, "steps": steps}
+    for i in chosen[:-1]:
+        t, _, x0_hat = states[i]
+        numbers[f"x0_hat from its final value at t = {t:.3g} (root mean square)"] = _distance(x0_hat, end)
     return Drawing(figure, numbers, _film(pipeline, states))
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).square().mean().sqrt())
 
 
 def _walk(denoise: Denoise, schedule: Schedule, x: Tensor, steps: int) -> list[tuple[float, Tensor, Tensor]]:
@@ -85,7 +91,7 @@ def _film(pipeline: Pipeline, states: list[tuple[float, Tensor, Tensor]], scale:
 def loss(setting: Setting) -> Drawing:
     """Mean squared error by time of the model and of what one could say without it, on unseen characters."""
     pipeline = model(setting)
-    count, bins = (32, 4) if setting.quick else (384, 20)
+    count, bins = (16, 3) if setting.quick else (192, 12)
     data = glyphs(setting, "validation")
     chosen = range(min(count, len(data)))
     latents = encode(pipeline, np.stack([data.image(i) for i in chosen]))
@@ -99,7 +105,7 @@ def loss(setting: Setting) -> Drawing:
     figure, axes = page(1, 2, height=2.9)
     colours = dict(zip(errors, (GREY, ORANGE, GREEN, BLUE, RED)))
     alpha, sigma = schedule.scales(times)
-    factors = (torch.ones(bins), (convert_factor(alpha, sigma)) ** 2)
+    factors = (torch.ones(bins), (flow_factor(alpha, sigma)) ** 2)
     for column, (factor, title) in enumerate(zip(factors, ("error of the clean sample", "error of the velocity"))):
         for name, values in errors.items():
             axes[0, column].plot(times, values * factor, color=colours[name], label=name)
@@ -112,7 +118,7 @@ def loss(setting: Setting) -> Drawing:
     return Drawing(figure, numbers)
 
 
-def convert_factor(alpha: Tensor, sigma: Tensor) -> Tensor:
+def flow_factor(alpha: Tensor, sigma: Tensor) -> Tensor:
     """By what an error in x0 is multiplied in the flow velocity at one x_t: 1 / sigma for rectified flow."""
     zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
     at = [convert(x0, zero, alpha, sigma, "sample", "flow") for x0 in (zero, one)]
@@ -130,7 +136,7 @@ def _squared_error(predict: Callable, schedule, latents: Tensor, t: Tensor) -> T
 def _predictors(setting: Setting, pipeline: Pipeline, captions: list[str]) -> dict[str, Callable]:
     """x0_hat(x_t, t) of the trivial predictors, fitted to training glyphs, and of the model without and with words."""
     data = glyphs(setting, "train")
-    few = range(min(64 if setting.quick else 3000, len(data)))
+    few = range(min(48 if setting.quick else 2000, len(data)))
     known = encode(pipeline, np.stack([data.image(i) for i in few]))
     mean = known.mean(0, keepdim=True)
     unconditional, schedule = denoiser(pipeline, [""] * len(captions))
@@ -147,14 +153,15 @@ def _predictors(setting: Setting, pipeline: Pipeline, captions: list[str]) -> di
 def linear_gaussian(known: Tensor, schedule, full: bool = True) -> Callable[[Tensor, Tensor], Tensor]:
     """E[x0 | x_t] for Gaussian x0 with the mean and covariance of `known` (n, ...): the best linear denoiser.
 
-    x0_hat = m + C alpha (alpha^2 C + sigma^2 I)^-1 (x_t - alpha m), through the eigenvectors of C. With `full` false C
-    is one variance times I.
+    x0_hat = m + C alpha (alpha^2 C + sigma^2 I)^-1 (x_t - alpha m), through the eigenvectors of C, which is shrunk as
+    few items of many dimensions demand (Ledoit and Wolf 2004). With `full` false C is one variance times I.
     """
     flat = known.flatten(1).double()
     mean = flat.mean(0)
     if full:
-        variances, axes = torch.linalg.eigh(torch.cov(flat.T))
-        variances = variances.clamp(min=0)
+        from sklearn.covariance import ledoit_wolf
+
+        variances, axes = torch.linalg.eigh(torch.from_numpy(ledoit_wolf(flat.numpy())[0]))
     else:
         variances, axes = (flat - mean).square().mean().expand(len(mean)), None
 
@@ -174,7 +181,7 @@ def linear_gaussian(known: Tensor, schedule, full: bool = True) -> Callable[[Ten
 def guidance(setting: Setting) -> Drawing:
     """The same noise at every guidance scale and number of steps, for two prompts."""
     pipeline = model(setting)
-    scales, steps = ([1, 3], [2, 4]) if setting.quick else ([1, 2, 3, 5, 8], [2, 4, 6, 10, 20])
+    scales, steps = ([1, 3], [2, 4]) if setting.quick else ([1, 2, 4, 8], [2, 4, 8, 16])
     ink: dict[float, list[float]] = {scale: [] for scale in scales}
     rows: list[list[np.ndarray | None]] = [[] for _ in steps]
     for prompt in (PROMPT, SECOND):
@@ -186,8 +193,8 @@ def guidance(setting: Setting) -> Drawing:
                 ink[scale].append(1 - np.asarray(image).mean() / 255)
     middle = (len(scales) - 1) / 2
     titles = [(middle, PROMPT), (middle + len(scales) + 1, SECOND)]
-    names = [f"{scale}" for scale in scales]
-    figure = strip(rows, [f"{n} steps" for n in steps], [*names, "", *names], scale=1, left=70, titles=titles)
+    names = [f"guidance {scale}" if scale != 1 else "off" for scale in scales]
+    figure = strip(rows, [f"{n} steps" for n in steps], [*names, "", *names], left=90, titles=titles)
     return Drawing(figure, {f"guidance {scale}: share of ink": float(np.mean(v)) for scale, v in ink.items()})
 
 
@@ -207,7 +214,7 @@ def solvers(setting: Setting) -> Drawing:
         ends = [_ended(denoise, schedule, noise, name, count) for count in counts]
         rows.append([grey(_decoded(pipeline, end)) for end in ends])
         if not SAMPLERS[name].draws:
-            away = [f"{float((end - truth).square().mean().sqrt()):.2f}" for end in ends]
+            away = [f"{_distance(end, truth):.2f}" for end in ends]
             numbers[f"{name}: distance in latents from 50 steps of heun, over {counts} steps"] = ", ".join(away)
     return Drawing(strip(rows, names, [f"{count} steps" for count in counts]), {"prompt": SECOND, **numbers})
 

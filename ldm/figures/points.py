@@ -1,6 +1,7 @@
 """Points in the plane whose density is known, so that the field, the paths and the errors drawn are exact."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 from ldm.data.toy import Toy, exact_denoiser, toy_named
 from ldm.evaluation.convergence import convergence as measure
 from ldm.figures import Drawing, Setting
-from ldm.figures.style import BLUE, DEPTH, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY, page
-from ldm.noise import SCHEDULES, Schedule, gaussian_kl, log_variance_range, step_bound
+from ldm.figures.style import BLUE, DEPTH, GREEN, GREY, INK, ORANGE, PALE, PURPLE, RED, SKY, page
+from ldm.likelihood import Bound, squared_errors, variational_bound
+from ldm.noise import SCHEDULES, Schedule
 from ldm.sampler import trajectory
 from ldm.time_grids import TIME_GRIDS
 
@@ -91,7 +93,7 @@ def paths(setting: Setting) -> Drawing:
     toy, schedule = toy_named("8_gaussians"), SCHEDULES["cosine"]()
     counts = (4, 16)
     figure, axes = page(len(counts), len(SHOWN), height=3.9, sharex=True, sharey=True)
-    x = torch.randn(14, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    x = torch.randn(7, 2, generator=_generator(5), dtype=torch.float64)
     numbers = {}
     for row, count in enumerate(counts):
         times = TIME_GRIDS["logsnr"](schedule, count)
@@ -99,7 +101,7 @@ def paths(setting: Setting) -> Drawing:
             shade(axes[row, column], toy, schedule, 0.0)
             states = trajectory(exact_denoiser(toy, schedule), x, schedule, times, name, _generator())
             path = torch.stack([x, *(state.x for state in states)]).permute(2, 0, 1)
-            axes[row, column].plot(*path, color=RED, linewidth=0.6, alpha=0.7, marker=".", markersize=2)
+            axes[row, column].plot(*path, color=RED, linewidth=0.8, marker=".", markersize=3)
             axes[row, column].plot(*path[:, -1], ".", color=INK, markersize=4)
             numbers[f"{name}, {count} steps: share ending within 3 std of a mode"] = _caught(toy, schedule, times, name)
         axes[row, 0].set_ylabel(f"{count} steps")
@@ -133,8 +135,21 @@ def convergence(setting: Setting) -> Drawing:
     for each, (colour, marker) in zip(found, looks):
         label = f"{each.sampler}: order {each.order:.2f}"
         line = "--" if each.sampler == "euler" else "-"  # the same as ddim, and drawn under it
+        size = 7 if each.sampler == "euler" else 4
         axes[0, 0].loglog(
-            each.steps, each.errors, color=colour, marker=marker, markersize=4, linestyle=line, label=label
+            each.steps, each.errors, color=colour, marker=marker, markersize=size, linestyle=line, label=label
+        )
+    for order, error in ((1, 0.2), (2, 0.008), (3, 0.004)):
+        fall = [error * (steps[0] / n) ** order for n in steps]
+        axes[0, 0].loglog(steps, fall, color=PALE, linewidth=1, zorder=0)
+        axes[0, 0].annotate(
+            f"slope {-order}",
+            (steps[-1], fall[-1]),
+            color=GREY,
+            fontsize=7,
+            xytext=(4, -2),
+            textcoords="offset points",
+            annotation_clip=False,
         )
     axes[0, 0].set(xlabel="steps", ylabel="distance from the exact end (median)", title="error over number of steps")
     axes[0, 0].set_xticks(steps, [str(n) for n in steps], minor=False)
@@ -146,48 +161,61 @@ def convergence(setting: Setting) -> Drawing:
 # ---- the bound ------------------------------------------------------------------------------------------------------
 
 
+VARIANCES = {"large": GREY, "small": ORANGE, "optimal": BLUE}  # of the reverse steps, see `variational_bound`
+
+
 def elbo(setting: Setting) -> Drawing:
     """What each step of the chain costs, the running sum, and the bound over the number of steps; exact denoiser."""
     toy, schedule = toy_named("8_gaussians"), SCHEDULES["cosine"]()
-    points = torch.from_numpy(toy.sample(100 if setting.quick else 2000, np.random.default_rng(0)))
-    counts = (5, 20) if setting.quick else (4, 8, 16, 32, 64, 128, 256, 512, 1000)
+    points = torch.from_numpy(toy.sample(50 if setting.quick else 500, np.random.default_rng(0)))
+    counts = (5, 20) if setting.quick else (4, 16, 64, 256, 1000)
     truth = -float(toy.log_density(points).mean())
-    terms = {count: bound_terms(toy, schedule, points, count) for count in counts}
+    bounds = {name: [_bound(toy, schedule, points, n, name) for n in counts] for name in VARIANCES}
+    totals = {name: [2 * float(bound.total.mean()) for bound in row] for name, row in bounds.items()}  # 2 dimensions
     figure, axes = page(1, 3, height=2.7)
-    many = terms[counts[-1]]
-    t = np.arange(counts[-1], 0, -1) / counts[-1]
-    axes[0, 0].semilogy(t[:-1], many[1:-1] * counts[-1], color=BLUE)
-    axes[0, 0].set(
-        title="what a step costs", xlabel="time t (0 data, 1 noise)", ylabel="nats per unit of t", xlim=(1, 0)
-    )
-    axes[0, 1].plot(t, np.cumsum(many)[1:], color=BLUE)
-    axes[0, 1].set(title="running sum", xlabel="time t (0 data, 1 noise)", ylabel="nats", xlim=(1, 0))
-    axes[0, 2].semilogx(counts, [v.sum() for v in terms.values()], color=BLUE, marker="o", markersize=3, label="bound")
-    axes[0, 2].set(title="the bound tightens", xlabel="number of steps", ylabel="nats")
+    _costs(axes[0, 0], axes[0, 1], schedule, bounds["optimal"][-1])
+    for name, colour in VARIANCES.items():
+        axes[0, 2].semilogx(counts, totals[name], color=colour, marker="o", markersize=3, label=f"{name} variance")
+    axes[0, 2].set(title="the whole bound", xlabel="number of steps", ylabel="nats")
     for each in axes[0, 1:]:
         each.axhline(truth, color=RED, linestyle=":", label=r"exact $-\ln p(x_0)$")
     axes[0, 2].legend(loc="upper right")
-    numbers = {"exact -ln p (nats)": truth}
-    numbers |= {f"bound with {count} steps (nats)": float(v.sum()) for count, v in terms.items()}
+    numbers: dict[str, float] = {"exact -ln p (nats)": truth}
+    for name, row in totals.items():
+        numbers |= {f"bound with {n} steps, {name} variance (nats)": total for n, total in zip(counts, row)}
     return Drawing(figure, numbers)
 
 
-def bound_terms(toy: Toy, schedule: Schedule, points: Tensor, count: int) -> np.ndarray:
-    """The terms of the variational bound in nats, mean over points (n, d): the prior's, then each step's from t = 1.
+def _costs(left, right, schedule: Schedule, bound: Bound) -> None:
+    """Nats per unit of log-SNR, and their sum from noise to data, whose last step is a density and may be negative."""
+    costs, times = 2 * bound.steps.mean(1).flip(0), bound.times.flip(0)
+    logsnr = schedule.logsnr(times)
+    left.plot(logsnr[1:], costs[:-1] / logsnr.diff(), color=BLUE)
+    left.set(title="what a step costs", ylabel="nats per unit of log-SNR", ylim=(0, None))
+    total = 2 * bound.prior.mean() + costs.cumsum(0)
+    right.plot(logsnr[1:], total[:-1], color=BLUE)
+    right.plot(logsnr[[-1, -1]], total[-2:], color=BLUE, marker="o", markersize=3, markevery=[1])
+    right.annotate(
+        "last step,\n$-\\ln p(x_0 | x_t)$",
+        (logsnr[-1], total[-2:].mean()),
+        ha="right",
+        va="center",
+        fontsize=7,
+        xytext=(-6, 0),
+        textcoords="offset points",
+    )
+    right.set(title="running sum", ylabel="nats")
+    for axes in (left, right):
+        axes.set(xlabel="log-SNR (noise to data)", xlim=(-10, float(logsnr[-1]) + 0.6))
 
-    The reverse variance is the posterior's, the denoiser exact, the noise the same for every count.
-    """
-    dims, generator = points.shape[1], _generator()
+
+def _bound(toy: Toy, schedule: Schedule, points: Tensor, count: int, variance: str) -> Bound:
+    """The bound's terms with the exact denoiser, for each number of steps with noise of the same seed."""
     denoise = exact_denoiser(toy, schedule)
-    one = torch.ones((), dtype=torch.float64)
-    alpha, sigma = schedule.scales(one)
-    zero = torch.zeros_like(points)
-    prior = gaussian_kl(alpha * points, zero + 2 * sigma.log(), zero, zero).sum(1).mean()
-    terms = [float(prior)]
-    for index in range(count, 0, -1):
-        t, s = one * index / count, one * (index - 1) / count
-        alpha, sigma = schedule.scales(t)
-        x_t = alpha * points + sigma * torch.randn(points.shape, generator=generator, dtype=torch.float64)
-        log_variance = log_variance_range(schedule, t, s)[0].expand_as(points)
-        terms.append(float(dims * step_bound(schedule, points, x_t, denoise(x_t, t), log_variance, t, s).mean()))
-    return np.array(terms)
+    errors = squared_errors(denoise, points, schedule, count, _noise(1)) if variance == "optimal" else None
+    return variational_bound(denoise, points, schedule, count, variance, errors, noise=_noise(0))
+
+
+def _noise(seed: int) -> Callable[[Tensor], Tensor]:
+    generator = _generator(seed)
+    return lambda like: torch.randn(like.shape, generator=generator, dtype=like.dtype)

@@ -112,7 +112,7 @@ def strip(
                 top, side = i * (height + pad), j * (width + pad)
                 canvas[top : top + height, side : side + width] = cell
     tall, wide = (n * scale for n in canvas.shape[:2])
-    above, below = 26 + 34 * bool(titles), 8 + 36 * bool(feet)
+    above, below = 26 * any(columns) + 34 * bool(titles), 8 + 22 * bool(feet)
     figure = Figure(figsize=((left + wide) / DPI, (above + tall + below) / DPI))
     place = (left / (left + wide), below / (above + tall + below), wide / (left + wide), tall / (above + tall + below))
     axes = figure.add_axes(place)
@@ -132,7 +132,14 @@ def strip(
         top.spines[:].set_visible(False)
         axes.tick_params(labeltop=False)
     for column, text in titles:
-        axes.text((column * (width + pad) + width / 2) * scale, -30, text, ha="center", va="bottom", fontsize=9)
+        axes.text(
+            (column * (width + pad) + width / 2) * scale,
+            -8 - 24 * any(columns),
+            text,
+            ha="center",
+            va="bottom",
+            fontsize=9,
+        )
     return figure
 
 
