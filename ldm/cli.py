@@ -18,6 +18,7 @@ from ldm.torchvision_guard import mend_torchvision
 Registry = dict[str, tuple[Any, str]]
 COMMANDS: Registry = {
     "generate": ("ldm.generate", "draw pictures from a prompt"),
+    "sample": ("ldm.sample", "draw many samples into one file"),
     "data": (
         {
             "glyphs": ("ldm.data.publish", "write or push the glyph data set"),
@@ -29,6 +30,7 @@ COMMANDS: Registry = {
     "export": ("ldm.hub", "turn a run into one self-contained model folder"),
     "push": ("ldm.hub", "upload a model folder with its card to the Hub"),
     "evaluate": ("ldm.evaluation.adherence", "measure how well a model obeys its prompts"),
+    "likelihood": ("ldm.likelihood_cli", "measure how probable held-out data are under a run"),
     "figures": ("ldm.figures", "draw the pictures that explain the method"),
     "doctor": ("ldm.doctor", "check this machine and this installation"),
 }
