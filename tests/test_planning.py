@@ -92,6 +92,12 @@ def test_the_plan_of_a_smoke_run(part):
         assert rows["model"].startswith(f"{count / 1e6:.2f} M parameters")
 
 
+def test_a_vq_autoencoder_is_planned_with_its_codes():
+    settings = load("vae", SMOKE, ["--model.kind", "vq", "--model.codebook-size", "32"])
+    text = plan("vae", settings, SMOKE)
+    assert "1 x 32 x 32 pixels to 4 x 16 x 16, of 32 codes" in text
+
+
 def test_sizes_that_do_not_fit_are_one_line():
     with pytest.raises(UserError, match="multiple of the VAE's factor 16"):
         plan("vae", load("vae", SMOKE, ["--data.resolution", "24", "--model.block_out_channels", *["16"] * 5]))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import AutoencoderTiny
+from tiny_model import tiny_pipeline
 
 from ldm.autoencoder import build_vae, load_vae
 from ldm.config import VaeModel
@@ -39,6 +40,20 @@ def test_it_is_a_stock_class_that_decodes_the_same_from_its_folder(vae, tmp_path
     tiny.save_pretrained(tmp_path)
     loaded = AutoencoderTiny.from_pretrained(tmp_path, use_safetensors=True)
     torch.testing.assert_close(loaded.decode(latents(0)).sample, tiny.decode(latents(0)).sample)
+
+
+def test_it_can_take_the_place_of_the_vae_of_a_stock_pipeline():
+    """What diffusers' pipeline asks of a vae to decode: the factor, the scaling factor and a generator."""
+    from diffusers import StableDiffusionPipeline
+
+    parts = tiny_pipeline().components
+    parts["vae"] = tiny = build_tiny(parts["vae"], width=8)
+    stock = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    stock.set_progress_bar_config(disable=True)
+    draw = {"num_inference_steps": 2, "height": 16, "width": 16, "guidance_scale": 1.0}
+    latents = stock("", generator=torch.Generator().manual_seed(0), output_type="latent", **draw).images
+    picture = stock("", generator=torch.Generator().manual_seed(0), output_type="pt", **draw).images
+    torch.testing.assert_close(picture, (tiny.decode(latents).sample / 2 + 0.5).clamp(0, 1))
 
 
 def test_a_run_without_an_autoencoder_is_named(tmp_path):
