@@ -251,7 +251,7 @@ class MlpModel(Settings):
     """The denoiser of points."""
 
     width: Count = 128
-    layers: Count = 3
+    layers: Count = 4
 
 
 class NoiseOptions(Settings):

@@ -141,7 +141,8 @@ class LdmTask:
         _, channels, size, _ = self.train_latents.shape
         width, learned = self.text_encoder.config.hidden_size, self.process.learned_variance
         if self.points:
-            return build_mlp(self.settings.mlp, channels, width, learned)
+            ends = self.process.timestep(torch.tensor([self.process.schedule.first_time, 1.0]))
+            return build_mlp(self.settings.mlp, channels, width, learned, (ends[1] - ends[0]).item())
         return build_unet(self.settings.model, channels, size, width, learned)
 
     def _pair(self, run: Path) -> None:
@@ -198,7 +199,9 @@ class LdmTask:
 
     def _points(self):
         generator = torch.Generator().manual_seed(0)
-        found = self._pipeline()("", None, None, 1.0, POINTS_SHOWN, generator, output_type="latent", batch_size=POINTS_SHOWN)
+        found = self._pipeline()(
+            "", None, None, 1.0, POINTS_SHOWN, generator, output_type="latent", batch_size=POINTS_SHOWN
+        )
         return points_picture(found.images.flatten(1).float().cpu().numpy())
 
     def _validation_loss(self) -> float:
