@@ -73,10 +73,11 @@ def grid(schedule: Schedule, ratios: tuple[float, float], count: int) -> Tensor:
     return schedule.time(-2 * torch.linspace(first, last, count + 1, dtype=torch.float64))
 
 
-def solve(denoise, schedule: Schedule, x: Tensor, ratios: tuple[float, float], count: int = 2000) -> Tensor:
+def solve(denoise, schedule: Schedule, x: Tensor, ratios: tuple[float, float], count: int = 400) -> Tensor:
     """The solution in x / alpha, by the classical fourth-order Runge-Kutta method in ln(sigma / alpha).
 
-    With z = x / alpha and r = sigma / alpha the ODE is dz / d ln r = z - x0_hat; 2000 steps leave errors near 1e-11.
+    With z = x / alpha and r = sigma / alpha the ODE is dz / d ln r = z - x0_hat; from 10 to 0.02, 400 steps of it
+    leave errors near 3e-10.
     """
     times = grid(schedule, ratios, 2 * count)
     alphas, _ = schedule.scales(times)
