@@ -4,10 +4,13 @@ import warnings
 
 import pytest
 import torch
+from tiny_model import tiny_pipeline
 
 from ldm.config import NoiseOptions, SamplingOptions
 from ldm.errors import UserError
+from ldm.export import save_folder
 from ldm.noise import NoiseProcess, convert
+from ldm.pipeline import load_pipeline
 from ldm.sampler import SAMPLERS, denoise_with, prior, sample
 from ldm.schedulers import RECIPES, _trained, export_scheduler, offered, with_sampler
 from ldm.stock import CLASSES
@@ -181,3 +184,24 @@ def test_a_stock_pipeline_scheduler_can_be_swapped_too():
     swapped = with_sampler(theirs, "unipc")
     assert type(swapped).__name__ == "UniPCMultistepScheduler" and swapped.config.beta_end == 0.012
     torch.testing.assert_close(swapped.alphas_cumprod, theirs.alphas_cumprod)
+
+
+STOCK = [("flow", "unipc"), ("karras", "dpmpp_2m"), ("karras", "euler"), ("linear", "heun_edm"), ("zero snr", "ddim")]
+
+
+@pytest.mark.parametrize(("name", "sampler"), STOCK, ids=["-".join(each) for each in STOCK])
+def test_the_stock_pipeline_can_drive_it_and_draws_the_same(name, sampler, tmp_path):
+    from diffusers import DiffusionPipeline
+
+    pipeline = tiny_pipeline(PROCESSES[name])
+    folder = tmp_path / "model"
+    folder.mkdir()
+    asked = {"num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "pt"}
+    asked["latents"] = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    ours = pipeline("a", sampler=sampler, **asked).images
+    pipeline.scheduler = with_sampler(pipeline.scheduler, sampler)
+    save_folder(pipeline, folder, "tiny")
+    stock = DiffusionPipeline.from_pretrained(folder)
+    stock.set_progress_bar_config(disable=True)
+    assert (stock("a", **asked).images - ours).abs().max() <= 2 / 255
+    assert (load_pipeline(folder)("a", **asked).images - ours).abs().max() <= 1 / 255
