@@ -19,9 +19,9 @@ ONLY = {
     "conditioning": set(),
     "config": {"conditioning", "errors", "noise", "sampler", "time_grids"},  # for the names of what there is to choose from
     "noise": set(),
-    "sampler": {"noise"},
     "time_grids": {"noise"},
     "sampler": {"noise", "time_grids"},
+    "schedulers": {"errors", "config", "noise", "stock", "time_grids"},
     "image_losses": set(),
     "codebook": set(),
     "guidance": {"noise", "errors"},
