@@ -33,6 +33,7 @@ FIGURES: dict[str, tuple[str, str]] = {
     "loss": ("denoising", "how hard each time is: the model's error against trivial predictors"),
     "guidance": ("denoising", "one prompt and one noise, over guidance scales and numbers of steps"),
     "field": ("points", "where sampling moves a point of the plane, over the exact density, and whole paths"),
+    "learned-field": ("learned", "the same for a small network, trained on the spot, beside the exact field"),
     "paths": ("points", "the same points under four samplers, with few steps and with more"),
     "convergence": ("points", "how fast each sampler's error falls with its steps: its order"),
     "elbo": ("points", "what each step of the chain costs in nats, and how the bound closes in on the truth"),

@@ -99,8 +99,12 @@ def attention(setting: Setting) -> Drawing:
             numbers[f"{prompt}: {word}"] = f"{weights.mean():.1%} of the attention, {centre(weights)}"
     columns = max(map(len, rows))
     names = [" / ".join(dict.fromkeys(pair)) for pair in zip(*(words for _, words, _ in drawn))]
+    shares = [
+        "",
+        *(" / ".join(f"{weights.mean():.0%}" for weights in pair) for pair in zip(*(maps for *_, maps in drawn))),
+    ]
     rows = [row + [None] * (columns - len(row)) for row in rows]
-    return Drawing(strip(rows, [""] * len(rows), ["picture", *names], left=4), numbers)
+    return Drawing(strip(rows, [""] * len(rows), ["picture", *names], shares, left=4), numbers)
 
 
 def centre(weights: np.ndarray) -> str:
@@ -111,6 +115,6 @@ def centre(weights: np.ndarray) -> str:
 
 
 def overlay(weights: np.ndarray, ink: np.ndarray) -> np.ndarray:
-    """A map (h, w) as a tint, white at 0 and darkest at twice its mean, and the glyph (h, w) in grey over it: RGB."""
-    tint = HEAT((weights / (2 * weights.mean())).clip(0, 1))[..., :3]
+    """RGB of a map (h, w) as a tint, pale at its mean and darkest at 2.5 times that, the glyph (h, w) in grey over it."""
+    tint = HEAT((weights / weights.mean() / 2 - 0.25).clip(0, 1))[..., :3]
     return tint * (1 - 0.6 * ink[..., None])

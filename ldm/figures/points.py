@@ -16,6 +16,7 @@ from ldm.noise import SCHEDULES, Schedule
 from ldm.sampler import trajectory
 from ldm.time_grids import TIME_GRIDS
 
+Denoise = Callable[[Tensor, Tensor], Tensor]
 LIMIT = 2.6  # of the plane, each way
 PLANAR = ("8_gaussians", "swiss_roll")
 
@@ -32,7 +33,7 @@ def field(setting: Setting) -> Drawing:
         toy = toy_named(name)
         for column, t in enumerate(times):
             shade(axes[row, column], toy, schedule, t)
-            _arrows(axes[row, column], toy, schedule, t)
+            arrows(axes[row, column], toy, schedule, t, exact_denoiser(toy, schedule))
         shade(axes[row, -1], toy, schedule, 0.0)
         numbers[f"{name}: length of the paths over the straight way"] = _paths(axes[row, -1], toy, schedule)
         axes[row, 0].set_ylabel(name.replace("_", " ") + "\n$x_2$")
@@ -53,7 +54,7 @@ def shade(axes, toy: Toy, schedule: Schedule, t: float) -> None:
     axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), xticks=(-2, 0, 2), yticks=(-2, 0, 2))
 
 
-def _arrows(axes, toy: Toy, schedule: Schedule, t: float) -> None:
+def arrows(axes, toy: Toy, schedule: Schedule, t: float, denoise: Denoise) -> None:
     """The velocity of the probability-flow ODE, turned towards the data; its root as length, none where nothing is."""
     side = torch.linspace(-LIMIT, LIMIT, 13, dtype=torch.float64)[1:-1]
     places = torch.cartesian_prod(side, side)
@@ -61,7 +62,7 @@ def _arrows(axes, toy: Toy, schedule: Schedule, t: float) -> None:
     alpha, sigma = schedule.scales(time)
     density = toy.log_density(places, alpha, sigma)
     places = places[density > density.max() - 12]
-    x0_hat = exact_denoiser(toy, schedule)(places, time)
+    x0_hat = denoise(places, time)
     way = x0_hat - (places - alpha * x0_hat) / sigma  # for flow dx/dt = eps - x0; sampling runs against it
     length = way.norm(dim=1, keepdim=True)
     way = 0.24 * way / length.clamp(min=1e-9).sqrt()
@@ -190,20 +191,14 @@ def _costs(left, right, schedule: Schedule, bound: Bound) -> None:
     """Nats per unit of log-SNR, and their sum from noise to data, whose last step is a density and may be negative."""
     costs, times = 2 * bound.steps.mean(1).flip(0), bound.times.flip(0)
     logsnr = schedule.logsnr(times)
-    left.plot(logsnr[1:], costs[:-1] / logsnr.diff(), color=BLUE)
+    edges = np.linspace(-10, float(logsnr[-1]), 40)  # means over short ways: single draws are noisy
+    cost, way = (np.histogram(logsnr[1:], edges, weights=w.numpy())[0] for w in (costs[:-1], logsnr.diff()))
+    left.plot((edges[1:] + edges[:-1])[way > 0] / 2, (cost[way > 0] / way[way > 0]), color=BLUE)
     left.set(title="what a step costs", ylabel="nats per unit of log-SNR", ylim=(0, None))
     total = 2 * bound.prior.mean() + costs.cumsum(0)
     right.plot(logsnr[1:], total[:-1], color=BLUE)
     right.plot(logsnr[[-1, -1]], total[-2:], color=BLUE, marker="o", markersize=3, markevery=[1])
-    right.annotate(
-        "last step,\n$-\\ln p(x_0 | x_t)$",
-        (logsnr[-1], total[-2:].mean()),
-        ha="right",
-        va="center",
-        fontsize=7,
-        xytext=(-6, 0),
-        textcoords="offset points",
-    )
+    right.annotate("last step:\n" + r"$-\ln p(x_0 | x_t)$", (-9, 0.8 * float(total[-2])), fontsize=7, va="center")
     right.set(title="running sum", ylabel="nats")
     for axes in (left, right):
         axes.set(xlabel="log-SNR (noise to data)", xlim=(-10, float(logsnr[-1]) + 0.6))
