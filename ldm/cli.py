@@ -46,9 +46,6 @@ EXTRAS = {
     "matplotlib": "viz",
     "umap": "viz",
     "sklearn": "viz",
-    "matplotlib": "viz",
-    "umap": "viz",
-    "sklearn": "viz",
     "scipy": "viz",
     "xformers": "xformers",
 }
