@@ -16,6 +16,7 @@ from ldm.denoiser import build_mlp, build_unet, choose_attention
 from ldm.errors import UserError
 from ldm.identity import IdentityAutoencoder, Uncached
 from ldm.latents import Latents, cached_latents, weights_digest
+from ldm.model_folder import DEFAULTS
 from ldm.noise import NUM_TRAIN_TIMESTEPS, NoiseProcess, variational_loss
 from ldm.runs import replace_text, sibling
 from ldm.schedulers import export_scheduler
@@ -239,9 +240,7 @@ class LdmTask:
         from ldm.pipeline import Pipeline
 
         parts = (self.vae, self.text_encoder, self.tokenizer, self.unet, self._scheduler())
-        return Pipeline(
-            *parts, defaults=self.settings.sampling.model_dump(include={"num_inference_steps", "guidance_scale"})
-        )
+        return Pipeline(*parts, defaults=self.settings.sampling.model_dump(include=set(DEFAULTS)))
 
     def finish(self, folder: Path) -> None:
         """All five components, so that the run stands by itself whatever becomes of the runs it was made from."""
