@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from ldm.image_losses import PatchDiscriminator, RandomFeatures, edge_loss, gaus
 from ldm.sheet import sheet
 from ldm.training import Rows, Sample, draw_rows, mix
 
-Autoencoder = AutoencoderKL | VQModel
+Autoencoder: TypeAlias = AutoencoderKL | VQModel
 CLASSES = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
 
 
