@@ -263,7 +263,7 @@ def summary(metrics: dict) -> dict[str, Any]:
     plan, distances = metrics["plan"], metrics["distance"]
     found: dict[str, Any] = {
         "drawn": f"{plan['sets']} sets of {plan['samples']} points from seed {plan['seed']} on, "
-        f"{plan['steps'] or plan['defaults']['num_inference_steps']} steps",
+        f"{plan['steps'] or plan['defaults']['num_inference_steps']} steps, no prompt",
         "sliced_wasserstein_ratio": {name: entry["ratio"] for name, entry in distances.items()},
         "spread_between_sets": {name: entry["ratio_spread"] for name, entry in distances.items()},
         "nll_of_samples": metrics["nll"]["model"]["nats"],

