@@ -120,7 +120,10 @@ def generated(row: str, args: argparse.Namespace) -> None:
 
 
 def budget(args: argparse.Namespace) -> None:
-    """How many steps of each row's U-Net fit into the CPU seconds: steps.json, measured once for all rows in turn."""
+    """How many steps of each row's U-Net fit into the CPU seconds: steps.json, measured once for all rows in turn.
+
+    Rows of one factor, whose U-Nets differ in a few channels at the ends, get the same number.
+    """
     from ldm.planning import measure_cost
 
     path = args.output / "steps.json"
@@ -129,7 +132,8 @@ def budget(args: argparse.Namespace) -> None:
     subjects = {row: subject(row, args) for row in ROWS}
     seconds, found = _cpu_seconds(subjects), {}
     for row, subject_ in subjects.items():
-        steps, cost = max(1, round(args.ldm_seconds / seconds[row])), measure_cost(subject_)
+        least = min(value for other, value in seconds.items() if factor_of(other) == factor_of(row))
+        steps, cost = max(1, round(args.ldm_seconds / least)), measure_cost(subject_)
         found[row] = {"steps": steps, "pictures": steps * BATCH, "cpu_seconds": args.ldm_seconds}
         found[row] |= {"parameters": cost.exported, "flops_per_picture": cost.flops}
     _write(path, found)
