@@ -26,7 +26,7 @@ COMMANDS: Registry = {
         },
         "build, publish and check data sets",
     ),
-    "preview-decoder": ("ldm.preview", "teach a run a tiny decoder for previews"),
+    "preview-decoder": ("ldm.preview_cli", "teach a run a tiny decoder for previews"),
     "export": ("ldm.hub", "turn a run into one self-contained model folder"),
     "push": ("ldm.hub", "upload a model folder with its card to the Hub"),
     "evaluate": ("ldm.evaluation.adherence", "measure how well a model obeys its prompts"),

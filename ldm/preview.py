@@ -87,20 +87,8 @@ def agreement(vae, tiny: AutoencoderTiny, images: Tensor) -> dict[str, float]:
     return {"psnr": round(ratio, 3), "vae_milliseconds": milliseconds[0], "tiny_milliseconds": milliseconds[1]}
 
 
-def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "preview-decoder",
-        help="teach a run a tiny decoder for previews",
-        description="Teach a tiny decoder to imitate the autoencoder of a finished VAE or LDM run. It is written to "
-        "RUN/preview, where Pipeline.preview finds that of an LDM run.",
-    )
-    parser.add_argument("run", type=Path, help="folder of a finished train_vae.py or train_ldm.py run")
-    parser.add_argument("--steps", type=int, default=400, help="of training (default: 400)")
-    parser.add_argument("--batch-size", type=int, default=16, help="pictures per step (default: 16)")
-    parser.add_argument("--width", type=int, default=32, help="channels of every convolution (default: 32)")
-
-
-def run(args: argparse.Namespace) -> None:
+def teach(args: argparse.Namespace) -> None:
+    """What `ldm preview-decoder` does."""
     for name in ("steps", "batch_size", "width"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}")
