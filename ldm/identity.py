@@ -46,9 +46,15 @@ class IdentityAutoencoder(ModelMixin, ConfigMixin):
     """Encodes (B, C, H, W) to itself and back; one latent stands for one pixel."""
 
     @register_to_config
-    def __init__(self, in_channels: int = 1, out_channels: int = 1, latent_channels: int = 1):
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        latent_channels: int = 1,
+        block_out_channels: tuple[int, ...] = (1,),
+        scaling_factor: float = 1.0,
+    ):
         super().__init__()
-        self.register_to_config(block_out_channels=(1,), scaling_factor=1.0)
         self.register_buffer("unit", torch.ones(1))  # so that there is a device, a dtype and a weights file
 
     def encode(self, images: Tensor) -> Encoded:
