@@ -115,6 +115,6 @@ def centre(weights: np.ndarray) -> str:
 
 
 def overlay(weights: np.ndarray, ink: np.ndarray) -> np.ndarray:
-    """RGB of a map (h, w) as a tint, pale at its mean and darkest at 2.5 times that, the glyph (h, w) in grey over it."""
+    """RGB of a map (h, w) as a tint, pale at its mean, darkest at 2.5 times that, the glyph (h, w) over it in grey."""
     tint = HEAT((weights / weights.mean() / 2 - 0.25).clip(0, 1))[..., :3]
     return tint * (1 - 0.6 * ink[..., None])

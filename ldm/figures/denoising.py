@@ -110,9 +110,9 @@ def loss(setting: Setting) -> Drawing:
         for name, values in errors.items():
             axes[0, column].plot(times, values * factor, color=colours[name], label=name)
         axes[0, column].set(title=title, xlabel="time t (0 data, 1 noise)", xlim=(0, 1), ylabel="mean squared error")
-    axes[0, 0].set_ylim(0, 1.15)
+    axes[0, 0].set_ylim(0, 0.9)
     axes[0, 1].set_ylim(0, 2.1)
-    axes[0, 0].legend(loc="upper left")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     numbers = {"validation glyphs": len(latents)}
     numbers |= {f"{name}: velocity error, mean over t": float((v * factors[1]).mean()) for name, v in errors.items()}
     return Drawing(figure, numbers)
@@ -146,7 +146,7 @@ def _predictors(setting: Setting, pipeline: Pipeline, captions: list[str]) -> di
         "one variance for all": linear_gaussian(known, schedule, full=False),
         "best linear": linear_gaussian(known, schedule),
         "model, no words": unconditional,
-        "model, layout and radical told": conditional,
+        "model, layout and radical": conditional,
     }
 
 
