@@ -105,8 +105,8 @@ def _curve(axes, toy: SwissRoll, schedule: Schedule, exact: Denoise, denoise: De
         added.append(float((denoise(x_t, t) - best).square().sum(1).mean()))
     axes.semilogy(times, least, color=GREY, linestyle="--", label="least possible")
     axes.semilogy(times, added, color=BLUE, label="added by the network")
-    axes.set(title="squared error of $x_0$", xlabel="time t", xlim=(0, 1))
-    axes.legend(loc="center right")
+    axes.set(title="squared error of $x_0$", xlabel="time t", xlim=(0, 1), ylim=(1e-7, 10))
+    axes.legend(loc="lower right")
     return {
         "least possible squared error of x0, mean over t": float(np.mean(least)),
         "what the network adds to it": float(np.mean(added)),

@@ -140,8 +140,8 @@ def convergence(setting: Setting) -> Drawing:
         axes[0, 0].loglog(
             each.steps, each.errors, color=colour, marker=marker, markersize=size, linestyle=line, label=label
         )
-    for order, error in ((1, 0.2), (2, 0.008), (3, 0.004)):
-        fall = [error * (steps[0] / n) ** order for n in steps]
+    for order in (1, 2, 3):
+        fall = [0.2 * (steps[0] / n) ** order for n in steps]
         axes[0, 0].loglog(steps, fall, color=PALE, linewidth=1, zorder=0)
         axes[0, 0].annotate(
             f"slope {-order}",
@@ -198,7 +198,12 @@ def _costs(left, right, schedule: Schedule, bound: Bound) -> None:
     total = 2 * bound.prior.mean() + costs.cumsum(0)
     right.plot(logsnr[1:], total[:-1], color=BLUE)
     right.plot(logsnr[[-1, -1]], total[-2:], color=BLUE, marker="o", markersize=3, markevery=[1])
-    right.annotate("last step:\n" + r"$-\ln p(x_0 | x_t)$", (-9, 0.8 * float(total[-2])), fontsize=7, va="center")
+    right.annotate(
+        "the fall at the end is\nthe last step, " + r"$-\ln p(x_0 | x_t)$",
+        (-9, 0.8 * float(total[-2])),
+        fontsize=7,
+        va="center",
+    )
     right.set(title="running sum", ylabel="nats")
     for axes in (left, right):
         axes.set(xlabel="log-SNR (noise to data)", xlim=(-10, float(logsnr[-1]) + 0.6))
