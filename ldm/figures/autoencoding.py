@@ -4,14 +4,14 @@ import numpy as np
 
 from ldm.evaluation.reconstruction import ink, psnr, reconstruct
 from ldm.figures import Drawing, Setting
-from ldm.figures.sources import glyphs, model
+from ldm.figures.sources import glyphs, model, resolution_of
 from ldm.figures.style import SIGNED, grey, strip
 
 
 def reconstruction(setting: Setting) -> Drawing:
     """Unseen glyphs, four evenly spaced and the four with the most ink, there and back again, and the difference."""
     pipeline = model(setting)
-    data = glyphs(setting, "validation")
+    data = glyphs(setting, "validation", resolution_of(pipeline))
     before = np.stack([data.image(i) for i in range(min(16 if setting.quick else 192, len(data)))])
     after, _ = reconstruct(pipeline.vae, before)
     even = np.linspace(0, len(before) - 1, 4).round().astype(int)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.autoencoder import to_pixels
 from ldm.figures import Drawing, Setting
-from ldm.figures.sources import Denoise, denoiser, encode, glyphs, model
+from ldm.figures.sources import Denoise, denoiser, encode, glyphs, model, resolution_of
 from ldm.figures.style import BLUE, GREEN, GREY, ORANGE, RED, grey, page, strip
 from ldm.noise import Schedule, convert
 from ldm.pipeline import Pipeline
@@ -32,11 +32,8 @@ def reverse(setting: Setting) -> Drawing:
     noise = torch.randn(1, *pipeline.latent_shape, generator=torch.Generator().manual_seed(3))
     states = _walk(denoise, schedule, noise, steps)
     chosen = np.linspace(0, steps, min(9, steps + 1)).round().astype(int)
-    rows = [
-        [_channels(states[i][1]) for i in chosen],
-        [grey(_decoded(pipeline, states[i][1])) for i in chosen],
-        [grey(_decoded(pipeline, states[i][2])) for i in chosen],
-    ]
+    noisy, guessed = ([grey(_decoded(pipeline, states[i][k])) for i in chosen] for k in (1, 2))
+    rows = [[_channels(states[i][1], noisy[0].shape[:2]) for i in chosen], noisy, guessed]
     names = ("$x_t$\n4 channels", "$x_t$\ndecoded", r"$\hat x_0$" + "\ndecoded")
     figure = strip(rows, names, [f"t = {states[i][0]:.2g}" for i in chosen], left=110)
     end = states[-1][1]
@@ -60,11 +57,13 @@ def _walk(denoise: Denoise, schedule: Schedule, x: Tensor, steps: int) -> list[t
     return [*states, (0.0, x, x)]
 
 
-def _channels(latents: Tensor) -> np.ndarray:
-    """The first four channels of one item's latents (1, c, h, w) as one picture of its decoded size."""
-    four = latents[0, [0, min(1, latents.shape[1] - 1), -2, -1]].numpy()
-    square = np.concatenate([np.concatenate(four[:2], axis=1), np.concatenate(four[2:], axis=1)])
-    return grey(np.kron(square, np.ones((2, 2))), -2.5, 2.5)
+def _channels(latents: Tensor, shape: tuple[int, int]) -> np.ndarray:
+    """The first and last two channels of one item's latents (1, c, h, w) as one picture of height and width `shape`."""
+    first = latents[0, [0, min(1, latents.shape[1] - 1)]].numpy()
+    last = latents[0, -2:].numpy() if latents.shape[1] > 1 else first
+    square = np.concatenate([np.concatenate(pair, axis=1) for pair in (first, last)])
+    rows, columns = (np.arange(n) * have // n for n, have in zip(shape, square.shape))
+    return grey(square[rows][:, columns], -2.5, 2.5)
 
 
 def _decoded(pipeline: Pipeline, latents: Tensor) -> np.ndarray:
@@ -92,7 +91,7 @@ def loss(setting: Setting) -> Drawing:
     """Mean squared error by time of the model and of what one could say without it, on unseen characters."""
     pipeline = model(setting)
     count, bins = (16, 3) if setting.quick else (192, 12)
-    data = glyphs(setting, "validation")
+    data = glyphs(setting, "validation", resolution_of(pipeline))
     chosen = range(min(count, len(data)))
     latents = encode(pipeline, np.stack([data.image(i) for i in chosen]))
     captions = [data.caption(i, np.random.default_rng(i)) for i in chosen]
@@ -135,7 +134,7 @@ def _squared_error(predict: Callable, schedule, latents: Tensor, t: Tensor) -> T
 
 def _predictors(setting: Setting, pipeline: Pipeline, captions: list[str]) -> dict[str, Callable]:
     """x0_hat(x_t, t) of the trivial predictors, fitted to training glyphs, and of the model without and with words."""
-    data = glyphs(setting, "train")
+    data = glyphs(setting, "train", resolution_of(pipeline))
     few = range(min(48 if setting.quick else 2000, len(data)))
     known = encode(pipeline, np.stack([data.image(i) for i in few]))
     mean = known.mean(0, keepdim=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.autoencoder import to_images
+from ldm.autoencoder import factor_of, to_images
 from ldm.config import CaptionOptions, DataOptions, GlyphOptions
 from ldm.data.glyphs import GlyphData, splits
 from ldm.data.render import render, style_font
@@ -28,10 +28,15 @@ def glyph(character: str, resolution: int = 64) -> np.ndarray:
     return render(style_font("hei"), character, resolution)[0][0, ..., None]
 
 
-def glyphs(setting: Setting, split: str) -> GlyphData:
+def glyphs(setting: Setting, split: str, resolution: int = 64) -> GlyphData:
     """One split of the glyphs in the sans style; 256 training characters when quick."""
     options = GlyphOptions(styles=["hei"], limit=256 if setting.quick else 0, captions=CAPTIONS)
-    return splits(DataOptions(glyphs=options, cache_dir=setting.cache_dir))[split]
+    return splits(DataOptions(glyphs=options, cache_dir=setting.cache_dir, resolution=resolution))[split]
+
+
+def resolution_of(pipeline: Pipeline) -> int:
+    """The side in pixels of the pictures that a model draws."""
+    return pipeline.latent_shape[1] * factor_of(pipeline.vae)
 
 
 def of_layouts(data: GlyphData, layouts: Sequence[str], each: int) -> tuple[np.ndarray, np.ndarray]:

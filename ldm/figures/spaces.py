@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ldm.figures import Drawing, Setting
-from ldm.figures.sources import encode, glyphs, model, of_layouts
+from ldm.figures.sources import encode, glyphs, model, of_layouts, resolution_of
 from ldm.figures.style import BLUE, ORANGE, bare, contours, page
 from ldm.noise import SCHEDULES
 
@@ -24,13 +24,14 @@ def pixel_space(setting: Setting) -> Drawing:
 
 def latent_space(setting: Setting) -> Drawing:
     """The same glyphs as latents of the shipped autoencoder."""
-    images, labels = _two_layouts(setting)
-    points = encode(model(setting), images[..., None]).flatten(1).numpy()
+    pipeline = model(setting)
+    images, labels = _two_layouts(setting, resolution_of(pipeline))
+    points = encode(pipeline, images[..., None]).flatten(1).numpy()
     return _map(setting, points, labels, images, "latents")
 
 
-def _two_layouts(setting: Setting) -> tuple[np.ndarray, np.ndarray]:
-    return of_layouts(glyphs(setting, "train"), LAYOUTS, 40 if setting.quick else 1500)
+def _two_layouts(setting: Setting, resolution: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    return of_layouts(glyphs(setting, "train", resolution), LAYOUTS, 40 if setting.quick else 1500)
 
 
 def embed(points: np.ndarray, neighbours: int = 30):
