@@ -361,7 +361,8 @@ def notes(found: dict, args: argparse.Namespace) -> str:
         "Times are CPU milliseconds per picture on one core, medians of rounds through all rows, batches of 16.",
     ]
     if generations:
-        n, real = generations[0]["samples"], generations[0]["real"]
+        counts, real = sorted({each["samples"] for each in generations}), generations[0]["real"]
+        n = " or ".join(map(str, counts))
         drawn = f"Drawn: {n} pictures per prompt, 10 steps, guidance 3; layout agreement with its 95% Wilson interval. "
         means = [f"{layout} {_percent(real[layout]['agreement']['share'])}" for layout in PROMPTS]
         confidence = sum(real[layout]["confidence"] for layout in PROMPTS) / len(PROMPTS)
