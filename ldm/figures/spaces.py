@@ -137,6 +137,8 @@ def marginals(setting: Setting) -> Drawing:
         numbers[f"purity of {NEIGHBOURS} neighbours in pixel space at t = {t:g}"] = purity(noised, labels)
     for row, name in enumerate(planes):
         axes[row, 0].set_ylabel(name)
+    dots = axes[0, 0].collections[: 2 * len(LAYOUTS) : 2]  # each is followed by its contours
+    figure.legend(dots, LAYOUTS, loc="outside lower center", ncols=2, markerscale=5)
     return Drawing(figure, numbers)
 
 
