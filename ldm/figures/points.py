@@ -27,15 +27,18 @@ PLANAR = ("8_gaussians", "swiss_roll")
 def field(setting: Setting) -> Drawing:
     """Over the exact density of x_t: where sampling moves a point. At the right whole paths, from noise to data."""
     schedule, times = SCHEDULES["flow"](), (0.9, 0.6, 0.3, 0.1)
+    pixels = 20 if setting.quick else 120
     figure, axes = page(2, len(times) + 1, height=3.15, sharex=True, sharey=True)
     numbers = {}
     for row, name in enumerate(PLANAR):
         toy = toy_named(name)
         for column, t in enumerate(times):
-            shade(axes[row, column], toy, schedule, t)
+            shade(axes[row, column], toy, schedule, t, pixels)
             arrows(axes[row, column], toy, schedule, t, exact_denoiser(toy, schedule))
-        shade(axes[row, -1], toy, schedule, 0.0)
-        numbers[f"{name}: length of the paths over the straight way"] = _paths(axes[row, -1], toy, schedule)
+        shade(axes[row, -1], toy, schedule, 0.0, pixels)
+        numbers[f"{name}: length of the paths over the straight way"] = _paths(
+            axes[row, -1], toy, schedule, 3 if setting.quick else 40
+        )
         axes[row, 0].set_ylabel(name.replace("_", " ") + "\n$x_2$")
     for column, title in enumerate([*(f"t = {t:g}" for t in times), "paths, t = 1 to 0"]):
         axes[0, column].set_title(title)
@@ -43,12 +46,12 @@ def field(setting: Setting) -> Drawing:
     return Drawing(figure, numbers)
 
 
-def shade(axes, toy: Toy, schedule: Schedule, t: float) -> None:
+def shade(axes, toy: Toy, schedule: Schedule, t: float, pixels: int = 120) -> None:
     """The density of x_t, its root as depth of colour, so that thin places are seen as well."""
     alpha, sigma = (float(s) for s in schedule.scales(torch.tensor(t, dtype=torch.float64)))
-    side = torch.linspace(-LIMIT, LIMIT, 120, dtype=torch.float64)
+    side = torch.linspace(-LIMIT, LIMIT, pixels, dtype=torch.float64)
     grid = torch.cartesian_prod(side, side)
-    density = toy.log_density(grid, alpha, max(sigma, 1e-6)).exp().sqrt().view(120, 120).T
+    density = toy.log_density(grid, alpha, max(sigma, 1e-6)).exp().sqrt().view(pixels, pixels).T
     extent = (-LIMIT, LIMIT, -LIMIT, LIMIT)
     axes.imshow(density, cmap=DEPTH, origin="lower", extent=extent, vmax=1.25 * density.max(), interpolation="bilinear")
     axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), xticks=(-2, 0, 2), yticks=(-2, 0, 2))
@@ -71,7 +74,7 @@ def arrows(axes, toy: Toy, schedule: Schedule, t: float, denoise: Denoise) -> No
     )
 
 
-def _paths(axes, toy: Toy, schedule: Schedule, count: int = 40) -> float:
+def _paths(axes, toy: Toy, schedule: Schedule, count: int) -> float:
     """Exact paths of some points, and by how much longer they are than the straight way."""
     x = torch.randn(count, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     times = TIME_GRIDS["uniform"](schedule, 100)
@@ -92,7 +95,7 @@ SHOWN = ("ddpm", "ddim", "heun", "dpmpp_2m")
 def paths(setting: Setting) -> Drawing:
     """The same starting points under four samplers, with few steps and with more; the exact denoiser."""
     toy, schedule = toy_named("8_gaussians"), SCHEDULES["cosine"]()
-    counts = (4, 16)
+    counts, caught = ((2, 4), 50) if setting.quick else ((4, 16), 2000)
     figure, axes = page(len(counts), len(SHOWN), height=3.9, sharex=True, sharey=True)
     x = torch.randn(7, 2, generator=_generator(5), dtype=torch.float64)
     numbers = {}
@@ -104,7 +107,9 @@ def paths(setting: Setting) -> Drawing:
             path = torch.stack([x, *(state.x for state in states)]).permute(2, 0, 1)
             axes[row, column].plot(*path, color=RED, linewidth=0.8, marker=".", markersize=3)
             axes[row, column].plot(*path[:, -1], ".", color=INK, markersize=4)
-            numbers[f"{name}, {count} steps: share ending within 3 std of a mode"] = _caught(toy, schedule, times, name)
+            numbers[f"{name}, {count} steps: share ending within 3 std of a mode"] = _caught(
+                toy, schedule, times, name, caught
+            )
         axes[row, 0].set_ylabel(f"{count} steps")
     for column, name in enumerate(SHOWN):
         axes[0, column].set_title(name)
@@ -115,7 +120,7 @@ def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _caught(toy: Toy, schedule: Schedule, times: Tensor, sampler: str, count: int = 2000) -> float:
+def _caught(toy: Toy, schedule: Schedule, times: Tensor, sampler: str, count: int) -> float:
     x = torch.randn(count, 2, generator=_generator(1), dtype=torch.float64)
     for state in trajectory(exact_denoiser(toy, schedule), x, schedule, times, sampler, _generator(2)):
         x = state.x
