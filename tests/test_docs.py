@@ -139,9 +139,12 @@ def put(root: Path, path: str, where: str | None, name: str | None, code: str) -
     lines = file.read_text().splitlines(keepends=True)
     at = [i for i, line in enumerate(lines) if re.match(rf"(class |def )?{name}\b", line)]
     assert len(at) == 1, f"{path} has {len(at)} lines that begin with {name}"
-    while where == "before" and lines[at[0] - 1].startswith("#"):
-        at[0] -= 1  # a comment stays with what it is about
-    lines.insert(at[0] + (where == "in"), code)
+    place = at[0]
+    if where == "in":  # a table's last line
+        place += next(i for i, line in enumerate(lines[place:]) if line.startswith(("}", "]", ")")))
+    while where == "before" and lines[place - 1].startswith("#"):
+        place -= 1  # a comment stays with what it is about
+    lines.insert(place, code)
     file.write_text("".join(lines))
 
 
