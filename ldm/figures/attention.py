@@ -91,7 +91,8 @@ def attention(setting: Setting) -> Drawing:
     pipeline = model(setting)
     options = {"num_inference_steps": 2} if setting.quick else {}
     drawn = [word_maps(pipeline, prompt, seed=4, **options) for prompt in PROMPTS]
-    rows, numbers = [], {}
+    rows: list[list[np.ndarray | None]] = []
+    numbers = {}
     for prompt, (image, words, maps) in zip(PROMPTS, drawn):
         ink = 1 - np.asarray(image.convert("L").resize(maps.shape[1:])) / 255
         rows.append([grey(1 - ink, 0, 1), *(overlay(weights, ink) for weights in maps)])

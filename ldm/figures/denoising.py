@@ -112,7 +112,7 @@ def loss(setting: Setting) -> Drawing:
     axes[0, 0].set_ylim(0, 0.9)
     axes[0, 1].set_ylim(0, 2.1)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    numbers = {"validation glyphs": len(latents)}
+    numbers: dict[str, float] = {"validation glyphs": len(latents)}
     numbers |= {f"{name}: velocity error, mean over t": float((v * factors[1]).mean()) for name, v in errors.items()}
     return Drawing(figure, numbers)
 

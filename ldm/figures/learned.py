@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -75,7 +76,8 @@ def _learned(run: Path) -> tuple[Denoise, Schedule]:
 
     @torch.no_grad()
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        return network(x_t.float()[..., None, None], t).flatten(1).double()
+        x0_hat = cast(Tensor, network(x_t.float()[..., None, None], t))  # a pair only with a learned variance
+        return x0_hat.flatten(1).double()
 
     return denoise, process.schedule
 
