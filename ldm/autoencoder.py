@@ -31,7 +31,7 @@ CLASSES = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
 
 @dataclass(frozen=True)
 class Point:
-    """What a VQModel's encoder gives, as a posterior without spread: latents (B, c, h, w)."""
+    """A posterior without spread, of a VQModel's encoder or of no encoder at all: latents (B, c, h, w)."""
 
     mean: Tensor
 

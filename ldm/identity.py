@@ -11,30 +11,13 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from ldm.autoencoder import to_images
+from ldm.autoencoder import Point, to_images
 from ldm.data import ImageTextData
 
 
 @dataclass(frozen=True)
-class Certain:
-    """A posterior that is certain: all its mass on `mean`."""
-
-    mean: Tensor
-
-    @property
-    def std(self) -> Tensor:
-        return torch.zeros_like(self.mean)
-
-    def mode(self) -> Tensor:
-        return self.mean
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        return self.mean
-
-
-@dataclass(frozen=True)
 class Encoded:
-    latent_dist: Certain
+    latent_dist: Point
 
 
 @dataclass(frozen=True)
@@ -58,7 +41,7 @@ class IdentityAutoencoder(ModelMixin, ConfigMixin):
         self.register_buffer("unit", torch.ones(1))  # so that there is a device, a dtype and a weights file
 
     def encode(self, images: Tensor) -> Encoded:
-        return Encoded(Certain(images))
+        return Encoded(Point(images))
 
     def decode(self, latents: Tensor, return_dict: bool = True):
         return Decoded(latents) if return_dict else (latents,)
