@@ -108,7 +108,7 @@ def _curve(axes, toy: SwissRoll, schedule: Schedule, exact: Denoise, denoise: De
     axes.semilogy(times, least, color=GREY, linestyle="--", label="least possible")
     axes.semilogy(times, added, color=BLUE, label="added by the network")
     axes.set(title="squared error of $x_0$", xlabel="time t", xlim=(0, 1), ylim=(1e-7, 10))
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", handlelength=1.2)
     return {
         "least possible squared error of x0, mean over t": float(np.mean(least)),
         "what the network adds to it": float(np.mean(added)),

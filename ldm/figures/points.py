@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ldm.data.toy import Toy, exact_denoiser, toy_named
 from ldm.evaluation.convergence import convergence as measure
+from ldm.evaluation.convergence import slope
 from ldm.figures import Drawing, Setting
 from ldm.figures.style import BLUE, DEPTH, GREEN, GREY, INK, ORANGE, PALE, PURPLE, RED, SKY, page
 from ldm.likelihood import Bound, squared_errors, variational_bound
@@ -138,8 +139,9 @@ def convergence(setting: Setting) -> Drawing:
     found = measure(exact_denoiser(toy, schedule), schedule, samplers, x, steps=steps)
     figure, axes = page(1, 1, height=3.4)
     looks = zip((GREY, BLUE, ORANGE, GREEN, PURPLE, SKY, RED), ("s", "o", "^", "D", "v", "P", "X"))
+    orders = {each.sampler: slope(each.steps[-3:], each.errors[-3:]) for each in found}  # where steps are many
     for each, (colour, marker) in zip(found, looks):
-        label = f"{each.sampler}: order {each.order:.2f}"
+        label = f"{each.sampler}: order {orders[each.sampler]:.2f}"
         line = "--" if each.sampler == "euler" else "-"  # the same as ddim, and drawn under it
         size = 7 if each.sampler == "euler" else 4
         axes[0, 0].loglog(
@@ -161,7 +163,7 @@ def convergence(setting: Setting) -> Drawing:
     axes[0, 0].set_xticks(steps, [str(n) for n in steps], minor=False)
     axes[0, 0].set_xticks([], minor=True)
     figure.legend(loc="outside right center")
-    return Drawing(figure, {f"{each.sampler}: order": each.order for each in found})
+    return Drawing(figure, {f"{name}: order, from the last three": order for name, order in orders.items()})
 
 
 # ---- the bound ------------------------------------------------------------------------------------------------------
