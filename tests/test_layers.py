@@ -17,7 +17,7 @@ SOURCES = [*PACKAGE, *sorted(ROOT.glob("train_*.py")), *sorted((ROOT / "scripts"
 ONLY = {
     "errors": set(),
     "conditioning": set(),
-    "config": {"conditioning", "errors", "noise", "sampler", "time_grids"},  # for the names of what there is to choose from
+    "config": {"conditioning", "errors", "noise", "sampler", "time_grids"},  # for the names in them
     "noise": set(),
     "time_grids": {"noise"},
     "sampler": {"noise", "time_grids"},

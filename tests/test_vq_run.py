@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from tiny_model import tiny_pipeline
 
 from ldm import checkpoint, preview
 from ldm.autoencoder import VaeTask, build_vae, latent_statistics, load_vae, to_images
@@ -16,7 +17,6 @@ from ldm.export import export
 from ldm.latents import cached_latents
 from ldm.pipeline import load_pipeline
 from ldm.training import Trainer
-from tiny_model import tiny_pipeline
 
 MODEL = VaeModel(kind="vq", codebook_size=8, block_out_channels=[8, 8], norm_num_groups=4, latent_channels=4)
 

@@ -20,7 +20,8 @@ from safetensors.torch import save
 from torch.nn import functional as F
 
 from ldm.config import DataOptions
-from ldm.data.glyphs import GlyphData, splits as glyph_splits
+from ldm.data.glyphs import GlyphData
+from ldm.data.glyphs import splits as glyph_splits
 from ldm.data.pixels import write_whole
 from ldm.evaluation.glyph_classifier import CARD, SIZE, STROKE_SCALE, WEIGHTS, GlyphNet, to_ink
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from ldm.config import DataOptions
 from ldm.data.captions import RADICALS, STRUCTURES, layout_phrase, radical_phrase
-from ldm.data.glyphs import GlyphData, splits as glyph_splits
+from ldm.data.glyphs import GlyphData
+from ldm.data.glyphs import splits as glyph_splits
 from ldm.data.pixels import write_whole
 from ldm.errors import UserError
 from ldm.evaluation.glyph_classifier import GlyphClassifier

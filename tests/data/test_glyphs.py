@@ -8,7 +8,8 @@ import pytest
 
 from ldm.config import DataOptions
 from ldm.data.captions import STRUCTURES
-from ldm.data.glyphs import HELD_OUT, splits as glyph_splits, load_table, split_characters, split_of
+from ldm.data.glyphs import HELD_OUT, load_table, split_characters, split_of
+from ldm.data.glyphs import splits as glyph_splits
 from ldm.data.render import style_font
 
 pytest.importorskip("pylopdf_fonts_zh_cn", reason="needs the extra 'glyphs'")
