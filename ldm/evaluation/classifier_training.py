@@ -23,7 +23,8 @@ from ldm.config import DataOptions
 from ldm.data.glyphs import GlyphData
 from ldm.data.glyphs import splits as glyph_splits
 from ldm.data.pixels import write_whole
-from ldm.evaluation.glyph_classifier import CARD, SIZE, STROKE_SCALE, WEIGHTS, GlyphNet, to_ink
+from ldm.evaluation.classifier_files import CARD, WEIGHTS
+from ldm.evaluation.glyph_classifier import SIZE, STROKE_SCALE, GlyphNet, to_ink
 
 MERGED = {"two by two": "triangle", "below": "enclosed"}  # 8 and 7 characters: too few to learn or to measure
 UNJUDGED = "other"

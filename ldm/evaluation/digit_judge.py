@@ -19,19 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
 from ldm.config import DataOptions
 from ldm.data.digits import GROUNDS, INKS, DigitData, Handwriting, draw, make_item, splits
 from ldm.data.pixels import write_whole
-from ldm.errors import UserError
+from ldm.evaluation.classifier_files import CARD, WEIGHTS, read_classifier
 from ldm.evaluation.glyph_classifier import Block
 from ldm.evaluation.scores import share
 
 SIZE = 32
-WEIGHTS, CARD = "model.safetensors", "classifier.json"
 SHIPPED = Path(__file__).parent / "assets" / "digit_classifier"
 FAINT = 24.0  # a picture whose ink differs from its ground by less, of 255, has no ink to speak of
 THIN_BELOW, THICK_FROM = 2.08, 3.2  # measured pen widths between the three that are drawn, in 32nds of the picture
@@ -158,17 +156,9 @@ class DigitJudge:
     """
 
     def __init__(self, folder: Path | None = None):
-        folder = SHIPPED if folder is None else Path(folder)
-        weights, card = folder / WEIGHTS, folder / CARD
-        if not weights.is_file() or not card.is_file():
-            raise UserError(
-                f"no digit classifier in {folder} (needs {WEIGHTS} and {CARD}): train one as its module says"
-            )
-        self.card: dict = json.loads(card.read_text(encoding="utf-8"))
-        if hashlib.sha256(weights.read_bytes()).hexdigest() != self.card["sha256"]:
-            raise UserError(f"{weights} is not the file {card} describes (sha256 differs): copy or train both again")
+        tensors, self.card = read_classifier(SHIPPED if folder is None else Path(folder), "digit classifier")
         self.net = DigitNet()
-        self.net.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
+        self.net.load_state_dict(tensors)
         self.net.eval().requires_grad_(False)
 
     def judge(self, images: np.ndarray) -> Judgement:

@@ -7,23 +7,20 @@ characters it never saw; a generator cannot be measured more exactly than that. 
     python -m ldm.evaluation.glyph_classifier --output ldm/evaluation/assets/glyph_classifier
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import nn
 
 from ldm.errors import UserError
+from ldm.evaluation.classifier_files import read_classifier
 
 SIZE = 64
 NUM_RADICALS = 214
 STROKE_SCALE = 10.0  # the stroke head speaks in tens, so that its loss is of the size of the others
-WEIGHTS, CARD = "model.safetensors", "classifier.json"
 SHIPPED = Path(__file__).parent / "assets" / "glyph_classifier"
 
 
@@ -88,19 +85,11 @@ class GlyphClassifier:
     """
 
     def __init__(self, folder: Path | None = None):
-        folder = SHIPPED if folder is None else Path(folder)
-        weights, card = folder / WEIGHTS, folder / CARD
-        if not weights.is_file() or not card.is_file():
-            raise UserError(
-                f"no glyph classifier in {folder} (needs {WEIGHTS} and {CARD}): train one as its module says"
-            )
-        self.card: dict = json.loads(card.read_text(encoding="utf-8"))
-        if hashlib.sha256(weights.read_bytes()).hexdigest() != self.card["sha256"]:
-            raise UserError(f"{weights} is not the file {card} describes (sha256 differs): copy or train both again")
+        tensors, self.card = read_classifier(SHIPPED if folder is None else Path(folder), "glyph classifier")
         self.layouts: list[str] = self.card["layouts"]
         self.merged: dict[str, str] = self.card["merged_layouts"]  # rare layouts and the class they count as
         self.net = GlyphNet(len(self.layouts), self.card["width"])
-        self.net.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
+        self.net.load_state_dict(tensors)
         self.net.eval().requires_grad_(False)
 
     def layout_class(self, structure: str) -> str | None:

@@ -13,9 +13,8 @@ from ldm.config import DataOptions
 from ldm.data.digits import GROUNDS, HELD_OUT, INKS, PAIRS, SLANT, THICKNESS, splits
 from ldm.errors import UserError
 from ldm.evaluation import digits
+from ldm.evaluation.classifier_files import CARD, WEIGHTS
 from ldm.evaluation.digit_judge import (
-    CARD,
-    WEIGHTS,
     DigitJudge,
     agreement,
     find_ink,
@@ -111,9 +110,9 @@ def test_other_sizes_are_judged_too(data):
 
 def test_a_few_epochs_teach_the_network_what_it_is_shown(data):
     lines = []
-    fit(data["train"].writing, epochs=12, seed=0, report=lines.append)
+    fit(data["train"].writing, epochs=6, seed=0, report=lines.append)
     losses = [float(line.split()[3]) for line in lines]
-    assert len(lines) == 12 and losses[-1] < losses[0]
+    assert len(lines) == 6 and losses[-1] < losses[0]
 
 
 def test_a_judge_whose_files_do_not_fit_is_refused(tmp_path):
@@ -170,7 +169,7 @@ def judged(data, tmp_path, monkeypatch, glyph_cache):
         monkeypatch.setattr(digits, "load_pipeline", lambda run, device=None: Copier(data, wrong))
         monkeypatch.setattr(digits, "real_digits", lambda *args: data["test"])
         settings = {"seed": 0, "steps": None, "guidance": None, "batch": 64, "device": "cpu", "cache_dir": glyph_cache}
-        return digits.evaluate(tmp_path, Namespace(output=tmp_path / "report", samples=8, **settings))
+        return digits.evaluate(tmp_path, Namespace(output=tmp_path / "report", samples=3, **settings))
 
     return run
 
