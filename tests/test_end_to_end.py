@@ -106,6 +106,7 @@ def test_another_vae_is_refused_by_a_run_that_has_begun(smoke):
     assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "another vae" in done.stderr
 
 
+@pytest.mark.slow  # tests/test_training.py has two processes on a small task
 def test_two_processes_do_it_too(smoke, tmp_path):
     """The same chain with two processes: the first steps' losses are those of one process."""
     short = ["--train.num_steps", 10, "--train.mixed_precision", "no", "--optim.schedule", "constant"]
