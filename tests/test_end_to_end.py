@@ -1,17 +1,15 @@
 """The main job as users run it: three trainers through `accelerate launch`, then export, picture, stock diffusers."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import BIN, ROOT, run, train
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
-BIN = Path(sys.executable).parent
 STOCK = """
 import sys
 sys.modules["ldm"] = None  # any import of the package fails
@@ -25,21 +23,6 @@ images = pipeline([sys.argv[4]] * 2, latents=latents, **options).images
 import numpy
 numpy.save(sys.argv[2], images)
 """
-
-
-def run(*command, cwd, **environment) -> str:
-    """The output of a command that must succeed."""
-    values = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
-    done = subprocess.run([str(c) for c in command], cwd=cwd, env=values, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
-
-
-def train(part, config, cwd, *overrides, processes=1) -> str:
-    """`accelerate launch train_<part>.py CONFIG`, as the README says."""
-    several = ["--multi_gpu", "--num_processes", processes] if processes > 1 else ["--num_processes", 1]
-    launch = [BIN / "accelerate", "launch", "--main_process_port", 0, *several]
-    return run(*launch, ROOT / f"train_{part}.py", config, *overrides, cwd=cwd, ACCELERATE_USE_CPU="true")
 
 
 def losses(run_folder: Path) -> list[float]:
@@ -121,44 +104,3 @@ def test_two_processes_do_it_too(smoke, tmp_path):
     assert (tmp_path / "2/ldm/final/unet/diffusion_pytorch_model.safetensors").exists()
     said = run(BIN / "ldm", "generate", "-m", tmp_path / "2/ldm", "-o", "two.png", cwd=tmp_path)
     assert "two.png" in said
-
-
-def photographs(folder: Path, count: int) -> None:
-    """Pictures with colour, gradients and noise, each with a .txt caption."""
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    for i in range(count):
-        colour, (h, w) = rng.integers(0, 2), rng.integers(40, 90, 2)
-        y, x = np.mgrid[0:h, 0:w]
-        disc = ((y - h / 2) ** 2 + (x - w / 2) ** 2 < (min(h, w) / 3) ** 2)[..., None]
-        ground = 120 + 60 * np.sin(x / 9 + rng.random() * 6)[..., None] + rng.normal(0, 8, (h, w, 3))
-        picture = np.where(disc, [[200, 40, 40], [40, 60, 200]][colour], ground)
-        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"{i:03d}.jpg", quality=90)
-        (folder / f"{i:03d}.txt").write_text(f"a {['red', 'blue'][colour]} disc on waves")
-
-
-def test_ones_own_folder_trains_and_draws_through_the_same_commands(tmp_path):
-    photographs(tmp_path / "photos", 200)
-    own = ["--data.source", tmp_path / "photos", "--data.channels", 3, "--name", "mine", "--train.num_steps", 12]
-    for part in ("clip", "vae", "ldm"):
-        extra = ["--sampling.prompts", "a red disc on waves"] if part == "ldm" else []
-        train(part, ROOT / "configs" / "smoke.yaml", tmp_path, *own, *extra)
-    run(BIN / "ldm", "export", "runs/mine/ldm", "-o", "mine", cwd=tmp_path)
-    run(BIN / "ldm", "generate", "a red disc on waves", "-m", "mine", "-o", "disc.png", cwd=tmp_path)
-    picture = Image.open(tmp_path / "disc.png")
-    assert picture.mode == "RGB" and np.asarray(picture).std() > 0
-
-
-def test_pictures_without_captions_train_unconditionally(tmp_path):
-    photographs(tmp_path / "photos", 24)
-    for caption in (tmp_path / "photos").glob("*.txt"):
-        caption.unlink()
-    own = ["--data.source", tmp_path / "photos", "--data.channels", 3, "--name", "plain", "--train.num_steps", 4]
-    config = ROOT / "configs" / "smoke.yaml"
-    command = [sys.executable, ROOT / "train_clip.py", config, *own]
-    done = subprocess.run([str(c) for c in command], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and "no captions" in done.stderr
-    train("vae", config, tmp_path, *own)
-    train("ldm", config, tmp_path, *own, "--text.source", "none", "--sampling.prompts", "")
-    run(BIN / "ldm", "generate", "-m", "runs/plain/ldm", "-o", "any.png", cwd=tmp_path)
-    assert Image.open(tmp_path / "any.png").mode == "RGB"
