@@ -20,6 +20,7 @@ from ldm.evaluation.classifier_files import read_classifier
 
 SIZE = 64
 NUM_RADICALS = 214
+FEATURES = 256  # width of what `GlyphClassifier.embed` returns
 STROKE_SCALE = 10.0  # the stroke head speaks in tens, so that its loss is of the size of the others
 SHIPPED = Path(__file__).parent / "assets" / "glyph_classifier"
 
@@ -55,13 +56,17 @@ class GlyphNet(nn.Module):
             Block(w, 2 * w, 2), Block(2 * w, 2 * w, 1), Block(2 * w, 4 * w, 2), Block(4 * w, 4 * w, 1)
         )
         self.squeeze = nn.Sequential(nn.Conv2d(4 * w, w, 1, bias=False), nn.BatchNorm2d(w), nn.ReLU(), nn.Flatten())
-        self.hidden = nn.Sequential(nn.Linear(w * (SIZE // 8) ** 2, 256), nn.ReLU(), nn.Dropout(0.2))
-        self.layout = nn.Linear(256, layouts)
-        self.radical = nn.Linear(256, NUM_RADICALS)
-        self.strokes = nn.Linear(256, 1)
+        self.hidden = nn.Sequential(nn.Linear(w * (SIZE // 8) ** 2, FEATURES), nn.ReLU(), nn.Dropout(0.2))
+        self.layout = nn.Linear(FEATURES, layouts)
+        self.radical = nn.Linear(FEATURES, NUM_RADICALS)
+        self.strokes = nn.Linear(FEATURES, 1)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 1, 64, 64) ink in [0, 1] to the (B, FEATURES) activations, >= 0, that every head reads."""
+        return self.hidden(self.squeeze(self.blocks(self.stem(x))))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        h = self.hidden(self.squeeze(self.blocks(self.stem(x))))
+        h = self.features(x)
         return self.layout(h).float(), self.radical(h).float(), self.strokes(h).float()[:, 0]
 
 
@@ -106,9 +111,7 @@ class GlyphClassifier:
             batch_size: pictures at a time; it does not change the answers.
         Raises: UserError for another dtype or shape.
         """
-        x = to_ink(images)
-        if not len(x):
-            raise UserError("the glyph classifier got no images: give at least one")
+        x = self._ink(images)
         outputs = [self.net(x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
         layout, radical, strokes = (torch.cat(parts) for parts in zip(*outputs, strict=True))
         return Judgement(
@@ -118,6 +121,25 @@ class GlyphClassifier:
             radical_probabilities=radical.softmax(dim=1).numpy(),
             strokes=(strokes * STROKE_SCALE).clamp(min=0).numpy(),
         )
+
+    @torch.no_grad()
+    def embed(self, images: np.ndarray, batch_size: int = 128) -> np.ndarray:
+        """The features behind the answers, for distances between sets of glyphs.
+
+        Args:
+            images, batch_size: as of `judge`.
+        Returns: float32 (n, FEATURES), >= 0 (they are rectified).
+        Raises: UserError for another dtype or shape, or no images.
+        """
+        x = self._ink(images)
+        return torch.cat([self.net.features(x[i : i + batch_size]) for i in range(0, len(x), batch_size)]).numpy()
+
+    @staticmethod
+    def _ink(images: np.ndarray) -> torch.Tensor:
+        x = to_ink(images)
+        if not len(x):
+            raise UserError("the glyph classifier got no images: give at least one")
+        return x
 
 
 def to_ink(images: np.ndarray) -> torch.Tensor:

@@ -10,7 +10,7 @@ from ldm.data.glyphs import split_characters
 from ldm.data.render import cached_glyphs, style_font
 from ldm.errors import UserError
 from ldm.evaluation import classifier_training as training
-from ldm.evaluation.glyph_classifier import SHIPPED, GlyphClassifier, GlyphNet, to_ink
+from ldm.evaluation.glyph_classifier import FEATURES, SHIPPED, GlyphClassifier, GlyphNet, to_ink
 
 COUNT = 150  # test characters, in two styles
 
@@ -146,3 +146,10 @@ def test_half_precision_file_loads_exactly(tmp_path):
     other.load_state_dict({k: v.float() for k, v in load(data).items()})
     x = torch.rand(2, 1, 64, 64)
     assert all(torch.equal(a, b) for a, b in zip(net(x), other(x), strict=True))
+
+
+def test_features_are_what_the_heads_read_and_do_not_depend_on_the_batch(classifier, real, judged):
+    features = classifier.embed(real[1][:9], batch_size=4)
+    assert features.dtype == np.float32 and features.shape == (9, FEATURES) and features.min() >= 0
+    logits = classifier.net.layout(torch.from_numpy(features))
+    np.testing.assert_allclose(logits.softmax(dim=1).numpy(), judged.layout_probabilities[:9], atol=1e-4)
