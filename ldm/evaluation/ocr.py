@@ -8,7 +8,10 @@ A confidence alone proves little: the network was never taught to refuse, and no
 noise. What it says means something for pictures that look like glyphs, beside the same number for real glyphs.
 """
 
+import hashlib
 import importlib.util
+from collections.abc import Iterator
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +32,12 @@ class GlyphReader:
     """
 
     def __init__(self, threads: int = 1):
-        runtime, path = _find()
+        runtime, self.path = _find()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = min(max(threads, 1), 2)
         options.inter_op_num_threads = 1
-        self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._open = partial(runtime.InferenceSession, sess_options=options, providers=["CPUExecutionProvider"])
+        self._session = self._open(str(self.path))
         self._input = self._session.get_inputs()[0].name
         characters = self._session.get_modelmeta().custom_metadata_map["character"].split("\n")
         self.characters: list[str] = ["", *characters, " "]  # by class index: blank first, the space last
@@ -49,21 +53,38 @@ class GlyphReader:
             among the classes that are not blank.
         Raises: UserError for another dtype or shape.
         """
-        if images.ndim == 4 and images.shape[-1] == 1:
-            images = images[..., 0]
-        if images.dtype != np.uint8 or images.ndim != 3:
-            raise UserError(
-                f"the OCR reads uint8 images (n, h, w), got {images.dtype} {images.shape}: make them grey 0..255"
-            )
         indices, confidences = [], []
-        for start in range(0, len(images), batch_size):
-            strips = np.stack([_strip(image) for image in images[start : start + batch_size]])
+        for strips in _batches(images, batch_size):
             scores = self._session.run(None, {self._input: strips})[0].max(axis=1)  # (n, classes)
             scores[:, BLANK] = 0
             best = scores.argmax(axis=1)
             indices += best.tolist()
             confidences += scores[np.arange(len(best)), best].tolist()
         return [self.characters[i] for i in indices], np.array(confidences, dtype=np.float32)
+
+    def embed(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
+        """What the network's last layer reads off each picture, averaged over its width: float32 (n, d).
+
+        Args: as of `read`.
+        """
+        return np.concatenate(
+            [self._inner.run(None, {self._input: strips})[-1].mean(axis=1) for strips in _batches(images, batch_size)]
+        )
+
+    @cached_property
+    def _inner(self):
+        """The same network with the input of its last matrix product, (n, time, d), as one more output."""
+        import onnx
+
+        model = onnx.load(str(self.path))
+        last = [node for node in model.graph.node if node.op_type == "MatMul"][-1]
+        model.graph.output.append(onnx.ValueInfoProto(name=last.input[0]))
+        return self._open(model.SerializeToString())
+
+    @cached_property
+    def digest(self) -> str:
+        """Which network this is: the first 16 digits of the sha256 of its file."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
 
 
 def _find():
@@ -82,6 +103,18 @@ def _find():
             "the OCR needs rapidocr with its packaged model: install the extra with pip install 'ldm[eval]'"
         )
     return onnxruntime, found[0]
+
+
+def _batches(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """The network's inputs, `size` at a time. Raises: UserError for another dtype or shape."""
+    if images.ndim == 4 and images.shape[-1] == 1:
+        images = images[..., 0]
+    if images.dtype != np.uint8 or images.ndim != 3:
+        raise UserError(
+            f"the OCR reads uint8 images (n, h, w), got {images.dtype} {images.shape}: make them grey 0..255"
+        )
+    for start in range(0, len(images), size):
+        yield np.stack([_strip(image) for image in images[start : start + size]])
 
 
 def _strip(image: np.ndarray) -> np.ndarray:

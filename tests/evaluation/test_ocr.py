@@ -70,3 +70,25 @@ def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setattr(ocr.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"ldm\[eval\]"):
         ocr.GlyphReader()
+
+
+def test_features_are_those_that_the_reading_is_made_of(reader):
+    """The last layer is linear: the mean of its logits over time is that layer of the mean features."""
+    import onnx
+    from onnx import numpy_helper
+
+    images = np.stack([np.full((64, 64), 255, np.uint8), np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))])
+    features = reader.embed(images)
+    model = onnx.load(str(reader.path))
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    product = [node for node in model.graph.node if node.op_type == "MatMul"][-1]
+    assert features.shape == (2, len(weights[product.input[1]])) and features.dtype == np.float32
+    logits = features @ weights[product.input[1]]
+    model.graph.output.append(onnx.ValueInfoProto(name=product.output[0]))
+    session = reader._open(model.SerializeToString())
+    from ldm.evaluation.ocr import _batches
+
+    direct = session.run(None, {reader._input: next(_batches(images, 2))})[-1].mean(axis=1)
+    np.testing.assert_allclose(logits, direct, rtol=1e-3, atol=1e-3)
+    assert np.abs(features[0] - features[1]).max() > 0.1
+    assert len(reader.digest) == 16
