@@ -131,15 +131,16 @@ def lr_factor(optim: OptimOptions, step: int, num_steps: int) -> float:
 
 
 def precision(wanted: str, device: torch.device) -> str:
-    """'auto' as the best the device does natively: bf16 where CUDA or the CPU's matrix units have it, else fp32."""
+    """'auto' as the best the device does natively: bf16 where the GPU, or the CPU's AMX or AVX512, has it, else fp32."""
     if wanted == "fp16" and device.type == "cpu":
         raise UserError("train.mixed_precision fp16 needs a GPU; on a CPU use auto, bf16 or no")
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    # Without AMX, bf16 is emulated: convolutions 3 to 7 times and matrix products 80 times slower than fp32.
-    return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "no"
+    # Elsewhere it is emulated: convolutions 3 to 7 times and matrix products 80 times slower than fp32.
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if device.type == "cpu" and native else "no"
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
@@ -362,7 +363,8 @@ class Trainer:
                 with self._ema_weights():
                     numbers |= {f"ema/{k}": v for k, v in self.task.report(folder, f"{self.step:08d}-ema").items()}
             self.write_log({"step": self.step} | numbers)
-            self._log("  ".join([f"step {self.step} validation"] + [f"{k} {v:.4g}" for k, v in numbers.items()]))
+            said = [f"{k} {v:.4g}" for k, v in numbers.items() if k.count("/") == 1]  # the parts of a number: log only
+            self._log("  ".join([f"step {self.step} validation", *said]))
         self.accelerator.wait_for_everyone()
 
     def _ema_weights(self):

@@ -267,10 +267,16 @@ def test_mixed_seeds_differ_and_repeat():
 def test_precision_is_what_was_asked_for():
     cpu = torch.device("cpu")
     assert precision("no", cpu) == "no" and precision("bf16", cpu) == "bf16"
-    assert precision("auto", cpu) == ("bf16" if torch.cpu._is_amx_tile_supported() else "no")
     assert precision("auto", torch.device("mps")) == "no"
     with pytest.raises(UserError, match="needs a GPU"):
         precision("fp16", cpu)
+
+
+@pytest.mark.parametrize("amx, avx512, found", [(False, False, "no"), (True, False, "bf16"), (False, True, "bf16")])
+def test_a_cpu_that_has_bf16_uses_it(monkeypatch, amx, avx512, found):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    assert precision("auto", torch.device("cpu")) == found
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
