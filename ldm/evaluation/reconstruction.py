@@ -17,6 +17,7 @@ from ldm.codebook import code_usage
 from ldm.data.pixels import write_whole
 from ldm.errors import UserError
 from ldm.evaluation.ocr import GlyphReader
+from ldm.evaluation.validity import ink
 from ldm.sheet import save_png, sheet
 
 log = logging.getLogger(__name__)
@@ -53,11 +54,6 @@ def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     similarity = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
     return similarity.mean(dim=(1, 2, 3)).view(n, channels).mean(dim=1).numpy()
-
-
-def ink(images: np.ndarray) -> np.ndarray:
-    """Fraction of ink per picture, float64 (n,) in [0, 1]: 0 for white, 1 for black; uint8 (n, h, w, c)."""
-    return 1 - images.mean(axis=tuple(range(1, images.ndim)), dtype=np.float64) / 255
 
 
 @torch.no_grad()
