@@ -147,6 +147,15 @@ def sliced_distance(first: np.ndarray, second: np.ndarray, seed: int = 0) -> flo
 # ---- all of them ----------------------------------------------------------------------------------------------------
 
 
+def distances(
+    generated: np.ndarray, reference: np.ndarray, seed: int = 0, k: int = 5, bandwidth: float | None = None
+) -> dict[str, float]:
+    """The values alone: fd, kid, mmd, sliced, precision, recall, density and coverage; quick, without errors."""
+    found = {"fd": frechet_distance(generated, reference), "kid": kernel_distance(generated, reference)}
+    found |= {"mmd": mmd_rbf(generated, reference, bandwidth), "sliced": sliced_distance(generated, reference, seed)}
+    return found | prdc(generated, reference, k)
+
+
 def fidelity(generated: np.ndarray, reference: np.ndarray, seed: int = 0, k: int = 5, groups: int = GROUPS) -> dict:
     """Every distance of two sets of features, as a dict fit for JSON.
 
@@ -165,8 +174,7 @@ def fidelity(generated: np.ndarray, reference: np.ndarray, seed: int = 0, k: int
     width = median_distance(reference)
 
     def numbers(one: np.ndarray, two: np.ndarray) -> dict[str, float]:
-        plain = {"fd": frechet_distance(one, two), "kid": kernel_distance(one, two), "mmd": mmd_rbf(one, two, width)}
-        return plain | {"sliced": sliced_distance(one, two, seed)} | prdc(one, two, k)
+        return distances(one, two, seed, k, width)
 
     errors = _jackknife(numbers, generated, reference, groups, seed)
     values = numbers(generated, reference)
@@ -273,5 +281,5 @@ def _jackknife(
     rng = np.random.default_rng(seed)
     one, two = (rng.permutation(np.arange(len(x)) % groups) for x in (first, second))
     found = [numbers(first[one != i], second[two != i]) for i in range(groups)]
-    scale = sqrt((groups - 1) / groups * groups)
+    scale = sqrt(groups - 1)  # times the deviation over g, not g - 1
     return {name: scale * float(np.std([entry[name] for entry in found])) for name in found[0]}

@@ -1,37 +1,47 @@
 """Is a drawn glyph new? Its nearest training glyph, whatever its place on the page, its weight and its sharpness.
 
 The share of ink that two glyphs have in common does not tell a copy from another character: a copy in a bolder weight
-has less in common than two characters that differ in a dot. Two ideas do. (1) A copy is a copy after being moved and
-made bolder or lighter, so the sample is: its centre of ink is put upon the other's, and near moves and five weights are
-tried. (2) What tells characters apart is in one place, so what counts is the worst place: the greatest mean squared
-difference of ink, both blurred, in any window of 7 x 7 of 64 x 64 pixels. Similarity is 1 less its root; 1 is the same.
+has less in common than two characters that differ in a dot. Two ideas do. (1) A copy is a copy after being moved, made
+bolder or lighter, or blurred. So the sample is: its centre of ink is put upon the other's, and near moves, five weights
+and two degrees of sharpness are tried. (2) What tells characters apart is in one place, so what counts is the worst
+place: the greatest mean squared difference of ink, both a little blurred, in any window of 7 x 7 of 64 x 64 pixels.
+Similarity is 1 less its root; 1 is the same.
 
-The threshold is calibrated: copies are planted among moved, bolder, lighter and blurred training glyphs, and real
-characters that are not in the training set are the false alarms. To measure it again:
+The threshold lies between copies planted on purpose (moved, bolder, lighter or blurred training glyphs) and real
+characters that are not in the training set, which are the false alarms. To measure it again (some minutes on one core):
 
     python -m ldm.evaluation.novelty --calibrate
 """
 
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ldm.errors import UserError
-from ldm.evaluation.spoil import _gauss, reweighted
+from ldm.evaluation.scores import share
+from ldm.evaluation.spoil import blurred, moved, reweighted
 
+COPY = 0.66  # similarity from which a glyph is a copy
+READABLE = 0.5  # OCR confidence from which a glyph counts as read
 SIZE = 64  # side at which glyphs are compared
-CANVAS = 80  # side of the ring on which they are centred: a move by 16 and less never meets its own other end
+CANVAS = 80  # side of the ring on which they are centred, so that no move loses ink
 CELL = 4  # pixels of a cell of the coarse picture
-WEIGHTS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of a sample, see `reweighted`
+WEIGHTS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of the sample, see `reweighted`
 MOVES = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]  # beyond the centring, in pixels
-BLUR = 1.0  # pixels; of both glyphs, before they are compared
+BLUR = 1.0  # pixels; of both glyphs before they are compared
+SOFTER = (1.0, 1.28)  # of the other glyph, as if it had been blurred by another 0 and 0.8 pixels
 WINDOW = 3  # pixels to each side of the window's middle
 SHORTLIST = 8  # training glyphs that a sample is compared with in detail
 TRIES = 3  # weights and moves of each that are looked at window by window
+REACH = 3  # pixels at 64 by which planted copies are moved at most
+
 RING = (np.arange(CANVAS)[:, None] - np.arange(CANVAS) + CANVAS // 2) % CANVAS - CANVAS // 2  # distances on the ring
-BLURRING = np.exp(-(RING**2) / (2 * BLUR**2)).astype(np.float32)
-BLURRING /= BLURRING.sum(1)
 WINDOWING = (abs(RING) <= WINDOW).astype(np.float32) / (2 * WINDOW + 1)
 
 
@@ -86,13 +96,142 @@ def similarities(weights: np.ndarray, others: np.ndarray) -> np.ndarray:
     """One glyph in its five weights, uint8 (5, 64, 64), against others, uint8 (m, 64, 64): float32 (m,), at most 1."""
     middle = len(weights) // 2
     ours, theirs = _centred(weights, weights[middle : middle + 1]), _centred(others)
-    ours, theirs = (BLURRING @ x @ BLURRING for x in (ours, theirs))
+    ours = _blurring(BLUR) @ ours @ _blurring(BLUR)
     tried = np.concatenate([np.roll(ours, move, (1, 2)) for move in MOVES])
-    flat, other = tried.reshape(len(tried), -1), theirs.reshape(len(theirs), -1)
-    away = (flat * flat).sum(1) - 2 * other @ flat.T  # squared difference less what is the same for all of a row
-    best = np.argsort(away, axis=1)[:, :TRIES]
-    worst = WINDOWING @ (tried[best] - theirs[:, None]) ** 2 @ WINDOWING
-    return 1 - np.sqrt(worst.max((2, 3)).min(1).clip(0))
+    flat = tried.reshape(len(tried), -1)
+    least = np.full(len(others), np.inf, np.float32)
+    for softness in SOFTER:
+        other = _blurring(softness) @ theirs @ _blurring(softness)
+        away = (flat * flat).sum(1) - 2 * other.reshape(len(other), -1) @ flat.T  # less what a whole row has in common
+        best = np.argsort(away, axis=1)[:, :TRIES]
+        square = WINDOWING @ (tried[best] - other[:, None]) ** 2 @ WINDOWING
+        least = np.minimum(least, square.max((2, 3)).min(1))
+    return 1 - np.sqrt(least.clip(0))
+
+
+# ---- what is new ----------------------------------------------------------------------------------------------------
+
+
+def novelty(
+    neighbours: Neighbours,
+    right: np.ndarray | None = None,
+    read: Sequence[str] | None = None,
+    confidence: np.ndarray | None = None,
+    threshold: float = COPY,
+) -> dict:
+    """How new n drawn glyphs are, as a dict fit for JSON; shares with their Wilson intervals.
+
+    Args:
+        neighbours: of the drawn glyphs among the training glyphs.
+        right: bool (n,), whether each is what its prompt asked for.
+        read, confidence: what the OCR reads in each, and float (n,) in [0, 1] how surely.
+    Returns:
+        copies: similarity to a training glyph at or above `threshold`.
+        existing: read as one character with a confidence of one half or more; only with `read`. The OCR knows the
+            characters of its dictionary and no others, so one outside of it is not seen to exist.
+        new_and_well_formed: what the prompt asked for, no copy and not existing; only with `right` and `read`. It does
+            not say that a reader would take the glyph for a character: that is judged by the classifier alone.
+    """
+    similarity = neighbours.similarity
+    copies = similarity >= threshold
+    found = {
+        "copy_from_similarity": threshold,
+        "copies": share(copies),
+        "nearest_median": round(float(np.median(similarity)), 4),
+        "nearest_95th_percentile": round(float(np.quantile(similarity, 0.95)), 4),
+    }
+    if read is None or confidence is None:
+        return found
+    existing = np.array([len(text) == 1 for text in read]) & (np.asarray(confidence) >= READABLE)
+    found["existing"] = share(existing)
+    if right is not None:
+        found["new_and_well_formed"] = share(np.asarray(right, bool) & ~copies & ~existing)
+    return found
+
+
+def distinctness(pictures: Mapping[str, np.ndarray], threshold: float = COPY) -> dict:
+    """Do the pictures of one prompt repeat each other, a sign of mode collapse?
+
+    Args:
+        pictures: prompt -> uint8 (n, h, w).
+    Returns: "distinct": share of the pictures that no earlier one of their prompt is nearly the same as; "worst": that
+        share for the prompt where it is least, by name.
+    """
+    alone = {name: nearest(x, Pool(x), earlier=True).similarity < threshold for name, x in pictures.items() if len(x)}
+    if not alone:
+        return {"distinct": share([]), "worst": None}
+    worst = min(alone, key=lambda name: alone[name].mean())
+    return {"distinct": share(np.concatenate(list(alone.values()))), "worst": {worst: share(alone[worst])}}
+
+
+# ---- calibration ----------------------------------------------------------------------------------------------------
+
+
+def planted(images: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
+    """Copies of glyphs (n, h, w) as a model might make them, each moved by up to 3 pixels of 64 either way.
+
+    Returns: 'moved'; 'bolder' and 'lighter' by one weight step, a 64th of the side; 'blurred' by a Gaussian of one
+        pixel of 64; and, beyond what is calibrated for, 'bolder, blurred' and 'lighter, blurred' by 0.7 pixels.
+    """
+    rng, pixel = np.random.default_rng(seed), images.shape[1] / SIZE
+    bolder, lighter = reweighted(images, 1), reweighted(images, -1)
+    kinds = {
+        "moved": images,
+        "bolder": bolder,
+        "lighter": lighter,
+        "blurred": blurred(images, pixel),
+        "bolder, blurred": blurred(bolder, 0.7 * pixel),
+        "lighter, blurred": blurred(lighter, 0.7 * pixel),
+    }
+
+    def scattered(some: np.ndarray) -> np.ndarray:
+        moves = np.round(rng.integers(-REACH, REACH + 1, (len(some), 2)) * pixel).astype(int)
+        return np.concatenate([moved(image[None], y, x) for image, (y, x) in zip(some, moves.tolist(), strict=True)])
+
+    return {name: scattered(some) for name, some in kinds.items()}
+
+
+def calibrate(pool: Pool, unseen: np.ndarray, copies: int = 400, seed: int = 0) -> tuple[float, dict]:
+    """The threshold midway between the least similar planted copy and the 99th percentile of unseen real characters.
+
+    Args:
+        pool: training glyphs.
+        unseen: uint8 (n, h, w), real glyphs of characters that the pool lacks.
+        copies: training glyphs that copies are made of, at random.
+    Returns: the threshold, and what was seen: see `check`. The share of false alarms is that of the glyphs the
+        threshold was chosen by: measure it with `check` on others.
+    """
+    found = nearest(unseen, pool).similarity
+    each = _found(pool, copies, seed)
+    least = min(float(similarity.min()) for name, (_, similarity) in each.items() if "," not in name)
+    threshold = round((least + float(np.quantile(found, 0.99))) / 2, 3)
+    return threshold, _rates(threshold, found, each)
+
+
+def check(pool: Pool, unseen: np.ndarray, threshold: float = COPY, copies: int = 400, seed: int = 1) -> dict:
+    """How often planted copies are found (`copies`, by kind) and unseen real characters are taken for one."""
+    return _rates(threshold, nearest(unseen, pool).similarity, _found(pool, copies, seed))
+
+
+def _found(pool: Pool, copies: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """For each kind of planted copy whether its nearest glyph is its own, and its similarity."""
+    chosen = np.random.default_rng(seed).permutation(len(pool))[:copies]
+    found = {name: nearest(images, pool) for name, images in planted(pool.images[chosen], seed).items()}
+    return {name: (near.index == chosen, near.similarity) for name, near in found.items()}
+
+
+def _rates(threshold: float, unseen: np.ndarray, copies: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict:
+    percentiles = {f"{100 * q:g}%": round(float(np.quantile(unseen, q)), 3) for q in (0.5, 0.95, 0.99)}
+    return {
+        "threshold": threshold,
+        "false_alarms": share(unseen >= threshold),
+        "unseen": percentiles,
+        "copies": {
+            name: share(similarity >= threshold)
+            | {"least": round(float(similarity.min()), 3), "own_glyph": round(float(own.mean()), 4)}
+            for name, (own, similarity) in copies.items()
+        },
+    }
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------
@@ -112,7 +251,7 @@ def to_size(images: np.ndarray) -> np.ndarray:
 
 
 def _centred(images: np.ndarray, by: np.ndarray | None = None) -> np.ndarray:
-    """uint8 (n, 64, 64) to ink, float32 (n, 80, 80) in [0, 1], on a ring whose middle is the centre of ink (of `by`)."""
+    """uint8 (n, 64, 64) to ink, float32 (n, 80, 80) in [0, 1], on a ring, centred by the ink (of `by`)."""
     ink = (255 - images).astype(np.float32) / 255
     weight = ink if by is None else (255 - by).astype(np.float32) / 255
     total, steps = weight.sum((1, 2)).clip(1e-6), np.arange(SIZE, dtype=np.float32)
@@ -138,3 +277,43 @@ def _coarse(images: np.ndarray, chunk: int = 1024) -> np.ndarray:
         flat -= flat.mean(1, keepdims=True)
         parts.append(flat / np.linalg.norm(flat, axis=1, keepdims=True).clip(1e-6))
     return np.concatenate(parts)
+
+
+def _blurring(pixels: float) -> np.ndarray:
+    """Matrix (80, 80) that blurs along the ring by a Gaussian."""
+    weights = np.exp(-(RING**2) / (2 * pixels**2)).astype(np.float32)
+    return weights / weights.sum(1)
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Print the calibration as JSON: the threshold by the validation split, its rates on the test and held-out ones."""
+    parser = argparse.ArgumentParser(prog="python -m ldm.evaluation.novelty", description=main.__doc__)
+    parser.add_argument("--calibrate", action="store_true", required=True)
+    parser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="rendered glyphs (default: cache)")
+    parser.add_argument("--limit", type=int, default=0, help="training characters (default: all)")
+    parser.add_argument("--copies", type=int, default=400, help="training glyphs of which each kind of copy is made")
+    args = parser.parse_args()
+    from ldm.config import DataOptions, GlyphOptions
+    from ldm.data.glyphs import splits
+
+    data = splits(DataOptions(glyphs=GlyphOptions(limit=args.limit), cache_dir=args.cache_dir))
+    images = {name: np.stack([part.image(i)[..., 0] for i in range(len(part))]) for name, part in data.items()}
+    started = time.process_time()
+    pool = Pool(images["train"])
+    ready = time.process_time()
+    nearest(images["test"][:1000], pool)
+    cost = {"pool": round(ready - started, 1), "thousand_samples": round(time.process_time() - ready, 1)}
+    threshold, seen = calibrate(pool, images["validation"], args.copies)
+    found = {"training_glyphs": len(pool), "cpu_seconds": cost, "calibrated_on_validation": seen}
+    found["checked_on_test"] = check(pool, images["test"], threshold, args.copies)
+    found["checked_on_heldout"] = share(nearest(images["heldout"], pool).similarity >= threshold)
+    print(json.dumps(found, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    from ldm.errors import run_main
+
+    run_main(main)

@@ -25,7 +25,7 @@ def blurred(images: np.ndarray, pixels: float) -> np.ndarray:
 
 
 def mirrored(images: np.ndarray, share: float = 1.0, seed: int = 0) -> np.ndarray:
-    """A share of the pictures, drawn at random, with left and right exchanged. A greater share holds a smaller one's."""
+    """A share of the pictures, drawn at random, with left and right exchanged; a greater share holds a smaller's."""
     chosen = np.random.default_rng(seed).permutation(len(images))[: round(share * len(images))]
     images = images.copy()
     images[chosen] = images[chosen, :, ::-1]
