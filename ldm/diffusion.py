@@ -25,6 +25,7 @@ from ldm.text import caption_of, encode, load_text, new_text, null_text, run_tok
 from ldm.training import Rows, Sample, draw_rows, generator_for, mix
 
 VALIDATION_ITEMS = 512
+QUARTERS = 4  # of the times, in which the gap between validation and training is logged
 POINTS_SHOWN = 4096
 
 
@@ -84,6 +85,13 @@ class LdmObjective(nn.Module):
         self, latents: Tensor, noise: Tensor, times: Tensor, input_ids: Tensor, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Clean latents and noise (B, c, h, w), times (B,) in [0, 1], tokens (B, L), or (1, L) for all alike."""
+        losses, metrics = self.losses(latents, noise, times, input_ids)
+        return losses.mean(), metrics
+
+    def losses(
+        self, latents: Tensor, noise: Tensor, times: Tensor, input_ids: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each item, (B,), and its parts' means."""
         process, metrics = self.process, {}
         states = self.text_encoder(input_ids=input_ids).last_hidden_state.expand(len(latents), -1, -1)
         x_t = process.corrupt(latents, noise, times)
@@ -98,7 +106,15 @@ class LdmObjective(nn.Module):
         if self.uncertainty is not None:
             expected = self.uncertainty(process.schedule.logsnr(times))
             losses, metrics["error"] = losses * (-expected).exp() + expected, losses.mean()
-        return (losses + process.vlb_weight * NUM_TRAIN_TIMESTEPS * bound).mean(), metrics
+        return losses + process.vlb_weight * NUM_TRAIN_TIMESTEPS * bound, metrics
+
+
+def caption_or_null(settings: LdmSettings, data: ImageTextData, sample: Sample) -> str:
+    """This epoch's caption of a training item, or, with probability `caption_dropout`, the null caption."""
+    rng = np.random.default_rng([settings.seed, 4, sample.epoch, sample.index])
+    if rng.random() < settings.caption_dropout:
+        return ""
+    return caption_of(data, sample, settings.seed)
 
 
 class LdmTask:
@@ -184,16 +200,25 @@ class LdmTask:
         """This epoch's caption, or the null caption: always when unconditional, else with `caption_dropout`."""
         if self.unconditional:
             return ""
-        rng = np.random.default_rng([self.settings.seed, 4, sample.epoch, sample.index])
-        if rng.random() < self.settings.caption_dropout:
-            return ""
-        return caption_of(self.data.train, sample, self.settings.seed)
+        return caption_or_null(self.settings, self.data.train, sample)
 
     @torch.no_grad()
     def report(self, folder: Path, label: str) -> dict[str, float]:
-        """Denoising loss on validation items, with noise and times fixed once and for all; a grid of fixed prompts."""
+        """A grid of fixed prompts, and the denoising loss on validation items, with noise and times fixed for good.
+
+        Beside it that of as many training items under the same noise and times, and the gap between the two, over all
+        times and in each quarter of them: what it has learned by heart.
+        """
         (self._points() if self.points else self._grid()).save(folder / f"{label}.png")
-        return {"loss": self._validation_loss()}
+        times, held_out = self._fixed_losses(self.validation_latents, self.data.validation)
+        _, trained = self._fixed_losses(self.train_latents, self.data.train)
+        count = min(len(held_out), len(trained))
+        numbers = {"loss": held_out.mean().item(), "train_loss": trained.mean().item()}
+        numbers["gap"] = numbers["loss"] - numbers["train_loss"]
+        gaps, quarters = held_out[:count] - trained[:count], (times[:count] * QUARTERS).long().clamp(max=QUARTERS - 1)
+        for k in quarters.unique().tolist():
+            numbers[f"gap/{k / QUARTERS:.2f}-{(k + 1) / QUARTERS:.2f}"] = gaps[quarters == k].mean().item()
+        return numbers
 
     def _grid(self):
         prompts, each = self._prompts(), self.settings.sampling.per_prompt
@@ -207,23 +232,20 @@ class LdmTask:
         )
         return points_picture(found.images.flatten(1).float().cpu().numpy())
 
-    def _validation_loss(self) -> float:
-        latents, total = self.validation_latents, 0.0
-        chosen = spread(len(latents), VALIDATION_ITEMS).tolist()
-        shape = latents.shape[1:]
-        device = self.unet.device
+    def _fixed_losses(self, latents: Latents | Uncached, data: ImageTextData) -> tuple[Tensor, Tensor]:
+        """Times and losses, (N,) each, of evenly spaced items; as many of each split, so that they share the noise."""
+        most = min(VALIDATION_ITEMS, len(self.validation_latents))
+        chosen, shape, device = spread(len(latents), most).tolist(), latents.shape[1:], self.unet.device
+        times, losses = [], []
         for start in range(0, len(chosen), 64):
             indices = chosen[start : start + 64]
             generator = generator_for(0, 8, start)
             noise = torch.randn(2, len(indices), *shape, generator=generator)
-            times = self.process.draw_times(len(indices), generator)
-            captions = [
-                "" if self.unconditional else caption_of(self.data.validation, Sample(i, 0), 0) for i in indices
-            ]
-            batch = (latents.sample(indices, noise[0]), noise[1], times, self._tokens(captions))
-            loss, _ = self.module(*(tensor.to(device) for tensor in batch), progress=0.0)
-            total += loss.item() * len(indices)
-        return total / len(chosen)
+            times.append(self.process.draw_times(len(indices), generator))
+            captions = ["" if self.unconditional else caption_of(data, Sample(i, 0), 0) for i in indices]
+            batch = (latents.sample(indices, noise[0]), noise[1], times[-1], self._tokens(captions))
+            losses.append(self.module.losses(*(tensor.to(device) for tensor in batch))[0].cpu())
+        return torch.cat(times), torch.cat(losses)
 
     def _prompts(self) -> list[str]:
         if self.unconditional:

@@ -1,5 +1,7 @@
 """`ldm doctor`: is this machine, and this installation, fit to draw and to train? One line per finding.
 
+With a run (`ldm doctor RUN`): why does it draw noise? Those checks are in `ldm.checkup`.
+
 Each check returns one `Finding`: ok, warn (works, but slower or with a part missing) or fail (will not work), and for
 the latter two what to do about it.
 """
@@ -15,56 +17,68 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+
+from ldm.findings import Finding, as_line, guarded, verdict
 
 GIB = 2**30
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
-@dataclass(frozen=True)
-class Finding:
-    name: str
-    status: Literal["ok", "warn", "fail"]
-    text: str  # what was found
-    advice: str = ""  # what to do about it
-
-
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "doctor",
-        help="check this machine and this installation",
-        description="Check this machine and this installation. Exit code 0 if nothing fails, else 1.",
+        help="check this machine, or why a run draws noise",
+        description="Check this machine and this installation; or, given a run, the whole chain from its data to its "
+        "pictures, in order. The first check that fails names the cause, and the setting to change. Exit code 0 if "
+        "nothing fails, else 1.",
     )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        metavar="RUN",
+        help="a run of train_ldm.py, finished or not, such as runs/glyphs/ldm, one of its checkpoints, or an exported "
+        "model, of which what needs no data is checked",
+    )
+    parser.add_argument("--limit", type=_count, default=64, help="items of each split to measure on (default: 64)")
+    parser.add_argument("--device", help="for a run: cpu, cuda, ... (default: the fastest there is)")
     parser.add_argument("--json", action="store_true", help="print the findings as a JSON list")
 
 
 def run(args: argparse.Namespace) -> int:
-    found = findings()
+    found = findings() if args.folder is None else _examined(args)
     if args.json:
         print(json.dumps([asdict(finding) for finding in found], indent=1))
-    else:
+    elif args.folder is None:
         print("\n".join(as_line(finding) for finding in found))
+    else:
+        print(verdict(found))
     return int(any(finding.status == "fail" for finding in found))
+
+
+def _examined(args: argparse.Namespace) -> list[Finding]:
+    """The findings about a run; each is printed as soon as it is there, unless they are to be JSON."""
+    from ldm.checkup import examine
+
+    found = []
+    for finding in examine(args.folder, args.limit, args.device):
+        found.append(finding)
+        if not args.json:
+            print(as_line(finding), flush=True)
+    return found
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 8:
+        raise argparse.ArgumentTypeError(f"must be a whole number, 8 or more, got {text!r}")
+    return int(text)
 
 
 def findings() -> list[Finding]:
     """One finding per check. A check that breaks is itself a failing finding, so that the others still speak."""
-    return [_guarded(name, check) for name, check in CHECKS.items()]
-
-
-def as_line(finding: Finding) -> str:
-    advice = f"\n{'':20}-> {finding.advice}" if finding.advice else ""
-    return f"{finding.status:<5} {finding.name:<13} {finding.text}{advice}"
-
-
-def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
-    try:
-        return check()
-    except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        return Finding(name, "fail", f"the check itself broke: {what}", "the lines above may say why")
+    return [guarded(name, check) for name, check in CHECKS.items()]
 
 
 def check_python() -> Finding:

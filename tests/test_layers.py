@@ -29,13 +29,14 @@ ONLY = {
     "checkpoint": {"errors"},
     "assets": {"errors"},
     "torchvision_guard": set(),
+    "findings": set(),
     "data": {"config", "errors", "settings_io", "assets"},
     "sheet": {"data", "errors"},
     "progress": {"config", "errors"},
     "training": {"checkpoint", "config", "errors", "progress", "runs"},  # the loop is blind: no VAE, no text, no noise
 }
 # ... and these rooms may never import those, at any depth of a function.
-SURFACE = {"export", "hub", "generate", "card", "doctor", "cli"}
+SURFACE = {"export", "hub", "generate", "card", "doctor", "checkup", "cli"}
 NEVER = {
     **{room: {"pipeline", "evaluation"} | SURFACE for room in ("autoencoder", "text", "denoiser", "openclip")},
     "diffusion": {"evaluation"},
