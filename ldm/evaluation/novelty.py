@@ -27,7 +27,7 @@ from ldm.errors import UserError
 from ldm.evaluation.scores import share
 from ldm.evaluation.spoil import blurred, moved, reweighted
 
-COPY = 0.66  # similarity from which a glyph is a copy
+COPY = 0.72  # similarity from which a glyph is a copy; by the command above
 READABLE = 0.5  # OCR confidence from which a glyph counts as read
 SIZE = 64  # side at which glyphs are compared
 CANVAS = 80  # side of the ring on which they are centred, so that no move loses ink
@@ -39,6 +39,8 @@ SOFTER = (1.0, 1.28)  # of the other glyph, as if it had been blurred by another
 WINDOW = 3  # pixels to each side of the window's middle
 SHORTLIST = 8  # training glyphs that a sample is compared with in detail
 TRIES = 3  # weights and moves of each that are looked at window by window
+AGAIN = 3  # of them that are tried in every weight as well ...
+DOUBT = (0.45, 0.85)  # ... where the similarity is between these
 REACH = 3  # pixels at 64 by which planted copies are moved at most
 
 RING = (np.arange(CANVAS)[:, None] - np.arange(CANVAS) + CANVAS // 2) % CANVAS - CANVAS // 2  # distances on the ring
@@ -88,12 +90,25 @@ def nearest(images: np.ndarray, pool: Pool, *, earlier: bool = False, batch: int
             few = few[row[few] > -np.inf]
             if len(few):
                 found = similarities(weights[i], pool.images[few])
+                _look_again(found, weights[i, len(WEIGHTS) // 2], pool.images[few])
                 index[start + i], similarity[start + i] = few[found.argmax()], found.max()
     return Neighbours(index, similarity)
 
 
+def _look_again(found: np.ndarray, image: np.ndarray, others: np.ndarray) -> None:
+    """Where it is in doubt, try the most similar others in every weight too, and raise `found` (m,) accordingly.
+
+    A bold copy of a dense glyph has its gaps filled, and no lighter sample opens them again; but the glyph made bolder
+    is filled likewise.
+    """
+    for j in np.argsort(-found)[:AGAIN]:
+        if DOUBT[0] < found[j] < DOUBT[1]:
+            weights = np.concatenate([reweighted(others[j : j + 1], step) for step in WEIGHTS])
+            found[j] = max(found[j], similarities(weights, image[None])[0])
+
+
 def similarities(weights: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """One glyph in its five weights, uint8 (5, 64, 64), against others, uint8 (m, 64, 64): float32 (m,), at most 1."""
+    """Of one glyph in five weights, uint8 (5, 64, 64), to others, uint8 (m, 64, 64): float32 (m,), at most 1."""
     middle = len(weights) // 2
     ours, theirs = _centred(weights, weights[middle : middle + 1]), _centred(others)
     ours = _blurring(BLUR) @ ours @ _blurring(BLUR)

@@ -58,7 +58,8 @@ def reweighted(images: np.ndarray, step: float) -> np.ndarray:
     else:
         narrow = ~_grown(~ink, reach)
         ink = narrow | (ink & ~_grown(narrow, reach + 1))
-    return (WHITE * (1 - ink.reshape(n, h, FINE, w, FINE).mean((2, 4)))).round().astype(np.uint8)
+    covered = sum(ink[:, i::FINE, j::FINE].astype(np.int32) for i in range(FINE) for j in range(FINE))
+    return (WHITE * (1 - covered / FINE**2)).round().astype(np.uint8)
 
 
 def _grown(ink: np.ndarray, reach: int) -> np.ndarray:
