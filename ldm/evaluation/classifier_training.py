@@ -2,164 +2,128 @@
 
 Generated glyphs are never quite like rendered ones, so the training pictures are moved, stretched, slanted, thickened,
 thinned, blurred and faded. A part of them is transposed (mirrored along the diagonal), which turns a left-right
-character into a top-bottom one: the layout head has to look at where parts are, and not at which character it is.
+character into a top-bottom one: the layout head has to look at where parts are, and not at which character it is. In
+another part a radical is set beside or above what it never stood with, so that it is known in any place.
 """
 
 import argparse
 import copy
 import hashlib
 import json
+import math
 import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch.nn import functional as F
 
 from ldm.config import DataOptions
-from ldm.data.glyphs import GlyphData
 from ldm.data.glyphs import splits as glyph_splits
 from ldm.data.pixels import write_whole
+from ldm.errors import UserError
+from ldm.evaluation.classifier_accuracy import accuracy, best_threshold, common_radicals
+from ldm.evaluation.classifier_data import (
+    IGNORE,
+    MERGED,
+    Batch,
+    Batches,
+    Glyphs,
+    Mixture,
+    augment,
+    class_names,
+    component_names,
+    load_glyphs,
+    load_halves,
+)
 from ldm.evaluation.classifier_files import CARD, WEIGHTS
-from ldm.evaluation.glyph_classifier import SIZE, STROKE_SCALE, GlyphNet, to_ink
+from ldm.evaluation.glyph_classifier import FORMAT, SIZE, GlyphNet
 
-MERGED = {"two by two": "triangle", "below": "enclosed"}  # 8 and 7 characters: too few to learn or to measure
-UNJUDGED = "other"
-TRANSPOSED = {  # what a layout becomes when rows and columns change places
-    "horizontal": "vertical",
-    "vertical": "horizontal",
-    "three across": "three stacked",
-    "three stacked": "three across",
-    "above": "left",
-    "left": "above",
-    "upper right": "lower left",
-    "lower left": "upper right",
-    "upper left": "upper left",
-    "enclosed": "enclosed",
-    "overlaid": "overlaid",
-    "single": "single",
-}
-NUM_COMMON_RADICALS = 36
-IGNORE = -100
-
-
-@dataclass(frozen=True)
-class Glyphs:
-    """Pictures with labels; n of each."""
-
-    images: np.ndarray  # uint8 (n, 64, 64), dark on white
-    layouts: list[str]  # after merging; UNJUDGED where there is no label
-    radicals: np.ndarray  # int64 (n,), 1..214
-    strokes: np.ndarray  # float32 (n,)
+__all__ = ["augment", "fit", "half_precision", "main", "update"]
+PRESENT = 3 / 250  # share of the components that a glyph has, about; where the component head starts
 
 
 @dataclass(frozen=True)
 class Options:
-    steps: int = 1400
-    batch_size: int = 128
+    steps: int = 2000
     lr: float = 2e-3
     weight_decay: float = 0.05
     width: int = 32
-    balance: float = 0.5  # a layout is drawn in proportion to (its number) ** (1 - balance)
-    transposed: float = 0.15  # share of the training pictures that are transposed
     ema_decay: float = 0.99
-    seed: int = 0
+    mixture: Mixture = field(default_factory=Mixture)
     bf16: bool = False
+    seconds: float = math.inf  # the cycle ends after so long, if the steps have not been made by then
+    start: Path | None = None  # weights to begin with; those of another shape are left out
+    keep: Path | None = None  # the averaged weights are written here now and then
+    keep_every: int = 250
 
 
-def class_names(layouts: list[str]) -> list[str]:
-    """The layouts that occur, commonest first, without the unjudged."""
-    names, counts = np.unique([name for name in layouts if name != UNJUDGED], return_counts=True)
-    return names[np.argsort(-counts, kind="stable")].tolist()
-
-
-def draw_weights(layouts: list[str], balance: float) -> torch.Tensor:
-    """Sampling weights float64 (n,), sum 1: a class of m members weighs m ** (1 - balance) in all."""
-    names, index, counts = np.unique(layouts, return_inverse=True, return_counts=True)
-    weights = counts[index].astype(np.float64) ** -balance
-    return torch.from_numpy(weights / weights.sum())
-
-
-def augment(ink: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Draw each glyph a little differently; (n, 1, h, w) ink in [0, 1] to the same."""
-    n = len(ink)
-
-    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return low + (high - low) * torch.rand(n, *shape, generator=generator)
-
-    theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1] = 1 / uniform(0.85, 1.08), 1 / uniform(0.85, 1.08)
-    theta[:, 0, 1], theta[:, 1, 0] = uniform(-0.08, 0.08), uniform(-0.05, 0.05)
-    theta[:, :, 2] = uniform(-0.12, 0.12, 2)
-    x = F.grid_sample(ink, F.affine_grid(theta, list(ink.shape), align_corners=False), align_corners=False)
-    weight = uniform(-0.5, 0.6, 1, 1, 1)  # below 0: thinner strokes; above: thicker
-    thick, thin = F.max_pool2d(x, 3, 1, 1), -F.max_pool2d(-x, 3, 1, 1)
-    x = x + weight.clamp(min=0) * (thick - x) + (-weight).clamp(min=0) * (thin - x)
-    x = torch.lerp(x, F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), uniform(-0.5, 1, 1, 1, 1).clamp(min=0))
-    x = x * uniform(0.75, 1, 1, 1, 1) + uniform(0, 0.05, 1, 1, 1)
-    return (x + uniform(0, 0.06, 1, 1, 1) * torch.randn(x.shape, generator=generator)).clamp(0, 1)
-
-
-class Batches:
-    """Endless training batches with labels, all chance from one generator."""
-
-    def __init__(self, glyphs: Glyphs, names: list[str], options: Options):
-        self.options, self.images = options, glyphs.images
-        index: dict[str | None, int] = {name: i for i, name in enumerate(names)}
-        self.layout = torch.tensor([index.get(name, IGNORE) for name in glyphs.layouts])
-        self.layout_transposed = torch.tensor([index.get(TRANSPOSED.get(name), IGNORE) for name in glyphs.layouts])
-        self.radical = torch.from_numpy(glyphs.radicals).long() - 1
-        self.strokes = torch.from_numpy(glyphs.strokes).float() / STROKE_SCALE
-        self.weights = draw_weights(glyphs.layouts, options.balance)
-        self.generator = torch.Generator().manual_seed(options.seed)
-
-    def draw(self) -> tuple[torch.Tensor, ...]:
-        """Ink (B, 1, 64, 64), layout, radical (IGNORE where a picture is transposed), strokes / 10."""
-        size, generator = self.options.batch_size, self.generator
-        chosen = torch.multinomial(self.weights, size, replacement=True, generator=generator)
-        ink = to_ink(self.images[chosen.numpy()])
-        turned = torch.rand(size, generator=generator) < self.options.transposed
-        turned &= self.layout_transposed[chosen] != IGNORE
-        ink = torch.where(turned[:, None, None, None], ink.transpose(2, 3), ink)
-        layout = torch.where(turned, self.layout_transposed[chosen], self.layout[chosen])
-        radical = torch.where(turned, torch.tensor(IGNORE), self.radical[chosen])
-        return augment(ink, generator), layout, radical, self.strokes[chosen]
-
-
-def loss_of(net: GlyphNet, ink, layout, radical, strokes) -> torch.Tensor:
-    """Cross-entropy of layout and radical, smooth L1 of the strokes, summed."""
-    layout_logits, radical_logits, strokes_hat = net(ink)
+def loss_of(net: GlyphNet, batch: Batch) -> torch.Tensor:
+    """Cross-entropy of layout, radical and each component, smooth L1 of the strokes, weighted and summed."""
+    said = net(batch.ink.contiguous(memory_format=torch.channels_last))
+    known, counted = ~batch.components.isnan(), ~batch.strokes.isnan()
+    components = F.binary_cross_entropy_with_logits(said.components[known], batch.components[known], reduction="sum")
     return (
-        F.cross_entropy(layout_logits, layout, ignore_index=IGNORE, label_smoothing=0.05)
-        + 0.5 * F.cross_entropy(radical_logits, radical, ignore_index=IGNORE, label_smoothing=0.05)
-        + F.smooth_l1_loss(strokes_hat, strokes, beta=0.1)
+        F.cross_entropy(said.layout, batch.layout, ignore_index=IGNORE, label_smoothing=0.05)
+        + 0.5 * F.cross_entropy(said.radical, batch.radical, ignore_index=IGNORE, label_smoothing=0.05)
+        + 0.15 * components / len(batch.ink)
+        + F.smooth_l1_loss(said.strokes[counted], batch.strokes[counted], beta=0.1)
     )
 
 
-def fit(glyphs: Glyphs, names: list[str], options: Options, report=print) -> GlyphNet:
-    """Train with AdamW, one cycle of the learning rate; returns the exponential average of the weights."""
-    torch.manual_seed(options.seed)
-    net = GlyphNet(len(names), options.width)
+def new_net(layouts: int, components: int, options: Options) -> GlyphNet:
+    """A network to train. Raises: UserError when `options.start` is no file of weights."""
+    net = GlyphNet(layouts, components, options.width)
+    torch.nn.init.constant_(net.components.bias, math.log(PRESENT / (1 - PRESENT)))
+    if options.start is not None:
+        if not options.start.is_file():
+            raise UserError(f"no weights to start from at {options.start}: give a model.safetensors, or none")
+        own = net.state_dict()
+        given = {k: v for k, v in load_file(options.start).items() if k in own and v.shape == own[k].shape}
+        net.load_state_dict(own | given)
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def fit(
+    glyphs: Glyphs, names: list[str], components: list[str], options: Options, report=print
+) -> tuple[GlyphNet, int]:
+    """Train with AdamW, one cycle of the learning rate.
+
+    Returns: the network with the exponential average of the weights, and the number of steps made.
+    """
+    torch.manual_seed(options.mixture.seed)
+    net = new_net(len(names), len(components), options)
     average = copy.deepcopy(net).requires_grad_(False)
     optimizer = torch.optim.AdamW(net.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, options.steps, pct_start=0.15)
-    batches, started, running = Batches(glyphs, names, options), time.monotonic(), None
-    for step in range(1, options.steps + 1):
+    batches, started, running = Batches(glyphs, names, components, options.mixture), time.monotonic(), None
+    step, done = 0, 0.0
+    while done < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = options.lr * cycle(done)
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
-            loss = loss_of(net, *batches.draw())
+            loss = loss_of(net, batches.draw())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 2.0)
         optimizer.step()
-        schedule.step()
+        step += 1
+        done = max(step / options.steps, (time.monotonic() - started) / options.seconds)
         update(average, net, min(options.ema_decay, step / (step + 10)))
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
-        if step % 100 == 0:
-            report(f"step {step}/{options.steps}  loss {running:.3f}  {time.monotonic() - started:.0f} s")
-    return average.eval()
+        if step % 50 == 0 or done >= 1:
+            report(f"step {step}  {done:.0%}  loss {running:.3f}  {time.monotonic() - started:.0f} s")
+        if options.keep is not None and step % options.keep_every == 0:
+            write_whole(options.keep, half_precision(copy.deepcopy(average))[1])
+    return average.eval(), step
+
+
+def cycle(done: float, warm_up: float = 0.15) -> float:
+    """The learning rate as a share of its height, when a share `done` in [0, 1] of the training is over."""
+    if done < warm_up:
+        return 0.04 + 0.96 * done / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (min(done, 1) - warm_up) / (1 - warm_up)))
 
 
 @torch.no_grad()
@@ -171,61 +135,6 @@ def update(average: GlyphNet, net: GlyphNet, decay: float) -> None:
             mean.copy_(value)
 
 
-@torch.no_grad()
-def accuracy(net: GlyphNet, glyphs: Glyphs, names: list[str], commonest: list[int]) -> dict:
-    """Held-out numbers, ready for JSON: layout (over all, per class with counts), radical, strokes.
-
-    `commonest`: the radicals that get a number of their own.
-    """
-    outputs = [net(to_ink(glyphs.images[i : i + 256])) for i in range(0, len(glyphs.images), 256)]
-    layout, radical, strokes = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-    guess = np.array(names)[layout.argmax(dim=1).numpy()]
-    truth = np.array(glyphs.layouts)
-    judged = truth != UNJUDGED
-    right = guess == truth
-    group = {"horizontal": 1, "vertical": 2}
-    same_group = np.array([group.get(g) == group.get(t) for g, t in zip(guess, truth, strict=True)])
-    radical_right = radical.argmax(dim=1).numpy() + 1 == glyphs.radicals
-    error = np.abs((strokes * STROKE_SCALE).numpy() - glyphs.strokes)
-    return {
-        "glyphs": int(judged.sum()),
-        "layout": _share(right[judged]),
-        "layout_horizontal_vertical_other": _share(same_group[judged]),
-        "layout_per_class": {name: _class(right, truth == name) for name in names},
-        "layout_precision": {name: _share(right[judged & (guess == name)]) for name in names},
-        "radical": _share(radical_right),
-        "radical_36_commonest": _share(radical_right[np.isin(glyphs.radicals, commonest)]),
-        "radical_per_class": {str(r): _class(radical_right, glyphs.radicals == r) for r in commonest},
-        "strokes_mean_error": round(float(error.mean()), 3),
-        "strokes_within_1": _share(error <= 1),
-    }
-
-
-def common_radicals(radicals: np.ndarray, count: int = NUM_COMMON_RADICALS) -> np.ndarray:
-    """The radicals that occur most often, commonest first."""
-    values, counts = np.unique(radicals, return_counts=True)
-    return values[np.argsort(-counts, kind="stable")][:count]
-
-
-def _class(right: np.ndarray, members: np.ndarray) -> dict:
-    return {"glyphs": int(members.sum()), "accuracy": _share(right[members])}
-
-
-def _share(right: np.ndarray) -> float | None:
-    return round(float(right.mean()), 4) if len(right) else None
-
-
-def load_glyphs(data: GlyphData) -> Glyphs:
-    """A split of the glyph data as arrays, layouts merged."""
-    metas = [data.meta(i) for i in range(len(data))]
-    return Glyphs(
-        images=np.stack([data.image(i)[..., 0] for i in range(len(data))]),
-        layouts=[MERGED.get(meta["structure"], meta["structure"]) for meta in metas],
-        radicals=np.array([meta["radical"] for meta in metas]),
-        strokes=np.array([meta["strokes"] for meta in metas], dtype=np.float32),
-    )
-
-
 def half_precision(net: GlyphNet) -> tuple[GlyphNet, bytes]:
     """The network with its weights rounded to fp16, and the bytes of the file that holds them."""
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
@@ -234,41 +143,73 @@ def half_precision(net: GlyphNet) -> tuple[GlyphNet, bytes]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train, measure on the test split, write model.safetensors and classifier.json."""
+    """Train, measure on the characters never seen, write model.safetensors and classifier.json."""
     parser = argparse.ArgumentParser(prog="python -m ldm.evaluation.glyph_classifier", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for the weights and their card")
     parser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="rendered glyphs")
     parser.add_argument("--steps", type=int, default=Options.steps)
-    parser.add_argument("--seed", type=int, default=Options.seed)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end after so long, with fewer steps")
+    parser.add_argument("--seed", type=int, default=Mixture.seed)
     parser.add_argument("--bf16", action="store_true", help="autocast; faster where the CPU has AMX or AVX512-BF16")
     parser.add_argument("--limit", type=int, default=0, help="train on the first N characters only (0 = all)")
+    parser.add_argument("--start", type=Path, help="weights to begin with, where names and shapes agree")
+    parser.add_argument("--keep", type=Path, help="write the weights here every 250 steps")
     args = parser.parse_args(argv)
-    options = Options(steps=args.steps, seed=args.seed, bf16=args.bf16)
+    options = Options(
+        steps=args.steps,
+        seconds=60 * args.minutes,
+        mixture=Mixture(seed=args.seed),
+        bf16=args.bf16,
+        start=args.start,
+        keep=args.keep,
+    )
     data = DataOptions(resolution=SIZE, cache_dir=args.cache_dir, glyphs={"limit": args.limit})
     splits = glyph_splits(data)
-    train = load_glyphs(splits["train"])
-    names = class_names(train.layouts)
+    own, (lent, unseen) = load_glyphs(splits["train"]), load_halves(splits["heldout"])
+    names, components = class_names(own.layouts), component_names(own, len(splits["train"].files))
     started = time.monotonic()
-    net, weights = half_precision(fit(train, names, options, report=lambda line: print(line, flush=True)))
-    flags = ["--output", str(args.output), "--steps", str(args.steps), "--seed", str(args.seed)]
-    command = ["python", "-m", "ldm.evaluation.glyph_classifier", *flags, *(["--bf16"] if args.bf16 else [])]
-    commonest = common_radicals(train.radicals).tolist()
+    trained, steps = fit(own + lent, names, components, options, report=lambda line: print(line, flush=True))
+    net, weights = half_precision(trained)
+    commonest = common_radicals(own.radicals).tolist()
+    threshold = best_threshold(net, load_glyphs(splits["validation"]), components)
+    measured = {
+        name: accuracy(net, glyphs, names, commonest, components, threshold)
+        for name, glyphs in (("test", load_glyphs(splits["test"])), ("heldout", unseen))
+    }
     card = {
-        "format": 1,
+        "format": FORMAT,
         "sha256": hashlib.sha256(weights).hexdigest(),
         "width": options.width,
         "parameters": sum(p.numel() for p in net.parameters()),
         "layouts": names,
         "merged_layouts": MERGED,
         "common_radicals": commonest,
-        "trained_on": {"split": "train", "glyphs": len(train.layouts), "fingerprint": splits["train"].fingerprint},
-        "test": accuracy(net, load_glyphs(splits["test"]), names, commonest),
-        "heldout": accuracy(net, load_glyphs(splits["heldout"]), names, commonest),
-        "command": shlex.join(command),
+        "components": components,
+        "component_threshold": threshold,
+        "trained_on": {
+            "splits": "train, and of heldout those not ldm.evaluation.glyph_classifier.unseen",
+            "glyphs": len(own.layouts),
+            "glyphs_of_heldout": len(lent.layouts),
+            "fingerprint": splits["train"].fingerprint,
+        },
+        "started_from_sha256": hashlib.sha256(args.start.read_bytes()).hexdigest() if args.start else None,
+        **measured,
+        "steps": steps,
+        "command": shlex.join(command_of(args)),
         "seconds": round(time.monotonic() - started),
     }
     args.output.mkdir(parents=True, exist_ok=True)
     write_whole(args.output / WEIGHTS, weights)
-    write_whole(args.output / CARD, (json.dumps(card, indent=1) + "\n").encode())
-    print(json.dumps({name: card["test"][name] for name in ("layout", "radical", "radical_36_commonest")}))
+    write_whole(args.output / CARD, (json.dumps(card, indent=1, ensure_ascii=False) + "\n").encode())
+    for name, found in measured.items():
+        print(name, json.dumps({k: found[k] for k in ("layout", "radical", "radical_36_commonest", "components")}))
     return 0
+
+
+def command_of(args: argparse.Namespace) -> list[str]:
+    """The words that train the same network again."""
+    flags = ["--output", str(args.output), "--steps", str(args.steps), "--seed", str(args.seed)]
+    flags += ["--limit", str(args.limit)] if args.limit else []
+    flags += ["--minutes", f"{args.minutes:g}"] if args.minutes < math.inf else []
+    flags += ["--start", str(args.start)] if args.start else []
+    return ["python", "-m", "ldm.evaluation.glyph_classifier", *flags, *(["--bf16"] if args.bf16 else [])]
