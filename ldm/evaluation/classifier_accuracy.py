@@ -16,8 +16,12 @@ def ask(net: GlyphNet, images: np.ndarray) -> Answers:
     return Answers(*map(torch.cat, zip(*(net(to_ink(images[i : i + 256])) for i in range(0, len(images), 256)))))
 
 
-def accuracy(net: GlyphNet, glyphs: Glyphs, names: list[str], commonest: list[int], components: list[str], threshold):
-    """Numbers on glyphs the network never saw: layout (over all, per class with counts), radical, components, strokes.
+def accuracy(
+    net: GlyphNet, glyphs: Glyphs, names: list[str], commonest: list[int], components: list[str], threshold: float
+) -> dict:
+    """How right the network is, ready for JSON.
+
+    Layout and radical in all and per class with counts, components, strokes.
 
     Args:
         names, components: of the outputs of those heads.

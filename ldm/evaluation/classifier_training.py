@@ -83,7 +83,7 @@ def new_net(layouts: int, components: int, options: Options) -> GlyphNet:
         own = net.state_dict()
         given = {k: v for k, v in load_file(options.start).items() if k in own and v.shape == own[k].shape}
         net.load_state_dict(own | given)
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net.to(memory_format=torch.channels_last)
 
 
 def fit(
