@@ -1,92 +1,122 @@
-"""`ldm evaluate`: does a model draw what the prompt says?
+"""Adherence: how far pictures of glyphs agree with what was asked for, picture by picture.
 
-Glyphs: the layout and radical asked for, readably, and anything of its own? Digits: the digit and the colour? Points:
-how far are they from the density they should have? What a run was trained on decides which.
+Every measure is an array with one number for each picture, `nan` where the prompt does not ask for it. Two more numbers
+make a mean of it mean something: the **ceiling**, the same measure of real characters that neither the model nor the
+judge was trained on, and the **floor**, of the same pictures when the prompts are dealt out anew among them.
 """
 
-import argparse
-import importlib
-import json
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from ldm.errors import UserError
+import numpy as np
 
-# what a run was trained on (data.source) -> the module with its `evaluate(run, args)`, and what --samples is there
-OTHERS = {"toy": ("ldm.evaluation.toys", 20_000), "digits": ("ldm.evaluation.digits", 128)}
-SAMPLES = 128  # of glyphs
+from ldm.data.glyphs import GlyphData
+from ldm.evaluation.glyph_classifier import GlyphClassifier, Judgement
+from ldm.evaluation.prompts import Asked
+from ldm.evaluation.style_probe import StyleProbe
 
-
-def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "evaluate",
-        help="measure how well a model obeys its prompts",
-        description="Measure a glyph model: obedience to layout and radical prompts, readability, ink, novelty, "
-        "and the autoencoder. On digits: digit, colour and style. On points (data.source: toy): "
-        "distance to fresh data, modes, likelihood. Writes metrics.json, of pictures also contact sheets.",
-    )
-    parser.add_argument("model", nargs="?", help="exported folder, LDM run or Hub id (default: the shipped model)")
-    parser.add_argument("-o", "--output", type=Path, default=Path("report"), help="folder to write (default: report)")
-    parser.add_argument(
-        "--samples",
-        type=int,
-        help="pictures for each layout or held-out pair of digit and colour (default: 128), or points (default: 20000)",
-    )
-    parser.add_argument("--radical-samples", type=int, default=32, help="pictures for each radical (default: 32)")
-    parser.add_argument("--radicals", type=int, default=36, help="how many radicals, commonest first (default: 36)")
-    parser.add_argument("--seed", type=int, default=0, help="picture i of every prompt is drawn from seed + i")
-    parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
-    parser.add_argument("--guidance", type=float, help="how strictly to follow the prompt (default: the model's)")
-    parser.add_argument(
-        "--batch", type=int, default=64, help="pictures drawn at once: memory, not results (default: 64)"
-    )
-    parser.add_argument("--device", help="cpu, cuda, ... (default: the fastest there is)")
-    parser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="rendered glyphs (default: cache)")
-    parser.set_defaults(run=run)
+Scores = dict[str, np.ndarray]  # measure -> float64 (n,)
+# name -> whether more is better; all are shares of 1 but for strokes, which are counted
+MEASURES = {"layout": True, "radical": True, "components_f1": True, "strokes_error": False, "style": True}
 
 
-def run(args: argparse.Namespace) -> int:
-    module, samples = OTHERS.get(source_of(args.model), ("", SAMPLES))
-    args.samples = samples if args.samples is None else args.samples
-    _check(args)
-    if not module:
-        return _glyphs(args)
-    importlib.import_module(module).evaluate(Path(args.model), args)
-    print(f"{args.output / 'metrics.json'}: everything")
-    return 0
+@dataclass(frozen=True)
+class Judged:
+    """What the judges say of n pictures."""
+
+    judgement: Judgement
+    styles: np.ndarray  # str (n,), a key of STYLE_PHRASES
+
+    def __getitem__(self, chosen) -> "Judged":
+        """Some of the pictures, by any index numpy takes."""
+        whole = self.judgement
+        part = Judgement(
+            layouts=np.asarray(whole.layouts)[chosen].tolist(),
+            **{n: getattr(whole, n)[chosen] for n in vars(whole) if n != "layouts"},
+        )
+        return Judged(part, self.styles[chosen])
 
 
-def source_of(model: str | Path | None) -> str:
-    """`data.source` of a run's settings; "" for what is no run."""
-    if model is None:
-        return ""
-    from ldm.model_folder import read_yaml
+class Judge:
+    """The glyph classifier and the style probe."""
 
-    data = read_yaml(Path(model) / "config.yaml").get("data")
-    return str(data.get("source", "")) if isinstance(data, dict) else ""
+    def __init__(self, classifier: GlyphClassifier, probe: StyleProbe):
+        self.classifier, self.probe = classifier, probe
+
+    def __call__(self, images: np.ndarray) -> Judged:
+        """Of glyphs uint8 (n, h, w), dark on white."""
+        return Judged(self.classifier.judge(images), self.probe(images))
+
+    def scores(self, judged: Judged, asked: Sequence[Asked]) -> Scores:
+        """Each of MEASURES as float64 (n,), nan where it is not asked for or cannot be judged."""
+        found = judged.judgement
+        classes = [self.classifier.layout_class(one.layout) if one.layout else None for one in asked]
+        strokes = np.array([one.strokes or np.nan for one in asked])
+        return {
+            "layout": _right(found.layouts, classes),
+            "radical": _right(found.radicals.tolist(), [one.radical or None for one in asked]),
+            "components_f1": self._components(found, asked),
+            "strokes_error": np.abs(found.strokes - strokes),
+            "style": _right(judged.styles.tolist(), [one.style or None for one in asked]),
+        }
+
+    def _components(self, found: Judgement, asked: Sequence[Asked]) -> np.ndarray:
+        """F1 of the components seen against those of the character described: 2 |both| / (|seen| + |there|)."""
+        known = np.array([bool(one.codepoint) for one in asked])
+        there = np.zeros((len(asked), len(self.classifier.components)), bool)
+        there[known] = self.classifier.component_labels([one.codepoint for one in asked if one.codepoint])
+        seen = self.classifier.present(found)
+        f1 = 2 * (seen & there).sum(1) / np.maximum(seen.sum(1) + there.sum(1), 1)
+        return np.where(there.any(1), f1, np.nan)
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Numbers in range, and a folder to write to. Raises: UserError."""
-    for name, least in (("samples", 1), ("radical_samples", 1), ("radicals", 0), ("seed", 0), ("batch", 1)):
-        value = getattr(args, name)
-        if value < least:
-            none = " (--radicals 0 leaves them out)" if name == "radical_samples" else ""
-            raise UserError(f"--{name.replace('_', '-')} must be {least} or more, got {value}{none}")
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {args.output} is not a folder that can be written: {error.strerror}") from None
+def _right(seen: Sequence, wanted: Sequence) -> np.ndarray:
+    return np.array([np.nan if w is None else float(s == w) for s, w in zip(seen, wanted, strict=True)])
 
 
-def _glyphs(args: argparse.Namespace) -> int:
-    from ldm.config import DataOptions
-    from ldm.evaluation.report import Plan, evaluate
-    from ldm.pipeline import load_pipeline
+def asked_of(data: GlyphData) -> list[Asked]:
+    """What a perfect caption of each glyph of a split would say."""
+    rows = (data.meta(i) for i in range(len(data)))
+    return [
+        Asked(
+            "character", "", layout=r["structure"], radical=r["radical"], style=r["style"], strokes=r["strokes"],
+            codepoint=ord(r["char"]),
+        )
+        for r in rows
+    ]  # fmt: skip
 
-    names = ("samples", "radical_samples", "radicals", "seed", "steps", "guidance", "batch")
-    plan = Plan(**{name: getattr(args, name) for name in names})
-    data = DataOptions(cache_dir=args.cache_dir)
-    metrics = evaluate(load_pipeline(args.model, device=args.device), plan, args.output, data)
-    print(json.dumps(metrics["summary"], indent=1))
-    print(f"{args.output / 'index.html'}: numbers and pictures; {args.output / 'metrics.json'}: everything")
-    return 0
+
+def ceiling(asked: Sequence[Asked], real: Sequence[Asked], scores: Scores) -> dict[str, float]:
+    """Mean scores of the real glyphs that fit each prompt, averaged over the prompts that any fits.
+
+    Args:
+        real: what each real glyph is (`asked_of`), and `scores` of it against that.
+    """
+    columns = {n: np.array([getattr(r, n) for r in real]) for n in ("layout", "radical", "style", "codepoint")}
+    per_prompt: dict[str, list[float]] = {name: [] for name in scores}
+    for one in dict.fromkeys(asked):
+        fits = np.ones(len(real), bool)
+        for name, column in columns.items():
+            if getattr(one, name):
+                fits &= column == getattr(one, name)
+        for name, values in scores.items():
+            found = values[fits & np.isfinite(values)]
+            if len(found) and _asks(one, name):
+                per_prompt[name].append(float(found.mean()))
+    return {name: float(np.mean(means)) for name, means in per_prompt.items() if means}
+
+
+def _asks(one: Asked, measure: str) -> bool:
+    part = {"components_f1": "codepoint", "strokes_error": "strokes"}.get(measure, measure)
+    return bool(getattr(one, part))
+
+
+def shuffled(asked: Sequence[Asked], rng: np.random.Generator) -> list[Asked]:
+    """The same prompts dealt out anew within the list."""
+    return [asked[i] for i in rng.permutation(len(asked))]
+
+
+def agreement(scores: Scores) -> np.ndarray:
+    """1 where a picture has the layout, radical and style it was asked for, 0 where not, nan where none was asked."""
+    parts = np.stack([scores[name] for name in ("layout", "radical", "style")])
+    return np.where(np.isnan(parts).all(axis=0), np.nan, np.where(np.isnan(parts), 1, parts).min(axis=0))

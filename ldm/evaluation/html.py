@@ -1,44 +1,86 @@
-"""The report as one page: tables of the numbers, and the sheets beside it."""
+"""Pieces of a report that is one HTML file: no script, nothing fetched, readable on a phone."""
 
+import base64
 from html import escape
+from pathlib import Path
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .2rem .8rem; text-align: right }
-th { border-bottom: 2px solid #888 } td { border-bottom: 1px solid #ddd }
-td:first-child, th:first-child { text-align: left }
-img { max-width: 100%; border: 1px solid #ccc } figure { margin: 1.5rem 0 } code { background: #f3f3f3 }
+:root { color-scheme: light dark }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 1.5rem auto; max-width: 72rem; padding: 0 1rem }
+.wide { overflow-x: auto } table { border-collapse: collapse; margin: .5rem 0 1.5rem }
+td, th { padding: .2rem .7rem; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+th { border-bottom: 2px solid #888 } td { border-bottom: 1px solid #8884 }
+td:first-child, th:first-child { text-align: left; white-space: normal }
+img { max-width: 100%; height: auto; image-rendering: pixelated; border: 1px solid #8888 }
+figure { margin: 1.5rem 0 } figcaption { margin-bottom: .3rem } svg { max-width: 100%; height: auto }
+summary { cursor: pointer; font-size: 1.2rem; margin: 1rem 0 } .note { opacity: .75; max-width: 46rem }
 """
 
 
-def page(metrics: dict, pictures: list[str]) -> str:
-    """The metrics of `ldm evaluate` as HTML that refers to its pictures by name."""
-    model, plan = metrics["model"], metrics["plan"]
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Evaluation</title>",
-        f"<style>{STYLE}</style><h1>Evaluation of {escape(str(model['source']))}</h1>",
-        f"<p>weights {escape(model['digest'])}, seed {plan['seed']}, {metrics['seconds']} s. A green border: the "
-        "classifier agrees with the prompt; red: it does not. Intervals are Wilson's, 95%.</p>",
-        "<h2>Layouts</h2>",
-        _agreement(metrics["layouts"]),
-        "<h2>Radicals</h2>",
-        _agreement(metrics["radicals"]),
-        "<h2>Readability and ink, generated / real</h2>",
-        _quality(metrics["quality"]),
-        "<h2>Novelty</h2>",
-        _table(["", "copies", "nearest, median", "95th percentile"], _novelty_rows(metrics["novelty"])),
-        "<h2>Autoencoder</h2>",
-        _table(["", "PSNR", "SSIM", "read before", "same after"], _vae_rows(metrics["vae"])),
-    ]
-    parts += [
-        f"<figure><figcaption>{escape(n)}</figcaption><img src='{escape(n)}' loading=lazy></figure>" for n in pictures
-    ]
-    return "\n".join(parts) + "\n"
+def page(title: str, parts: list[str]) -> str:
+    """A whole page of ready parts."""
+    head = (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width, initial-scale=1'>"
+        f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>"
+    )
+    return "\n".join([head, *parts]) + "\n"
 
 
-def _table(heads: list[str], rows: list[list]) -> str:
+def note(text: str) -> str:
+    return f"<p class=note>{escape(text)}</p>"
+
+
+def heading(text: str) -> str:
+    return f"<h2>{escape(text)}</h2>"
+
+
+def table(heads: list[str], rows: list[list]) -> str:
+    """A table that scrolls sideways where the screen is too narrow; numbers and text are escaped."""
     body = "".join(f"<tr>{_cells(row, 'td')}</tr>" for row in rows)
-    return f"<table><tr>{_cells(heads, 'th')}</tr>{body}</table>"
+    return f"<div class=wide><table><tr>{_cells(heads, 'th')}</tr>{body}</table></div>"
+
+
+def folded(title: str, parts: list[str]) -> str:
+    """Parts that are shown when the title is tapped."""
+    return f"<details><summary>{escape(title)}</summary>{''.join(parts)}</details>"
+
+
+def picture(path: Path, caption: str) -> str:
+    """A PNG, carried in the page itself."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    text = escape(caption)
+    return f"<figure><figcaption>{text}</figcaption><img alt='{text}' src='data:image/png;base64,{data}'></figure>"
+
+
+def curves(series: dict[str, list[tuple[float, float]]], x_label: str, y_label: str) -> str:
+    """Lines through (x, y) points as an SVG of its own, with the ends of both axes marked."""
+    points = [p for line in series.values() for p in line]
+    (x0, x1), (y0, y1) = ((min(v), max(v)) for v in zip(*points, strict=True))
+    wide, high, left, top = 640, 260, 60, 16
+
+    def place(x: float, y: float) -> str:
+        return f"{left + wide * (x - x0) / (x1 - x0 or 1):.1f},{top + high * (1 - (y - y0) / (y1 - y0 or 1)):.1f}"
+
+    drawn = []
+    for i, (name, line) in enumerate(series.items()):
+        colour = f"hsl({(210 + 137 * i) % 360} 70% 50%)"
+        path = " ".join(place(x, y) for x, y in line)
+        drawn.append(f"<polyline points='{path}' fill=none stroke='{colour}' stroke-width=2 />")
+        drawn.append(f"<text x={left + wide + 10} y={top + 14 + 20 * i} fill='{colour}'>{escape(name)}</text>")
+    marks = [
+        (left, top + high + 18, "start", f"{x0:g}"), (left + wide, top + high + 18, "end", f"{x1:g}"),
+        (left + wide / 2, top + high + 18, "middle", x_label), (left - 6, top + high, "end", f"{y0:.3g}"),
+        (left - 6, top + 10, "end", f"{y1:.3g}"), (left - 6, top + high / 2, "end", y_label),
+    ]  # fmt: skip
+    texts = [f"<text x={x} y={y} text-anchor={a} fill=currentColor>{escape(t)}</text>" for x, y, a, t in marks]
+    frame = f"<rect x={left} y={top} width={wide} height={high} fill=none stroke='#8888' />"
+    size = f"viewBox='0 0 {left + wide + 180} {top + high + 30}' font-size=13"
+    return f"<svg {size} width={left + wide + 180} role=img>{frame}{''.join(drawn + texts)}</svg>"
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}%"
 
 
 def _cells(values: list, tag: str) -> str:
@@ -47,50 +89,3 @@ def _cells(values: list, tag: str) -> str:
 
 def _text(value) -> str:
     return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}%"
-
-
-def _number(value) -> str:
-    return "-" if value is None else _percent(value["share"]) if isinstance(value, dict) else f"{value:.3f}"
-
-
-def _agreement(section: dict) -> str:
-    rows = []
-    for entry in section.values():
-        agreement, real = entry["agreement"], entry["classifier_on_real"] or {}
-        low, high = (_percent(bound) for bound in agreement["interval"])
-        judged = ", ".join(f"{name} {count}" for name, count in list(entry["judgements"].items())[:3])
-        on_real = f"{_percent(real.get('accuracy'))} of {real.get('glyphs', 0)}"
-        rows.append(
-            [entry["prompt"], agreement["n"], _percent(agreement["share"]), f"{low} to {high}", on_real, judged]
-        )
-    return _table(["prompt", "pictures", "agree", "interval", "classifier on real glyphs", "seen as"], rows)
-
-
-def _quality(section: dict) -> str:
-    rows = []
-    for layout, entry in section.items():
-        made, real = entry["generated"], entry["real"]
-        pairs = [(made[key], real[key] if real else None) for key in ("readable", "confidence", "ink", "grey")]
-        rows.append([layout, *(" / ".join(_number(value) for value in pair) for pair in pairs)])
-    return _table(["layout", "read by the OCR", "its confidence", "ink", "grey pixels"], rows)
-
-
-def _novelty_rows(section: dict) -> list[list]:
-    names = {"generated": "generated", "real_unseen": "real characters, unseen in training"}
-    return [
-        [text, _percent(n["copies"]["share"]), n["nearest_median"], n["nearest_95th_percentile"]]
-        for key, text in names.items()
-        for n in [section[key]]
-    ]
-
-
-def _vae_rows(vae: dict) -> list[list]:
-    sets = {"validation glyphs": vae, "the densest tenth": vae["densest_decile"]}
-    return [
-        [name, v["psnr"], v["ssim"], _percent(v["ocr"]["share_before"]), _percent(v["ocr"]["same_after"])]
-        for name, v in sets.items()
-    ]

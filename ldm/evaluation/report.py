@@ -1,257 +1,265 @@
-"""The measurements behind `ldm evaluate`: prompts in, pictures judged, numbers with intervals out.
+"""The measurements behind `ldm evaluate` of a glyph model: prompts in, pictures judged, numbers with intervals out.
 
-A share that the classifier finds can be trusted no further than the classifier itself, so its accuracy on real glyphs
-it never saw stands beside every number. Generated glyphs are compared with real ones of the same layout.
+No number stands alone. Beside each is its ceiling, what real characters get that neither model nor judge has seen, and
+its floor, what the same pictures get when the prompts are dealt out anew (adherence) or what real glyphs get against
+real glyphs (distances); and the digest of the network that saw it.
 """
 
 import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ldm.config import DataOptions
-from ldm.data.captions import RADICALS, STRUCTURES, layout_phrase, radical_phrase
-from ldm.data.glyphs import GlyphData
-from ldm.data.glyphs import splits as glyph_splits
+from ldm.data import spread
 from ldm.data.pixels import write_whole
-from ldm.errors import UserError
-from ldm.evaluation.glyph_classifier import GlyphClassifier
-from ldm.evaluation.html import page
-from ldm.evaluation.ocr import GlyphReader
-from ldm.evaluation.reconstruction import ink, vae_report
-from ldm.evaluation.scores import bitmaps, nearest, share
+from ldm.evaluation import spoil
+from ldm.evaluation.adherence import Judged, Scores, agreement, ceiling, shuffled
+from ldm.evaluation.comparison import SCORES, compare, load_scores, save_scores
+from ldm.evaluation.drawing import Drawing
+from ldm.evaluation.fidelity import yardstick
+from ldm.evaluation.glyph_pictures import Drawn, Plan, Reference, draw_section, pictures
+from ldm.evaluation.novelty import Pool, distinctness, nearest, novelty, to_size
+from ldm.evaluation.prompts import SECTIONS
+from ldm.evaluation.reconstruction import vae_report
+from ldm.evaluation.report_page import report_page
+from ldm.evaluation.scores import share, wilson
+from ldm.evaluation.statistics import bootstrap, over_seeds
+from ldm.evaluation.validity import compare as compare_validity
+from ldm.evaluation.validity import measure as measure_validity
+from ldm.pipeline import load_pipeline
 from ldm.sheet import save_png, sheet
 
-UNNAMED = "other"  # its phrase is plain 'glyph': nothing to obey
 READABLE = 0.5  # OCR confidence from which a glyph counts as read
-COPY = 0.9  # similarity from which a glyph counts as a copy: a blurred or moved copy has 0.97, unseen characters 0.72
 COLUMNS = 16
+SHOWN = 96  # pictures on a sheet
+UNSEEN = 512  # real characters whose nearest training glyph is looked for
 AGREE, DISAGREE = "#1a9850", "#d73027"
+DEALS = 20  # the floor is the mean of so many deals
+SPOILERS = {
+    "mirrored": lambda images: spoil.mirrored(images),
+    "blurred": lambda images: spoil.blurred(images, 1.5 * images.shape[1] / 64),
+    "halves exchanged": lambda images: np.roll(images, images.shape[2] // 2, axis=2),
+}
 
 log = logging.getLogger(__name__)
-Draw = Callable[[str, int], np.ndarray]  # prompt, count -> uint8 (n, h, w), dark on white
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is drawn."""
+class Examined:
+    """A model's pictures, what the judges say of them, and how they score."""
 
-    samples: int = 128
-    radical_samples: int = 32
-    radicals: int = 36
-    seed: int = 0
-    steps: int | None = None
-    guidance: float | None = None
-    batch: int = 64  # pictures drawn at once
-    reconstructions: int = 512  # validation glyphs through the autoencoder
+    digest: str
+    drawn: dict[str, Drawn]
+    judged: dict[str, Judged]
+    scores: dict[str, Scores]  # section -> measure -> float64 (n,), nan where it is not asked for
 
 
-def evaluate(pipeline, plan: Plan, output: Path, options: DataOptions) -> dict:
-    """Measure a glyph model; write metrics.json, index.html and PNG sheets into `output`; return the metrics.
+def evaluate(model: str | Path | None, args: Namespace) -> dict:
+    """Measure a glyph model; write metrics.json, index.html, scores.npz and PNG sheets; return the metrics.
 
     Args:
-        pipeline: see `ldm.pipeline.Pipeline`.
-        options: where rendered glyphs are kept, and which; size and channels are taken from the model.
+        model: exported folder, LDM run, Hub id, or None for the shipped one.
+        args: of `ldm evaluate`: output, samples, seed, steps, guidance, batch, device, cache_dir, against.
     Raises: UserError when the font package, the OCR or the classifier is missing.
     """
-    started = time.monotonic()
-    classifier, reader = GlyphClassifier(), GlyphReader()
-    draw = drawer(pipeline, plan)
-    shape = {"resolution": draw("", 1).shape[1], "channels": pipeline.vae.config.in_channels}
-    splits = glyph_splits(options.model_copy(update=shape))
-    layouts, pictures = layout_section(draw, plan.samples, classifier, output)
-    metrics: dict[str, Any] = {
-        "model": {"source": pipeline.folder.source if pipeline.folder else None, "digest": pipeline.digest},
-        "plan": asdict(plan) | {"defaults": _settings(pipeline)},
-        "classifier": {name: classifier.card[name] for name in ("test", "merged_layouts", "sha256")},
-        "layouts": layouts,
-        "radicals": radical_section(draw, plan, classifier, output),
-        "quality": quality_section(pictures, splits["train"], reader),
-        "novelty": novelty_section(pictures, splits, output),
-        "vae": vae_report(pipeline.vae, splits["validation"], reader, output, plan.reconstructions),
-    }
+    started, output = time.monotonic(), args.output
+    plan = Plan(args.samples, seed=args.seed, drawing=Drawing(args.steps, args.guidance, args.batch))
+    pipeline = load_pipeline(model, device=args.device)
+    reference = Reference(pipeline, DataOptions(cache_dir=args.cache_dir))
+    rival = _rival(args, plan)  # now, and not after minutes of drawing, is the time to find that there is none
+    metrics, found = measure(pipeline, plan, reference, output)
+    if rival is not None:
+        metrics["against"] = against(found, rival, plan, reference)
     metrics["summary"] = summary(metrics)
     metrics["seconds"] = round(time.monotonic() - started)
+    save_scores(found.scores, output)
     write_whole(output / "metrics.json", (json.dumps(metrics, indent=1, ensure_ascii=False) + "\n").encode())
-    write_whole(output / "index.html", page(metrics, sorted(p.name for p in output.glob("*.png"))).encode())
+    write_whole(output / "index.html", report_page(metrics, output).encode())
+    print(json.dumps(metrics["summary"], indent=1))
+    print(f"{output / 'index.html'}: numbers and pictures in one file")
     return metrics
 
 
-def drawer(pipeline, plan: Plan) -> Draw:
-    """Drawing with the plan's seed and settings."""
-
-    def draw(prompt: str, count: int) -> np.ndarray:
-        try:
-            images = pipeline(
-                prompt,
-                num_images_per_prompt=count,
-                seed=plan.seed,
-                num_inference_steps=plan.steps,
-                guidance_scale=plan.guidance,
-                batch_size=plan.batch,
-                output_type="np",
-            ).images
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        return (np.asarray(images).mean(axis=3) * 255).round().astype(np.uint8)
-
-    return draw
-
-
-def layout_section(draw: Draw, samples: int, classifier: GlyphClassifier, output: Path) -> tuple[dict, dict]:
-    """Per layout phrase: how often the classifier sees that layout; also the pictures, by layout."""
-    section, pictures = {}, {}
-    for structure in STRUCTURES:
-        expected = classifier.layout_class(structure)
-        if structure == UNNAMED or expected is None:
-            continue
-        prompt = layout_phrase(structure)
-        images = pictures[structure] = draw(prompt, samples)
-        judged = classifier.judge(images).layouts
-        agrees = [layout == expected for layout in judged]
-        held_out = classifier.card["test"]["layout_per_class"][expected]
-        section[structure] = {
-            "prompt": prompt,
-            "judged_as": expected,
-            "agreement": share(agrees),
-            "judgements": dict(Counter(judged).most_common()),
-            "classifier_on_real": held_out,
-        }
-        _save_sheet(images, agrees, output / f"layout-{structure.replace(' ', '-')}.png")
-        log.info("%s: %d of %d agree", prompt, sum(agrees), samples)
-    return section, pictures
-
-
-def radical_section(draw: Draw, plan: Plan, classifier: GlyphClassifier, output: Path) -> dict:
-    """Per radical phrase: how often the classifier sees that radical, out of 214."""
-    section = {}
-    for radical in classifier.card["common_radicals"][: plan.radicals]:
-        prompt = f"glyph {radical_phrase(radical)}"
-        images = draw(prompt, plan.radical_samples)
-        judged = classifier.judge(images).radicals
-        agrees = (judged == radical).tolist()
-        seen = Counter(RADICALS[r - 1] for r in judged.tolist())
-        section[str(radical)] = {
-            "prompt": prompt,
-            "agreement": share(agrees),
-            "judgements": dict(seen.most_common(6)),
-            "classifier_on_real": classifier.card["test"]["radical_per_class"].get(str(radical)),
-        }
-        name = RADICALS[radical - 1].replace(" ", "-")
-        _save_sheet(images, agrees, output / f"radical-{radical:03d}-{name}.png")
-        log.info("%s: %d of %d agree", prompt, sum(agrees), plan.radical_samples)
-    return section
-
-
-def quality_section(pictures: dict[str, np.ndarray], real: GlyphData, reader: GlyphReader) -> dict:
-    """Per layout: OCR confidence and ink of generated glyphs beside those of as many real ones of that layout."""
-    section = {}
-    for structure, images in pictures.items():
-        section[structure] = {
-            "generated": _quality(images, reader),
-            "real": _quality(_real(real, structure, len(images)), reader),
-        }
-    return section
-
-
-def novelty_section(pictures: dict[str, np.ndarray], splits: dict[str, GlyphData], output: Path) -> dict:
-    """How near generated glyphs come to training glyphs, beside how near real unseen characters come to them."""
-    train, unseen = splits["train"], splits["test"]
-    pool = bitmaps(np.stack([train.image(i)[..., 0] for i in range(len(train))]))
-    generated = np.concatenate(list(pictures.values()))
-    chosen = np.linspace(0, len(unseen) - 1, min(256, len(unseen))).round().astype(int)
-    real = np.stack([unseen.image(int(i))[..., 0] for i in chosen])
-    index, similarity = _nearest(generated, pool)
-    closest = np.argsort(-similarity)[:COLUMNS]
-    pairs = [*generated[closest], *(train.image(int(i))[..., 0] for i in index[closest])]
-    labels = [f"{similarity[i]:.2f}" for i in closest] + [train.ids[int(i)].split("/")[0] for i in index[closest]]
-    save_png(sheet(pairs, len(closest), labels=labels), output / "nearest.png")
-    return {
-        "copy_from_similarity": COPY,
-        "generated": _novelty(similarity),
-        "real_unseen": _novelty(_nearest(real, pool)[1]),
-        "distinct": share(_distinct(pictures)),
+def measure(pipeline, plan: Plan, reference: Reference, output: Path) -> tuple[dict[str, Any], Examined]:
+    """All sections of the report; sheets of the pictures go to `output`."""
+    found = examine(pipeline, plan, reference)
+    for name, part in found.drawn.items():
+        save_section(part, agreement(found.scores[name]), output / f"{name}.png")
+    described = found.drawn["character"]
+    metrics = {
+        "format": 2,
+        "model": {"source": pipeline.folder.source if pipeline.folder else None, "digest": pipeline.digest},
+        "plan": _as_json(plan),
+        "settings": {name: pipeline.defaults.get(name) for name in ("num_inference_steps", "guidance_scale")},
+        "judges": {name: digest for name, (digest, _) in reference.features.items()},
+        "classifier": reference.classifier.card["test"],
+        "adherence": {name: adherence_section(found, name, reference) for name in found.drawn},
+        "fidelity": fidelity_section(described, reference),
+        "validity": validity_section(described, reference),
+        "novelty": novelty_section(found, reference, output),
+        "vae": vae_report(pipeline.vae, reference.own["validation"], reference.reader, output, plan.characters),
     }
+    return metrics, found
+
+
+def examine(pipeline, plan: Plan, reference: Reference) -> Examined:
+    """Draw every section and let the judges look."""
+    drawn = {name: draw_section(pipeline, name, plan) for name in SECTIONS}
+    judged = {name: reference.judge(part.images) for name, part in drawn.items()}
+    scores = {name: reference.judge.scores(judged[name], part.asked) for name, part in drawn.items()}
+    return Examined(pipeline.digest, drawn, judged, scores)
+
+
+def adherence_section(found: Examined, name: str, reference: Reference) -> dict:
+    """Per measure: value with interval, each set's mean and their spread, ceiling and floor; per prompt the share."""
+    part, scores = found.drawn[name], found.scores[name]
+    rng = np.random.default_rng(0)
+    deals = [reference.judge.scores(found.judged[name], shuffled(part.asked, rng)) for _ in range(DEALS)]
+    top = ceiling(part.asked, reference.real[0], reference.real[2])
+    measures: dict[str, Any] = {}
+    for measure_, values in scores.items():
+        known = np.isfinite(values)
+        if not known.any():
+            continue
+        # The characters stand for all characters; the other lists are complete, and only the pictures are a sample.
+        clusters = part.prompts[known] if name == "character" else None
+        measures[measure_] = {
+            **_interval(values[known], clusters),
+            "sets": over_seeds([values[known & (part.sets == s)].mean() for s in np.unique(part.sets)]),
+            "ceiling": top.get(measure_),
+            "floor": float(np.mean([np.nanmean(deal[measure_]) for deal in deals])),
+        }
+    return {"measures": measures, "prompts": [] if name == "character" else _per_prompt(part, agreement(scores))}
+
+
+def _interval(values: np.ndarray, clusters: np.ndarray | None) -> dict:
+    """By bootstrap; of values that are all 0 or all 1, of which every draw is alike, Wilson's of as many prompts."""
+    found = bootstrap(values, clusters=clusters)
+    if found.error == 0 and found.value in (0, 1):
+        low, high = wilson(int(found.value) * found.clusters, found.clusters)
+        return found.rounded() | {"interval": [round(low, 4), round(high, 4)]}
+    return found.rounded()
+
+
+def _per_prompt(part: Drawn, right: np.ndarray) -> list[dict]:
+    """The share that agrees in all that is asked, prompt by prompt, where that can be judged."""
+    rows = []
+    for i, one in enumerate(dict.fromkeys(part.asked)):
+        mine = right[part.prompts == i]
+        if np.isfinite(mine).any():
+            rows.append({"prompt": one.prompt, "agreement": share(mine == 1)})
+    return rows
+
+
+def fidelity_section(part: Drawn, reference: Reference) -> dict:
+    """Distances of pictures of the test split's captions to that split, on the features of each network.
+
+    The floor is real characters of the validation split; the ceilings are those characters, spoiled.
+    """
+    real, floor = (pictures(reference.own[name]) for name in ("test", "validation"))
+    section = {}
+    for name, (digest, embed) in reference.features.items():
+        spoiled = {key: embed(make(floor)) for key, make in SPOILERS.items()}
+        found = yardstick(embed(part.images), embed(real), spoiled, embed(floor))
+        section[name] = {"digest": digest} | found
+        log.info("fidelity by the %s: measured", name)
+    return section
+
+
+def validity_section(part: Drawn, reference: Reference) -> dict:
+    """Ink, strokes and readability of the described characters' pictures beside those characters themselves."""
+    found = {}
+    for name, images in (("generated", part.images), ("real", pictures(reference.own["test"]))):
+        found[name] = measure_validity(images) | {"confidence": reference.reader.read(images)[1]}
+    readable = {name: share(measures["confidence"] >= READABLE) for name, measures in found.items()}
+    return {"measures": compare_validity(found["generated"], found["real"]), "readable": readable}
+
+
+def novelty_section(found: Examined, reference: Reference, output: Path) -> dict:
+    """How near the pictures come to training glyphs, beside how near unseen characters do; the nearest on a sheet."""
+    train, unseen = reference.both["train"], reference.both["test"]
+    pool = Pool(pictures(train))
+    images = np.concatenate([part.images for part in found.drawn.values()])
+    right = np.concatenate([agreement(scores) == 1 for scores in found.scores.values()])
+    text, confidence = reference.reader.read(images)
+    near = nearest(images, pool)
+    closest = np.argsort(-near.similarity)[:COLUMNS]
+    neighbours = near.index[closest].tolist()
+    shown = [*to_size(images[closest]), *to_size(pictures(train, neighbours))]
+    labels = [f"{near.similarity[i]:.2f}" for i in closest] + [train.ids[i].split("/")[0] for i in neighbours]
+    save_png(sheet(shown, len(closest), labels=labels), output / "nearest.png")
+    prompts = {one.prompt: part.images[part.prompts == i] for part in _lists(found) for i, one in part.numbered}
+    return {
+        "generated": novelty(near, right, text, confidence),
+        "real_unseen": novelty(nearest(pictures(unseen, spread(len(unseen), UNSEEN)), pool)),
+        **distinctness(prompts),
+    }
+
+
+def _lists(found: Examined) -> list[Drawn]:
+    """The sections in which a prompt is drawn more than once for each set."""
+    return [part for name, part in found.drawn.items() if name != "character"]
+
+
+def against(found: Examined, rival, plan: Plan, reference: Reference) -> dict:
+    """Another model's pipeline, or the scores and metrics of its report, and the verdicts: A is it, B this one."""
+    if isinstance(rival, tuple):
+        scores, model = rival[0], rival[1]["model"]
+    else:
+        examined = examine(rival, plan, reference)
+        scores, model = examined.scores, {"source": rival.folder.source, "digest": examined.digest}
+    prompts = {name: part.prompts for name, part in found.drawn.items()}
+    return {"a": model, "sections": compare(scores, found.scores, prompts)}
+
+
+def _rival(args: Namespace, plan: Plan):
+    """What --against names: None, a report's scores and metrics, or a model to draw with."""
+    if not args.against:
+        return None
+    report = Path(args.against)
+    if (report / SCORES).is_file():
+        return load_scores(report, _as_json(plan))
+    return load_pipeline(args.against, device=args.device)
 
 
 def summary(metrics: dict) -> dict:
     """The few numbers that are quoted."""
-    layouts, radicals, vae = metrics["layouts"], metrics["radicals"], metrics["vae"]
+    sections, novel = metrics["adherence"], metrics["novelty"]["generated"]
+
+    def value(section: str, name: str) -> dict | None:
+        found = sections[section]["measures"].get(name)
+        return found and {key: found[key] for key in ("value", "interval", "ceiling", "floor")}
+
     return {
-        "horizontal": layouts["horizontal"]["agreement"],
-        "vertical": layouts["vertical"]["agreement"],
-        "layouts_mean": _mean(layouts),
-        "radicals_mean": _mean(radicals),
-        "classifier_layout_accuracy": metrics["classifier"]["test"]["layout"],
-        "classifier_radical_36_accuracy": metrics["classifier"]["test"]["radical_36_commonest"],
-        "readable": {kind: _readable(metrics["quality"], kind) for kind in ("generated", "real")},
-        "copies": metrics["novelty"]["generated"]["copies"]["share"],
-        "vae_read_the_same": vae.get("ocr", {}).get("same_after"),
+        "layout": value("layout", "layout"),
+        "radical": value("radical", "radical"),
+        "pair_layout": value("pair", "layout"),
+        "pair_radical": value("pair", "radical"),
+        "character_layout": value("character", "layout"),
+        "character_radical": value("character", "radical"),
+        "character_components_f1": value("character", "components_f1"),
+        "character_strokes_error": value("character", "strokes_error"),
+        "kid": {name: found["generated"]["kid"]["value"] for name, found in metrics["fidelity"].items()},
+        "copies": novel["copies"]["share"],
+        "new_and_well_formed": novel["new_and_well_formed"]["share"],
+        "vae_read_the_same": metrics["vae"].get("ocr", {}).get("same_after"),
     }
 
 
-def _mean(section: dict) -> float | None:
-    shares = [entry["agreement"]["share"] for entry in section.values()]
-    return round(float(np.mean(shares)), 4) if shares else None
+def save_section(part: Drawn, right: np.ndarray, path: Path) -> None:
+    """A sheet of the first pictures, spread over the prompts, framed by whether they are what was asked for."""
+    chosen = spread(len(part.images), SHOWN)
+    borders = ["#888888" if np.isnan(right[i]) else AGREE if right[i] else DISAGREE for i in chosen]
+    save_png(sheet(list(part.images[chosen]), COLUMNS, borders=borders, pad=3), path)
 
 
-def _readable(quality: dict, kind: str) -> dict:
-    """Share that the OCR reads, for the two layouts that nearly nine of ten characters have."""
-    found = {layout: quality[layout][kind] for layout in ("horizontal", "vertical")}
-    return {layout: entry["readable"]["share"] for layout, entry in found.items() if entry}
-
-
-def _settings(pipeline) -> dict:
-    return {name: pipeline.defaults.get(name) for name in ("num_inference_steps", "guidance_scale")}
-
-
-def _save_sheet(images: np.ndarray, agrees: list[bool], path: Path) -> None:
-    borders = [AGREE if agree else DISAGREE for agree in agrees]
-    save_png(sheet(list(images), COLUMNS, borders=borders, pad=3), path)
-
-
-def _real(data: GlyphData, structure: str, count: int) -> np.ndarray:
-    """Up to `count` real glyphs of a layout, in both styles alike (the splits are in a fixed shuffled order)."""
-    found = [i for i in range(len(data)) if data.meta(i)["structure"] == structure][:count]
-    return np.array([data.image(i)[..., 0] for i in found], dtype=np.uint8)
-
-
-def _quality(images: np.ndarray, reader: GlyphReader) -> dict | None:
-    if not len(images):
-        return None
-    confidence = reader.read(images)[1]
-    return {
-        "readable": share(confidence >= READABLE),
-        "confidence": round(float(confidence.mean()), 4),
-        "ink": round(float(ink(images).mean()), 4),
-        "ink_deviation": round(float(ink(images).std()), 4),
-        "grey": round(float(((images > 51) & (images < 204)).mean()), 4),  # neither ink nor ground: blur and smears
-    }
-
-
-def _nearest(images: np.ndarray, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    parts = [nearest(bitmaps(images[i : i + 128]), pool) for i in range(0, len(images), 128)]
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-
-
-def _novelty(similarity: np.ndarray) -> dict:
-    return {
-        "copies": share(similarity >= COPY),
-        "nearest_median": round(float(np.median(similarity)), 4),
-        "nearest_95th_percentile": round(float(np.quantile(similarity, 0.95)), 4),
-    }
-
-
-def _distinct(pictures: dict[str, np.ndarray]) -> list[bool]:
-    """For each picture whether no earlier picture of the same prompt is nearly the same: a sign of mode collapse."""
-    result = []
-    for images in pictures.values():
-        small = bitmaps(images)
-        result += [i == 0 or bool(nearest(small[i : i + 1], small[:i])[1][0] < COPY) for i in range(len(small))]
-    return result
+def _as_json(plan: Plan) -> dict:
+    """What decides the pictures; the batch does not."""
+    drawing = {"steps": plan.drawing.steps, "guidance": plan.drawing.guidance}
+    return {"samples": plan.samples, "sets": plan.sets, "seed": plan.seed, **drawing}

@@ -1,106 +1,118 @@
-"""`ldm evaluate` end to end on a tiny random model, and its counting on drawings whose answer is known."""
+"""`ldm evaluate` end to end on a tiny random model, and its sections on drawings whose answer is known."""
 
 import json
+import shutil
+import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ldm.config import DataOptions, GlyphOptions
-from ldm.data.glyphs import splits as glyph_splits
 from ldm.errors import UserError
 from ldm.evaluation import report
-from ldm.evaluation.adherence import add_parser, run
-from ldm.evaluation.glyph_classifier import GlyphClassifier
+from ldm.evaluation.command import add_parser, run
+from ldm.evaluation.comparison import SCORES
+from ldm.evaluation.drawing import Drawing, draw
+from ldm.evaluation.glyph_pictures import SET, Drawn, Plan, Reference, draw_section, pictures, styles_of
+from ldm.evaluation.prompts import Asked, glyph_prompts
+from tests.tiny_model import COSINE, tiny_folder, tiny_pipeline
 
 pytest.importorskip("pylopdf_fonts_zh_cn")
+pytest.importorskip("rapidocr")
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("cache")
-    return DataOptions(resolution=64, cache_dir=cache, glyphs=GlyphOptions(styles=["hei"], limit=150))
+def options(glyph_cache):
+    return DataOptions(resolution=64, cache_dir=glyph_cache, glyphs=GlyphOptions(limit=150))
+
+
+def reference_of(options):
+    config = SimpleNamespace(block_out_channels=[8, 8, 8], in_channels=1)
+    model = SimpleNamespace(latent_shape=(4, 16, 16), vae=SimpleNamespace(config=config), defaults={}, folder=None)
+    return Reference(model, options)
 
 
 @pytest.fixture(scope="module")
-def splits(options):
-    return glyph_splits(options)
+def reference(options):
+    return reference_of(options)
 
 
-def obedient(data):
-    """A drawing function that answers a layout phrase with real glyphs of that layout (or any, where there is none)."""
-    from ldm.data.captions import layout_phrase
-
-    images = [data.image(i)[..., 0] for i in range(len(data))]
-    phrases = [layout_phrase(data.meta(i)["structure"]) for i in range(len(data))]
-
-    def draw(prompt, count):
-        fitting = [image for image, phrase in zip(images, phrases, strict=True) if phrase == prompt] or images
-        return np.stack([fitting[i % len(fitting)] for i in range(count)])
-
-    return draw
+def examined(reference, drawn):
+    """What `examine` would give of these pictures."""
+    judged = {name: reference.judge(part.images) for name, part in drawn.items()}
+    scores = {name: reference.judge.scores(judged[name], part.asked) for name, part in drawn.items()}
+    return report.Examined("digest", drawn, judged, scores)
 
 
-def test_real_glyphs_agree_with_their_own_layout(splits, tmp_path):
-    section, pictures = report.layout_section(obedient(splits["train"]), 24, GlyphClassifier(), tmp_path)
-    for structure in ("horizontal", "vertical"):
-        assert section[structure]["agreement"]["share"] >= 0.9
-        low, high = section[structure]["agreement"]["interval"]
-        assert low < section[structure]["agreement"]["share"] <= high
-        assert sum(section[structure]["judgements"].values()) == 24 == len(pictures[structure])
-        assert section[structure]["classifier_on_real"]["glyphs"] > 100
-    assert "other" not in section and section["below"]["judged_as"] == "enclosed"
-    with Image.open(tmp_path / "layout-horizontal.png") as page:
-        assert page.size == (16 * 70, 2 * 70)
+def of_split(data, section="layout", count=30):
+    """Real glyphs as if they had been drawn for a prompt with their layout."""
+    metas = [data.meta(i) for i in range(count)]
+    asked = [Asked(section, m["structure"], layout=m["structure"]) for m in metas]
+    return Drawn(asked, np.arange(count) % 3, pictures(data, range(count)))
 
 
-def test_drawing_the_wrong_layout_is_seen(splits, tmp_path):
-    draw = obedient(splits["train"])
-    section, _ = report.layout_section(lambda p, n: draw("vertical stacked glyph", n), 24, GlyphClassifier(), tmp_path)
-    assert section["horizontal"]["agreement"]["share"] <= 0.1
+def test_real_glyphs_agree_with_their_layout_and_not_with_others(reference):
+    found = examined(reference, {"layout": of_split(reference.both["train"])})
+    measured = report.adherence_section(found, "layout", reference)["measures"]["layout"]
+    assert measured["value"] >= 0.85 and measured["ceiling"] >= 0.8 and measured["floor"] < measured["value"] - 0.2
+    low, high = measured["interval"]
+    assert low <= measured["value"] <= high and measured["sets"]["seeds"] == 3
+    assert np.mean(measured["sets"]["each"]) == pytest.approx(measured["value"], abs=1e-4)
 
 
-def test_training_glyphs_are_copies_and_unseen_characters_are_not(splits, tmp_path):
-    train = splits["train"]
-    section = report.novelty_section(
-        {"horizontal": np.stack([train.image(i)[..., 0] for i in range(5)])}, splits, tmp_path
+def test_an_interval_of_nothing_but_ones_is_not_empty():
+    assert report._interval(np.ones(30), None)["interval"][0] == pytest.approx(0.886, abs=1e-3)  # Wilson, 30 of 30
+    assert report._interval(np.zeros(30), np.arange(30) // 3)["interval"][1] == pytest.approx(0.278, abs=1e-3)
+
+
+def test_training_glyphs_are_copies_and_unseen_characters_are_not(reference, tmp_path):
+    found = examined(reference, {"layout": of_split(reference.both["train"])})
+    section = report.novelty_section(found, reference, tmp_path)
+    assert section["generated"]["copies"]["share"] == 1
+    assert section["generated"]["new_and_well_formed"]["share"] == 0
+    assert section["real_unseen"]["copies"]["share"] <= 0.2 and (tmp_path / "nearest.png").is_file()
+
+
+def test_real_glyphs_are_nearer_to_real_glyphs_than_spoiled_ones(options):
+    more = options.model_copy(update={"glyphs": GlyphOptions(limit=1500, styles=["hei"])})
+    reference = reference_of(more)
+    section = report.fidelity_section(of_split(reference.own["validation"], "character", 80), reference)
+    for found in section.values():
+        assert found["generated"]["kid"]["value"] < found["ceiling"]["halves exchanged"]["kid"]["value"]
+        assert len(found["digest"]) == 16
+
+
+def test_each_picture_has_its_prompt_and_its_seed():
+    class Sketch:
+        def __call__(self, prompts, generator, **more):
+            self.prompts, self.seeds, self.more = prompts, [each.initial_seed() for each in generator], more
+            return SimpleNamespace(images=np.ones((len(prompts), 4, 4, 3), np.float32))
+
+    sketch, plan = Sketch(), Plan(samples=6, seed=5, drawing=Drawing(steps=7, guidance=2.5, batch=3))
+    part = draw_section(sketch, "pair", plan)
+    prompts = [one.prompt for one in glyph_prompts(("pair",))]
+    assert sketch.prompts == prompts * 3 and sketch.seeds == [5] * 15 + [5 + SET] * 15 + [5 + 2 * SET] * 15
+    assert sketch.more["num_inference_steps"] == 7 and sketch.more["guidance_scale"] == 2.5
+    assert (
+        part.images.shape == (45, 4, 4) and part.images.dtype == np.uint8 and part.prompts.tolist() == [*range(15)] * 3
     )
-    assert section["generated"]["copies"]["share"] == 1 and section["real_unseen"]["copies"]["share"] <= 0.2
-    assert section["distinct"]["share"] == 1
-    same = np.stack([train.image(0)[..., 0]] * 4)
-    assert report.novelty_section({"horizontal": same}, splits, tmp_path)["distinct"]["share"] == 0.25
+    draw_section(sketch, "character", plan)
+    assert len(sketch.seeds) == len(set(sketch.seeds)) == 3 * 42  # no two of them share their noise
 
 
-def test_the_whole_report_of_a_tiny_random_model(options, tmp_path):
-    pytest.importorskip("rapidocr")
-    from tests.tiny_model import tiny_pipeline
-
-    pipeline = tiny_pipeline()
-    plan = report.Plan(samples=2, radical_samples=2, radicals=2, reconstructions=4)
-    metrics = report.evaluate(pipeline, plan, tmp_path, options)
-    saved = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
-    assert saved == json.loads(json.dumps(metrics))
-    assert saved["summary"]["classifier_layout_accuracy"] == GlyphClassifier().card["test"]["layout"]
-    assert len(saved["radicals"]) == 2 and saved["vae"]["images"] == 4
-    text = (tmp_path / "index.html").read_text(encoding="utf-8")
-    for picture in ("layout-horizontal.png", "reconstructions.png", "nearest.png"):
-        assert (tmp_path / picture).is_file() and picture in text
+def test_a_wrong_setting_is_said_in_one_line():
+    with pytest.raises(UserError, match="num_inference_steps"):
+        draw(tiny_pipeline(), ["a"], [0], Drawing(steps=0))
 
 
-def test_the_plan_reaches_the_pipeline():
-    asked = {}
+def test_the_styles_are_those_that_the_model_was_taught():
+    def model(training):
+        return SimpleNamespace(defaults={"training": training}, folder=None)
 
-    def pipeline(prompt, **options):
-        asked.update(options, prompt=prompt)
-        return type("Output", (), {"images": np.ones((2, 4, 4, 1), np.float32)})
-
-    plan = report.Plan(seed=7, steps=5, guidance=2.5, batch=3)
-    assert (report.drawer(pipeline, plan)("a", 2) == 255).all()
-    assert asked == {"prompt": "a", "num_images_per_prompt": 2, "seed": 7, "num_inference_steps": 5} | {
-        "guidance_scale": 2.5,
-        "batch_size": 3,
-        "output_type": "np",
-    }
+    assert styles_of(model({"config": "data: {glyphs: {styles: [song]}}"})) == ["song"]
+    assert styles_of(model({"config": "data: {source: photos}"})) == styles_of(model(None)) == ["hei", "song"]
 
 
 def parse(*words):
@@ -111,16 +123,95 @@ def parse(*words):
     return parser.parse_args(["evaluate", *words])
 
 
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory, options):
+    """A tiny random model evaluated, and then again against its own report and against another model."""
+    folder = tmp_path_factory.mktemp("reports")
+    model, other = tiny_folder(folder / "model"), tiny_folder(folder / "other", COSINE)
+
+    def evaluate(name, *words):
+        args = parse(str(model), "--samples", "2", "--steps", "1", "-o", str(folder / name), *words)
+        args.output.mkdir()
+        with pytest.MonkeyPatch.context() as patch:  # few glyphs, or rendering them would take a minute
+            patch.setattr(report, "DataOptions", lambda cache_dir: options)
+            return report.evaluate(args.model, args)
+
+    first = evaluate("first")
+    return (
+        folder,
+        first,
+        evaluate("second", "--against", str(folder / "first")),
+        evaluate("third", "--against", str(other)),
+    )
+
+
+def test_the_whole_report_of_a_tiny_random_model(reports):
+    folder, metrics, *_ = reports
+    saved = json.loads((folder / "first" / "metrics.json").read_text(encoding="utf-8"))
+    assert saved == json.loads(json.dumps(metrics))
+    for name, section in saved["adherence"].items():
+        for found in section["measures"].values():
+            assert {"value", "interval", "ceiling", "floor", "sets"} <= found.keys(), name
+    assert saved["fidelity"].keys() == saved["judges"].keys() == {"glyph encoder", "OCR"}
+    assert saved["summary"]["layout"]["value"] == saved["adherence"]["layout"]["measures"]["layout"]["value"]
+    text = (folder / "first" / "index.html").read_text(encoding="utf-8")
+    assert text.count("data:image/png;base64,") == 7 and "src='data:" in text and "http" not in text
+    with Image.open(folder / "first" / "layout.png") as page:
+        assert page.width == 16 * 22  # its pictures are 16 pixels wide
+
+
+def test_a_model_is_no_better_than_its_own_report(reports):
+    found = reports[2]["against"]["sections"]
+    assert {m["verdict"] for section in found.values() for m in section.values()} == {"no difference seen"}
+    assert all(m["difference"]["value"] == 0 for section in found.values() for m in section.values())
+    assert "Against the other model" in (reports[0] / "second" / "index.html").read_text(encoding="utf-8")
+
+
+def test_another_model_is_drawn_and_compared(reports):
+    found = reports[3]["against"]
+    assert found["a"]["digest"] != reports[3]["model"]["digest"]
+    differences = [m["difference"]["value"] for section in found["sections"].values() for m in section.values()]
+    assert any(value != 0 for value in differences)
+
+
+def test_the_report_opens_in_a_browser(reports, tmp_path):
+    """Headless Chromium renders it at the width of a phone: nothing is wider than the screen, no picture is broken."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium is installed")
+    probe = (
+        "<script>onload = () => { document.title = [document.documentElement.scrollWidth <= innerWidth, "
+        "[...document.images].every(i => i.naturalWidth > 0), document.querySelectorAll('table').length].join(' ') }"
+        "</script>"
+    )
+    page = tmp_path / "page.html"
+    page.write_text((reports[0] / "second" / "index.html").read_text(encoding="utf-8") + probe, encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    command = [
+        browser,
+        *options,
+        f"--user-data-dir={tmp_path}/user",
+        "--window-size=420,900",
+        "--dump-dom",
+        page.as_uri(),
+    ]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    fits, whole, tables = said.split("<title>")[1].split("</title>")[0].split()
+    assert (fits, whole) == ("true", "true") and int(tables) >= 10
+
+
 def test_wrong_arguments_end_in_one_line(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     for words in (
         ["--samples", "0"],
-        ["--radical-samples", "0"],
         ["--seed", "-1"],
         ["--batch", "0"],
+        ["--quick", "--samples", "3"],
         ["-o", str(file)],
+        ["--against", str(tmp_path / "nothing"), "--samples", "1"],
     ):
         with pytest.raises(UserError) as caught:
             run(parse(*words))
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(caught.value), words
+    assert not (tmp_path / SCORES).exists()

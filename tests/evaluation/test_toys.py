@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ldm.data.toy import EightGaussians, Toy, exact_denoiser, toy_named
-from ldm.evaluation import adherence, toys
+from ldm.evaluation import command, toys
 from ldm.evaluation.toys import Plan, measure, modes_of, sliced_wasserstein
 from ldm.noise import SCHEDULES
 from ldm.sampler import TIME_GRIDS, prior, sample
@@ -103,12 +103,12 @@ def test_what_a_run_was_trained_on_decides_how_it_is_judged(tmp_path, monkeypatc
     flow = SCHEDULES["flow"]()
     monkeypatch.setattr(toys, "process_of", lambda scheduler: SimpleNamespace(schedule=flow))
     monkeypatch.setattr(toys, "denoiser_of", lambda pipeline: exact_denoiser(toy, flow))
-    given = {"radical_samples": 32, "radicals": 36, "seed": 0, "batch": 64, "steps": 10, "guidance": None}
+    given = {"quick": False, "against": None, "seed": 0, "batch": 64, "steps": 10, "guidance": None}
     args = Namespace(model=tmp_path, output=tmp_path / "report", samples=None, device=None, **given)
-    monkeypatch.setitem(adherence.OTHERS, "toy", ("ldm.evaluation.toys", 800))
-    assert adherence.run(args) == 0
+    monkeypatch.setitem(command.OTHERS, "toy", ("ldm.evaluation.toys", 800))
+    assert command.run(args) == 0
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert metrics["toy"] == "8_gaussians" and metrics["plan"]["samples"] == 800 and metrics["plan"]["steps"] == 10
     assert abs(metrics["likelihood"]["gap"]) < 0.01  # the exact denoiser has the true density
     assert metrics["summary"]["modes_covered"] == "8 of 8" and "modes_covered" in capsys.readouterr().out
-    assert adherence.source_of(None) == adherence.source_of(tmp_path / "none") == adherence.source_of("user/name") == ""
+    assert command.source_of(None) == command.source_of(tmp_path / "none") == command.source_of("user/name") == ""
