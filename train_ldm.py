@@ -16,13 +16,14 @@ def main() -> None:
 
     from ldm.data import build
     from ldm.diffusion import LdmTask
+    from ldm.evaluation.watch import watch_for
     from ldm.runs import open_run
     from ldm.training import Trainer, start_world
 
     state = start_world()
     with state.main_process_first():
         run = open_run(settings, "ldm")
-        task = LdmTask(settings, build(settings.data), run, state.device)
+        task = LdmTask(settings, build(settings.data), run, state.device, watch_for(settings))
     Trainer(task, settings, run).fit(invocation.resume)
 
 

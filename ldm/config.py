@@ -296,6 +296,7 @@ class SamplingOptions(Settings):
     eta: Fraction | None = None  # share of new noise, of ddim and euler_ancestral; null = 0 and 1
     prompts: list[str] = []  # of the sample grids; empty = drawn from the validation captions
     per_prompt: Count = 4
+    judged: Annotated[int, Field(ge=0)] = 40  # further pictures of glyphs or digits, for shares that obey; 0 = none
 
 
 class LdmSettings(RunSettings):

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,8 +125,16 @@ class LdmTask:
     find_unused_parameters = False
     channels_last = False  # measured: 0.75 times the images/s, for group norm on small maps
 
-    def __init__(self, settings: LdmSettings, data: Splits, run: Path, device: torch.device):
-        self.settings, self.data = settings, data
+    def __init__(
+        self,
+        settings: LdmSettings,
+        data: Splits,
+        run: Path,
+        device: torch.device,
+        watch: Callable[[Any], dict[str, float]] | None = None,
+    ):
+        """`watch`: judges a pipeline of the present weights; its numbers go with those of every report."""
+        self.settings, self.data, self.watch = settings, data, watch
         self.unconditional = settings.text.source == "none"
         if self.unconditional and settings.text.train:
             raise UserError("text.train: true has nothing to train with text.source: none")
@@ -218,7 +228,7 @@ class LdmTask:
         gaps, quarters = held_out[:count] - trained[:count], (times[:count] * QUARTERS).long().clamp(max=QUARTERS - 1)
         for k in quarters.unique().tolist():
             numbers[f"gap/{k / QUARTERS:.2f}-{(k + 1) / QUARTERS:.2f}"] = gaps[quarters == k].mean().item()
-        return numbers
+        return numbers | (self.watch(self._pipeline()) if self.watch else {})
 
     def _grid(self):
         prompts, each = self._prompts(), self.settings.sampling.per_prompt

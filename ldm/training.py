@@ -131,7 +131,7 @@ def lr_factor(optim: OptimOptions, step: int, num_steps: int) -> float:
 
 
 def precision(wanted: str, device: torch.device) -> str:
-    """'auto' as the best the device does natively: bf16 where the GPU, or the CPU's AMX or AVX512, has it, else fp32."""
+    """'auto' as the best the device does natively: bf16 where the GPU or the CPU (AMX, AVX512) has it, else fp32."""
     if wanted == "fp16" and device.type == "cpu":
         raise UserError("train.mixed_precision fp16 needs a GPU; on a CPU use auto, bf16 or no")
     if wanted != "auto":
