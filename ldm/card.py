@@ -24,6 +24,7 @@ def write_card(folder: Path, metrics: dict[str, Any] | None = None) -> None:
         sizes={name: _parameters(folder / name) for name in ("text_encoder", "vae", "unet")},
         context=read_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length"),
         metrics=rows(metrics or {}),
+        index=model_index(model.get("name", folder.name), model.get("training", {}).get("data"), metrics or {}),
         picture=next((path.name for path in sorted(folder.glob("*.png"))), None),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -46,16 +47,65 @@ def training_facts(run: Path) -> dict[str, Any]:
 def rows(metrics: dict[str, Any]) -> dict[str, str]:
     """The card's table, name -> text, of the metrics' "summary" (or of all of them, when there is none).
 
-    A metric is a number, or {"share": s, "interval": [low, high], "n": n}; anything else is left out.
+    A metric is a number, or {"share" or "value": x, "interval": [low, high]} and perhaps "n", "ceiling" and "floor", or
+    a dict of metrics; anything else is left out.
     """
-    table = {}
+    return {name: text for name, metric in _metrics(metrics).items() if (text := _as_text(metric))}
+
+
+def model_index(name: str, data: str | None, metrics: dict[str, Any]) -> str:
+    """The same numbers as the Hub reads them: the "model-index" of the card's YAML header; "" where there are none."""
+    import yaml
+    from huggingface_hub import EvalResult
+    from huggingface_hub.repocard_data import eval_results_to_model_index
+
+    results = [
+        EvalResult(
+            task_type="text-to-image",
+            dataset_type=data or "unknown",
+            dataset_name=data or "unknown",
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=metric.replace("_", " "),
+            metric_value=round(_value(number), 4),
+            metric_args={"interval": number["interval"]} if isinstance(number, dict) else None,
+        )
+        for metric, number in _metrics(metrics).items()
+        if _as_text(number)
+    ]
+    if not results:
+        return ""
+    index = eval_results_to_model_index(name, results)
+    return yaml.safe_dump({"model-index": index}, sort_keys=False).strip()
+
+
+def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The numbers that are quoted, by name; {"kid": {"OCR": 1}} is "kid_OCR"."""
+    flat: dict[str, Any] = {}
     for name, value in metrics.get("summary", metrics).items():
-        if isinstance(value, dict) and "share" in value and len(value.get("interval", [])) == 2:
-            low, high = value["interval"]
-            table[name] = f"{value['share']:.1%} (95% interval {low:.1%} to {high:.1%}, n = {value.get('n', '?')})"
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            table[name] = f"{value:.4g}"
-    return table
+        parts = value if isinstance(value, dict) and "interval" not in value else {"": value}
+        flat |= {f"{name}_{part}".strip("_"): number for part, number in parts.items()}
+    return flat
+
+
+def _value(metric) -> float:
+    return metric.get("share", metric.get("value")) if isinstance(metric, dict) else metric
+
+
+def _as_text(metric) -> str:
+    """'95.3% (95% interval 91.0% to 98.0%, n = 128)'; "" for what is no metric."""
+    value = _value(metric)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return ""
+    if not isinstance(metric, dict):
+        return f"{value:.4g}"
+    (low, high), more = metric["interval"], []
+    form = "{:.1%}" if 0 <= low <= high <= 1 else "{:.3g}"
+    if metric.get("n"):
+        more.append(f"n = {metric['n']}")
+    more += [f"{name} {form.format(metric[name])}" for name in ("ceiling", "floor") if metric.get(name) is not None]
+    interval = f"95% interval {form.format(low)} to {form.format(high)}"
+    return f"{form.format(value)} ({', '.join([interval, *more])})"
 
 
 def _part_runs(run: Path, settings: dict) -> dict[str, Path]:

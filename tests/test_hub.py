@@ -136,6 +136,23 @@ def test_exporting_again_replaces_the_export_and_keeps_what_was_recorded(model, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "out", "runs"]
 
 
+def test_the_numbers_of_an_evaluation_reach_the_header_that_the_hub_reads(model, tmp_path):
+    from huggingface_hub import ModelCard
+
+    out = export(finished_run(model, tmp_path / "runs"), tmp_path / "out")
+    layout = {"value": 0.47421, "interval": [0.4, 0.55], "ceiling": 0.7, "floor": 0.07}
+    strokes = {"value": 3.66, "interval": [3.1, 4.3], "ceiling": 0.7, "floor": 4.45}
+    summary = {"layout": layout, "strokes_error": strokes, "kid": {"OCR": 15.06, "other": None}, "copies": 0.0}
+    metrics = tmp_path / "metrics.json"
+    metrics.write_text(json.dumps({"summary": summary}))
+    export(out, out, metrics=metrics)
+    card = ModelCard.load(out / "README.md")
+    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert found == {"layout": 0.4742, "strokes_error": 3.66, "kid_OCR": 15.06, "copies": 0.0}
+    assert "| layout | 47.4% (95% interval 40.0% to 55.0%, ceiling 70.0%, floor 7.0%) |" in card.content
+    assert "| strokes error | 3.66 (95% interval 3.1 to 4.3, ceiling 0.7, floor 4.45) |" in card.content
+
+
 def test_export_refuses_to_overwrite_anything_else(model, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")

@@ -23,7 +23,7 @@ from ldm.data.digits import GROUNDS, HELD_OUT, PAIRS, SLANT, THICKNESS, DigitDat
 from ldm.data.pixels import write_whole
 from ldm.errors import UserError
 from ldm.evaluation.digit_judge import DigitJudge, agreement, pictures_of
-from ldm.evaluation.report import AGREE, DISAGREE
+from ldm.evaluation.drawing import AGREE, DISAGREE, Drawing, draw
 from ldm.model_folder import read_yaml
 from ldm.pipeline import load_pipeline
 from ldm.sheet import save_png, sheet
@@ -59,22 +59,6 @@ def style_prompts(pairs: tuple[tuple[int, str], ...], count: int, seed: int) -> 
     return asked
 
 
-def draw(pipeline, asked: list[dict[str, Any]], args: Namespace) -> np.ndarray:
-    """One picture for each prompt, from seeds of their own: uint8 (n, h, w, 3)."""
-    try:
-        images = pipeline(
-            [one["prompt"] for one in asked],
-            seed=args.seed,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance,
-            batch_size=args.batch,
-            output_type="np",
-        ).images
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    return (np.asarray(images) * 255).round().astype(np.uint8)
-
-
 def evaluate(run: Path | str, args: Namespace) -> dict:
     """Judge a model of coloured digits; write metrics.json and PNG sheets into `args.output`; return the metrics.
 
@@ -96,7 +80,8 @@ def evaluate(run: Path | str, args: Namespace) -> dict:
     unseen = HELD_OUT if kept_out(run) else ()
     sections = {"real": of_real(real, judge), "real_decoded": of_decoded(pipeline, real, judge)}
     for name, asked in plan(unseen, args.samples, args.seed).items():
-        images = draw(pipeline, asked, args)
+        seeds = range(args.seed, args.seed + len(asked))
+        images = draw(pipeline, [one["prompt"] for one in asked], seeds, Drawing(args.steps, args.guidance, args.batch))
         judged = judge.judge(images)
         sections[name] = agreement(judged, asked)
         right = [d == one["digit"] and i == one["ink"] for d, i, one in zip(judged.digits, judged.inks, asked)]

@@ -8,6 +8,8 @@ import torch
 
 from ldm.errors import UserError
 
+AGREE, DISAGREE, UNJUDGED = "#1a9850", "#d73027", "#888888"  # frames on contact sheets
+
 
 @dataclass(frozen=True)
 class Drawing:

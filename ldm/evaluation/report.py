@@ -21,7 +21,7 @@ from ldm.data.pixels import write_whole
 from ldm.evaluation import spoil
 from ldm.evaluation.adherence import Judged, Scores, agreement, ceiling, shuffled
 from ldm.evaluation.comparison import SCORES, compare, load_scores, save_scores
-from ldm.evaluation.drawing import Drawing
+from ldm.evaluation.drawing import AGREE, DISAGREE, UNJUDGED, Drawing
 from ldm.evaluation.fidelity import yardstick
 from ldm.evaluation.glyph_pictures import Drawn, Plan, Reference, draw_section, pictures
 from ldm.evaluation.novelty import Pool, distinctness, nearest, novelty, to_size
@@ -39,7 +39,6 @@ READABLE = 0.5  # OCR confidence from which a glyph counts as read
 COLUMNS = 16
 SHOWN = 96  # pictures on a sheet
 UNSEEN = 512  # real characters whose nearest training glyph is looked for
-AGREE, DISAGREE = "#1a9850", "#d73027"
 DEALS = 20  # the floor is the mean of so many deals
 SPOILERS = {
     "mirrored": lambda images: spoil.mirrored(images),
@@ -255,7 +254,7 @@ def summary(metrics: dict) -> dict:
 def save_section(part: Drawn, right: np.ndarray, path: Path) -> None:
     """A sheet of the first pictures, spread over the prompts, framed by whether they are what was asked for."""
     chosen = spread(len(part.images), SHOWN)
-    borders = ["#888888" if np.isnan(right[i]) else AGREE if right[i] else DISAGREE for i in chosen]
+    borders = [UNJUDGED if np.isnan(right[i]) else AGREE if right[i] else DISAGREE for i in chosen]
     save_png(sheet(list(part.images[chosen]), COLUMNS, borders=borders, pad=3), path)
 
 
