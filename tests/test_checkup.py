@@ -1,5 +1,6 @@
 """`ldm doctor RUN`: a run that learned has no fault; each of its broken copies is blamed on what was broken."""
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -19,11 +20,14 @@ from tiny_run import (
     write_pictures,
 )
 
-from ldm import checkpoint
+from ldm import checkpoint, doctor
 from ldm.checkup import checks, examine
 from ldm.config import NoiseOptions
 from ldm.data import Splits
-from ldm.findings import verdict
+from ldm.errors import UserError
+from ldm.evaluation.open_run import holding, network_weights, open_run, put_weights, saved_weights
+from ldm.export import export
+from ldm.findings import Finding, verdict
 from ldm.schedulers import export_scheduler
 from ldm.text import train_tokenizer
 
@@ -105,7 +109,7 @@ def train_anew(run: Path, project: Path, steps: int = 120, splits: Splits | None
     train_ldm(settings, splits or build(settings.data))
 
 
-# ---- twenty-six faults ----------------------------------------------------------------------------------------------
+# ---- the faults -----------------------------------------------------------------------------------------------------
 
 
 @breaks("files")
@@ -150,7 +154,7 @@ def every_caption_is_empty(run, project):
 
 @breaks("dropout")
 def every_caption_is_dropped(run, project):
-    train_anew(run, project, caption_dropout=1.0)
+    train_anew(run, project, steps=20, caption_dropout=1.0)
 
 
 @breaks("vae")
@@ -210,7 +214,7 @@ def training_stopped_after_five_steps(run, project):
 @breaks("schedule")
 def the_last_training_time_still_shows_the_picture(run, project):
     noise = {"process": "linear", "prediction_type": "v_prediction", "shift": 0.01}
-    train_anew(run, project, noise=noise)
+    train_anew(run, project, steps=100, noise=noise)
 
 
 @breaks("scheduler")
@@ -254,7 +258,7 @@ def the_unet_is_untrained(run, project):
 def captions_were_shuffled(run, project):
     write_pictures(run.parent / "pictures", shuffled=True)
     data = data_options(project).model_copy(update={"source": str(run.parent / "pictures")})
-    train_anew(run, project, data=data)
+    train_anew(run, project, steps=100, data=data)
 
 
 @breaks("sampler")
@@ -298,3 +302,69 @@ def test_a_healthy_run_has_no_fault(project):
     assert [finding.name for finding in found] == list(checks())
     assert {finding.status for finding in found} == {"ok"}, [f for f in found if f.status != "ok"]
     assert verdict(found) == "no fault found"
+
+
+def test_a_checkpoint_is_opened_like_the_finished_run(project, tmp_path):
+    """A run without final/ is put together again, and draws with the average that final/ holds."""
+    finished = open_run(project / "ldm", "cpu")
+    step = checkpoint.newest(project / "ldm" / "checkpoints")
+    assembled = open_run(step, "cpu")
+    for name, value in network_weights(finished.pipeline).items():
+        assert torch.equal(value, network_weights(assembled.pipeline)[name]), name
+    latents = [each.pipeline("a red bar", seed=0, output_type="latent").images for each in (finished, assembled)]
+    torch.testing.assert_close(*latents)
+    raw = saved_weights(step, "raw")
+    with holding(finished.pipeline, raw):
+        assert all(torch.equal(value, raw[name]) for name, value in network_weights(finished.pipeline).items())
+    assert any(not torch.equal(value, raw[name]) for name, value in network_weights(finished.pipeline).items())
+    with pytest.raises(UserError, match="of another network"):
+        put_weights(finished.pipeline, {"unet.nothing": torch.zeros(1)})
+
+
+def test_an_export_is_examined_with_the_data_it_names(project, tmp_path):
+    export(project / "ldm", tmp_path / "model")
+    found = {finding.name: finding for finding in examine(tmp_path / "model", limit=32, device="cpu")}
+    assert {finding.status for finding in found.values()} == {"ok", "skip"}
+    assert [name for name, finding in found.items() if finding.status == "skip"] == ["ema"]
+    change_json(tmp_path / "model/ldm.json", training={}, guidance_scale=0.0)
+    found = {finding.name: finding for finding in examine(tmp_path / "model", limit=32, device="cpu")}
+    assert found["loss"].status == found["vae"].status == "skip"
+    assert found["guidance"].status == "fail"
+
+
+def call(*argv) -> int:
+    parser = argparse.ArgumentParser()
+    doctor.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["doctor", *map(str, argv)])
+    return doctor.run(args)
+
+
+def test_the_command_names_the_cause_and_its_exit_code_says_so(project, tmp_path, capsys):
+    run = tmp_path / "ldm"
+    shutil.copytree(project / "ldm", run)
+    the_unet_holds_a_nan(run, project)
+    capsys.readouterr()
+    assert call(run, "--device", "cpu", "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [item["name"] for item in found] == list(checks())
+    assert {item["name"] for item in found if item["status"] == "fail"} == {"weights"}
+    skipped = {item["name"]: item["text"] for item in found if item["status"] == "skip"}
+    assert skipped["loss"] == "not looked at, because of weights"
+    assert call(run, "--device", "cpu") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("cause: weights: unet holds NaN or infinity")
+    assert any(line.startswith("ok    data ") for line in lines)
+
+
+def test_what_is_no_run_is_told_of(tmp_path):
+    with pytest.raises(UserError, match="is no model"):
+        list(examine(tmp_path))
+    with pytest.raises(SystemExit):
+        call(tmp_path, "--limit", "0")
+
+
+def test_the_first_failure_is_the_cause_and_warnings_are_none():
+    fine, doubt = Finding("a", "ok", ""), Finding("b", "warn", "so so", "x")
+    assert verdict([fine, doubt]) == "no fault found; 1 warning(s)"
+    faults = [Finding(name, "fail", f"{name} is broken", "x") for name in "cd"]
+    assert verdict([fine, doubt, *faults]).startswith("cause: c: c is broken (1 later check(s) fail too")

@@ -1,5 +1,6 @@
 """What is examined, read and measured when it is first asked for, and once."""
 
+import math
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from ldm.settings_io import load
 from ldm.stock_noise import process_of
 
 DRAWN = 16  # pictures
+SMALL = 16  # numbers that make an item
 
 
 @dataclass
@@ -77,6 +79,14 @@ class Case:
         return build(self.settings.data)
 
     @cached_property
+    def readable(self) -> Splits | None:
+        """The data, or None where they are not known or cannot be read, of which there is a check."""
+        try:
+            return self.data
+        except UserError:
+            return None
+
+    @cached_property
     def process(self) -> NoiseProcess:
         """What it was trained with, or else what its scheduler says."""
         if self.settings is None:
@@ -104,8 +114,13 @@ class Case:
     # ---- measured ---------------------------------------------------------------------------------------------------
 
     @property
+    def more(self) -> int:
+        """How many times as many items of few numbers, such as points, say as much."""
+        return 16 if math.prod(self.pipeline.latent_shape) <= SMALL else 1
+
+    @property
     def plan(self) -> denoising.Plan:
-        return denoising.Plan(limit=self.limit)
+        return denoising.Plan(limit=self.more * self.limit, batch=self.more * 32)
 
     @cached_property
     def items(self) -> list[denoising.Items]:
@@ -122,7 +137,7 @@ class Case:
 
     @cached_property
     def _asked(self) -> list[int]:
-        return spread(len(self.items[1].captions), DRAWN).tolist()
+        return spread(len(self.items[1].captions), self.more * DRAWN).tolist()
 
     @property
     def asked_for(self) -> Tensor:
@@ -136,10 +151,10 @@ class Case:
             words = [self.items[1].captions[i] for i in self._asked]
         else:
             words = self.pipeline.defaults.get("training", {}).get("prompts") or [""]
-        return [words[i % len(words)] for i in range(DRAWN)]
+        return [words[i % len(words)] for i in range(self.more * DRAWN)]
 
-    def draw(self, steps: int, guidance_scale: float = 1.0, count: int = DRAWN) -> Tensor:
-        """Latents (count, c, h, w), float32; picture i is always from the same noise."""
+    def draw(self, steps: int, guidance_scale: float = 1.0, count: int | None = None) -> Tensor:
+        """Latents (count or as many as prompts, c, h, w), float32; picture i is always from the same noise."""
         options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "latent"}
         with torch.random.fork_rng(devices=[]):  # a stochastic sampler may draw from torch's own generator
             torch.manual_seed(0)

@@ -57,10 +57,8 @@ def check_channels(case: Case) -> Finding:
     vae, unet = case.pipeline.vae.config, case.pipeline.unet.config
     (channels, height, _), factor = case.pipeline.latent_shape, 2 ** (len(vae.block_out_channels) - 1)
     faults = []
-    if case.settings is not None:
-        resolution, wanted = case.settings.data.resolution, case.settings.data.channels
-        if case.settings.data.source == "toy":  # points
-            resolution, wanted = height * factor, vae.in_channels
+    if case.readable is not None:
+        resolution, wanted = case.readable.train.resolution, case.readable.train.channels
         if vae.in_channels != wanted:
             faults.append(
                 f"the pictures have {wanted} channel(s) and the VAE takes {vae.in_channels}: set data.channels: "
@@ -82,8 +80,8 @@ def check_channels(case: Case) -> Finding:
     if faults:
         what, _, advice = faults[0].partition(": ")
         return Finding("channels", "fail", what, advice)
-    side = height * factor
-    text = f"pictures {vae.in_channels} x {side} x {side}, latents {channels} x {height} x {height}"
+    side, what = height * factor, "points" if case.more > 1 else "pictures"
+    text = f"{what} {vae.in_channels} x {side} x {side}, latents {channels} x {height} x {height}"
     return Finding("channels", "ok", text)
 
 

@@ -32,7 +32,8 @@ def check_training(case: Case) -> Finding:
     steps = case.state["step"] if case.state else max((entry["step"] for entry in entries), default=None)
     if steps is None:
         return Finding("training", "skip", "neither a checkpoint nor log.jsonl says how long it was trained")
-    finding = _long_enough(steps, case.settings.train.batch_size, _size(case), case.settings.optim.warmup_steps)
+    size = len(case.readable.train) if case.readable else None
+    finding = _long_enough(steps, case.settings.train.batch_size, size, case.settings.optim.warmup_steps)
     if finding.status == "ok" and steps < case.settings.train.num_steps:
         text = f"{finding.text}; {case.settings.train.num_steps} were planned"
         return Finding("training", "warn", text, "start train_ldm.py again: it resumes")
@@ -54,13 +55,6 @@ def _long_enough(steps: int, batch: int | None, size: int | None, warmup: int) -
         advice = "raise train.num_steps (thousands for pictures) and start train_ldm.py again: it resumes"
         return Finding("training", "fail", f"only {text} (warm-up alone: {warmup})", advice)
     return Finding("training", "ok", text)
-
-
-def _size(case: Case) -> int | None:
-    try:
-        return len(case.data.train)
-    except Exception:  # data that cannot be read have a check of their own
-        return None
 
 
 def check_ema(case: Case) -> Finding:

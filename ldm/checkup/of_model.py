@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ LITTLE_GAIN = 5.0
 SPREAD = (0.67, 1.5)  # standard deviations of latents that are no longer taken for white
 DOUBTFUL_SPREAD = (0.8, 1.25)
 OFF_CENTRE, DOUBTFUL_CENTRE = 0.5, 0.25  # means of latents, in standard deviations
+LOOKED_AT = 64  # captions
 COLLAPSED, NEARLY_COLLAPSED = 1e-3, 2e-2  # how far states of different captions differ, of their own size
 
 
@@ -158,12 +160,13 @@ def _digests(tokenizer) -> set[str]:
 
 
 def _captions(case: Case) -> list[str]:
-    if case.unconditional:
-        return []
-    try:
-        return list(dict.fromkeys(case.items[1].captions)) if case.settings else case.prompts
-    except Exception:  # data that cannot be read or encoded have a check of their own
-        return []
+    """Different captions of held-out items, or the prompts of a model whose data are not known."""
+    if case.unconditional or case.readable is None:
+        return [] if case.settings else case.prompts
+    data = case.readable.validation
+    return list(
+        dict.fromkeys(data.caption(int(i), np.random.default_rng([0, i])) for i in spread(len(data), LOOKED_AT))
+    )
 
 
 def _ids(tokenizer, caption: str) -> list[int]:
@@ -179,7 +182,7 @@ def check_text(case: Case) -> Finding:
     """Different captions have different states."""
     if case.unconditional:
         return Finding("text", "ok", "no captions")
-    captions = list(dict.fromkeys([*_captions(case), *case.prompts, ""]))[:32]
+    captions = list(dict.fromkeys(["", *_captions(case)]))[:32]
     states = case.pipeline.encode_prompt(captions).double()
     if len(captions) < 2:
         return Finding("text", "skip", "there are no two captions to compare")

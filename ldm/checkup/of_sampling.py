@@ -103,7 +103,7 @@ def _start(scheduler, process: NoiseProcess, steps: int) -> float:
 def check_sampler(case: Case) -> Finding:
     """The model's own number of steps leads where many steps lead, from the same noise, unguided."""
     steps = case.pipeline.defaults["num_inference_steps"]
-    fine = case.draw(FINE_STEPS, count=COMPARED)
+    fine = case.draw(FINE_STEPS, count=case.more * COMPARED)
     ours = case.plain[: len(fine)]
     advice = f"set sampling.num_inference_steps: {max(20, 2 * steps)}"
     if not torch.isfinite(fine).all():
@@ -156,10 +156,12 @@ def check_guidance(case: Case) -> Finding:
         return Finding("guidance", "warn", f"off (scale {scale:g}): prompts are followed weakly", advice)
     guided = case.draw(case.pipeline.defaults["num_inference_steps"], scale)
     stretch = (guided.std() / case.plain.std()).item()
-    over = [_beyond(case, latents) for latents in (case.plain, guided)]
-    clipped = f"{over[1]:.1%} of values clipped (without {over[0]:.1%})"
-    text = f"scale {scale:g}: latents {stretch:.2f} times as wide as without, {clipped}"
-    if not stretch < STRETCHED or over[1] > over[0] + CLIPPED:
+    text, burnt = f"scale {scale:g}: latents {stretch:.2f} times as wide as without", False
+    if case.more == 1:  # pictures; points have no range
+        over = [_beyond(case, latents) for latents in (case.plain, guided)]
+        text += f", {over[1]:.1%} of values clipped (without {over[0]:.1%})"
+        burnt = over[1] > over[0] + CLIPPED
+    if burnt or not stretch < STRETCHED:
         return Finding("guidance", "fail", f"{text}: far too strong", advice)
     if stretch > STRETCHED_A_LITTLE:
         return Finding("guidance", "warn", text, f"{advice}, or sampling.guidance_rescale: 0.7")
