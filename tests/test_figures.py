@@ -25,8 +25,8 @@ from ldm.figures.spaces import agreement, purity, standardised
 from ldm.noise import SCHEDULES
 
 COMMITTED = Path(__file__).resolve().parents[1] / "docs" / "figures"
-# UMAP compiles for a minute, learned-field trains, and convergence solves an ODE in 8000 steps
-SLOW = {"pixel-space", "latent-space", "marginals", "learned-field", "convergence"}
+# UMAP compiles for a minute, learned-field trains, convergence solves an ODE in 8000 steps, sensitivity embeds thousands
+SLOW = {"pixel-space", "latent-space", "marginals", "learned-field", "convergence", "sensitivity"}
 
 
 @pytest.fixture(scope="module")

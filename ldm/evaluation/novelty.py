@@ -27,7 +27,7 @@ from ldm.errors import UserError
 from ldm.evaluation.scores import share
 from ldm.evaluation.spoil import blurred, moved, reweighted
 
-COPY = 0.72  # similarity from which a glyph is a copy; by the command above
+COPY = 0.733  # similarity from which a glyph is a copy: `python -m ldm.evaluation.novelty --calibrate`, docs/log.md
 READABLE = 0.5  # OCR confidence from which a glyph counts as read
 SIZE = 64  # side at which glyphs are compared
 CANVAS = 80  # side of the ring on which they are centred, so that no move loses ink
