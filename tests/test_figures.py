@@ -25,7 +25,7 @@ from ldm.figures.spaces import agreement, purity, standardised
 from ldm.noise import SCHEDULES
 
 COMMITTED = Path(__file__).resolve().parents[1] / "docs" / "figures"
-# UMAP compiles for a minute, learned-field trains, convergence solves an ODE in 8000 steps, sensitivity embeds thousands
+# UMAP compiles for a minute, learned-field trains, convergence solves an ODE in 8000 steps, sensitivity embeds for long
 SLOW = {"pixel-space", "latent-space", "marginals", "learned-field", "convergence", "sensitivity"}
 
 

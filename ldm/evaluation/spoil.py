@@ -58,7 +58,9 @@ def reweighted(images: np.ndarray, step: float) -> np.ndarray:
     else:
         narrow = ~_grown(~ink, reach)
         ink = narrow | (ink & ~_grown(narrow, reach + 1))
-    covered = sum(ink[:, i::FINE, j::FINE].astype(np.int32) for i in range(FINE) for j in range(FINE))
+    covered = np.zeros(images.shape)
+    for i in range(FINE**2):
+        covered += ink[:, i // FINE :: FINE, i % FINE :: FINE]
     return (WHITE * (1 - covered / FINE**2)).round().astype(np.uint8)
 
 

@@ -75,7 +75,7 @@ def sensitivity(setting: Setting) -> Drawing:
     """Four distances and four shares on the classifier's features, over four ways to spoil real glyphs."""
     data = glyphs(setting, "train")
     images = np.stack([data.image(i)[..., 0] for i in range(min(256 if setting.quick else 18_000, len(data)))])
-    layouts = np.array([data.meta(i)["structure"] for i in range(len(images))])
+    layouts = [data.meta(i)["structure"] for i in range(len(images))]
     real = min(2000, len(images) // 2)
     spoiled = spoil(images[real:], layouts[real:], 600)
     found = curves(spoiled, images[:real], GlyphClassifier().embed)
