@@ -1,9 +1,8 @@
-"""Intervals by their closed form, and similarity on pictures whose overlap is known."""
+"""Intervals by their closed form."""
 
-import numpy as np
 import pytest
 
-from ldm.evaluation.scores import BITMAP, bitmaps, nearest, share, wilson
+from ldm.evaluation.scores import share, wilson
 
 
 def test_wilson_closed_forms():
@@ -35,28 +34,3 @@ def test_wilson_refuses_more_successes_than_trials():
 def test_share_holds_count_share_and_interval():
     assert share([True, False, True, True])["share"] == 0.75
     assert share([]) == {"n": 0, "share": None, "interval": [0, 1]}
-
-
-def square(top, left, size=12):
-    page = np.full((64, 64), 255, np.uint8)
-    page[top : top + size, left : left + size] = 0
-    return page
-
-
-def test_nearest_is_intersection_over_union_and_forgives_a_small_move():
-    pool = bitmaps(np.stack([square(0, 40), square(20, 20), square(40, 40, 20)]))
-    glyphs = bitmaps(np.stack([square(20, 20), square(22, 18), square(20, 26)]))
-    index, similarity = nearest(glyphs, pool, chunk=2)
-    assert index.tolist() == [1, 1, 1]
-    assert similarity[:2] == pytest.approx([1, 1])
-    # 6 pixels aside are 3 bitmap pixels; the move takes back 1, so 6x6 squares overlap by 4 columns of 6
-    assert similarity[2] == pytest.approx(4 / (6 + 6 - 4))
-
-
-def test_bitmaps_average_ink():
-    page = np.full((1, 64, 64), 255, np.uint8)
-    page[0, :, :1] = 0
-    small = bitmaps(page)
-    assert small.shape == (1, BITMAP, BITMAP)
-    np.testing.assert_allclose(small[0, :, 0], 0.5, atol=0.01)
-    assert (small[0, :, 1:] == 0).all()
