@@ -48,7 +48,7 @@ def rows(metrics: dict[str, Any]) -> dict[str, str]:
     """The card's table, name -> text, of the metrics' "summary" (or of all of them, when there is none).
 
     A metric is a number, or {"share" or "value": x, "interval": [low, high]} and perhaps "n", "ceiling" and "floor", or
-    a dict of metrics; anything else is left out.
+    within a summary a dict of metrics; anything else is left out.
     """
     return {name: text for name, metric in _metrics(metrics).items() if (text := _as_text(metric))}
 
@@ -81,15 +81,17 @@ def model_index(name: str, data: str | None, metrics: dict[str, Any]) -> str:
 
 def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
     """The numbers that are quoted, by name; {"kid": {"OCR": 1}} is "kid_OCR"."""
+    if "summary" not in metrics:
+        return metrics
     flat: dict[str, Any] = {}
-    for name, value in metrics.get("summary", metrics).items():
+    for name, value in metrics["summary"].items():
         parts = value if isinstance(value, dict) and "interval" not in value else {"": value}
         flat |= {f"{name}_{part}".strip("_"): number for part, number in parts.items()}
     return flat
 
 
 def _value(metric) -> float:
-    return metric.get("share", metric.get("value")) if isinstance(metric, dict) else metric
+    return metric.get("share", metric.get("value")) if isinstance(metric, dict) and "interval" in metric else metric
 
 
 def _as_text(metric) -> str:

@@ -94,6 +94,7 @@ def evaluate(run: Path | str, args: Namespace) -> dict:
         "settings": {"seed": args.seed, "samples": args.samples, **_settings(pipeline, args)},
         "judge": {name: judge.card[name] for name in ("sha256", "trained_on", "test")},
         "held_out_of_training": [list(pair) for pair in unseen],
+        "summary": summary(sections),
         "sections": sections,
         "seconds": round(time.monotonic() - started),
     }
@@ -161,6 +162,18 @@ def save_sheet(images: np.ndarray, asked: list[dict[str, Any]], right: list[bool
     borders = [AGREE if right[i] else DISAGREE for i in chosen]
     labels = [asked[i]["prompt"].removeprefix("a ").removeprefix("an ") for i in chosen]
     save_png(sheet([images[i] for i in chosen], COLUMNS, labels=labels, borders=borders, pad=2, scale=2), path)
+
+
+def summary(sections: dict[str, dict]) -> dict[str, dict]:
+    """The few numbers that are quoted: digit and ink of trained pairs, both of pairs never seen, and their ceilings."""
+    quoted = {
+        "digit": ("seen", "digit"),
+        "ink": ("seen", "ink"),
+        "pairs_never_seen": ("heldout", "both"),
+        "real_digit": ("real", "digit"),
+        "real_decoded_digit": ("real_decoded", "digit"),
+    }
+    return {name: sections[section][part] for name, (section, part) in quoted.items() if section in sections}
 
 
 def table(sections: dict[str, dict]) -> str:
