@@ -114,12 +114,31 @@ def _tyro(part: str, argv: list[str], with_config: bool) -> dict:
 
     more: dict[str, Any] = {"config": Required[tyro.conf.Positional[Path]], **_FLAGS} if with_config else {}
     _check_names(part, argv, with_config)
+    argv = _switched(part, argv)
     program, told = f"train_{part}.py", io.StringIO()
     try:
         with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
             return tyro.cli(_sparse(PARTS[part], **more), args=argv, prog=program)
     except SystemExit:
         raise UserError(f"{_sentence(told.getvalue())}; see {program} --help") from None
+
+
+def _switched(part: str, argv: list[str]) -> list[str]:
+    """Switches as tyro has them: '--text.train false' and '--text.train=false' as '--text.no-train'."""
+    switches = {path for path, field in paths(PARTS[part]) if field.annotation is bool}
+    pending, result = list(argv), []
+    while pending:
+        word = pending.pop(0)
+        path, equals, value = word.removeprefix("--").partition("=")
+        path = path.replace("-", "_")
+        if not word.startswith("--") or path not in switches:
+            result.append(word)
+            continue
+        if not equals and pending and pending[0].lower() in ("true", "false"):
+            value = pending.pop(0)
+        owner, dot, name = path.rpartition(".")
+        result.append(f"--{owner}{dot}no_{name}" if value.lower() == "false" else f"--{path}")
+    return result
 
 
 def _check_names(part: str, argv: list[str], with_config: bool) -> None:

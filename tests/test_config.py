@@ -361,3 +361,15 @@ def test_the_schema_knows_every_setting_with_its_range_and_comment():
 
 def _resolve(whole: dict, node: dict) -> dict:
     return whole["$defs"][node["$ref"].rsplit("/", 1)[-1]] if "$ref" in node else node
+
+
+@pytest.mark.parametrize("said", ["--text.train", "--text.train true", "--text.train=True"])
+def test_a_switch_can_be_said_with_its_value_or_without(said):
+    got = parse_overrides("ldm", [*said.split(), "--optim.lr", "2e-4"])
+    assert got["text"] == {"train": True} and got["optim"] == {"lr": 2e-4}
+
+
+@pytest.mark.parametrize("said", ["--model.no-pooled-text", "--model.pooled-text false", "--model.pooled_text=False"])
+def test_a_switch_can_be_turned_off_in_both_ways(said):
+    got = parse_overrides("ldm", [*said.split(), "--mlp.width", "32"])
+    assert got["model"] == {"pooled_text": False} and got["mlp"] == {"width": 32}
