@@ -37,6 +37,12 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--against", metavar="MODEL", help="glyphs: another model, or the report of one, to compare this one with"
     )
+    parser.add_argument(
+        "--clip", type=Path, metavar="RUN", help="glyphs: a run of train_clip.py for the CLIP score (default: its own)"
+    )
+    parser.add_argument(
+        "--features", metavar="MODEL", help="glyphs: folder of a vision model (DINOv2, say) to measure distances by"
+    )
     parser.add_argument("--seed", type=int, default=0, help="picture i of every prompt is drawn from seed + i")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--guidance", type=float, help="how strictly to follow the prompt (default: the model's)")
@@ -51,8 +57,10 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     source = source_of(args.model)
     module, samples = OTHERS.get(source, GLYPHS)
-    if source in OTHERS and (args.quick or args.against):
-        raise UserError(f"--quick and --against are for glyph models; {args.model} was trained on {source}")
+    if source in OTHERS and (args.quick or args.against or args.features or args.clip):
+        raise UserError(
+            f"--quick, --against, --clip and --features are for glyph models; {args.model} was trained on {source}"
+        )
     if args.quick and args.samples is not None:
         raise UserError(f"--quick is --samples {QUICK}: give one of them")
     if args.samples is None:

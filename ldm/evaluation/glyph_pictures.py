@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import yaml
@@ -18,6 +19,7 @@ from ldm.evaluation.glyph_classifier import GlyphClassifier
 from ldm.evaluation.ocr import GlyphReader
 from ldm.evaluation.prompts import Asked, glyph_prompts
 from ldm.evaluation.style_probe import StyleProbe
+from ldm.evaluation.towers import ClipJudge, VisionModel
 from ldm.model_folder import read_yaml
 
 SET = 1_000_000  # picture i of set s is drawn from seed + s * SET + i
@@ -87,12 +89,15 @@ def draw_section(pipeline, name: str, plan: Plan) -> Drawn:
 class Reference:
     """Real glyphs and the judges: `both`, the splits in both styles, and `own`, in those that the model was taught."""
 
-    def __init__(self, pipeline, options: DataOptions):
+    def __init__(self, pipeline, options: DataOptions, features: str | None = None, clip: ClipJudge | None = None):
         """`options`: where rendered glyphs are kept, and which; size, channels and styles are the model's own.
+
+        `features`: one more feature net, see `VisionModel`; `clip`: both towers of a CLIP that has read such captions.
 
         Raises: UserError when the font package, the OCR or the classifier is missing.
         """
-        self.classifier, self.reader = GlyphClassifier(), GlyphReader()
+        self.classifier, self.reader, self.clip = GlyphClassifier(), GlyphReader(), clip
+        self.more = VisionModel(features) if features else None
         side = pipeline.latent_shape[1] * 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
         shape = {"resolution": side, "channels": pipeline.vae.config.in_channels}
         self.both, self.own = (
@@ -121,7 +126,17 @@ class Reference:
         return {
             "glyph encoder": (self.classifier.card["sha256"][:16], self.classifier.embed),
             "OCR": (self.reader.digest, self.reader.embed),
+            **({type(self.more.model).__name__: (self.more.digest, self.more.embed)} if self.more else {}),
         }
+
+
+def clip_of(pipeline, named: Path | None) -> ClipJudge | None:
+    """The CLIP run that is named, else the one beside the run that the model is of, else None."""
+    if named is not None:
+        return ClipJudge(named)
+    run = pipeline.folder.paths["unet"].parents[1] if pipeline.folder else None
+    beside = run.parent / "clip" if run else None
+    return ClipJudge(beside) if beside and (beside / "final" / "clip").is_dir() else None
 
 
 def styles_of(pipeline) -> list[str]:

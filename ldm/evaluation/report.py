@@ -23,7 +23,7 @@ from ldm.evaluation.adherence import Judged, Scores, agreement, ceiling, shuffle
 from ldm.evaluation.comparison import SCORES, compare, load_scores, save_scores
 from ldm.evaluation.drawing import AGREE, DISAGREE, UNJUDGED, Drawing
 from ldm.evaluation.fidelity import yardstick
-from ldm.evaluation.glyph_pictures import Drawn, Plan, Reference, draw_section, pictures
+from ldm.evaluation.glyph_pictures import Drawn, Plan, Reference, clip_of, draw_section, pictures
 from ldm.evaluation.novelty import Pool, distinctness, nearest, novelty, to_size
 from ldm.evaluation.prompts import SECTIONS
 from ldm.evaluation.reconstruction import vae_report
@@ -34,6 +34,7 @@ from ldm.evaluation.validity import compare as compare_validity
 from ldm.evaluation.validity import measure as measure_validity
 from ldm.pipeline import load_pipeline
 from ldm.sheet import save_png, sheet
+from ldm.text import recall_at
 
 READABLE = 0.5  # OCR confidence from which a glyph counts as read
 COLUMNS = 16
@@ -64,13 +65,14 @@ def evaluate(model: str | Path | None, args: Namespace) -> dict:
 
     Args:
         model: exported folder, LDM run, Hub id, or None for the shipped one.
-        args: of `ldm evaluate`: output, samples, seed, steps, guidance, batch, device, cache_dir, against.
+        args: of `ldm evaluate`: output, samples, seed, steps, guidance, batch, device, cache_dir, against, features,
+            clip.
     Raises: UserError when the font package, the OCR or the classifier is missing.
     """
     started, output = time.monotonic(), args.output
     plan = Plan(args.samples, seed=args.seed, drawing=Drawing(args.steps, args.guidance, args.batch))
     pipeline = load_pipeline(model, device=args.device)
-    reference = Reference(pipeline, DataOptions(cache_dir=args.cache_dir))
+    reference = Reference(pipeline, DataOptions(cache_dir=args.cache_dir), args.features, clip_of(pipeline, args.clip))
     rival = _rival(args, plan)  # now, and not after minutes of drawing, is the time to find that there is none
     metrics, found = measure(pipeline, plan, reference, output)
     if rival is not None:
@@ -100,6 +102,7 @@ def measure(pipeline, plan: Plan, reference: Reference, output: Path) -> tuple[d
         "classifier": reference.classifier.card["test"],
         "adherence": {name: adherence_section(found, name, reference) for name in found.drawn},
         "fidelity": fidelity_section(described, reference),
+        **({"clip": clip_section(described, reference)} if reference.clip else {}),
         "validity": validity_section(described, reference),
         "novelty": novelty_section(found, reference, output),
         "vae": vae_report(pipeline.vae, reference.own["validation"], reference.reader, output, plan.characters),
@@ -169,6 +172,30 @@ def fidelity_section(part: Drawn, reference: Reference) -> dict:
         section[name] = {"digest": digest} | found
         log.info("fidelity by the %s: measured", name)
     return section
+
+
+def clip_section(part: Drawn, reference: Reference) -> dict:
+    """Cosine of each picture and its prompt, and how often the prompt is among the k nearest of all prompts of its set.
+
+    The ceiling is that of real characters of the test split with the same prompts, the floor that of dealt prompts.
+    """
+    first = part.sets == part.sets[0]
+    prompts = [one.prompt for one in part.asked]
+    image, text = reference.clip(part.images, prompts)
+    codepoints = {ord(reference.own["test"].meta(i)["char"]): i for i in range(len(reference.own["test"]))}
+    there = [i for i in np.flatnonzero(first).tolist() if part.asked[i].codepoint in codepoints]
+    real = pictures(reference.own["test"], [codepoints[part.asked[i].codepoint] for i in there])
+    real_image, real_text = reference.clip(real, [prompts[i] for i in there])
+    order = np.random.default_rng(0).permutation(len(prompts))
+    cosine = bootstrap((image * text).sum(1).numpy(), clusters=part.prompts).rounded()
+    top, bottom = (float((a * b).sum(1).mean()) for a, b in ((real_image, real_text), (image, text[order])))
+    sets = [recall_at(image[part.sets == s], text[part.sets == s]) for s in np.unique(part.sets)]
+    return {
+        "digest": reference.clip.digest,
+        "cosine": cosine | {"ceiling": round(top, 4), "floor": round(bottom, 4)},
+        "recall": {k: {**over_seeds([each[k] for each in sets]), "prompts": int(first.sum())} for k in sets[0]},
+        "recall_of_real": recall_at(real_image, real_text),
+    }
 
 
 def validity_section(part: Drawn, reference: Reference) -> dict:

@@ -32,6 +32,7 @@ def report_page(metrics: dict, output: Path) -> str:
         heading("Likeness to real glyphs"),
         note("The model's pictures of the test split's captions against that split. Distances: less is better."),
         *(_fidelity(name, found) for name, found in metrics["fidelity"].items()),
+        *_clip(metrics.get("clip")),
         heading("Well formed?"),
         _validity(metrics["validity"]),
         *_novelty(metrics["novelty"], output),
@@ -71,6 +72,21 @@ def _fidelity(name: str, found: dict) -> str:
 def _distance(found: dict) -> str:
     value, error = found["value"], found["error"]
     return f"{value:.3g}" if error is None else f"{value:.3g} ± {error:.1g}"
+
+
+def _clip(section: dict | None) -> list[str]:
+    if section is None:
+        return []
+    cosine, recall = section["cosine"], section["recall"]
+    low, high = cosine["interval"]
+    rows = [["cosine of picture and prompt", f"{cosine['value']:.3f} ({low:.3f} to {high:.3f})"]]
+    rows[0] += [f"{cosine[name]:.3f}" for name in ("ceiling", "floor")]
+    for name, found in recall.items():
+        k = int(name.split("@")[1])
+        top, bottom = percent(section["recall_of_real"][name]), percent(min(1.0, k / found["prompts"]))
+        rows.append([name.replace("_", " "), f"{percent(found['mean'])} ± {percent(found['spread'])}", top, bottom])
+    heads = [f"by CLIP {section['digest']}", "generated", "ceiling", "floor"]
+    return [heading("As CLIP sees it"), table(heads, rows)]
 
 
 def _validity(section: dict) -> str:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ldm.config import DataOptions, GlyphOptions
@@ -113,6 +114,25 @@ def test_the_styles_are_those_that_the_model_was_taught():
 
     assert styles_of(model({"config": "data: {glyphs: {styles: [song]}}"})) == ["song"]
     assert styles_of(model({"config": "data: {source: photos}"})) == styles_of(model(None)) == ["hei", "song"]
+
+
+def test_clip_ranks_real_characters_above_shuffled_ones(reference):
+    """With features that are one-hot of the prompt, everything is found at once; with constant ones, nothing is."""
+    data = reference.own["test"]
+    asked = [Asked("character", f"p{i}", codepoint=ord(data.meta(i)["char"])) for i in range(len(data))]
+    asked = list({one.codepoint: one for one in asked}.values())
+    part = Drawn(asked * 3, np.repeat(range(3), len(asked)), np.zeros((3 * len(asked), 4, 4), np.uint8))
+
+    def told(images, prompts):
+        codes = torch.nn.functional.one_hot(torch.tensor([int(p[1:]) for p in prompts]), 99).float()
+        return codes, codes
+
+    told.digest = "d"
+    section = report.clip_section(part, SimpleNamespace(own=reference.own, clip=told))
+    assert section["cosine"]["value"] == section["cosine"]["ceiling"] == 1 and section["cosine"]["floor"] < 0.3
+    assert (
+        section["recall"]["text_to_image_recall@1"]["mean"] == section["recall_of_real"]["text_to_image_recall@1"] == 1
+    )
 
 
 def parse(*words):

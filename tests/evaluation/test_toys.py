@@ -103,7 +103,8 @@ def test_what_a_run_was_trained_on_decides_how_it_is_judged(tmp_path, monkeypatc
     flow = SCHEDULES["flow"]()
     monkeypatch.setattr(toys, "process_of", lambda scheduler: SimpleNamespace(schedule=flow))
     monkeypatch.setattr(toys, "denoiser_of", lambda pipeline: exact_denoiser(toy, flow))
-    given = {"quick": False, "against": None, "seed": 0, "batch": 64, "steps": 10, "guidance": None}
+    given = {"quick": False, "seed": 0, "batch": 64, "steps": 10, "guidance": None}
+    given |= {"against": None, "clip": None, "features": None}
     args = Namespace(model=tmp_path, output=tmp_path / "report", samples=None, device=None, **given)
     monkeypatch.setitem(command.OTHERS, "toy", ("ldm.evaluation.toys", 800))
     assert command.run(args) == 0
