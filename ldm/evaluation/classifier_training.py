@@ -68,7 +68,7 @@ def loss_of(net: GlyphNet, batch: Batch) -> torch.Tensor:
     return (
         F.cross_entropy(said.layout, batch.layout, ignore_index=IGNORE, label_smoothing=0.05)
         + 0.5 * F.cross_entropy(said.radical, batch.radical, ignore_index=IGNORE, label_smoothing=0.05)
-        + 0.15 * components / len(batch.ink)
+        + 0.4 * components / len(batch.ink)
         + F.smooth_l1_loss(said.strokes[counted], batch.strokes[counted], beta=0.1)
     )
 

@@ -25,7 +25,7 @@ from ldm.evaluation.glyph_classifier import (
 )
 
 COUNT = 150  # test characters, in two styles
-HELD_OUT_RADICAL, COMPONENTS_F1 = 0.6, 0.5  # the least that the shipped weights may get
+HELD_OUT_RADICAL, COMPONENTS_F1 = 0.7, 0.7  # the least that the shipped weights may get
 
 
 @pytest.fixture(scope="module")
