@@ -15,7 +15,7 @@ from ldm.data.glyphs import GlyphData
 from ldm.data.glyphs import splits as glyph_splits
 from ldm.evaluation.adherence import Judge, Judged, asked_of
 from ldm.evaluation.drawing import Drawing, draw
-from ldm.evaluation.glyph_classifier import GlyphClassifier
+from ldm.evaluation.glyph_classifier import GlyphClassifier, unseen
 from ldm.evaluation.ocr import GlyphReader
 from ldm.evaluation.prompts import Asked, glyph_prompts
 from ldm.evaluation.style_probe import StyleProbe
@@ -111,12 +111,14 @@ class Reference:
 
     @cached_property
     def real(self) -> tuple[list[Asked], Judged, dict[str, np.ndarray]]:
-        """Unseen characters in both styles (splits test and heldout): what they are, how they are judged and score."""
+        """Characters that neither model nor judge has seen, in both styles: what they are, how judged, their scores."""
         asked, images = [], []
         for name in ("test", "heldout"):
             data = self.both[name]
-            asked += asked_of(data)
-            images.append(pictures(data))
+            chosen = [i for i, (row, *_) in enumerate(data.items) if unseen(row)]
+            whole = asked_of(data)
+            asked += [whole[i] for i in chosen]
+            images.append(pictures(data, chosen))
         judged = self.judge(np.concatenate(images))
         return asked, judged, self.judge.scores(judged, asked)
 
