@@ -18,7 +18,7 @@ import numpy as np
 from ldm.config import DataOptions
 from ldm.data import spread
 from ldm.data.pixels import write_whole
-from ldm.evaluation import spoil
+from ldm.evaluation import denoising, spoil
 from ldm.evaluation.adherence import Judged, Scores, agreement, ceiling, shuffled
 from ldm.evaluation.comparison import SCORES, compare, load_scores, save_scores
 from ldm.evaluation.drawing import AGREE, DISAGREE, UNJUDGED, Drawing
@@ -75,6 +75,8 @@ def evaluate(model: str | Path | None, args: Namespace) -> dict:
     reference = Reference(pipeline, DataOptions(cache_dir=args.cache_dir), args.features, clip_of(pipeline, args.clip))
     rival = _rival(args, plan)  # now, and not after minutes of drawing, is the time to find that there is none
     metrics, found = measure(pipeline, plan, reference, output)
+    if model is not None and (Path(model) / "log.jsonl").is_file():
+        metrics["learning"] = learning_section(Path(model), plan, args.device)
     if rival is not None:
         metrics["against"] = against(found, rival, plan, reference)
     metrics["summary"] = summary(metrics)
@@ -196,6 +198,15 @@ def clip_section(part: Drawn, reference: Reference) -> dict:
         "recall": {k: {**over_seeds([each[k] for each in sets]), "prompts": int(first.sum())} for k in sets[0]},
         "recall_of_real": recall_at(real_image, real_text),
     }
+
+
+def learning_section(run: Path, plan: Plan, device: str | None) -> dict:
+    """Of a run: the losses over its training, and at every time the loss beside predictors that know little."""
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    names = ("loss", "train_loss", "gap", "judged/layout", "judged/radical")
+    curves = {n: [(row["step"], row[key]) for row in rows if key in row] for n in names for key in [f"ema/{n}"]}
+    measured = denoising.evaluate(run, denoising.Plan(limit=min(256, 7 * plan.samples)), device)
+    return {"curves": {name: points for name, points in curves.items() if len(points) > 1}, **measured}
 
 
 def validity_section(part: Drawn, reference: Reference) -> dict:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ldm.evaluation.html import folded, heading, note, page, percent, picture, table
+from ldm.evaluation.html import curves, folded, heading, note, page, percent, picture, table
 
 NAMES = {
     "layout": "the layout", "radical": "the radical", "components_f1": "components (F1)",
@@ -13,6 +13,7 @@ SECTIONS = {
     "pair": "Composition: layout with radical, a pair never seen in training",
     "character": "Composition: everything said of a character never seen in training",
 }  # fmt: skip
+PARTS = ("judged/layout", "judged/radical")  # of the light evaluation during training
 DISTANCES = ("fd", "kid", "mmd", "precision", "recall", "density", "coverage")
 
 
@@ -37,6 +38,7 @@ def report_page(metrics: dict, output: Path) -> str:
         _validity(metrics["validity"]),
         *_novelty(metrics["novelty"], output),
         *_autoencoder(metrics["vae"], output),
+        *_learning(metrics.get("learning")),
     ]
     return page(f"Evaluation of {model['source']}", parts)
 
@@ -125,6 +127,26 @@ def _autoencoder(vae: dict, output: Path) -> list[str]:
     ]
     sheet = picture(output / "reconstructions.png", "Glyphs, and what is left of them after the autoencoder")
     return [heading("Autoencoder"), table(["", "PSNR", "SSIM", "read before", "same after"], rows), sheet]
+
+
+def _learning(section: dict | None) -> list[str]:
+    if section is None:
+        return []
+    over, shown = section["curves"], {"loss": ("loss", "train_loss"), "gap": ("gap",), "share": PARTS}
+    drawn = {label: {name: over[name] for name in names if name in over} for label, names in shown.items()}
+    plots = [curves(lines, "step", label) for label, lines in drawn.items() if lines]
+    columns = [name for name in ("train", "validation", "gap", "shuffled", "empty") if name in section["all"]]
+    rows = [
+        [f"{row['from']:.2f} to {row['to']:.2f}"]
+        + [f"{row[c]['mean']:.3f} ± {row[c]['standard_error']:.1g}" for c in columns]
+        + [f"{row[name]:.3f}" for name in ("zero", "mean", "linear")]
+        for row in section["bins"]
+    ]
+    text = (
+        "Loss at every time, on training and on validation glyphs with the same noise; what it rises by when captions "
+        "are exchanged or left out; and the losses of predicting nothing, the mean, and the best linear filter's guess."
+    )
+    return [heading("Learning"), *plots, note(text), table(["time", *columns, "zero", "mean", "linear"], rows)]
 
 
 def _against(found: dict) -> str:

@@ -235,3 +235,24 @@ def test_wrong_arguments_end_in_one_line(tmp_path):
             run(parse(*words))
         assert "\n" not in str(caught.value), words
     assert not (tmp_path / SCORES).exists()
+
+
+def test_what_a_run_has_logged_becomes_curves_beside_the_loss_at_every_time(tmp_path, monkeypatch):
+    from ldm.evaluation.report_page import _learning
+
+    rows = [{"step": s, "ema/loss": 1 / (1 + s), "ema/gap": s / 9, "raw/loss": 3} for s in (0, 10, 20)]
+    rows += [{"step": 30, "loss": 0.5}]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    known = {name: {"mean": 0.25, "standard_error": 0.01} for name in ("train", "validation", "gap")}
+    stretch = known | {"zero": 2.0, "mean": 1.5, "linear": 1.25}
+    measured = {"all": stretch, "bins": [{"from": 0.0, "to": 1.0, **stretch}], "items": {"train": 14}}
+    asked = []
+    monkeypatch.setattr(report.denoising, "evaluate", lambda run, plan, device: asked.append(plan) or measured)
+    section = report.learning_section(tmp_path, Plan(samples=2), None)
+    assert section["curves"] == {
+        "loss": [(0, 1.0), (10, 1 / 11), (20, 1 / 21)],
+        "gap": [(0, 0), (10, 10 / 9), (20, 20 / 9)],
+    }
+    assert asked[0].limit == 14 and section["bins"] == measured["bins"]
+    shown = "".join(_learning(section))
+    assert shown.count("<svg") == 2 and "0.00 to 1.00" in shown and "1.250" in shown and "shuffled" not in shown
