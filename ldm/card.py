@@ -90,7 +90,7 @@ def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _value(metric) -> float:
+def _value(metric) -> Any:
     return metric.get("share", metric.get("value")) if isinstance(metric, dict) and "interval" in metric else metric
 
 

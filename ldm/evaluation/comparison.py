@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,8 @@ def save_scores(scores: Scores, report: Path) -> None:
     import io
 
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{f"{s}/{m}": v.astype(np.float32) for s, of in scores.items() for m, v in of.items()})
+    flat: dict[str, Any] = {f"{s}/{m}": v.astype(np.float32) for s, of in scores.items() for m, v in of.items()}
+    np.savez_compressed(buffer, **flat)
     write_whole(report / SCORES, buffer.getvalue())
 
 

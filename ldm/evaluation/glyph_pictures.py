@@ -1,7 +1,7 @@
 """The pictures that `ldm evaluate` judges, drawn from the fixed prompts, and the real glyphs beside them."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -151,6 +151,6 @@ def styles_of(pipeline) -> list[str]:
     return [style for style in STYLES if style in (styles or STYLES)] or list(STYLES)
 
 
-def pictures(data: GlyphData, chosen: Sequence[int] | None = None) -> np.ndarray:
+def pictures(data: GlyphData, chosen: Iterable[int] | None = None) -> np.ndarray:
     """Glyphs of a split, all or some: uint8 (n, h, w)."""
     return np.stack([data.image(int(i))[..., 0] for i in (range(len(data)) if chosen is None else chosen)])

@@ -42,9 +42,10 @@ class Asked:
 def glyph_prompts(sections: tuple[str, ...] = SECTIONS) -> list[Asked]:
     """The fixed list, section after section."""
     text = resources.files("ldm.evaluation").joinpath(FILE).read_text(encoding="utf-8")
-    numbers = [f.name for f in fields(Asked) if f.type is int]
-    rows = csv.DictReader(io.StringIO(text), delimiter="\t")
-    asked = [Asked(**(row | {name: int(row[name]) for name in numbers})) for row in rows]
+    rows = list(csv.reader(io.StringIO(text), delimiter="\t"))[1:]
+    asked = [
+        Asked(s, prompt, layout, int(r), style, int(n), int(point)) for s, prompt, layout, r, style, n, point in rows
+    ]
     return [one for section in sections for one in asked if one.section == section]
 
 
@@ -71,8 +72,7 @@ def described(row: Glyph) -> Asked:
     sense = [f"meaning {row.senses[0]}"] if row.senses else []
     strokes = f"{row.strokes} stroke{'s' if row.strokes != 1 else ''}"
     prompt = ", ".join([f"{layout_phrase(row.structure)} {radical_phrase(row.radical)}", *sense, strokes])
-    known = {"layout": row.structure, "radical": row.radical, "strokes": row.strokes, "codepoint": row.codepoint}
-    return Asked("character", prompt, **known)
+    return Asked("character", prompt, row.structure, row.radical, strokes=row.strokes, codepoint=row.codepoint)
 
 
 def as_text(asked: list[Asked]) -> str:

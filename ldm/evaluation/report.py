@@ -30,6 +30,7 @@ from ldm.evaluation.reconstruction import vae_report
 from ldm.evaluation.report_page import report_page
 from ldm.evaluation.scores import share, wilson
 from ldm.evaluation.statistics import bootstrap, over_seeds
+from ldm.evaluation.towers import ClipJudge
 from ldm.evaluation.validity import compare as compare_validity
 from ldm.evaluation.validity import measure as measure_validity
 from ldm.pipeline import load_pipeline
@@ -104,7 +105,7 @@ def measure(pipeline, plan: Plan, reference: Reference, output: Path) -> tuple[d
         "classifier": reference.classifier.card["test"],
         "adherence": {name: adherence_section(found, name, reference) for name in found.drawn},
         "fidelity": fidelity_section(described, reference),
-        **({"clip": clip_section(described, reference)} if reference.clip else {}),
+        **({"clip": clip_section(described, reference, reference.clip)} if reference.clip else {}),
         "validity": validity_section(described, reference),
         "novelty": novelty_section(found, reference, output),
         "vae": vae_report(pipeline.vae, reference.own["validation"], reference.reader, output, plan.characters),
@@ -176,24 +177,24 @@ def fidelity_section(part: Drawn, reference: Reference) -> dict:
     return section
 
 
-def clip_section(part: Drawn, reference: Reference) -> dict:
+def clip_section(part: Drawn, reference: Reference, clip: ClipJudge) -> dict:
     """Cosine of each picture and its prompt, and how often the prompt is among the k nearest of all prompts of its set.
 
     The ceiling is that of real characters of the test split with the same prompts, the floor that of dealt prompts.
     """
     first = part.sets == part.sets[0]
     prompts = [one.prompt for one in part.asked]
-    image, text = reference.clip(part.images, prompts)
+    image, text = clip(part.images, prompts)
     codepoints = {ord(reference.own["test"].meta(i)["char"]): i for i in range(len(reference.own["test"]))}
     there = [i for i in np.flatnonzero(first).tolist() if part.asked[i].codepoint in codepoints]
     real = pictures(reference.own["test"], [codepoints[part.asked[i].codepoint] for i in there])
-    real_image, real_text = reference.clip(real, [prompts[i] for i in there])
+    real_image, real_text = clip(real, [prompts[i] for i in there])
     order = np.random.default_rng(0).permutation(len(prompts))
     cosine = bootstrap((image * text).sum(1).numpy(), clusters=part.prompts).rounded()
     top, bottom = (float((a * b).sum(1).mean()) for a, b in ((real_image, real_text), (image, text[order])))
     sets = [recall_at(image[part.sets == s], text[part.sets == s]) for s in np.unique(part.sets)]
     return {
-        "digest": reference.clip.digest,
+        "digest": clip.digest,
         "cosine": cosine | {"ceiling": round(top, 4), "floor": round(bottom, 4)},
         "recall": {k: {**over_seeds([each[k] for each in sets]), "prompts": int(first.sum())} for k in sets[0]},
         "recall_of_real": recall_at(real_image, real_text),

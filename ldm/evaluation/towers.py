@@ -7,6 +7,7 @@ people compare by them; give a folder with DINOv2, say, and the distances are me
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,8 +84,9 @@ class VisionModel:
             torch.tensor(settings.get(name, default))[:, None, None]
             for name, default in (("image_mean", MEAN), ("image_std", DEVIATION))
         )
-        crop = settings.get("crop_size", settings.get("size", SIZE))
-        self.size = int(crop.get("height", crop.get("shortest_edge", SIZE)) if isinstance(crop, dict) else crop)
+        size: Any = settings.get("crop_size", settings.get("size", SIZE))
+        size = size.get("height", size.get("shortest_edge", SIZE)) if isinstance(size, dict) else size
+        self.size = int(size)
         self.digest = digest(Path(source)) if Path(source).is_dir() else source
 
     @torch.no_grad()

@@ -33,7 +33,8 @@ def glyphs(pipeline: Pipeline, count: int) -> dict[str, float]:
 
     classifier = GlyphClassifier()
     half = -(-count // 2)
-    layouts, radicals = ([names[i % len(names)] for i in range(half)] for names in (LAYOUTS, RADICALS))
+    layouts = [LAYOUTS[i % len(LAYOUTS)] for i in range(half)]
+    radicals = [RADICALS[i % len(RADICALS)] for i in range(half)]
     prompts = [layout_phrase(one) for one in layouts] + [f"glyph {radical_phrase(one)}" for one in radicals]
     images = draw(pipeline, prompts, range(SEED, SEED + len(prompts)), Drawing())
     judged = classifier.judge(images.mean(axis=3).round().astype(np.uint8))

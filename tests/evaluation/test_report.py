@@ -128,7 +128,7 @@ def test_clip_ranks_real_characters_above_shuffled_ones(reference):
         return codes, codes
 
     told.digest = "d"
-    section = report.clip_section(part, SimpleNamespace(own=reference.own, clip=told))
+    section = report.clip_section(part, reference, told)
     assert section["cosine"]["value"] == section["cosine"]["ceiling"] == 1 and section["cosine"]["floor"] < 0.3
     assert (
         section["recall"]["text_to_image_recall@1"]["mean"] == section["recall_of_real"]["text_to_image_recall@1"] == 1
