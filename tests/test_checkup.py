@@ -213,8 +213,11 @@ def training_stopped_after_five_steps(run, project):
 
 @breaks("schedule")
 def the_last_training_time_still_shows_the_picture(run, project):
+    """Settings and scheduler as of a run trained so; nothing before this check looks at what the U-Net learned."""
     noise = {"process": "linear", "prediction_type": "v_prediction", "shift": 0.01}
-    train_anew(run, project, steps=100, noise=noise)
+    change_settings(run, "ldm.noise", **noise)
+    shutil.rmtree(run / "final/scheduler")
+    export_scheduler(NoiseOptions(**noise)).save_pretrained(run / "final/scheduler")
 
 
 @breaks("scheduler")
@@ -321,14 +324,19 @@ def test_a_checkpoint_is_opened_like_the_finished_run(project, tmp_path):
         put_weights(finished.pipeline, {"unet.nothing": torch.zeros(1)})
 
 
-def test_an_export_is_examined_with_the_data_it_names(project, tmp_path):
+def test_an_export_is_examined_with_the_data_it_names_if_they_are_here(project, tmp_path, monkeypatch):
     export(project / "ldm", tmp_path / "model")
+    monkeypatch.chdir(project)  # it names them without the folders above
     found = {finding.name: finding for finding in examine(tmp_path / "model", limit=32, device="cpu")}
     assert {finding.status for finding in found.values()} == {"ok", "skip"}
     assert [name for name, finding in found.items() if finding.status == "skip"] == ["ema"]
+    monkeypatch.chdir(tmp_path)
+    found = {finding.name: finding for finding in examine(tmp_path / "model", limit=32, device="cpu")}
+    assert {finding.status for finding in found.values()} == {"ok", "skip"}
+    assert found["sampler"].status == found["scheduler"].status == "ok" and found["data"].status == "skip"
     change_json(tmp_path / "model/ldm.json", training={}, guidance_scale=0.0)
     found = {finding.name: finding for finding in examine(tmp_path / "model", limit=32, device="cpu")}
-    assert found["loss"].status == found["vae"].status == "skip"
+    assert found["loss"].status == found["scheduler"].status == "skip"
     assert found["guidance"].status == "fail"
 
 

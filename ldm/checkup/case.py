@@ -147,10 +147,11 @@ class Case:
     @cached_property
     def prompts(self) -> list[str]:
         """What is drawn, DRAWN texts: captions of held-out items; of a model without its data, those it names."""
-        if self.settings is not None:
+        if self.readable is not None:
             words = [self.items[1].captions[i] for i in self._asked]
         else:
-            words = self.pipeline.defaults.get("training", {}).get("prompts") or [""]
+            own = self.settings.sampling.prompts if self.settings else []
+            words = own or self.pipeline.defaults.get("training", {}).get("prompts") or [""]
         return [words[i % len(words)] for i in range(self.more * DRAWN)]
 
     def draw(self, steps: int, guidance_scale: float = 1.0, count: int | None = None) -> Tensor:

@@ -21,6 +21,8 @@ def check_data(case: Case) -> Finding:
     try:
         data = case.data.train
     except UserError as error:
+        if case.opened is None:  # an export goes where its data are not
+            return Finding("data", "skip", f"the data that the model names are not here: {error}")
         return Finding("data", "fail", str(error), "mend data.source in the run's config.yaml, or run doctor beside it")
     if (points := getattr(data, "points", None)) is not None:
         spreads = points.std(0)

@@ -161,8 +161,10 @@ def _digests(tokenizer) -> set[str]:
 
 def _captions(case: Case) -> list[str]:
     """Different captions of held-out items, or the prompts of a model whose data are not known."""
-    if case.unconditional or case.readable is None:
-        return [] if case.settings else case.prompts
+    if case.unconditional:
+        return []
+    if case.readable is None:
+        return list(dict.fromkeys(case.prompts))
     data = case.readable.validation
     return list(
         dict.fromkeys(data.caption(int(i), np.random.default_rng([0, i])) for i in spread(len(data), LOOKED_AT))

@@ -33,7 +33,7 @@ def check_schedule(case: Case) -> Finding:
     left = alpha / sigma
     text = f"at t = 1 the signal left is {left:.3g} of the noise"
     strength = None
-    if case.settings is not None:
+    if case.readable is not None:
         strength = left * _mean_size(case.items[0].latents)
         text += f", {strength:.2g} for a picture's mean"
     advice = (
