@@ -28,9 +28,9 @@ def glyph(character: str, resolution: int = 64) -> np.ndarray:
     return render(style_font("hei"), character, resolution)[0][0, ..., None]
 
 
-def glyphs(setting: Setting, split: str, resolution: int = 64) -> GlyphData:
-    """One split of the glyphs in the sans style; 256 training characters when quick."""
-    options = GlyphOptions(styles=["hei"], limit=256 if setting.quick else 0, captions=CAPTIONS)
+def glyphs(setting: Setting, split: str, resolution: int = 64, styles: Sequence[str] = ("hei",)) -> GlyphData:
+    """One split of the glyphs, in the sans style if no other is named; 256 training characters when quick."""
+    options = GlyphOptions(styles=list(styles), limit=256 if setting.quick else 0, captions=CAPTIONS)
     return splits(DataOptions(glyphs=options, cache_dir=setting.cache_dir, resolution=resolution))[split]
 
 
