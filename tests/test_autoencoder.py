@@ -186,7 +186,8 @@ def test_a_saved_vq_decodes_by_its_codes_alone(tmp_path):
     z = found.encode(x).latents
     codes = found.quantize.embedding.weight
     nearby = codes[nearest(z.movedim(1, -1).flatten(0, 2), codes)].view(6, 16, 16, 3).movedim(-1, 1)
-    torch.testing.assert_close(found.decode(z).sample, found.decode(nearby, force_not_quantize=True).sample)
+    direct = found.decode(nearby, force_not_quantize=True).sample
+    torch.testing.assert_close(found.decode(z).sample, direct, atol=1e-4, rtol=1e-4)  # float32 sums in another order
 
 
 def test_a_foreign_vq_scaling_factor_becomes_part_of_the_weights(tmp_path):
