@@ -32,7 +32,7 @@ from ldm.schedulers import export_scheduler
 from ldm.text import train_tokenizer
 
 WEIGHTS = {"text_encoder": "model.safetensors"}  # others: the name diffusers gives
-CASES = {}
+CASES, SLOW = {}, set()
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,12 @@ def project(tmp_path_factory) -> Path:
     return project
 
 
-def breaks(cause: str):
+def breaks(cause: str, slow: bool = False):
     """The decorated function breaks a copy, fault(run, project), and `cause` is the check that must see it first."""
 
     def register(fault):
         CASES[fault.__name__] = (cause, fault)
+        SLOW.update([fault.__name__] * slow)
         return fault
 
     return register
@@ -257,7 +258,7 @@ def the_unet_is_untrained(run, project):
     change_weights(run, "unet", lambda name, value: initial(value))
 
 
-@breaks("conditioning")
+@breaks("conditioning", slow=True)  # trains anew
 def captions_were_shuffled(run, project):
     write_pictures(run.parent / "pictures", shuffled=True)
     data = data_options(project).model_copy(update={"source": str(run.parent / "pictures")})
@@ -274,7 +275,7 @@ def guidance_of_50(run, project):
     change_settings(run, "ldm.sampling", guidance_scale=50.0)
 
 
-@breaks("guidance")
+@breaks("guidance", slow=True)  # all checks before it run, as for the other
 def guidance_of_0(run, project):
     change_settings(run, "ldm.sampling", guidance_scale=0.0)
 
@@ -288,7 +289,7 @@ def clean(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in CASES])
 def test_a_broken_run_is_blamed_on_what_was_broken(name, project, tmp_path):
     cause, fault = CASES[name]
     run = tmp_path / "ldm"
