@@ -10,9 +10,9 @@ The rows differ a little in parameters and speed, which the table shows. One see
 import argparse
 import json
 import math
+import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from safetensors import safe_open
@@ -48,23 +48,27 @@ def measure(name: str, args: argparse.Namespace) -> dict:
     run = args.output / name.replace(" ", "-")
     kept = run / "row.json"
     if not kept.exists():
-        seconds = train(run, ROWS[name], args)
+        train(run, ROWS[name], args)
         command = [sys.executable, "-m", "ldm", "evaluate", run, "-o", run / "report", "--samples", args.samples]
         subprocess.run([str(word) for word in command], check=True)
         sections = json.loads((run / "report" / "metrics.json").read_text())["sections"]
-        row = {"name": name, "parameters": parameters(run), "seconds": round(seconds), "steps": args.steps}
+        row = {"name": name, "parameters": parameters(run), "steps": args.steps}
         kept.write_text(json.dumps(row | {"sections": sections}, indent=1))
-    return json.loads(kept.read_text())
+    return json.loads(kept.read_text()) | {"pictures_per_second": speed(run)}
 
 
-def train(run: Path, options: list[str], args: argparse.Namespace) -> float:
-    """Seconds of the whole command; nothing is reported on the way."""
+def train(run: Path, options: list[str], args: argparse.Namespace) -> None:
+    """The whole command; nothing is reported on the way."""
     command = [sys.executable, ROOT / "train_ldm.py", args.config, "--output-dir", run, *options]
     command += ["--vae", args.parts / "vae", "--text.source", args.parts / "clip", "--train.num_steps", args.steps]
     command += ["--train.threads", args.threads, "--train.sample_every", 0]
-    started = time.perf_counter()
     subprocess.run([str(word) for word in command], check=True)
-    return time.perf_counter() - started
+
+
+def speed(run: Path) -> float:
+    """The median over the training; other programs on the machine slow it down, so compare it with care."""
+    rows = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return statistics.median(row["images_per_second"] for row in rows if "images_per_second" in row)
 
 
 def parameters(run: Path) -> int:
@@ -82,10 +86,10 @@ def markdown(rows: list[dict]) -> str:
         "thickness": ("seen_described", "thickness"),
         "slant": ("seen_described", "slant"),
     }
-    head = ["text enters by", "parameters", "training", *columns]
+    head = ["text enters by", "parameters", "pictures/s", *columns]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for row in rows:
-        cost = [f"{row['parameters'] / 1e6:.2f} M", f"{row['seconds'] / 60:.1f} min"]
+        cost = [f"{row['parameters'] / 1e6:.2f} M", f"{row['pictures_per_second']:.0f}"]
         shares = [share(row["sections"][section][part]) for section, part in columns.values()]
         lines.append(f"| {' | '.join([row['name'], *cost, *shares])} |")
     return "\n".join(lines) + "\n"
