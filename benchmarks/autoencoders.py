@@ -243,8 +243,8 @@ def _draw(folder: Path, args: argparse.Namespace) -> dict:
     import numpy as np
 
     from ldm.evaluation.glyph_classifier import GlyphClassifier
+    from ldm.evaluation.novelty import READABLE
     from ldm.evaluation.ocr import GlyphReader
-    from ldm.evaluation.report import READABLE
     from ldm.evaluation.scores import share
     from ldm.pipeline import load_pipeline
     from ldm.sheet import save_png, sheet

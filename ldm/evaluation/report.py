@@ -17,6 +17,7 @@ import numpy as np
 
 from ldm.config import DataOptions
 from ldm.data import spread
+from ldm.data.glyphs import GlyphData
 from ldm.data.pixels import write_whole
 from ldm.evaluation import denoising, spoil
 from ldm.evaluation.adherence import Judged, Scores, agreement, ceiling, shuffled
@@ -24,7 +25,7 @@ from ldm.evaluation.comparison import SCORES, compare, load_scores, save_scores
 from ldm.evaluation.drawing import AGREE, DISAGREE, UNJUDGED, Drawing
 from ldm.evaluation.fidelity import yardstick
 from ldm.evaluation.glyph_pictures import Drawn, Plan, Reference, clip_of, draw_section, pictures
-from ldm.evaluation.novelty import Pool, distinctness, nearest, novelty, to_size
+from ldm.evaluation.novelty import READABLE, Neighbours, Pool, distinctness, nearest, novelty, to_size
 from ldm.evaluation.prompts import SECTIONS
 from ldm.evaluation.reconstruction import vae_report
 from ldm.evaluation.report_page import report_page
@@ -37,7 +38,6 @@ from ldm.pipeline import load_pipeline
 from ldm.sheet import save_png, sheet
 from ldm.text import recall_at
 
-READABLE = 0.5  # OCR confidence from which a glyph counts as read
 COLUMNS = 16
 SHOWN = 96  # pictures on a sheet
 UNSEEN = 512  # real characters whose nearest training glyph is looked for
@@ -167,7 +167,8 @@ def fidelity_section(part: Drawn, reference: Reference) -> dict:
 
     The floor is real characters of the validation split; the ceilings are those characters, spoiled.
     """
-    real, floor = (pictures(reference.own[name]) for name in ("test", "validation"))
+    other = reference.own["validation"]
+    real, floor = pictures(reference.own["test"]), pictures(other, spread(len(other), len(part.images)))
     section = {}
     for name, (digest, embed) in reference.features.items():
         spoiled = {key: embed(make(floor)) for key, make in SPOILERS.items()}
@@ -227,17 +228,28 @@ def novelty_section(found: Examined, reference: Reference, output: Path) -> dict
     right = np.concatenate([agreement(scores) == 1 for scores in found.scores.values()])
     text, confidence = reference.reader.read(images)
     near = nearest(images, pool)
-    closest = np.argsort(-near.similarity)[:COLUMNS]
-    neighbours = near.index[closest].tolist()
-    shown = [*to_size(images[closest]), *to_size(pictures(train, neighbours))]
-    labels = [f"{near.similarity[i]:.2f}" for i in closest] + [train.ids[i].split("/")[0] for i in neighbours]
-    save_png(sheet(shown, len(closest), labels=labels), output / "nearest.png")
+    save_nearest(images, near, train, output / "nearest.png")
     prompts = {one.prompt: part.images[part.prompts == i] for part in _lists(found) for i, one in part.numbered}
     return {
         "generated": novelty(near, right, text, confidence),
         "real_unseen": novelty(nearest(pictures(unseen, spread(len(unseen), UNSEEN)), pool)),
         **distinctness(prompts),
     }
+
+
+def save_nearest(images: np.ndarray, near: Neighbours, train: GlyphData, path: Path) -> None:
+    """A gallery: the pictures nearest to a training glyph, then some from the whole ranking, each above that glyph."""
+    ranked = np.argsort(-near.similarity)
+    chosen = [*ranked[:COLUMNS], *ranked[spread(len(ranked), 3 * COLUMNS)]]
+    shown, labels = [], []
+    for start in range(0, len(chosen), COLUMNS):
+        row = chosen[start : start + COLUMNS]
+        neighbours, empty = near.index[row].tolist(), [""] * (COLUMNS - len(row))
+        blank = [np.full((64, 64), 255, np.uint8)] * len(empty)
+        shown += [*to_size(images[row]), *blank, *to_size(pictures(train, neighbours)), *blank]
+        labels += [f"{near.similarity[i]:.2f}" for i in row] + empty
+        labels += [train.ids[i].split("/")[0] for i in neighbours] + empty
+    save_png(sheet(shown, COLUMNS, labels=labels), path)
 
 
 def _lists(found: Examined) -> list[Drawn]:

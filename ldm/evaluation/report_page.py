@@ -110,7 +110,10 @@ def _novelty(section: dict, output: Path) -> list[str]:
         for text, kind in (("generated", made), ("real characters unseen in training (false alarms)", real))
     ]
     heads = ["", "copies of training glyphs", "existing characters", "new and well formed"]
-    nearest = picture(output / "nearest.png", "The pictures nearest to a training glyph, and that glyph below")
+    nearest = picture(
+        output / "nearest.png",
+        "The pictures nearest to a training glyph, then some of all, each above its nearest glyph",
+    )
     repeated = note(f"Pictures that no earlier one of the same prompt is nearly equal to: {_distinct(section)}.")
     return [heading("New?"), table(heads, rows), repeated, nearest]
 
