@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if args.samples is None:
         args.samples = QUICK if args.quick else samples
     _check(args)
-    importlib.import_module(module).evaluate(args.model, args)
+    importlib.import_module(module).evaluate(Path(args.model) if source in OTHERS else args.model, args)
     print(f"{args.output / 'metrics.json'}: everything")
     return 0
 
