@@ -27,15 +27,6 @@ class Judged:
     judgement: Judgement
     styles: np.ndarray  # str (n,), a key of STYLE_PHRASES
 
-    def __getitem__(self, chosen) -> "Judged":
-        """Some of the pictures, by any index numpy takes."""
-        whole = self.judgement
-        part = Judgement(
-            layouts=np.asarray(whole.layouts)[chosen].tolist(),
-            **{n: getattr(whole, n)[chosen] for n in vars(whole) if n != "layouts"},
-        )
-        return Judged(part, self.styles[chosen])
-
 
 class Judge:
     """The glyph classifier and the style probe."""

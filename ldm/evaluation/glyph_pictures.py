@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from ldm.autoencoder import factor_of
 from ldm.config import DataOptions
 from ldm.data import spread
 from ldm.data.glyphs import GlyphData
@@ -98,7 +99,7 @@ class Reference:
         """
         self.classifier, self.reader, self.clip = GlyphClassifier(), GlyphReader(), clip
         self.more = VisionModel(features) if features else None
-        side = pipeline.latent_shape[1] * 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+        side = pipeline.latent_shape[1] * factor_of(pipeline.vae)
         shape = {"resolution": side, "channels": pipeline.vae.config.in_channels}
         self.both, self.own = (
             glyph_splits(options.model_copy(update=shape | {"glyphs": options.glyphs.model_copy(update={"styles": s})}))

@@ -14,6 +14,7 @@ from torch.nn.functional import conv2d
 
 from ldm.autoencoder import code_counts, posterior, to_images, to_pixels
 from ldm.codebook import code_usage
+from ldm.data import spread
 from ldm.data.pixels import write_whole
 from ldm.errors import UserError
 from ldm.evaluation.ocr import GlyphReader
@@ -91,7 +92,7 @@ def vae_report(vae, data, reader, output: Path | None, limit: int = 512, picture
         are), share_before, same_after (the share of those read as the same character after). "latents": mean and
         standard deviation of the posterior means per channel. "rate": see `rate`. "milliseconds": see `speed`.
     """
-    chosen = np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).round().astype(int))
+    chosen = spread(len(data), limit)
     before = np.stack([data.image(int(i)) for i in chosen])
     after, latents = reconstruct(vae, before)
     columns = {"psnr": psnr(before, after), "ssim": ssim(before, after), "ink_error": abs(ink(before) - ink(after))}

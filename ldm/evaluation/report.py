@@ -48,6 +48,8 @@ SPOILERS = {
     "halves exchanged": lambda images: np.roll(images, images.shape[2] // 2, axis=2),
 }
 
+Reading = tuple[list[str], np.ndarray]  # of `GlyphReader.read`
+
 log = logging.getLogger(__name__)
 
 
@@ -96,6 +98,7 @@ def measure(pipeline, plan: Plan, reference: Reference, output: Path) -> tuple[d
     for name, part in found.drawn.items():
         save_section(part, agreement(found.scores[name]), output / f"{name}.png")
     described = found.drawn["character"]
+    read = {name: reference.reader.read(part.images) for name, part in found.drawn.items()}
     metrics = {
         "format": 2,
         "model": {"source": pipeline.folder.source if pipeline.folder else None, "digest": pipeline.digest},
@@ -106,8 +109,8 @@ def measure(pipeline, plan: Plan, reference: Reference, output: Path) -> tuple[d
         "adherence": {name: adherence_section(found, name, reference) for name in found.drawn},
         "fidelity": fidelity_section(described, reference),
         **({"clip": clip_section(described, reference, reference.clip)} if reference.clip else {}),
-        "validity": validity_section(described, reference),
-        "novelty": novelty_section(found, reference, output),
+        "validity": validity_section(described, read["character"][1], reference),
+        "novelty": novelty_section(found, read, reference, output),
         "vae": vae_report(pipeline.vae, reference.own["validation"], reference.reader, output, plan.characters),
     }
     return metrics, found
@@ -155,7 +158,7 @@ def _interval(values: np.ndarray, clusters: np.ndarray | None) -> dict:
 def _per_prompt(part: Drawn, right: np.ndarray) -> list[dict]:
     """The share that agrees in all that is asked, prompt by prompt, where that can be judged."""
     rows = []
-    for i, one in enumerate(dict.fromkeys(part.asked)):
+    for i, one in part.numbered:
         mine = right[part.prompts == i]
         if np.isfinite(mine).any():
             rows.append({"prompt": one.prompt, "agreement": share(mine == 1)})
@@ -211,22 +214,26 @@ def learning_section(run: Path, plan: Plan, device: str | None) -> dict:
     return {"curves": {name: points for name, points in curves.items() if len(points) > 1}, **measured}
 
 
-def validity_section(part: Drawn, reference: Reference) -> dict:
-    """Ink, strokes and readability of the described characters' pictures beside those characters themselves."""
-    found = {}
-    for name, images in (("generated", part.images), ("real", pictures(reference.own["test"]))):
-        found[name] = measure_validity(images) | {"confidence": reference.reader.read(images)[1]}
+def validity_section(part: Drawn, confidence: np.ndarray, reference: Reference) -> dict:
+    """Ink, strokes and the OCR's confidence (n,) in the described characters' pictures beside those of real ones."""
+    real = pictures(reference.own["test"])
+    seen = {"generated": (part.images, confidence), "real": (real, reference.reader.read(real)[1])}
+    found = {name: measure_validity(images) | {"confidence": sure} for name, (images, sure) in seen.items()}
     readable = {name: share(measures["confidence"] >= READABLE) for name, measures in found.items()}
     return {"measures": compare_validity(found["generated"], found["real"]), "readable": readable}
 
 
-def novelty_section(found: Examined, reference: Reference, output: Path) -> dict:
-    """How near the pictures come to training glyphs, beside how near unseen characters do; the nearest on a sheet."""
+def novelty_section(found: Examined, read: dict[str, Reading], reference: Reference, output: Path) -> dict:
+    """How near the pictures come to training glyphs, beside how near unseen characters do; the nearest on a sheet.
+
+    `read`: what the OCR reads in each section, and how surely.
+    """
     train, unseen = reference.both["train"], reference.both["test"]
     pool = Pool(pictures(train))
     images = np.concatenate([part.images for part in found.drawn.values()])
     right = np.concatenate([agreement(scores) == 1 for scores in found.scores.values()])
-    text, confidence = reference.reader.read(images)
+    text = [one for name in found.drawn for one in read[name][0]]
+    confidence = np.concatenate([read[name][1] for name in found.drawn])
     near = nearest(images, pool)
     save_nearest(images, near, train, output / "nearest.png")
     prompts = {one.prompt: part.images[part.prompts == i] for part in _lists(found) for i, one in part.numbered}

@@ -114,12 +114,9 @@ def _novelty(section: dict, output: Path) -> list[str]:
         output / "nearest.png",
         "The pictures nearest to a training glyph, then some of all, each above its nearest glyph",
     )
-    repeated = note(f"Pictures that no earlier one of the same prompt is nearly equal to: {_distinct(section)}.")
+    distinct = percent(section["distinct"]["share"])
+    repeated = note(f"Pictures that no earlier one of the same prompt is nearly equal to: {distinct}.")
     return [heading("New?"), table(heads, rows), repeated, nearest]
-
-
-def _distinct(section: dict) -> str:
-    return percent(section["distinct"]["share"])
 
 
 def _autoencoder(vae: dict, output: Path) -> list[str]:

@@ -52,12 +52,12 @@ def test_dealt_out_anew_they_do_not(real, judge):
     assert floor["strokes_error"] > 2 * np.nanmean(scores["strokes_error"])
 
 
-def test_what_is_not_asked_for_is_not_scored(real, judge):
-    _, judged, _ = real
-    scores = judge.scores(judged[[0, 1]], [Asked("layout", "horizontal stacked glyph", layout="horizontal")] * 2)
+def test_what_is_not_asked_for_is_not_scored(splits, judge):
+    judged = judge(pictures(splits["test"], [0, 1]))
+    scores = judge.scores(judged, [Asked("layout", "horizontal stacked glyph", layout="horizontal")] * 2)
     assert np.isfinite(scores["layout"]).all()
     assert all(np.isnan(scores[name]).all() for name in ("radical", "style", "components_f1", "strokes_error"))
-    nothing = judge.scores(judged[[0]], [Asked("none", "")])
+    nothing = judge.scores(judged, [Asked("none", "")] * 2)
     assert all(np.isnan(values).all() for values in nothing.values()) and np.isnan(agreement(nothing)).all()
 
 

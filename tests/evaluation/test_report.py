@@ -70,7 +70,8 @@ def test_an_interval_of_nothing_but_ones_is_not_empty():
 
 def test_training_glyphs_are_copies_and_unseen_characters_are_not(reference, tmp_path):
     found = examined(reference, {"layout": of_split(reference.both["train"])})
-    section = report.novelty_section(found, reference, tmp_path)
+    read = {"layout": reference.reader.read(found.drawn["layout"].images)}
+    section = report.novelty_section(found, read, reference, tmp_path)
     assert section["generated"]["copies"]["share"] == 1
     assert section["generated"]["new_and_well_formed"]["share"] == 0
     assert section["real_unseen"]["copies"]["share"] <= 0.2 and (tmp_path / "nearest.png").is_file()
