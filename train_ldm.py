@@ -16,6 +16,7 @@ def main() -> None:
 
     from ldm.data import build
     from ldm.diffusion import LdmTask
+    from ldm.distill import DistillTask
     from ldm.evaluation.watch import watch_for
     from ldm.runs import open_run
     from ldm.training import Trainer, start_world
@@ -23,7 +24,8 @@ def main() -> None:
     state = start_world()
     with state.main_process_first():
         run = open_run(settings, "ldm")
-        task = LdmTask(settings, build(settings.data), run, state.device, watch_for(settings))
+        kind = DistillTask if settings.distill.teacher else LdmTask
+        task = kind(settings, build(settings.data), run, state.device, watch_for(settings))
     Trainer(task, settings, run).fit(invocation.resume)
 
 

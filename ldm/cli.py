@@ -38,7 +38,7 @@ EXTRAS = {
     "open_clip": "openclip",
     "torchvision": "openclip",
     "rapidocr": "eval",
-    "onnx": "eval",
+    "onnx": "onnx",
     "onnxruntime": "eval",
     "skimage": "eval",
     "pylopdf_fonts_zh_cn": "glyphs",

@@ -299,6 +299,16 @@ class SamplingOptions(Settings):
     judged: Annotated[int, Field(ge=0)] = 40  # further pictures of glyphs or digits, for shares that obey; 0 = none
 
 
+class DistillOptions(Settings):
+    """A student of a finished model, for few steps without guidance."""
+
+    teacher: Path | None = None  # a finished LDM run or an exported folder; null = learn from the data, as usual
+    steps: Annotated[int, Field(ge=0, le=100)] = 4  # of the student; 0 = any number: only the guidance is folded in
+    substeps: Count = 2  # of the teacher, for each of the student's
+    guidance_scale: Annotated[float, Field(ge=0)] = 3.0  # of the teacher
+    sampler: SamplerName = "dpmpp_2m"  # of the teacher
+
+
 class LdmSettings(RunSettings):
     # "run" = the VAE run beside this one, a folder with a VAE run or an AutoencoderKL, or "identity" = pixel space
     vae: str = "run"
@@ -309,6 +319,7 @@ class LdmSettings(RunSettings):
     noise: NoiseOptions = NoiseOptions()
     caption_dropout: Fraction = 0.1
     sampling: SamplingOptions = SamplingOptions()
+    distill: DistillOptions = DistillOptions()
 
 
 PARTS: dict[str, type[RunSettings]] = {"clip": ClipSettings, "vae": VaeSettings, "ldm": LdmSettings}

@@ -26,7 +26,6 @@ from ldm.sheet import points_picture, sheet
 from ldm.text import caption_of, encode, load_text, new_text, null_text, run_tokenizer
 from ldm.training import Rows, Sample, draw_rows, generator_for, mix
 
-VALIDATION_ITEMS = 512
 QUARTERS = 4  # of the times, in which the gap between validation and training is logged
 POINTS_SHOWN = 4096
 
@@ -123,6 +122,7 @@ class LdmTask:
     """Teaches a denoiser, and the text encoder too if asked: see `ldm.training.Task`."""
 
     find_unused_parameters = False
+    validation_items = 512
     channels_last = False  # measured: 0.75 times the images/s, for group norm on small maps
 
     def __init__(
@@ -155,7 +155,7 @@ class LdmTask:
         torch.manual_seed(mix(settings.seed, 1))
         self.unet = self._build()
         choose_attention(self.unet, settings.model.attention, device)
-        self.module = LdmObjective(self.unet, self.text_encoder, self.process)
+        self.module = self._objective()
         self.model = (
             nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder}) if self.trains_text else self.unet
         )
@@ -173,6 +173,9 @@ class LdmTask:
             ends = self.process.timestep(torch.tensor([self.process.schedule.first_time, 1.0]))
             return build_mlp(self.settings.mlp, channels, width, learned, (ends[1] - ends[0]).item())
         return build_unet(self.settings.model, channels, size, width, learned)
+
+    def _objective(self) -> LdmObjective:
+        return LdmObjective(self.unet, self.text_encoder, self.process)
 
     def _pair(self, run: Path) -> None:
         """Record which VAE, text encoder and tokenizer the run belongs to; refuse others once there is a checkpoint."""
@@ -244,7 +247,7 @@ class LdmTask:
 
     def _fixed_losses(self, latents: Latents | Uncached, data: ImageTextData) -> tuple[Tensor, Tensor]:
         """Times and losses, (N,) each, of evenly spaced items; as many of each split, so that they share the noise."""
-        most = min(VALIDATION_ITEMS, len(self.validation_latents))
+        most = min(self.validation_items, len(self.validation_latents))
         chosen, shape, device = spread(len(latents), most).tolist(), latents.shape[1:], self.unet.device
         times, losses = [], []
         for start in range(0, len(chosen), 64):

@@ -3,7 +3,9 @@
 The folder is written beside its destination and renamed at the end, so a half-written export never has its name.
 """
 
+import importlib.util
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -17,6 +19,7 @@ from ldm.model_folder import COMPONENTS, locate, read_json
 from ldm.pipeline import Pipeline, load_pipeline, no_progress_bars
 from ldm.stock import CLASSES, LIBRARY
 
+log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 FORMAT = 1
 
@@ -51,6 +54,7 @@ def export(
     try:
         pipeline.defaults |= {"training": training_facts(Path(run)) or pipeline.defaults.get("training", {})}
         save_folder(pipeline, stage, name or out.resolve().name)
+        _write_graphs(stage)
         _keep_pictures(out, stage)
         write_card(stage, read_json(metrics) if metrics else {})
         _flush(stage)
@@ -81,6 +85,16 @@ def save_folder(pipeline: Pipeline, folder: Path, name: str) -> None:
     _write_json(folder / "model_index.json", model_index(pipeline))
     digest = locate(folder).digest()  # of the components as they now lie there; ldm.json itself is not part of it
     _write_json(folder / "ldm.json", {**pipeline.defaults, **describe(pipeline), "name": name, "digest": digest})
+
+
+def _write_graphs(stage: Path) -> None:
+    """Graphs for ONNX Runtime, of the weights as they now lie there; a model without them is whole, and slower."""
+    if importlib.util.find_spec("onnx") is None:
+        log.warning("onnx is not installed, so no graphs were written and a CPU draws more slowly: pip install onnx")
+        return
+    from ldm.graphs import write_graphs
+
+    write_graphs(load_pipeline(stage, device="cpu", engine="torch"), stage)
 
 
 def _prefixed(key: str) -> str:

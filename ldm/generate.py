@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.errors import UserError
+from ldm.light import open_light
+from ldm.model_folder import FALLBACKS, locate
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ldm.light import Light
     from ldm.pipeline import Pipeline
 
 KEY = "ldm"  # of the PNG text entry with the settings, as JSON
@@ -61,13 +65,19 @@ def run(args: argparse.Namespace) -> int:
     columns, rows = _layout(job, output)
     _check_writable(Path(output))
 
-    from ldm.pipeline import load_pipeline
-
-    pipeline = load_pipeline(job["model"], device=args.device)
-    if args.source and job.get("digest") not in (None, pipeline.digest):
+    folder = locate(job["model"])
+    digest = folder.digest()
+    if args.source and job.get("digest") not in (None, digest):
         print(f"note: {args.source} was drawn by other weights ({job['digest']})", file=sys.stderr)
-    job["digest"] = pipeline.digest
-    images = _draw(pipeline, job, columns * rows)
+    job["digest"] = digest
+    _fill_in(job, folder.defaults)
+    light = open_light(folder) if _is_plain(job) and not _wants_gpu(args.device) else None
+    if light is not None:
+        images = _draw_light(light, job, columns * rows)
+    else:
+        from ldm.pipeline import load_pipeline
+
+        images = _draw(load_pipeline(job["model"], device=args.device), job, columns * rows)
     if "{seed}" in output:
         paths = [Path(output.replace("{seed}", str(job["seed"] + i))) for i in range(len(images))]
         for i, (path, image) in enumerate(zip(paths, images, strict=True)):
@@ -171,12 +181,45 @@ def _check_writable(path: Path) -> None:
         raise UserError(f"--output {path} cannot be written: {place} is not a writable folder")
 
 
+def _fill_in(job: dict, defaults: dict) -> None:
+    """What the model chooses by default is written into `job`, and so into the picture."""
+    names = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+    names |= {name: f"guidance_{name}" for name in ("interval", "rescale")}
+    for name, its in names.items():
+        job[name] = {**FALLBACKS, **defaults}.get(its) if job[name] is None else job[name]
+
+
+def _is_plain(job: dict) -> bool:
+    """Whether `ldm.light` can draw it. What is out of range is left to the pipeline too, which says so."""
+    if any(job[name] for name in ("sampler", "weak", "cfg_zero", "zero_init", "rescale")):
+        return False
+    first, last = job["interval"] or (0, 1)
+    in_range = 1 <= job["steps"] <= 1000 and 0 <= job["guidance"] < math.inf and 0 <= first <= last <= 1
+    return in_range and job["seed"] < 2**63 - MOST
+
+
+def _wants_gpu(device: str | None) -> bool:
+    """Whether a GPU was asked for; or nothing was, and a driver for CUDA is here."""
+    if device is not None:
+        return device != "cpu"
+    return any(Path(place).exists() for place in ("/dev/nvidiactl", "/dev/dxg", "C:/Windows/System32/nvcuda.dll"))
+
+
+def _draw_light(light: "Light", job: dict, count: int) -> list["Image.Image"]:
+    """As `_draw`, without torch."""
+    from PIL import Image
+
+    prompt, negative = job["prompt"] or "", job["negative"] or ""
+    scale = 1.0 if job["prompt"] is None and job["negative"] is None else float(job["guidance"])
+    show = _progress(job["steps"])
+    callback = None if show is None else lambda step: show(step, None, None)
+    times, seed = tuple(job["interval"] or (0, 1)), job["seed"]
+    pixels = light.draw([prompt] * count, [negative] * count, job["steps"], scale, times, seed, callback)
+    return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in pixels]
+
+
 def _draw(pipeline: "Pipeline", job: dict, count: int) -> list["Image.Image"]:
-    """The pictures; what the pipeline chose by default is written back into `job`."""
-    for name, default in (("steps", "num_inference_steps"), ("guidance", "guidance_scale")):
-        job[name] = pipeline.defaults[default] if job[name] is None else job[name]
-    for name in ("interval", "rescale"):
-        job[name] = pipeline.defaults.get(f"guidance_{name}") if job[name] is None else job[name]
+    """The pictures, by the pipeline and all that it can do."""
     try:
         return pipeline(
             prompt=job["prompt"],

@@ -7,7 +7,7 @@ from pathlib import Path
 from ldm.errors import UserError
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
-PATTERNS = ["*.json", "*.safetensors", "*.txt", "README.md", "*.png", "*.jpg"]
+PATTERNS = ["*.json", "*.safetensors", "*.onnx", "*.txt", "README.md", "*.png", "*.jpg"]
 
 
 def add_parser(subparsers) -> None:

@@ -14,11 +14,16 @@ from ldm.stock import CLASSES, OWN
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 DEFAULTS = ("num_inference_steps", "guidance_scale", "guidance_interval", "guidance_rescale")  # a run's own settings
+FALLBACKS = {"num_inference_steps": 20, "guidance_scale": 3.0}  # of a model that has none
 HUB_ID = re.compile(r"[\w][\w.\-]*/[\w][\w.\-]*(@[\w.\-/]+)?")  # user/name or user/name@revision
 HUB_FILES = [
     "model_index.json",
     "ldm.json",
-    *(f"{part}/{kind}" for part in ("vae", "text_encoder", "unet") for kind in ("config.json", "*.safetensors*")),
+    *(
+        f"{part}/{kind}"
+        for part in ("vae", "text_encoder", "unet")
+        for kind in ("config.json", "*.safetensors*", "*.onnx")
+    ),
     *(f"tokenizer/{kind}" for kind in ("*.json", "merges.txt", "vocab.txt")),
     "scheduler/scheduler_config.json",
 ]

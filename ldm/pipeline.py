@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,17 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.autoguidance import as_weak
+from ldm.engine import GRAPHS, Engine, open_engine
 from ldm.errors import UserError
 from ldm.guidance import Guidance, guide
-from ldm.model_folder import COMPONENTS, ModelFolder, locate, read_json
+from ldm.light import CUT
+from ldm.model_folder import COMPONENTS, FALLBACKS, ModelFolder, locate, read_json
 from ldm.schedulers import with_sampler
 from ldm.stock import stock_class
 from ldm.stock_noise import process_of
 
 log = logging.getLogger(__name__)
+ENGINES = ("auto", "torch", "onnx")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 Callback = Callable[[int, Tensor, Tensor], None]
 
@@ -40,15 +43,35 @@ class Pipeline:
     """The five components of a latent diffusion model, and how they draw.
 
     Attributes: vae, text_encoder, tokenizer, unet, scheduler (stock objects, replaceable), defaults (a dict with
-    num_inference_steps and guidance_scale), folder (where it came from, or None).
+    num_inference_steps and guidance_scale), folder (where it came from, or None), engine (what computes in place of
+    the networks, for as long as nobody changes them, or None).
     """
 
-    def __init__(self, vae, text_encoder, tokenizer, unet, scheduler, defaults=None, folder: ModelFolder | None = None):
+    def __init__(
+        self,
+        vae,
+        text_encoder,
+        tokenizer,
+        unet,
+        scheduler,
+        defaults=None,
+        folder: ModelFolder | None = None,
+        engine: Engine | None = None,
+    ):
         self.vae, self.text_encoder, self.tokenizer = vae, text_encoder, tokenizer
         self.unet, self.scheduler, self.folder = unet, scheduler, folder
-        self.defaults = {"num_inference_steps": 20, "guidance_scale": 3.0, **(defaults or {})}
+        self.defaults = {**FALLBACKS, **(defaults or {})}
         for model in (vae, text_encoder, unet):
             model.eval()
+        self.engine = engine
+        self._untouched = {name: _fingerprint(getattr(self, name)) for name in GRAPHS} if engine else {}
+
+    def _engine(self, component: str) -> Engine | None:
+        """The engine, if the component is as it was when the engine came; else None, from then on."""
+        if self.engine is not None and _fingerprint(getattr(self, component)) != self._untouched[component]:
+            log.info("%s was changed, so its networks run in torch from now on", component)
+            self.engine = None
+        return self.engine
 
     @property
     def components(self) -> dict[str, Any]:
@@ -147,11 +170,13 @@ class Pipeline:
             negative = (worse or self).encode_prompt(words).repeat_interleave(num_images_per_prompt, dim=0)
         more = self._guidance_needs(rule, worse)
         scheduler = self.scheduler if sampler is None else with_sampler(self.scheduler, sampler)
+        engine = self._engine("unet")
+        predict = self._predict if engine is None else partial(_predict_with, engine)
         results = []
         for start in range(0, total, batch_size):
             part = slice(start, start + batch_size)
             away = None if negative is None else negative[part]
-            denoise = guide(self._predict, condition[part], away, rule, **more)
+            denoise = guide(predict, condition[part], away, rule, **more)
             chosen = generators[part] if isinstance(generators, list) else generators
             z0 = self._sample(scheduler, denoise, noise[part], steps, chosen, callback)
             results.append(z0 if output_type == "latent" else self.decode(z0))
@@ -165,9 +190,12 @@ class Pipeline:
         for prompt, ids in zip(unique, whole, strict=True):
             if len(ids) > length:
                 lost = self.tokenizer.decode(ids[length - 1 : -1]).strip()
-                log.warning("prompt cut after %d tokens, so these words were lost: %r (of %r)", length, lost, prompt)
+                log.warning(CUT, length, lost, prompt)
         ids = self.tokenizer(unique, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        states = self.text_encoder(ids.input_ids.to(self.device))[0].to(self.dtype)
+        if engine := self._engine("text_encoder"):
+            states = torch.from_numpy(engine.states(ids.input_ids.numpy()))
+        else:
+            states = self.text_encoder(ids.input_ids.to(self.device))[0].to(self.dtype)
         return states[[unique.index(prompt) for prompt in prompts]]
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -176,7 +204,11 @@ class Pipeline:
         latents = latents.to(self.vae.dtype) / config.scaling_factor
         if getattr(config, "shift_factor", None):
             latents = latents + config.shift_factor
-        return (self.vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+        if engine := self._engine("vae"):
+            pictures = torch.from_numpy(engine.decode(latents.numpy()))
+        else:
+            pictures = self.vae.decode(latents, return_dict=False)[0].float()
+        return (pictures / 2 + 0.5).clamp(0, 1)
 
     def preview(self, latents: Tensor) -> Tensor:
         """As `decode`, but quick and rough, by the tiny decoder of `ldm preview-decoder` where the run has one."""
@@ -283,6 +315,22 @@ def _check_count(name: str, value, most: int | None = None) -> None:
         raise ValueError(f"{name} must be a whole number, {allowed}, got {value!r}")
 
 
+def _predict_with(engine: Engine, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    """As `Pipeline._predict`."""
+    times = t.expand(len(x_t)).float()
+    return torch.from_numpy(engine.predict(x_t.numpy(), times.numpy(), condition.numpy()))
+
+
+def _fingerprint(network: torch.nn.Module) -> list[tuple]:
+    """Changes with any weight, layer, adapter, attention processor, hook or device: what an engine would not notice."""
+    modules = (
+        (id(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks), id(getattr(m, "processor", None)))
+        for m in network.modules()
+    )
+    weights = ((p.data_ptr(), 0 if p.is_inference() else p._version) for p in network.parameters())
+    return [*modules, *weights]
+
+
 def _convert(images: Tensor, output_type: str):
     """Pictures (B, C, H, W) in [0, 1] as the caller wants them; grey ones become mode "L"."""
     if output_type in ("latent", "pt"):
@@ -298,6 +346,7 @@ def load_pipeline(
     path_or_id: str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    engine: str = "auto",
 ) -> Pipeline:
     """Load a model for drawing.
 
@@ -306,6 +355,8 @@ def load_pipeline(
             model that ships with the project.
         device: None = CUDA where there is one, else the CPU.
         dtype: of the networks; None = float32.
+        engine: what the networks run in: "torch", "onnx" (ONNX Runtime: a CPU, float32 and a folder with graphs), or
+            "auto" for the latter where it can be. Changing a network in place goes on in torch by itself.
 
     Raises: UserError (one line) if there is no such model or it is incomplete or foreign.
     """
@@ -314,8 +365,25 @@ def load_pipeline(
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise UserError(f"device {device!r} is unknown: use cpu, cuda, cuda:N or mps") from error
-    parts = {name: _load(folder, name, dtype or torch.float32) for name in COMPONENTS}
-    return Pipeline(**parts, defaults=folder.defaults, folder=folder).to(device)
+    dtype = dtype or torch.float32
+    parts = {name: _load(folder, name, dtype) for name in COMPONENTS}
+    fast = _choose_engine(folder, device, dtype, engine)
+    return Pipeline(**parts, defaults=folder.defaults, folder=folder, engine=fast).to(device)
+
+
+def _choose_engine(folder: ModelFolder, device: torch.device, dtype: torch.dtype, wanted: str) -> Engine | None:
+    if wanted not in ENGINES:
+        raise UserError(f"engine must be one of {', '.join(ENGINES)}, got {wanted!r}")
+    if wanted == "torch":
+        return None
+    fits = device.type == "cpu" and dtype == torch.float32
+    found = open_engine(folder, torch.get_num_threads()) if fits else None
+    if wanted == "onnx" and found is None:
+        why = f"{folder.source} has no graphs, or onnxruntime is missing" if fits else f"not {dtype} on {device.type}"
+        raise UserError(
+            f"engine onnx draws on a CPU in float32: {why}; `ldm export` writes graphs, with onnx installed"
+        )
+    return found
 
 
 def _load(folder: ModelFolder, component: str, dtype: torch.dtype):

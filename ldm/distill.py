@@ -1,0 +1,146 @@
+"""Few-step students: a denoiser that learns to go in one step where a guided teacher takes several.
+
+The student starts as the teacher. At the start of one of its steps it sees a noised sample, the teacher walks to the
+end of that step in `substeps` of its own, guided, and the student learns the one prediction that leads there at once.
+So guidance is folded in: each of the student's steps is one call of the network, where the teacher needs two for each
+of its own. With `steps: 0` nothing but the guidance is folded in, at every time, and any solver and number of steps
+may follow.
+
+Source: Salimans and Ho 2022, arXiv 2202.00512, algorithm 2; Meng et al. 2023, arXiv 2210.03142, for guided teachers.
+Other than theirs, the guidance scale is fixed, and the student learns its few steps directly and not by halving.
+"""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from ldm.config import DistillOptions, LdmSettings
+from ldm.data import Splits
+from ldm.denoiser import choose_attention
+from ldm.diffusion import LdmObjective, LdmTask
+from ldm.errors import UserError
+from ldm.guidance import guide
+from ldm.noise import NoiseProcess, convert, rows
+from ldm.pipeline import load_pipeline
+from ldm.sampler import denoise_with, sample
+from ldm.stock_noise import process_of
+from ldm.time_grids import levels
+
+
+class DistillObjective(LdmObjective):
+    """As `LdmObjective`, with the teacher's guided step for a target in place of the data's."""
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+        process: NoiseProcess,
+        teacher: UNet2DConditionModel,
+        null_ids: Tensor,
+        options: DistillOptions,
+    ):
+        """`null_ids` (1, L): tokens of the null caption, which the teacher is led away from."""
+        super().__init__(unet, text_encoder, process)
+        self.teacher, self.options = teacher.eval().requires_grad_(False), options
+        self.register_buffer("null_ids", null_ids, persistent=False)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.teacher.eval()  # no dropout in what is to be learned
+        return self
+
+    def losses(
+        self, latents: Tensor, noise: Tensor, times: Tensor, input_ids: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The squared error of each item, (B,); times (B,) move up to the start of the step that they lie in."""
+        process, count = self.process, self.options.steps
+        ids = torch.cat([input_ids.expand(len(latents), -1), self.null_ids])
+        *told, null = self.text_encoder(input_ids=ids).last_hidden_state.split(1)
+        states, null = torch.cat(told), null.expand(len(latents), -1, -1)
+        if count:
+            times = (times * count).ceil().clamp(min=1) / count
+        x_t = process.corrupt(latents, noise, times)
+        with torch.no_grad():
+            target = self.step_target(x_t, times, states, null) if count else self.guided(x_t, times, states, null)
+        prediction = self.unet(process.network_input(x_t, times), process.timestep(times), states).sample.float()
+        return process.loss_weight(times) * (prediction - target).square().flatten(1).mean(1), {}
+
+    def guided(self, x_t: Tensor, times: Tensor, states: Tensor, null: Tensor) -> Tensor:
+        """The teacher's prediction, led from the null caption to the states (B, L, D)."""
+        process = self.process
+        return self._guide(states, null)(process.network_input(x_t, times), process.timestep(times))
+
+    def step_target(self, x_t: Tensor, times: Tensor, states: Tensor, null: Tensor) -> Tensor:
+        """The prediction (B, ...) with which one first-order step ends where the teacher's substeps do."""
+        target = torch.empty_like(x_t)
+        for start in times.unique().tolist():
+            at = times == start
+            target[at] = self._of_one_step(x_t[at], start, states[at], null[at])
+        return target
+
+    def _of_one_step(self, x_t: Tensor, start: float, states: Tensor, null: Tensor) -> Tensor:
+        process, end = self.process, start - 1 / self.options.steps
+        fine = torch.linspace(start, end if end > 1e-6 else 0.0, self.options.substeps + 1, dtype=torch.float64)
+        denoise = denoise_with(process, self._guide(states, null))
+        x_s = sample(denoise, x_t, process.schedule, fine, self.options.sampler)
+        t, s = levels(process.schedule, fine[[0, -1]])
+        keep = s.sigma / t.sigma
+        x0 = (x_s - keep * x_t) / (s.alpha - keep * t.alpha)  # `ldm.sampler.glide`, solved for what it is told
+        alpha, sigma = (rows(scale, x_t) for scale in process.scales(x_t.new_full((len(x_t),), start)))
+        return convert(x0, x_t, alpha, sigma, "sample", process.prediction_type)
+
+    def _guide(self, states: Tensor, null: Tensor):
+        return guide(self._teach, states, null, self.options.guidance_scale)
+
+    def _teach(self, x_t: Tensor, timestep: Tensor, states: Tensor) -> Tensor:
+        return self.teacher(x_t, timestep, states).sample.float()
+
+
+class DistillTask(LdmTask):
+    """Teaches a student: see `ldm.training.Task`. VAE, text encoder and tokenizer are the teacher's."""
+
+    validation_items = 64  # each costs as much as several of a denoiser's own
+
+    def __init__(
+        self,
+        settings: LdmSettings,
+        data: Splits,
+        run: Path,
+        device: torch.device,
+        watch: Callable[[Any], dict[str, float]] | None = None,
+    ):
+        source = str(settings.distill.teacher)
+        self.teacher = load_teacher(source, NoiseProcess(**settings.noise.model_dump())).to(device)
+        choose_attention(self.teacher, settings.model.attention, device)
+        text = settings.text.model_copy(update={"source": source, "train": False})
+        super().__init__(settings.model_copy(update={"vae": source, "text": text}), data, run, device, watch)
+
+    def _build(self) -> UNet2DConditionModel:
+        return copy.deepcopy(self.teacher).requires_grad_(True)
+
+    def _objective(self) -> LdmObjective:
+        options, null_ids = self.settings.distill, self._tokens([""])
+        return DistillObjective(self.unet, self.text_encoder, self.process, self.teacher, null_ids, options)
+
+
+def load_teacher(source: str, process: NoiseProcess) -> UNet2DConditionModel:
+    """The U-Net of a finished run or an exported folder, of the noise process that the student is trained with.
+
+    Raises: UserError if it is no U-Net, or if the processes differ.
+    """
+    pipeline = load_pipeline(source, device="cpu")
+    if not isinstance(pipeline.unet, UNet2DConditionModel):
+        raise UserError(f"distill.teacher: {source} has a {type(pipeline.unet).__name__}; only a U-Net can be taught")
+    if process.learned_variance:
+        raise UserError("noise.learned_variance: a student has no use for it; set it to false")
+    its, t = process_of(pipeline.scheduler), torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    same = all(torch.allclose(a, b, atol=1e-3) for a, b in zip(its.scales(t), process.scales(t), strict=True))
+    if not same or its.prediction_type != process.prediction_type:
+        raise UserError(f"distill.teacher: {source} has another noise process: give this run the `noise` block it had")
+    return pipeline.unet
