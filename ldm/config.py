@@ -111,6 +111,7 @@ class DataOptions(Settings):
 
 
 class OptimOptions(Settings):
+    name: Literal["adamw", "muon"] = "adamw"  # muon = orthogonal steps for hidden matrices and kernels, AdamW elsewhere
     lr: Positive = 1e-3
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     weight_decay: Weight = 0.01

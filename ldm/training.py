@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from ldm import checkpoint
 from ldm.config import OptimOptions, RunSettings, TrainOptions
 from ldm.errors import UserError
+from ldm.optimizer import build_optimizer, native_bf16
 from ldm.progress import Meter
 from ldm.runs import record, replace_text
 
@@ -136,20 +137,7 @@ def precision(wanted: str, device: torch.device) -> str:
         raise UserError("train.mixed_precision fp16 needs a GPU; on a CPU use auto, bf16 or no")
     if wanted != "auto":
         return wanted
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    # Elsewhere it is emulated: convolutions 3 to 7 times and matrix products 80 times slower than fp32.
-    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if device.type == "cpu" and native else "no"
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay for matrices and kernels only; never for biases, norms and other vectors."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    return "bf16" if native_bf16(device) else "no"
 
 
 def start_world() -> PartialState:
@@ -202,10 +190,7 @@ class Trainer:
         task.module.to(self.accelerator.device)
         if self.accelerator.mixed_precision != "no" and (task.channels_last or self.accelerator.device.type == "cuda"):
             task.module.to(memory_format=torch.channels_last)
-        optim = settings.optim
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(task.module, optim.weight_decay), lr=optim.lr, betas=optim.betas, fused=True
-        )
+        self.optimizer = build_optimizer(task.module, settings.optim)
         self.ema = EMAModel(task.model.parameters(), decay=self.train.ema_decay, foreach=True)
         self.step = 0
 
@@ -315,7 +300,7 @@ class Trainer:
         ema = tensors.get("ema") or dict(self.task.model.named_parameters())
         _fill(self.ema.shadow_params, [ema[name] for name in _names(self.task.model)])
         self.ema.optimization_step = state["ema_steps"]
-        self._load_optimizer(tensors["optimizer"])
+        self._load_optimizer(tensors["optimizer"], found)
         self.step = state["step"]
         if self.accelerator.is_main_process:
             self._set_aside(folder)
@@ -340,7 +325,9 @@ class Trainer:
         names = {parameter: name for name, parameter in self.task.module.named_parameters()}
         return {f"{key}/{names[p]}": value for p, state in self.optimizer.state.items() for key, value in state.items()}
 
-    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+    def _load_optimizer(self, tensors: dict[str, Tensor], source: Path) -> None:
+        if any(name.startswith("momentum_buffer/") for name in tensors) != (self.settings.optim.name == "muon"):
+            raise UserError(f"{source} belongs to another optim.name than {self.settings.optim.name}: put it back")
         parameters = dict(self.task.module.named_parameters())
         for full, value in tensors.items():
             key, name = full.split("/", 1)

@@ -200,7 +200,7 @@ def test_a_typo_in_any_section_is_told_with_its_path_and_the_right_name(part, ow
 @pytest.mark.parametrize(
     "content, words",
     [
-        ("ldm: {optim: {learning_rate: 1}}", "ldm.optim.learning_rate: unknown key; did you mean 'lr'? allowed: lr, "),
+        ("ldm: {optim: {learning_rate: 1}}", "ldm.optim.learning_rate: unknown key; did you mean 'lr'? allowed: "),
         ("epochs: 3", "epochs: unknown key; allowed: name,"),
         ("train: {batch: 3}", "train.batch: unknown key; did you mean 'batch_size'?"),
         ("lr: 3", "lr: unknown key; did you mean 'optim.lr'?"),

@@ -33,7 +33,15 @@ ONLY = {
     "data": {"config", "errors", "settings_io", "assets"},
     "sheet": {"data", "errors"},
     "progress": {"config", "errors"},
-    "training": {"checkpoint", "config", "errors", "progress", "runs"},  # the loop is blind: no VAE, no text, no noise
+    "optimizer": {"config"},
+    "training": {
+        "checkpoint",
+        "config",
+        "errors",
+        "optimizer",
+        "progress",
+        "runs",
+    },  # the loop is blind: no VAE, no text, no noise
 }
 # ... and these rooms may never import those, at any depth of a function.
 SURFACE = {"export", "hub", "generate", "card", "doctor", "checkup", "cli"}
