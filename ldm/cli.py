@@ -26,6 +26,7 @@ COMMANDS: Registry = {
         },
         "build, publish and check data sets",
     ),
+    "plan": ("ldm.plan_cli", "fit a training into given minutes and memory"),
     "preview-decoder": ("ldm.preview_cli", "teach a run a tiny decoder for previews"),
     "export": ("ldm.hub", "turn a run into one self-contained model folder"),
     "push": ("ldm.hub", "upload a model folder with its card to the Hub"),

@@ -134,6 +134,7 @@ class TrainOptions(Settings):
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
     num_workers: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=0)] = 0  # CPU threads per process; 0 = torch's choice
+    planned_minutes: Weight | None = None  # what `ldm plan` foretold; the log compares it with what the run took
     report_to: list[Literal["tensorboard", "wandb", "comet_ml", "mlflow", "none"]] = ["tensorboard"]
 
 

@@ -1,11 +1,12 @@
-"""What a run will cost, before it starts: the report of `--dry-run`.
+"""What a run will cost, before it starts: the report of `--dry-run`, and what `ldm plan` reckons with.
 
 Parameters, FLOPs and saved activations are counted by running one forward and backward pass of the real model on
-torch's meta device, where nothing is computed. Speed is measured: the same model takes real steps for about a second
-on the device at hand, because peak FLOP/s say little about small convolutions.
+torch's meta device, where nothing is computed. Speed is measured: the same model takes real steps for two seconds
+on the device at hand, because peak FLOP/s say little about small convolutions, and then a step of the optimizer.
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,10 +24,16 @@ from ldm.config import ClipSettings, DataOptions, LdmSettings, RunSettings, VaeS
 from ldm.data import build as build_data
 from ldm.data import is_own
 from ldm.errors import UserError
+from ldm.optimizer import build_optimizer
 from ldm.runs import sibling
 from ldm.settings_io import load, run_dir
+from ldm.training import precision
 
-PROBE_SECONDS = 1.0
+PROBE_SECONDS = 2.0
+PROBE_BATCH = 4  # to begin with: one image alone is bound by overheads
+# Measured on a CPU with U-Nets, autoencoders and CLIP, peak less start less weights: 1.2 to 1.6 times what autograd
+# saves, and under autocast 0.5 to 0.85 of that, for norms stay in fp32.
+WAY_BACK, IN_HALF = 1.4, 0.7
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class Subject:
     loss: Callable[[nn.Module, int, torch.device], Tensor]  # (module, batch size, device) -> scalar
     description: str  # of its input
     kept: Callable[[nn.Module], nn.Module] = lambda module: module  # the part of it that is exported
+    channels_last: bool = False  # whether half precision takes that layout
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,41 @@ class Cost:
     activations: int  # bytes kept for the backward pass of one image, fp32
 
 
+@dataclass(frozen=True)
+class Speed:
+    images: float  # forward and backward a second, of one process
+    update: float  # seconds that the optimizer and the EMA take in a step
+    remark: str = ""  # where other programs took most of the CPU meanwhile
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What training one part will cost, without data, samples and validation."""
+
+    cost: Cost
+    speed: Speed
+    world: int  # processes
+    local: int  # images that one of them holds at once
+    state: int  # bytes of weights, gradients, Adam's moments and EMA
+    description: str  # of the input
+    device: torch.device
+    half: torch.dtype | None
+
+    @property
+    def passing(self) -> float:
+        """Bytes of activations, and of their gradients on the way back."""
+        return self.cost.activations * self.local * WAY_BACK * (IN_HALF if self.half else 1)
+
+    @property
+    def memory(self) -> float:
+        """Bytes beside what the program takes by itself."""
+        return self.state + self.passing
+
+    def step_seconds(self, batch_size: int) -> float:
+        """Of one step of the whole global batch."""
+        return batch_size / (self.speed.images * self.world) + self.speed.update
+
+
 def plan(part: str, settings: RunSettings, config: Path | None = None) -> str:
     """The report of `--dry-run`, several lines.
 
@@ -54,29 +98,43 @@ def plan(part: str, settings: RunSettings, config: Path | None = None) -> str:
         settings: of that part.
         config: the project file; an LDM plan looks there for the shapes of a VAE and a text tower not yet trained.
     """
-    subject = SUBJECTS[part](settings, config)
-    cost = measure_cost(subject)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    half = _half_precision(settings, device)
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    train = settings.train
-    local = max(1, train.batch_size // (world * train.gradient_accumulation_steps))
-    speed, busy = probe(subject, device, local, half)
-    speed *= world
-    images = train.num_steps * train.batch_size
-    state = 16 * cost.trained + (4 * cost.exported if train.ema_decay else 0)  # weights, gradients, Adam's two; EMA
-    kept = cost.activations * local * (0.5 if half else 1)
+    found, train = forecast(part, settings, config), settings.train
+    cost, images = found.cost, train.num_steps * train.batch_size
+    seconds = found.step_seconds(train.batch_size)
+    speed = train.batch_size / seconds
     rows = {
-        "model": f"{_parameters(cost.exported)}; {subject.description}",
-        "memory": f"about {_size(state + kept)}: {_size(state)} for weights, gradients, Adam and EMA, "
-        f"{_size(kept)} for the activations of {local} images",
+        "model": f"{_parameters(cost.exported)}; {found.description}",
+        "memory": f"about {size_text(found.memory)}: {size_text(found.state)} for weights, gradients, Adam and EMA, "
+        f"{size_text(found.passing)} for the activations of {found.local} images",
         "compute": f"{_si(cost.flops)}FLOP an image, {_si(cost.flops * train.batch_size)}FLOP a step",
         "amount": f"{train.num_steps:,} steps x {train.batch_size} = {images:,} images{_epochs(settings, images)}",
-        "speed": f"{speed:.3g} images/s measured on {_name(device, half)}, {_si(speed * cost.flops)}FLOP/s{busy}",
-        "time": f"about {_duration(images / speed)}, without data, samples and validation",
+        "speed": f"{speed:.3g} images/s measured on {_name(found.device, found.half)}, {_si(speed * cost.flops)}FLOP/s"
+        f"{found.speed.remark}",
+        "time": f"about {duration_text(train.num_steps * seconds)}, without data, samples and validation",
         "folder": str(run_dir(settings, part)),
     }
     return "\n".join(f"{name:<9}{text}" for name, text in rows.items())
+
+
+def forecast(part: str, settings: RunSettings, config: Path | None = None, timed: bool = True) -> Forecast:
+    """Count, and measure unless `timed` is false: some seconds on the device that would train.
+
+    Other arguments as of `plan`.
+    """
+    subject = SUBJECTS[part](settings, config)
+    device = training_device()
+    half = _half_precision(settings, device)
+    cost = measure_cost(subject)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    train = settings.train
+    local = max(1, train.batch_size // (world * train.gradient_accumulation_steps))
+    speed = probe(subject, device, local, half, settings) if timed else Speed(math.nan, math.nan)
+    state = 16 * cost.trained + (4 * cost.exported if train.ema_decay else 0)  # weights, gradients, Adam's two; EMA
+    return Forecast(cost, speed, world, local, state, subject.description, device, half)
+
+
+def training_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def measure_cost(subject: Subject) -> Cost:
@@ -101,14 +159,18 @@ def measure_cost(subject: Subject) -> Cost:
     return Cost(exported, trained, counter.get_total_flops() // batch, sum(kept.values()) // batch)
 
 
-def probe(subject: Subject, device: torch.device, largest: int, half: torch.dtype | None) -> tuple[float, str]:
-    """Real forward and backward passes for about a second, the batch doubling up to `largest` while they are short.
+def probe(
+    subject: Subject, device: torch.device, largest: int, half: torch.dtype | None, settings: RunSettings | None = None
+) -> Speed:
+    """Real forward and backward passes for two seconds, the batch doubling up to `largest` while they are short.
 
-    Returns: images per second, and a remark where other programs took most of the CPU meanwhile.
+    With `settings`, then two steps of their optimizer, of which the second counts.
     """
     with torch.random.fork_rng():
         model = subject.build().to(device).train()
-        batch, speed = 1, 0.0
+        if half and subject.channels_last:
+            model.to(memory_format=torch.channels_last)
+        batch, speed = min(PROBE_BATCH, largest), 0.0
         started, used = time.perf_counter(), time.process_time()
         while True:
             try:
@@ -117,15 +179,16 @@ def probe(subject: Subject, device: torch.device, largest: int, half: torch.dtyp
             except torch.OutOfMemoryError:
                 if speed:
                     break
-                raise UserError(f"one image does not fit into the memory of {device}: use a smaller model") from None
+                raise UserError(f"{batch} images do not fit into the memory of {device}: use a smaller model") from None
             speed = max(speed, batch / seconds)
             elapsed = time.perf_counter() - started
             if batch >= largest or elapsed + 6 * seconds > PROBE_SECONDS:
                 break
             batch = min(2 * batch, largest)
-    share = (time.process_time() - used) / (time.perf_counter() - started) / torch.get_num_threads()
+        share = (time.process_time() - used) / (time.perf_counter() - started) / torch.get_num_threads()
+        update = _update_seconds(model, subject.kept(model), settings) if settings else 0.0
     busy = device.type == "cpu" and share < 0.6
-    return speed, f" while other programs left it {share:.0%} of them" if busy else ""
+    return Speed(speed, update, f" while other programs left it {share:.0%} of them" if busy else "")
 
 
 def _step(subject: Subject, model: nn.Module, batch: int, device: torch.device, half: torch.dtype | None) -> float:
@@ -134,9 +197,33 @@ def _step(subject: Subject, model: nn.Module, batch: int, device: torch.device, 
         loss = subject.loss(model, batch, device)
     loss.backward()
     model.zero_grad()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _update_seconds(model: nn.Module, kept: nn.Module, settings: RunSettings) -> float:
+    """What one step of clipping, the optimizer and the EMA takes."""
+    optimizer = build_optimizer(model, settings.optim)
+    ema = EMAModel(kept.parameters(), foreach=True) if settings.train.ema_decay else None
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    seconds = 0.0
+    for _ in range(2):
+        for parameter in trained:
+            parameter.grad = torch.full_like(parameter, 1e-6)
+        _wait(trained[0].device)
+        started = time.perf_counter()
+        nn.utils.clip_grad_norm_(trained, settings.optim.grad_clip)
+        optimizer.step()
+        if ema:
+            ema.step(kept.parameters())
+        _wait(trained[0].device)
+        seconds = time.perf_counter() - started
+    return seconds
+
+
+def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 # ---- the three parts -----------------------------------------------------------------------------------------------
@@ -164,12 +251,14 @@ def _clip(settings: ClipSettings, config: Path | None) -> Subject:
         return objective(pixels, ids, 1.0)[0]
 
     shape = f"images {data.channels} x {data.resolution} x {data.resolution}, captions of {model.context_length} tokens"
-    return Subject(
-        lambda: ClipObjective(build_clip(model, data.resolution, data.channels, vocabulary)),
-        loss,
-        shape,
-        lambda objective: objective.clip,
-    )
+
+    def build() -> nn.Module:
+        clip = build_clip(model, data.resolution, data.channels, vocabulary)
+        if training_device().type == "cpu":  # as `ldm.text.ClipTask` does
+            clip.set_attn_implementation("eager")
+        return ClipObjective(clip)
+
+    return Subject(build, loss, shape, lambda objective: objective.clip)
 
 
 def _vae(settings: VaeSettings, config: Path | None) -> Subject:
@@ -189,11 +278,13 @@ def _vae(settings: VaeSettings, config: Path | None) -> Subject:
     shape = f"{data.channels} x {side} x {side} pixels to {' x '.join(map(str, latents))}"
     if model.kind == "vq":
         shape += f", of {model.codebook_size} codes"
-    return Subject(lambda: VaeObjective(build_vae(model, data.channels), settings.loss), loss, shape, lambda m: m.vae)
+    return Subject(
+        lambda: VaeObjective(build_vae(model, data.channels), settings.loss), loss, shape, lambda m: m.vae, True
+    )
 
 
 def _ldm(settings: LdmSettings, config: Path | None) -> Subject:
-    from ldm.denoiser import build_mlp, build_unet
+    from ldm.denoiser import build_mlp, build_unet, choose_attention
 
     tokens, width = _text(settings, config)
     learned = settings.noise.learned_variance
@@ -206,7 +297,9 @@ def _ldm(settings: LdmSettings, config: Path | None) -> Subject:
     def build() -> nn.Module:
         if settings.denoiser == "mlp":
             return build_mlp(settings.mlp, channels, width, learned)
-        return build_unet(settings.model, channels, size, width, learned)
+        unet = build_unet(settings.model, channels, size, width, learned)
+        choose_attention(unet, settings.model.attention, training_device())
+        return unet
 
     def loss(unet: nn.Module, batch: int, device: torch.device) -> Tensor:
         latents = torch.zeros(batch, channels, size, size, device=device)
@@ -269,10 +362,10 @@ def _component(folder: Path, name: str) -> dict | None:
 
 
 def _half_precision(settings: RunSettings, device: torch.device) -> torch.dtype | None:
-    wanted = settings.train.mixed_precision
-    if wanted == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else None
-    return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
+    """What the trainer would autocast to."""
+    return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[
+        precision(settings.train.mixed_precision, device)
+    ]
 
 
 def _epochs(settings: RunSettings, images: int) -> str:
@@ -314,11 +407,11 @@ def _si(value: float) -> str:
     return f"{value:.3g} "
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

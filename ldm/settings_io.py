@@ -96,7 +96,11 @@ def to_yaml(settings: RunSettings) -> str:
     """A project file that `load` reads back to equal settings (of this part; it names no others)."""
     values = settings.model_dump(mode="json")
     shared = {key: values.pop(key) for key in RunSettings.model_fields}
-    document = {**shared, part_of(settings): values}
+    return dump({**shared, part_of(settings): values})
+
+
+def dump(document: dict) -> str:
+    """YAML that `load` reads back to the same values."""
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from diffusers.training_utils import EMAModel
@@ -225,6 +227,8 @@ class Trainer:
                 meter.pause()
         if self.accelerator.is_main_process:
             self._finish(trained=self.step > first)
+            if self.train.planned_minutes and first == 0:
+                self._compare_with_plan(self.train.planned_minutes)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
@@ -367,6 +371,12 @@ class Trainer:
             with checkpoint.staged(self.run / "final") as folder:
                 self.task.finish(folder)
         self._log(f"finished: {self.run / 'final'}")
+
+    def _compare_with_plan(self, planned: float) -> None:
+        """One line: the time since this process started, imports and caches included, beside what `ldm plan` said."""
+        minutes = (time.time() - psutil.Process().create_time()) / 60
+        self.write_log({"step": self.step, "minutes": minutes, "planned_minutes": planned})
+        self._log(f"took {minutes:.1f} min, {minutes / planned:.2f} times the {planned:.1f} min that were planned")
 
     def write_log(self, entry: dict) -> None:
         known = {k: v if math.isfinite(v) else None for k, v in entry.items()}  # JSON has no infinity
