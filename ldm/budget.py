@@ -56,7 +56,7 @@ def propose(config: Path, minutes: float, memory: float | None = None) -> list[P
     memory = device_memory() if memory is None else memory
     settings = load("ldm", config)
     wanted = {"clip": settings.text.source == "run", "vae": settings.vae == "run", "ldm": True}
-    parts = [part for part, needed in wanted.items() if needed]
+    parts = ["ldm"] if settings.distill.teacher else [part for part, needed in wanted.items() if needed]
     whole = sum(SHARES[part] for part in parts)
     found: list[Proposal] = []
     for part in parts:
@@ -161,7 +161,8 @@ def aside_seconds(part: str, settings: RunSettings, found: Forecast, vae: Foreca
     if part == "clip":
         return STARTING + REPORTS * weights * 512 * forward
     if part == "vae":
-        return STARTING + (REPORTS * weights * 128 + 4096 / 2) * forward  # at the end the latents' statistics
+        statistics = min(4096, training_samples(settings.data)) / 2  # of the latents, at the end
+        return STARTING + (REPORTS * weights * 128 + statistics) * forward
     assert isinstance(settings, LdmSettings)
     chosen = settings.sampling
     judged = chosen.judged if settings.data.source in ("glyphs", "digits") else 0

@@ -311,6 +311,14 @@ class DistillOptions(Settings):
     sampler: SamplerName = "dpmpp_2m"  # of the teacher
 
 
+class AlignmentOptions(Settings):
+    """The U-Net's middle is drawn towards the features of an image tower, early in training."""
+
+    weight: Weight = 0.0  # of the cosine distance beside the loss; 0 = off
+    source: str = "run"  # "run" = the CLIP run beside this one, or the folder of one
+    until: Fraction = 0.4  # of all steps
+
+
 class LdmSettings(RunSettings):
     # "run" = the VAE run beside this one, a folder with a VAE run or an AutoencoderKL, or "identity" = pixel space
     vae: str = "run"
@@ -319,6 +327,7 @@ class LdmSettings(RunSettings):
     model: UNetModel = UNetModel()
     mlp: MlpModel = MlpModel()
     noise: NoiseOptions = NoiseOptions()
+    alignment: AlignmentOptions = AlignmentOptions()
     caption_dropout: Fraction = 0.1
     sampling: SamplingOptions = SamplingOptions()
     distill: DistillOptions = DistillOptions()

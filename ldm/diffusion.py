@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ldm.autoencoder import load_vae
+from ldm.alignment import Alignment, load_tower
+from ldm.autoencoder import load_vae, to_images
 from ldm.config import ClipModel, LdmSettings
 from ldm.data import ImageTextData, Splits, spread
 from ldm.denoiser import build_mlp, build_unet, choose_attention
@@ -77,16 +78,34 @@ class Uncertainty(nn.Module):
 class LdmObjective(nn.Module):
     """Denoiser, text encoder and noise process as one module: forward gives the denoising loss."""
 
-    def __init__(self, unet: nn.Module, text_encoder: CLIPTextModel, process: NoiseProcess):
+    def __init__(
+        self,
+        unet: nn.Module,
+        text_encoder: CLIPTextModel,
+        process: NoiseProcess,
+        alignment: Alignment | None = None,
+    ):
         super().__init__()
-        self.unet, self.text_encoder, self.process = unet, text_encoder, process
+        self.unet, self.text_encoder, self.process, self.alignment = unet, text_encoder, process, alignment
         self.uncertainty = Uncertainty() if process.weight == "learned" else None
 
     def forward(
-        self, latents: Tensor, noise: Tensor, times: Tensor, input_ids: Tensor, progress: float
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        times: Tensor,
+        input_ids: Tensor,
+        progress: float,
+        images: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Clean latents and noise (B, c, h, w), times (B,) in [0, 1], tokens (B, L), or (1, L) for all alike."""
+        """Clean latents and noise (B, c, h, w), times (B,) in [0, 1], tokens (B, L), or (1, L) for all alike.
+
+        `images`, (B, C, H, W) in [-1, 1], where the U-Net is aligned with what a tower sees in them.
+        """
         losses, metrics = self.losses(latents, noise, times, input_ids)
+        if self.alignment is not None and images is not None:
+            metrics["alignment"] = self.alignment(images).mean()
+            return losses.mean() + self.alignment.weight * metrics["alignment"], metrics
         return losses.mean(), metrics
 
     def losses(
@@ -121,7 +140,6 @@ def caption_or_null(settings: LdmSettings, data: ImageTextData, sample: Sample) 
 class LdmTask:
     """Teaches a denoiser, and the text encoder too if asked: see `ldm.training.Task`."""
 
-    find_unused_parameters = False
     validation_items = 512
     channels_last = False  # measured: 0.75 times the images/s, for group norm on small maps
 
@@ -155,11 +173,13 @@ class LdmTask:
         torch.manual_seed(mix(settings.seed, 1))
         self.unet = self._build()
         choose_attention(self.unet, settings.model.attention, device)
+        self.run = run
         self.module = self._objective()
         self.model = (
             nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder}) if self.trains_text else self.unet
         )
         self.num_samples = len(data.train)
+        self.find_unused_parameters = self.module.alignment is not None  # its network rests after a while
 
     def _latents(self, data: ImageTextData) -> Latents | Uncached:
         if isinstance(self.vae, IdentityAutoencoder):
@@ -175,7 +195,14 @@ class LdmTask:
         return build_unet(self.settings.model, channels, size, width, learned)
 
     def _objective(self) -> LdmObjective:
-        return LdmObjective(self.unet, self.text_encoder, self.process)
+        return LdmObjective(self.unet, self.text_encoder, self.process, self._alignment())
+
+    def _alignment(self) -> Alignment | None:
+        options, data = self.settings.alignment, self.data.train
+        if not options.weight:
+            return None
+        source = sibling(self.run, "clip") if options.source == "run" else Path(options.source)
+        return Alignment(load_tower(source, data.resolution, data.channels), self.unet, options.weight)
 
     def _pair(self, run: Path) -> None:
         """Record which VAE, text encoder and tokenizer the run belongs to; refuse others once there is a checkpoint."""
@@ -198,12 +225,18 @@ class LdmTask:
         indices = [sample.index for sample in samples]
         shape = self.train_latents.shape[1:]
         times = self.process.draw_times(rows.batch_size, generator_for(seed, 5, rows.step))
-        return {
+        batch = {
             "latents": self.train_latents.sample(indices, draw_rows(rows, shape, seed, 6)),
             "noise": draw_rows(rows, shape, seed, 7),
             "times": times[rows.start : rows.stop],
             "input_ids": self._tokens([self._caption(sample) for sample in samples]),
         }
+        if (
+            self.module.alignment is not None
+            and rows.step < self.settings.alignment.until * self.settings.train.num_steps
+        ):
+            batch["images"] = to_images(np.stack([self.data.train.image(i) for i in indices]))
+        return batch
 
     def _tokens(self, captions: list[str]) -> Tensor:
         """Token ids (B, L), or (1, L) where no caption differs from another."""

@@ -1,5 +1,7 @@
 """The third part: its loss in cases with known answers, and tiny runs of every kind of conditioning and space."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -195,3 +197,73 @@ def test_a_new_tower_needs_captions(tmp_path):
 
     with pytest.raises(UserError, match="text.source: none"):
         fit(settings(tmp_path), Silent)
+
+
+def aligned(tmp_path, **changes) -> LdmSettings:
+    """A run beside that of an untrained CLIP."""
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**small, "image_size": 16, "patch_size": 4, "num_channels": 1}
+    clip = CLIPModel(CLIPConfig(text_config={**small, "vocab_size": 8}, vision_config=vision))
+    clip.save_pretrained(tmp_path / "clip" / "final" / "clip")
+    return settings(tmp_path, alignment={"weight": 1.0, "until": 0.5}, **changes)
+
+
+def test_alignment_is_the_cosine_distance_of_the_middle_and_the_towers_patches():
+    from types import SimpleNamespace
+
+    from ldm.alignment import Alignment
+
+    class Tower(nn.Module):
+        config = SimpleNamespace(hidden_size=3)
+
+        def forward(self, pixel_values):
+            return SimpleNamespace(last_hidden_state=torch.cat([torch.zeros(2, 1, 3), self.patches], 1))
+
+    class UNet(nn.Module):
+        config = SimpleNamespace(block_out_channels=[5])
+
+        def __init__(self):
+            super().__init__()
+            self.mid_block = nn.Conv2d(5, 5, 1)
+
+    tower, unet = Tower(), UNet()
+    found = Alignment(tower, unet, 0.5).train()
+    generator = torch.Generator().manual_seed(0)
+    middle = unet.mid_block(torch.randn(2, 5, 2, 2, generator=generator))
+    said = found.network(middle).flatten(2).transpose(1, 2).detach()
+    tower.patches = torch.stack([2 * said[0], -said[1]])  # the same direction, and the opposite
+    torch.testing.assert_close(found(torch.zeros(2, 1, 4, 4)), torch.tensor([0.0, 2.0]))
+    tower.patches = torch.randn(2, 4, 3, generator=generator)
+    found(torch.zeros(2, 1, 4, 4)).sum().backward()
+    assert unet.mid_block.weight.grad.abs().sum() > 0
+
+
+def test_a_run_is_aligned_for_a_while_and_resumes_bit_for_bit(tmp_path):
+    chosen = aligned(tmp_path)
+    train = chosen.train.model_copy(update={"num_steps": 6, "save_every": 2, "log_every": 1, "keep_checkpoints": 9})
+    chosen = chosen.model_copy(update={"train": train})
+    task = fit(chosen)
+    logged = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in logged if "alignment" in row] == [1, 2, 3]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    data = Splits(Shades(12), Shades(4))
+    again = LdmTask(chosen, data, tmp_path / "run", torch.device("cpu"))
+    Trainer(again, chosen, tmp_path / "run").fit(str(tmp_path / "run/checkpoints/step-00000002"))
+    for p, q in zip(task.module.parameters(), again.module.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=0)
+    assert not any("alignment" in name for name, _ in again.model.named_parameters())  # nothing of it is exported
+
+
+def test_alignment_that_cannot_be_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no finished CLIP run in .*clip"):
+        fit(settings(tmp_path, alignment={"weight": 1.0}))
+    chosen = aligned(tmp_path)
+    with pytest.raises(UserError, match="images of 1 x 16, and the data have 1 x 32"):
+        from ldm.alignment import load_tower
+
+        load_tower(tmp_path / "clip", 32, 1)
+    with pytest.raises(UserError, match="mid_block: true"):
+        fit(chosen.model_copy(update={"model": chosen.model.model_copy(update={"mid_block": False})}))
