@@ -36,12 +36,29 @@ def training_facts(run: Path) -> dict[str, Any]:
     if not settings:
         return {}
     own = settings.get("ldm", {})
-    return {
+    facts = {
         "data": _public_source(settings.get("data", {}).get("source")),
         "prompts": own.get("sampling", {}).get("prompts", [])[:3],
         "runs": {part: _trained(path) for part, path in _part_runs(run, own).items()},
         "config": _public(settings),
     }
+    student = own.get("distill", {})
+    if not student.get("teacher"):
+        return facts
+    before = _runs_of(Path(student["teacher"]))
+    before = {"teacher" if part == "ldm" else part: one for part, one in before.items()}
+    told = {name: student.get(name) for name in ("steps", "guidance_scale")}
+    return facts | {
+        "runs": before | facts["runs"],
+        "student": told | {"teacher": _public_source(student["teacher"])},
+    }
+
+
+def _runs_of(model: Path) -> dict[str, Any]:
+    """The runs that made a model, an exported folder or itself a run, as far as it still says."""
+    if (model / "ldm.json").is_file():
+        return read_json(model / "ldm.json").get("training", {}).get("runs", {})
+    return training_facts(model).get("runs", {}) if (model / "config.yaml").is_file() else {}
 
 
 def rows(metrics: dict[str, Any]) -> dict[str, str]:
@@ -178,6 +195,7 @@ def _public(settings: dict) -> str:
         (kept.get("data"), "source"),
         (kept.get("ldm"), "vae"),
         (kept.get("ldm", {}).get("text"), "source"),
+        (kept.get("ldm", {}).get("distill"), "teacher"),
     ):
         if block and key in block:
             block[key] = _public_source(block[key])
