@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPVisionModel
+from transformers import CLIPModel
 
 from ldm.errors import UserError
 
@@ -20,7 +20,7 @@ class Alignment(nn.Module):
     """The tower, frozen, and the network that is compared with it; forget it when the training is over."""
 
     def __init__(self, tower: nn.Module, unet: nn.Module, weight: float, hidden: int = 256):
-        """`tower`: a CLIPVisionModel. `unet`: has a `mid_block`, whose output is looked at."""
+        """`tower`: the vision part of a CLIPModel. `unet`: has a `mid_block`, whose output is looked at."""
         super().__init__()
         inner = getattr(unet, "unet", unet)
         if getattr(inner, "mid_block", None) is None:
@@ -52,7 +52,7 @@ def load_tower(run: Path, resolution: int, channels: int) -> nn.Module:
     folder = next((place for place in (run / "final" / "clip", run / "clip", run) if _is_clip(place)), None)
     if folder is None:
         raise UserError(f"alignment.source: no finished CLIP run in {run}: run train_clip.py first, or name its folder")
-    tower = CLIPVisionModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    tower = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).vision_model
     takes = tower.config.num_channels, tower.config.image_size
     if takes != (channels, resolution):
         raise UserError(f"{folder} sees images of {takes[0]} x {takes[1]}, and the data have {channels} x {resolution}")
