@@ -12,15 +12,23 @@ def shipped_model(name: str = "glyphs") -> Path:
     return _find(Path("models") / name, "model_index.json")
 
 
+def shipped_models() -> list[str]:
+    """Their names, sorted."""
+    return sorted(path.parent.name for place in _places(Path("models")) for path in place.glob("*/model_index.json"))
+
+
 def shipped_configs() -> Path:
     """Folder of the YAML presets."""
     return _find(Path("configs"), "*.yaml")
 
 
+def _places(relative: Path) -> list[Path]:
+    return [PACKAGE / relative, PACKAGE.parent / relative]
+
+
 def _find(relative: Path, proof: str) -> Path:
     """The first of package and checkout that holds `relative` with a file matching `proof` in it."""
-    places = [PACKAGE / relative, PACKAGE.parent / relative]
-    for place in places:
+    for place in _places(relative):
         if any(place.glob(proof)):
             return place
     raise UserError(

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ldm.assets import shipped_model, shipped_models
 from ldm.errors import UserError
 from ldm.stock import CLASSES, OWN
 
@@ -58,15 +59,16 @@ def locate(path_or_id: str | Path | None = None) -> ModelFolder:
 
     Args:
         path_or_id: an exported folder, the folder of a finished LDM run, a Hub id `user/name` or `user/name@revision`,
-            or None for the model that ships with the project.
+            the name of a model that ships with the project ("glyphs-fast"), or None for the one of them that is the
+            default.
 
     Raises: UserError saying what was looked for.
     """
     if path_or_id is None:
-        from ldm.assets import shipped_model
-
         return _exported(shipped_model(), "the shipped model")
     folder = Path(path_or_id).expanduser()
+    if not folder.exists() and str(path_or_id) in shipped_models():
+        return _exported(shipped_model(str(path_or_id)), str(path_or_id))
     if (folder / "model_index.json").is_file():
         return _exported(folder, str(path_or_id))
     if (folder / "final").is_dir() or (folder / "checkpoints").is_dir():
@@ -78,7 +80,10 @@ def locate(path_or_id: str | Path | None = None) -> ModelFolder:
         )
     if HUB_ID.fullmatch(str(path_or_id)):
         return _exported(_download(str(path_or_id)), str(path_or_id))
-    raise UserError(f"there is no folder {folder}: name an exported model, an LDM run, or a Hub id like user/name")
+    raise UserError(
+        f"there is no folder {folder}: name an exported model, an LDM run, a Hub id like user/name, "
+        f"or one that ships: {', '.join(shipped_models())}"
+    )
 
 
 def read_json(path: Path) -> dict:

@@ -4,6 +4,7 @@ import pytest
 
 from ldm import assets
 from ldm.errors import UserError
+from ldm.model_folder import locate
 
 
 def test_the_package_comes_before_the_checkout(tmp_path, monkeypatch):
@@ -19,3 +20,11 @@ def test_the_package_comes_before_the_checkout(tmp_path, monkeypatch):
 
 def test_the_presets_are_found():
     assert (assets.shipped_configs() / "glyphs.yaml").is_file()
+
+
+def test_shipped_models_go_by_their_names():
+    assert assets.shipped_models() == ["digits", "glyphs", "glyphs-fast"]
+    for name in assets.shipped_models():
+        assert locate(name).paths["unet"] == assets.shipped_model(name) / "unet"
+    with pytest.raises(UserError, match="glyphs-fast"):
+        locate("glyph-fast")

@@ -297,7 +297,7 @@ def test_a_picture_from_the_shell_loads_neither_torch_nor_diffusers(tmp_path, mo
     assert told.splitlines()[-1] == "[]" and (tmp_path / "out.png").is_file()
 
 
-@pytest.mark.parametrize("name", ["glyphs", "digits"])
+@pytest.mark.parametrize("name", ["glyphs", "glyphs-fast", "digits"])
 def test_the_shipped_graphs_are_of_the_shipped_models(name):
     folder = ROOT / "models" / name
     prompt, options = ["horizontal stacked glyph", "a red 7"], {"seed": 1, "output_type": "np"}
