@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def _foreign(busy_before: float | None, own: float, wall: float) -> float | None
 # ---- comparisons ---------------------------------------------------------------------------------------------------
 
 
-def rounds(variants: dict[str, Callable[[], object]], count: int = 5, warm_up: int = 1) -> dict[str, list[Timing]]:
+def rounds(variants: Mapping[str, Callable[[], object]], count: int = 5, warm_up: int = 1) -> dict[str, list[Timing]]:
     """Timings of each variant in `count` rounds; every other round runs them in the opposite order.
 
     Use at least 5 rounds, and at least 9 for calls below 0.3 s.
@@ -173,7 +173,7 @@ def process(command: Sequence[str | Path], env: dict[str, str] | None = None, cw
     return Process(cpu, wall, foreign, rss * (1 if sys.platform == "darwin" else 1024) / 2**20, done.stdout)
 
 
-def process_rounds(commands: dict[str, Sequence[str | Path]], count: int = 3, warm_up: int = 1) -> dict[str, list]:
+def process_rounds(commands: Mapping[str, Sequence[str | Path]], count: int = 3, warm_up: int = 1) -> dict[str, list]:
     """`rounds` for whole programs: {name: [Process]}."""
     found: dict[str, list[Process]] = {name: [] for name in commands}
     for turn in range(-warm_up, count):

@@ -24,8 +24,8 @@ from ldm.noise import NUM_TRAIN_TIMESTEPS, NoiseProcess, variational_loss
 from ldm.runs import replace_text, sibling
 from ldm.schedulers import export_scheduler
 from ldm.sheet import points_picture, sheet
-from ldm.text import caption_of, encode, load_text, new_text, null_text, run_tokenizer
-from ldm.training import Rows, Sample, draw_rows, generator_for, mix
+from ldm.text import TokenRows, caption_of, load_text, new_text, null_text, run_tokenizer
+from ldm.training import Rows, Sample, draw_rows, generator_for, mix, precision
 
 QUARTERS = 4  # of the times, in which the gap between validation and training is logged
 POINTS_SHOWN = 4096
@@ -162,6 +162,7 @@ class LdmTask:
         self.vae = find_vae(settings.vae, run, data.train).to(device)
         torch.manual_seed(mix(settings.seed, 1))
         self.text_encoder, self.tokenizer = find_text(settings, run, data.train)
+        self.token_rows = TokenRows(self.tokenizer)
         self.trains_text = settings.text.train or settings.text.source == "new"
         self.text_encoder.requires_grad_(self.trains_text)
         if device.type == "cpu":  # torch's fused attention has a backward five times slower in bf16 there
@@ -172,7 +173,8 @@ class LdmTask:
         self._scheduler()  # a sampler that could not be exported is said now and not after the training
         torch.manual_seed(mix(settings.seed, 1))
         self.unet = self._build()
-        choose_attention(self.unet, settings.model.attention, device)
+        half = precision(settings.train.mixed_precision, device) != "no"
+        choose_attention(self.unet, settings.model.attention, device, half)
         self.run = run
         self.module = self._objective()
         self.model = (
@@ -240,7 +242,7 @@ class LdmTask:
 
     def _tokens(self, captions: list[str]) -> Tensor:
         """Token ids (B, L), or (1, L) where no caption differs from another."""
-        return encode(self.tokenizer, captions[:1] if self.unconditional else captions)
+        return self.token_rows(captions[:1] if self.unconditional else captions)
 
     def _caption(self, sample: Sample) -> str:
         """This epoch's caption, or the null caption: always when unconditional, else with `caption_dropout`."""

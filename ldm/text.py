@@ -82,6 +82,27 @@ def encode(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     ).input_ids
 
 
+class TokenRows:
+    """`encode` that remembers: tokenizing is most of the work of a batch of cached latents.
+
+    Args:
+        limit: captions kept; all are forgotten when there are more.
+    """
+
+    def __init__(self, tokenizer: CLIPTokenizer, limit: int = 2**15):
+        self.tokenizer, self.limit = tokenizer, limit
+        self._rows: dict[str, np.ndarray] = {}
+
+    def __call__(self, captions: list[str]) -> Tensor:
+        """Token ids (B, L), int64."""
+        if len(self._rows) > self.limit:
+            self._rows.clear()
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self._rows]
+        if new:
+            self._rows.update(zip(new, encode(self.tokenizer, new).numpy(), strict=True))
+        return torch.from_numpy(np.stack([self._rows[caption] for caption in captions]))
+
+
 def text_config(model: ClipModel, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(tokenizer),

@@ -23,11 +23,11 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ldm import checkpoint
+from ldm.averaging import Average
 from ldm.config import OptimOptions, RunSettings, TrainOptions
 from ldm.errors import UserError
 from ldm.optimizer import build_optimizer, native_bf16
@@ -193,7 +193,7 @@ class Trainer:
         if self.accelerator.mixed_precision != "no" and (task.channels_last or self.accelerator.device.type == "cuda"):
             task.module.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(task.module, settings.optim)
-        self.ema = EMAModel(task.model.parameters(), decay=self.train.ema_decay, foreach=True)
+        self.ema = Average(task.model.parameters() if self.train.ema_decay else [], decay=self.train.ema_decay)
         self.step = 0
 
     def fit(self, resume: str = "auto") -> None:
@@ -238,7 +238,7 @@ class Trainer:
         loader = iter(
             DataLoader(
                 Batches(self.task, self.settings.seed),
-                sampler=list(rows_of(self.train, self.step, rank, world)),
+                sampler=rows_of(self.train, self.step, rank, world),
                 batch_size=None,
                 num_workers=self.train.num_workers,
                 pin_memory=self.accelerator.device.type == "cuda",
@@ -301,8 +301,9 @@ class Trainer:
             seeds = f"seed {state.get('seed')}, now {self.settings.seed}"
             raise UserError(f"{found} is no checkpoint of this run ({seeds}): put the seed back, or start another run")
         _load(self.task.module, tensors["model"], found)
-        ema = tensors.get("ema") or dict(self.task.model.named_parameters())
-        _fill(self.ema.shadow_params, [ema[name] for name in _names(self.task.model)])
+        if self.train.ema_decay:
+            ema = tensors.get("ema") or dict(self.task.model.named_parameters())
+            _fill(self.ema.shadow_params, [ema[name] for name in _names(self.task.model)])
         self.ema.optimization_step = state["ema_steps"]
         self._load_optimizer(tensors["optimizer"], found)
         self.step = state["step"]
@@ -359,7 +360,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _ema_weights(self):
-        return _Swapped(list(self.task.model.parameters()), self.ema.shadow_params)
+        return self.ema.shown(self.task.model.parameters())
 
     def _finish(self, trained: bool) -> None:
         """Write `final/`; leave it alone when it is whole and nothing was trained since."""
@@ -388,20 +389,6 @@ class Trainer:
     def _log(self, text: str) -> None:
         if self.accelerator.is_main_process:
             print(text, flush=True)
-
-
-class _Swapped:
-    """Within the block the parameters hold other values; afterwards exactly their own again."""
-
-    def __init__(self, parameters: list[nn.Parameter], values: list[Tensor]):
-        self.parameters, self.values = parameters, values
-
-    def __enter__(self):
-        self.own = [parameter.detach().clone() for parameter in self.parameters]
-        _fill(self.parameters, self.values)
-
-    def __exit__(self, *_):
-        _fill(self.parameters, self.own)
 
 
 def _fill(targets: list[Tensor], values: list[Tensor]) -> None:

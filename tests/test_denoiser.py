@@ -95,6 +95,7 @@ def test_attention_kinds_agree():
     with torch.no_grad():
         sdpa = network(x, t, text).sample
         assert choose_attention(network, "auto", torch.device("cpu")) == "matmul"
+        assert choose_attention(network, "auto", torch.device("cpu"), half=False) == "sdpa"
         torch.testing.assert_close(network(x, t, text).sample, sdpa, atol=1e-5, rtol=1e-4)
 
 

@@ -7,7 +7,7 @@ import torch
 from ldm.autoencoder import build_vae, to_images
 from ldm.config import VaeModel
 from ldm.errors import UserError
-from ldm.latents import cached_latents, weights_digest
+from ldm.latents import cached_latents, pictures_at_once, weights_digest
 
 
 class Pictures:
@@ -89,3 +89,8 @@ def test_latents_that_are_not_numbers_are_refused_and_leave_nothing(vae, tmp_pat
     with pytest.raises(UserError, match="not finite"):
         cached_latents(vae, Pictures(), tmp_path)
     assert folders(tmp_path) == []
+
+
+def test_a_cpu_encodes_what_its_caches_hold(vae):
+    assert pictures_at_once(vae, 16) == 1024  # 8 MiB of 16 x 16 maps of 8 channels in fp32
+    assert pictures_at_once(vae, 1024) == 1

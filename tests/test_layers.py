@@ -26,6 +26,7 @@ ONLY = {
     "codebook": set(),
     "guidance": {"noise", "errors"},
     "stock_noise": {"noise"},
+    "averaging": set(),
     "checkpoint": {"errors"},
     "assets": {"errors"},
     "torchvision_guard": set(),
@@ -34,14 +35,8 @@ ONLY = {
     "sheet": {"data", "errors"},
     "progress": {"config", "errors"},
     "optimizer": {"config"},
-    "training": {
-        "checkpoint",
-        "config",
-        "errors",
-        "optimizer",
-        "progress",
-        "runs",
-    },  # the loop is blind: no VAE, no text, no noise
+    # the loop is blind: no VAE, no text, no noise
+    "training": {"averaging", "checkpoint", "config", "errors", "optimizer", "progress", "runs"},
 }
 # ... and these rooms may never import those, at any depth of a function.
 SURFACE = {"export", "hub", "generate", "card", "doctor", "checkup", "cli"}

@@ -9,6 +9,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ldm.config import ClipModel
 from ldm.errors import UserError
 from ldm.text import (
+    TokenRows,
     build_clip,
     contrastive_loss,
     encode,
@@ -53,6 +54,14 @@ def test_encoding_pads_and_cuts_to_the_context(tokenizer):
     assert ids.shape == (2, 16)
     assert ids[0].tolist() == [tokenizer.bos_token_id] + [tokenizer.eos_token_id] * 15
     assert ids[1, -1] == tokenizer.eos_token_id
+
+
+def test_remembered_rows_are_those_of_encoding(tokenizer, monkeypatch):
+    rows, asked = TokenRows(tokenizer, limit=2), []
+    monkeypatch.setattr("ldm.text.encode", lambda _, captions: asked.append(captions) or encode(tokenizer, captions))
+    for captions in (["water", "fire", "water"], ["fire", ""], ["water", "glyph"], ["water", "fire"]):
+        assert torch.equal(rows(captions), encode(tokenizer, captions))
+    assert asked == [["water", "fire"], [""], ["water", "glyph"], ["fire"]]  # over the limit, all were forgotten
 
 
 def test_contrastive_loss_of_orthogonal_features_by_hand():

@@ -24,7 +24,8 @@ SUFFIXES = frozenset(
 )
 MAX_PIXELS = 89_478_485  # a quarter GiB of RGB; also where Pillow begins to warn
 MAX_BYTES = 2**30  # of one encoded picture
-DECODE_VERSION = 1  # part of every cache key: raise it when the same file would give other pixels
+DECODE_VERSION = 2  # part of every cache key: raise it when the same file would give other pixels
+REDUCING_GAP = 3.0  # down to this many times the final size a picture may be shrunk by cheaper means
 
 _TURNS = {  # EXIF orientation -> Pillow transposition
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -54,7 +55,7 @@ def quiet_decoders():
 
 
 def decode_image(
-    source: bytes | Path, channels: int = 3, background: int = 255, max_pixels: int = MAX_PIXELS
+    source: bytes | Path, channels: int = 3, background: int = 255, max_pixels: int = MAX_PIXELS, enough: int = 0
 ) -> np.ndarray:
     """Decode one picture.
 
@@ -63,14 +64,15 @@ def decode_image(
         channels: 1 for grey, 3 for RGB.
         background: grey level 0..255 on which transparent pixels are composited.
         max_pixels: more than this many pixels are refused before anything is decompressed.
+        enough: a JPEG may come out a whole fraction smaller, but with no side below this; 0 = always at full size.
     Returns: uint8 array (H, W, channels), upright.
     Raises: ImageError: for every fault of the file, with the reason.
     """
-    return decode_described(source, channels, background, max_pixels)[0]
+    return decode_described(source, channels, background, max_pixels, enough)[0]
 
 
 def decode_described(
-    source: bytes | Path, channels: int = 3, background: int = 255, max_pixels: int = MAX_PIXELS
+    source: bytes | Path, channels: int = 3, background: int = 255, max_pixels: int = MAX_PIXELS, enough: int = 0
 ) -> tuple[np.ndarray, dict]:
     """As `decode_image`, and what the file was: {"format": "PNG", "mode": "RGBA"}."""
     if channels not in (1, 3):
@@ -80,6 +82,8 @@ def decode_described(
         with Image.open(stream, formats=_formats()) as image:
             _check_size(image, max_pixels)
             about = {"format": image.format, "mode": image.mode}
+            if enough:
+                image.draft(None, (enough, enough))
             image.load()
             _check_size(image, max_pixels)
             flat = _flatten(image, "L" if channels == 1 else "RGB", background)
@@ -128,7 +132,7 @@ def _resized(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int
     shrinks = size[0] * size[1] < (box[2] - box[0]) * (box[3] - box[1])
     kernel = Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
     # photos are first averaged down to three times the size: ten times faster, at most about 2/255 different
-    return image.resize(size, kernel, box=box, reducing_gap=3.0)
+    return image.resize(size, kernel, box=box, reducing_gap=REDUCING_GAP)
 
 
 @functools.cache

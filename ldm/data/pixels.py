@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ldm.config import DataOptions
-from ldm.data.decode import DECODE_VERSION, ImageError, decode_image, fit_image, quiet_decoders
+from ldm.data.decode import DECODE_VERSION, REDUCING_GAP, ImageError, decode_image, fit_image, quiet_decoders
 from ldm.data.samples import Sample, Source
 from ldm.errors import UserError
 
@@ -118,7 +118,8 @@ def _build(stem: Path, key: str, source: Source, options: DataOptions) -> Pixels
     size, channels, files = options.resolution, options.channels, options.files
 
     def picture(data: bytes) -> np.ndarray:
-        return fit_image(decode_image(data, channels, files.background), size, files.resize, files.background)
+        decoded = decode_image(data, channels, files.background, enough=round(REDUCING_GAP * size))
+        return fit_image(decoded, size, files.resize, files.background)
 
     rows: list[int] = []
     digests: list[str] = []

@@ -284,3 +284,14 @@ def test_wrong_arguments_are_refused():
         decode_image(b"", 4)
     with pytest.raises(ValueError, match="resize must be"):
         fit_image(np.zeros((2, 2, 1), np.uint8), 2, "zoom")
+
+
+def test_a_large_jpeg_may_be_decoded_smaller_but_never_below_what_is_enough():
+    ramp = np.linspace(0, 255, 640 * 480).reshape(480, 640).astype(np.uint8)
+    data = encoded(Image.fromarray(ramp), "JPEG", quality=95)
+    assert decode_image(data, 1, enough=120).shape == (120, 160, 1)
+    assert decode_image(data, 1, enough=121).shape == (240, 320, 1)
+    assert decode_image(data, 1, enough=241).shape == decode_image(data, 1).shape == (480, 640, 1)
+    whole, part = (fit_image(decode_image(data, 1, enough=enough), 32, "crop") for enough in (0, 96))
+    assert np.abs(whole.astype(int) - part).max() <= 3
+    assert decode_image(encoded(Image.fromarray(ramp), "PNG"), 1, enough=8).shape == (480, 640, 1)

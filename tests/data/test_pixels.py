@@ -17,7 +17,9 @@ def decodings(monkeypatch):
     """How often a picture was decoded."""
     calls = []
     original = pixels_module.decode_image
-    monkeypatch.setattr(pixels_module, "decode_image", lambda *args: calls.append(1) or original(*args))
+    monkeypatch.setattr(
+        pixels_module, "decode_image", lambda *args, **options: calls.append(1) or original(*args, **options)
+    )
     return calls
 
 
