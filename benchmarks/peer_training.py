@@ -111,7 +111,7 @@ def retold(model: Path, pictures: Path, batch_size: int, precision: str, workers
 
 
 class Photos:
-    """Pictures and tokens of a folder with metadata.jsonl, transformed as the script does."""
+    """Pictures, and tokens if there is a tokenizer, of a folder with metadata.jsonl, transformed as the script does."""
 
     def __init__(self, folder: Path, tokenizer, resolution: int = 128):
         from datasets import load_dataset
@@ -124,6 +124,8 @@ class Photos:
 
     def __getitem__(self, i: int):
         row = self.table[i]
+        if self.tokenizer is None:
+            return self.transform(row["image"].convert("RGB"))
         text = self.tokenizer(
             row["text"], max_length=self.tokenizer.model_max_length, padding="max_length", truncation=True,
             return_tensors="pt",

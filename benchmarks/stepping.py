@@ -107,3 +107,11 @@ class Parts:
             return results[0]
 
         return call
+
+
+def part_seconds(parts: dict, part: str, clock: str) -> float:
+    """Of one step, on average; "other" is what no part accounts for."""
+    if part != "other":
+        return sum(getattr(timing, clock) for timing in parts.get(part, [])) / parts["steps"]
+    named = sum(part_seconds(parts, name, clock) for name in parts if name not in ("steps", "whole"))
+    return part_seconds(parts, "whole", clock) - named

@@ -18,7 +18,7 @@ from pathlib import Path
 from peer_training import retold, script, script_arguments
 from protocol import ceilings, compared, markdown, quiet, ratio_text, rounds, timed, write_report
 from stacks import STACKS, build_unet, ldm_settings, write_pictures, write_stack
-from stepping import Parts, Program
+from stepping import Parts, Program, part_seconds
 
 from ldm.errors import UserError, prepare_threads, run_main
 from ldm.torchvision_guard import mend_torchvision
@@ -223,6 +223,8 @@ def parts_of(program: Program, steps: int = 3) -> dict:
     from torch.utils.data.dataloader import _BaseDataLoaderIter
     from transformers import CLIPTextModel
 
+    from ldm.averaging import Average
+
     methods = {
         "data": [(_BaseDataLoaderIter, "__next__")],
         "encode pictures": [(AutoencoderKL, "encode")],
@@ -232,19 +234,11 @@ def parts_of(program: Program, steps: int = 3) -> dict:
         "clip and optimizer": [
             (Accelerator, "clip_grad_norm_"), (AcceleratedOptimizer, "step"), (AcceleratedOptimizer, "zero_grad"),
         ],
-        "EMA": [(EMAModel, "step")],
+        "EMA": [(EMAModel, "step"), (Average, "step")],
     }  # fmt: skip
     with Parts(methods) as parts:
         whole = [timed(program.step) for _ in range(steps)]
     return {"steps": steps, "whole": whole, **parts.take()}
-
-
-def part_seconds(parts: dict, part: str, clock: str) -> float:
-    """Of one step, on average; "other" is what no part accounts for."""
-    if part != "other":
-        return sum(getattr(timing, clock) for timing in parts.get(part, [])) / parts["steps"]
-    named = sum(part_seconds(parts, name, clock) for name in parts if name not in ("steps", "whole"))
-    return part_seconds(parts, "whole", clock) - named
 
 
 def unet_flops() -> int:
