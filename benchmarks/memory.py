@@ -40,8 +40,10 @@ def main() -> None:
     mend_torchvision()
     if args.child:
         return child(args)
-    results = {stage: measure(stage, args) for stage in args.stages or STAGES}
-    print(table(results))
+    results = {}
+    for stage in args.stages or STAGES:
+        results[stage] = measure(stage, args)
+        print(table({stage: results[stage]}), flush=True)
     write_report(args.output / "memory.json", {"precision": args.precision, "batch": args.batch, "stages": results})
 
 

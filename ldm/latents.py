@@ -54,6 +54,12 @@ def weights_digest(module: torch.nn.Module) -> str:
     return total.hexdigest()
 
 
+def latents_folder(vae: Autoencoder, data: ImageTextData, cache_dir: Path) -> Path:
+    """Where the latents of just these pixels by just these weights lie."""
+    key = hashlib.sha256(f"latents 1 {weights_digest(vae)} {data.fingerprint}".encode()).hexdigest()[:24]
+    return cache_dir / "latents" / key
+
+
 def pictures_at_once(vae: Autoencoder, resolution: int) -> int:
     """How many pictures to encode together: 64, but on a CPU what its caches hold, which is 1.3 times as fast."""
     if vae.device.type != "cpu":
@@ -75,8 +81,7 @@ def cached_latents(vae: Autoencoder, data: ImageTextData, cache_dir: Path, batch
         )
     if data.resolution % factor_of(vae):
         raise UserError(f"data.resolution {data.resolution} is no multiple of the VAE's factor {factor_of(vae)}")
-    key = hashlib.sha256(f"latents 1 {weights_digest(vae)} {data.fingerprint}".encode()).hexdigest()[:24]
-    folder = cache_dir / "latents" / key
+    folder = latents_folder(vae, data, cache_dir)
     fault = checkpoint.verify(folder)
     if fault and folder.exists():
         print(f"latent cache {folder} cannot be used ({fault}); building it anew", flush=True)
