@@ -45,7 +45,8 @@ class Recipe:
 
 BASELINE = Recipe("glyphs", REFERENCE_STEPS, sampler="ddim")
 RECIPES = (
-    *(Recipe("glyphs", steps, sampler="dpmpp_2m") for steps in (20, 10, 6)),
+    *(Recipe("glyphs", steps, sampler="dpmpp_2m") for steps in (20, 10, 6, 4)),
+    Recipe("glyphs", 4, guidance=1.0, sampler="dpmpp_2m"),
     Recipe("glyphs", 6, sampler="unipc"),
     *(Recipe("glyphs", steps, sampler="dpmpp_2m", interval=(0.2, 0.8)) for steps in (10, 6)),
     *(Recipe("glyphs-fast", steps, guidance=1.0) for steps in (4, 2)),

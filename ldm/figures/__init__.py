@@ -39,6 +39,7 @@ FIGURES: dict[str, tuple[str, str]] = {
     "elbo": ("points", "what each step of the chain costs in nats, and how the bound closes in on the truth"),
     "solvers": ("denoising", "one prompt and one noise, over samplers and numbers of steps"),
     "attention": ("attention", "where each word of a prompt looks"),
+    "student": ("student", "the same noise through a teacher of many guided steps and its student of four"),
     "obedience": ("obedience", "the measures of adherence, of real glyphs whose captions are dealt out anew"),
     "sensitivity": ("sensitivity", "the measures of fidelity, of real glyphs that are spoiled more and more"),
 }
