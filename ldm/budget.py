@@ -157,21 +157,23 @@ def aside_seconds(part: str, settings: RunSettings, found: Forecast, vae: Foreca
     """
     share = 1 / 2 if found.half else 1 / 3
     forward = share / found.speed.images
+    samples = training_samples(settings.data)
+    held_out = 16 + 0.06 * samples  # about; reports look at some of them
     weights = 2 if settings.train.ema_decay else 1
     if part == "clip":
-        return STARTING + REPORTS * weights * 512 * forward
+        return STARTING + REPORTS * weights * min(512, held_out) * forward
     if part == "vae":
-        statistics = min(4096, training_samples(settings.data)) / 2  # of the latents, at the end
-        return STARTING + (REPORTS * weights * 128 + statistics) * forward
+        statistics = min(4096, samples) / 2  # of the latents, at the end
+        return STARTING + (REPORTS * weights * min(128, held_out) + statistics) * forward
     assert isinstance(settings, LdmSettings)
     chosen = settings.sampling
     judged = chosen.judged if settings.data.source in ("glyphs", "digits") else 0
     pictures = (len(chosen.prompts) or 8) * chosen.per_prompt + judged
     calls = chosen.num_inference_steps * (1 if chosen.guidance_scale == 1 else 2)
     decode = share / vae.speed.images / 2 if vae else forward
-    reports = REPORTS * weights * (pictures * (calls * forward + decode) + 1024 * forward)
-    encoded = 0 if settings.vae == "identity" else training_samples(settings.data)
-    return STARTING + reports + 1.1 * encoded * decode  # with the validation split
+    reports = REPORTS * weights * (pictures * (calls * forward + decode) + 2 * min(512, held_out) * forward)
+    encoded = 0 if settings.vae == "identity" else samples + held_out
+    return STARTING + reports + encoded * decode
 
 
 def device_memory() -> float:

@@ -135,7 +135,7 @@ def test_sizes_as_people_write_them(text, size):
 def test_a_real_run_says_how_well_it_was_planned(tmp_path):
     changes = f"extends: {SMOKE}\ndata: {{cache_dir: {tmp_path}/cache}}\n"
     (tmp_path / "small.yaml").write_text(changes)
-    write(tmp_path / "mine.yaml", tmp_path / "small.yaml", propose(tmp_path / "small.yaml", 3.0))
+    write(tmp_path / "mine.yaml", tmp_path / "small.yaml", propose(tmp_path / "small.yaml", 4.0))
     out = train("vae", tmp_path / "mine.yaml", tmp_path, processes=0)
     assert "min that were planned" in out
     last = json.loads((tmp_path / "runs/mine/vae/log.jsonl").read_text().splitlines()[-1])
