@@ -204,7 +204,8 @@ class Pipeline:
         latents = latents.to(self.vae.dtype) / config.scaling_factor
         if getattr(config, "shift_factor", None):
             latents = latents + config.shift_factor
-        if engine := self._engine("vae"):
+        engine = None if latents.requires_grad else self._engine("vae")  # only torch has gradients
+        if engine:
             pictures = torch.from_numpy(engine.decode(latents.numpy()))
         else:
             pictures = self.vae.decode(latents, return_dict=False)[0].float()

@@ -183,6 +183,12 @@ def test_a_changed_network_is_seen(model, change):
     assert fast.engine is None and (change is half or abs(draw(slow) - before).max() > 1e-3)
 
 
+def test_gradients_still_flow_through_the_decoder(model):
+    latents = torch.randn(1, 4, 8, 8, requires_grad=True)
+    load_pipeline(model, engine="onnx").decode(latents).sum().backward()
+    assert latents.grad is not None and latents.grad.abs().max() > 0
+
+
 def test_an_engine_is_chosen_where_it_can_be(tmp_path, model):
     plain = tiny_folder(tmp_path / "plain")
     assert load_pipeline(model).engine is not None
