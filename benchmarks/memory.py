@@ -51,6 +51,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", metavar="stage", help=f"of {', '.join(STAGES)} (default: all)")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--warm-up", type=int, default=1, help="runs that do not count; 0 where all caches are built")
     parser.add_argument("--batch", type=int, default=16, help="of the trainings")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -68,7 +69,7 @@ def measure(stage: str, args: argparse.Namespace) -> dict:
     """Megabytes of each run of a stage, by turns, and the ratio of ours to the peer's."""
     given = [word for word in sys.argv[1:] if word not in STAGES]
     commands = {who: [sys.executable, __file__, *given, "--child", stage, who] for who in STAGES[stage]}
-    found = process_rounds(commands, args.rounds)
+    found = process_rounds(commands, args.rounds, args.warm_up)
     memory = {who: [each.max_rss_mb for each in runs] for who, runs in found.items()}
     results: dict = {"resident_mb": memory}
     if args.device == "cuda":

@@ -127,6 +127,7 @@ class TrainOptions(Settings):
     gradient_accumulation_steps: Count = 1
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto = bf16 where the hardware has it
     compile: bool = False
+    gradient_checkpointing: bool = False  # compute activations anew in the backward pass: less memory, a third slower
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999  # 0 = no EMA
     log_every: Count = 20
     sample_every: Annotated[int, Field(ge=0)] = 500  # pictures and validation; 0 = only at the end

@@ -131,9 +131,10 @@ class LdmObjective(nn.Module):
 
 def caption_or_null(settings: LdmSettings, data: ImageTextData, sample: Sample) -> str:
     """This epoch's caption of a training item, or, with probability `caption_dropout`, the null caption."""
-    rng = np.random.default_rng([settings.seed, 4, sample.epoch, sample.index])
-    if rng.random() < settings.caption_dropout:
-        return ""
+    if settings.caption_dropout:
+        rng = np.random.default_rng([settings.seed, 4, sample.epoch, sample.index])
+        if rng.random() < settings.caption_dropout:
+            return ""
     return caption_of(data, sample, settings.seed)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -190,6 +191,13 @@ class Trainer:
                 f"gradient_accumulation_steps = {world} x {self.train.gradient_accumulation_steps}"
             )
         task.module.to(self.accelerator.device)
+        for part in task.module.modules():
+            if (
+                self.train.gradient_checkpointing
+                and isinstance(part, ModelMixin)
+                and part._supports_gradient_checkpointing
+            ):
+                part.enable_gradient_checkpointing()
         if self.accelerator.mixed_precision != "no" and (task.channels_last or self.accelerator.device.type == "cuda"):
             task.module.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(task.module, settings.optim)

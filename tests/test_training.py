@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from diffusers import UNet2DConditionModel
 from torch import nn
 
 from ldm import checkpoint
@@ -127,6 +128,31 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(tmp_path, options):
     assert_equal(whole, first)
     assert_equal(whole, again)
     assert {s: v for s, v in losses(tmp_path / "whole").items() if s > 4} == losses(tmp_path / "again")
+
+
+class Denoising(nn.Module):
+    """A stock U-Net with dropout, whose blocks can compute their activations anew."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "norm_num_groups": 4}
+        self.net = UNet2DConditionModel(
+            8, 3, 3, block_out_channels=(8,), layers_per_block=1, cross_attention_dim=8, dropout=0.1, **blocks
+        )
+
+    def forward(self, x, noise, progress):
+        pictures = (x + noise)[..., None, None].expand(-1, 3, 8, 8)
+        text = torch.ones(len(x), 2, 8)
+        return self.net(pictures, torch.zeros(len(x)), text).sample.square().mean(), {}
+
+
+def test_checkpointed_gradients_are_the_same_dropout_included(tmp_path):
+    plain = fit(tmp_path / "plain", module=Denoising)
+    again = fit(tmp_path / "again", module=Denoising, gradient_checkpointing=True)
+    assert again.task.model.is_gradient_checkpointing and not plain.task.model.is_gradient_checkpointing
+    assert_equal(plain, again)
+    assert losses(tmp_path / "plain") == losses(tmp_path / "again")
 
 
 def test_auto_takes_the_newest_whole_checkpoint(tmp_path):
