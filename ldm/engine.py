@@ -27,7 +27,7 @@ class Engine:
     def __init__(self, folder: ModelFolder, threads: int | None = None):
         """`threads`: None = OMP_NUM_THREADS, or as many as this process may use."""
         self.folder = folder
-        self.threads = threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+        self.threads = threads or int(os.environ.get("OMP_NUM_THREADS") or _cores())
 
     def states(self, input_ids: np.ndarray) -> np.ndarray:
         """Text states (B, L, D) of tokens (B, L) int64."""
@@ -68,6 +68,12 @@ class Engine:
         except Exception as error:  # its exceptions have no common base
             reason = str(error).splitlines()[0]
             raise UserError(f"{path} cannot be run ({reason}): write the model again with `ldm export`") from error
+
+
+def _cores() -> int:
+    """How many this process may use; systems other than Linux say only how many there are."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def layout(component: Path) -> str:
