@@ -146,7 +146,7 @@ def worlds(args: argparse.Namespace) -> dict:
     root = Path(__file__).resolve().parents[1]
     found: dict[str, list[float]] = {"1": [], "2": []}
     with tempfile.TemporaryDirectory() as folder:
-        for turn in range(max(2, args.rounds // 2)):
+        for turn in range(max(1, args.rounds // 2)):
             for world in ("1", "2")[:: -1 if turn % 2 else 1]:
                 costs = []
                 for steps in WORLD_STEPS:

@@ -132,12 +132,18 @@ class Tabled(Schedule):
 
         self.alphas_cumprod = torch.from_numpy(alphas_cumprod)  # float64, falling
         angles = np.arctan2(np.sqrt(1 - alphas_cumprod), np.sqrt(alphas_cumprod))
-        self._angles = torch.from_numpy(np.concatenate([[0.0], angles]))
+        self._angles = {torch.device("cpu"): torch.from_numpy(np.concatenate([[0.0], angles]))}
+
+    def _angles_on(self, device):
+        """The angles of steps 0 to 1000, copied to a device once: each copy makes the host wait for the device."""
+        if device not in self._angles:
+            self._angles[device] = next(iter(self._angles.values())).to(device)
+        return self._angles[device]
 
     def _angle(self, t):
         place = t.double().clamp(0, 1) * NUM_TRAIN_TIMESTEPS
         below = place.long().clamp(max=NUM_TRAIN_TIMESTEPS - 1)
-        angles = self._angles.to(t.device)
+        angles = self._angles_on(t.device)
         return angles[below].lerp(angles[below + 1], place - below)
 
     def scales(self, t):
@@ -150,7 +156,7 @@ class Tabled(Schedule):
     def time(self, logsnr):
         import torch
 
-        angle, angles = (-logsnr.double() / 2).exp().atan(), self._angles.to(logsnr.device)
+        angle, angles = (-logsnr.double() / 2).exp().atan(), self._angles_on(logsnr.device)
         below = (torch.searchsorted(angles, angle.contiguous(), right=True) - 1).clamp(0, NUM_TRAIN_TIMESTEPS - 1)
         share = (angle - angles[below]) / (angles[below + 1] - angles[below])
         return ((below + share.clamp(0, 1)) / NUM_TRAIN_TIMESTEPS).to(logsnr.dtype)
