@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ldm.errors import UserError
 from ldm.optimizer import build_optimizer
 from ldm.runs import sibling
 from ldm.settings_io import load, run_dir
-from ldm.training import precision
+from ldm.training import checkpoint_gradients, precision
 
 PROBE_SECONDS = 2.0
 PROBE_BATCH = 4  # to begin with: one image alone is bound by overheads
@@ -122,6 +122,9 @@ def forecast(part: str, settings: RunSettings, config: Path | None = None, timed
     Other arguments as of `plan`.
     """
     subject = SUBJECTS[part](settings, config)
+    if settings.train.gradient_checkpointing:
+        build = subject.build
+        subject = replace(subject, build=lambda: checkpoint_gradients(build()))
     device = training_device()
     half = _half_precision(settings, device)
     cost = measure_cost(subject)

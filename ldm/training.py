@@ -143,6 +143,14 @@ def precision(wanted: str, device: torch.device) -> str:
     return "bf16" if native_bf16(device) else "no"
 
 
+def checkpoint_gradients(module: nn.Module) -> nn.Module:
+    """Have every part that can compute its activations again in the backward pass, to keep fewer; returns `module`."""
+    for part in module.modules():
+        if isinstance(part, ModelMixin) and part._supports_gradient_checkpointing:
+            part.enable_gradient_checkpointing()
+    return module
+
+
 def start_world() -> PartialState:
     """Join the processes that the launcher started. Without CUDA, several processes means several CPU processes."""
     asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
@@ -191,13 +199,8 @@ class Trainer:
                 f"gradient_accumulation_steps = {world} x {self.train.gradient_accumulation_steps}"
             )
         task.module.to(self.accelerator.device)
-        for part in task.module.modules():
-            if (
-                self.train.gradient_checkpointing
-                and isinstance(part, ModelMixin)
-                and part._supports_gradient_checkpointing
-            ):
-                part.enable_gradient_checkpointing()
+        if self.train.gradient_checkpointing:
+            checkpoint_gradients(task.module)
         if self.accelerator.mixed_precision != "no" and (task.channels_last or self.accelerator.device.type == "cuda"):
             task.module.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(task.module, settings.optim)

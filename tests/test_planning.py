@@ -19,6 +19,7 @@ from ldm.planning import (
     _latents,
     _text,
     duration_text,
+    forecast,
     measure_cost,
     plan,
     probe,
@@ -131,6 +132,15 @@ def test_a_plan_reckons_in_the_precision_of_the_trainer(wanted, monkeypatch):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
         half = _half_precision(load("ldm", SMOKE, ["--train.mixed_precision", wanted]), CPU)
         assert (half is torch.bfloat16) == (precision(wanted, CPU) == "bf16")
+
+
+def test_checkpointing_keeps_fewer_activations_and_computes_more():
+    plain, checkpointed = (
+        forecast("ldm", load("ldm", SMOKE, [f"--train.{switch}"]), SMOKE, timed=False).cost
+        for switch in ("no-gradient_checkpointing", "gradient_checkpointing")
+    )
+    assert checkpointed.activations < 0.6 * plain.activations
+    assert 1.05 * plain.flops < checkpointed.flops < 1.4 * plain.flops
 
 
 MEASURE = """
