@@ -69,7 +69,10 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="PNG of quality against speed")
     args = parser.parse_args()
     prepare_threads(args.threads)
-    report: dict[str, Any] = {"ceilings": ceilings(args.device), "arguments": vars(args) | {"clock": clock(args)}}
+    report: dict[str, Any] = {
+        "ceilings": ceilings(args.device),
+        "arguments": {k: str(v) for k, v in vars(args).items()} | {"clock": clock(args)},
+    }
     for name, table in (("same", same), ("matched", matched)):
         if args.only in (None, name):
             report[name] = table(args)

@@ -309,6 +309,7 @@ class DistillOptions(Settings):
     steps: Annotated[int, Field(ge=0, le=100)] = 4  # of the student; 0 = any number: only the guidance is folded in
     substeps: Count = 2  # of the teacher, for each of the student's
     guidance_scale: Annotated[float, Field(ge=0)] = 3.0  # of the teacher
+    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)  # the teacher is guided only at these times
     sampler: SamplerName = "dpmpp_2m"  # of the teacher
 
 

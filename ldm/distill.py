@@ -25,7 +25,7 @@ from ldm.data import Splits
 from ldm.denoiser import choose_attention
 from ldm.diffusion import LdmObjective, LdmTask
 from ldm.errors import UserError
-from ldm.guidance import guide
+from ldm.guidance import Guidance, guide
 from ldm.noise import NoiseProcess, convert, rows
 from ldm.pipeline import load_pipeline
 from ldm.sampler import denoise_with, sample
@@ -96,7 +96,10 @@ class DistillObjective(LdmObjective):
         return convert(x0, x_t, alpha, sigma, "sample", process.prediction_type)
 
     def _guide(self, states: Tensor, null: Tensor):
-        return guide(self._teach, states, null, self.options.guidance_scale)
+        """(x_t, timestep) -> the teacher's prediction by its rule of guidance."""
+        rule = Guidance(self.options.guidance_scale, self.options.guidance_interval)
+        time = self.process.schedule.from_timestep
+        return guide(self._teach, states, null, rule, process=self.process, time=time)
 
     def _teach(self, x_t: Tensor, timestep: Tensor, states: Tensor) -> Tensor:
         return self.teacher(x_t, timestep, states).sample.float()
