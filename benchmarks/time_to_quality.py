@@ -368,7 +368,7 @@ def report(args: argparse.Namespace) -> None:
         for seed, pair in pairs.items()
         for name, row in zip(("ours", "diffusers' loop"), pair, strict=True)
     ]
-    head = ["seed", "trainer", "CPU s", "steps", "images/s", *LAYOUTS, "FD", "KID x 1000", "floor of FD"]
+    head = ["seed", "trainer", "CPU s", "steps", "images/s", *LAYOUTS, "FD", "KID", "floor of FD"]
     table = markdown(head, rows)
     results: dict = {"arguments": {k: str(v) for k, v in vars(args).items()}, "seeds": pairs}
     if len(pairs) > 1:
@@ -386,7 +386,7 @@ def report(args: argparse.Namespace) -> None:
 def line(seed: int, name: str, row: dict) -> list:
     """A row of the table; of a training that was stopped, its last look and '-' for the distances."""
     last, end = row["reached"] or row["looks"][-1], row["reached"] or {}
-    distances = [end.get("fd", "-"), 1000 * end["kid"] if end else "-", end.get("floor_fd", "-")]
+    distances = [end.get("fd", "-"), end.get("kid", "-"), end.get("floor_fd", "-")]
     seconds = row["seconds"] if row["reached"] else f"> {row['seconds']:.3g}"
     return [seed, name, seconds, last["step"], row["images_per_second"], *(last[n] for n in LAYOUTS), *distances]
 
