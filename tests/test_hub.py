@@ -96,7 +96,7 @@ def test_an_export_records_its_digest_and_the_doctor_sees_a_changed_file(model, 
     out = export(model, tmp_path / "out")
     recorded = json.loads((out / "ldm.json").read_text())["digest"]
     assert recorded == load_pipeline(out).digest
-    monkeypatch.setattr("ldm.assets.shipped_model", lambda: out)
+    monkeypatch.setattr("ldm.model_folder.shipped_model", lambda: out)
     assert check_model().status == "ok" and f"{recorded} as recorded" in check_model().text
     half = export(out, tmp_path / "half", dtype="fp16")  # from an export: its own digest, not the old one
     assert json.loads((half / "ldm.json").read_text())["digest"] == load_pipeline(half).digest != recorded
