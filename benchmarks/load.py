@@ -107,7 +107,7 @@ def training(way: str, args: argparse.Namespace):
     if way == "ours":
         from ldm.denoiser import choose_attention
 
-        choose_attention(unet, "auto", torch.device("cpu"))
+        choose_attention(unet, "auto", torch.device("cpu"), half=False)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-6, fused=way == "ours")
     x, states = torch.randn(16, 4, 16, 16), torch.randn(16, 32, unet.config.cross_attention_dim)
 
