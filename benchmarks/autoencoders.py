@@ -219,7 +219,7 @@ def _cpu_seconds(subjects: dict, rounds: int = 4) -> dict[str, float]:
     models = {row: each.build().train() for row, each in subjects.items()}
     seconds: dict[str, list[float]] = {row: [] for row in subjects}
     for model in models.values():
-        choose_attention(model, "auto", device)
+        choose_attention(model, "auto", device, half is not None)
     for _ in range(rounds):
         for row, model in models.items():
             started = time.process_time()

@@ -31,6 +31,7 @@ from ldm.pipeline import load_pipeline
 from ldm.sampler import denoise_with, sample
 from ldm.stock_noise import process_of
 from ldm.time_grids import levels
+from ldm.training import precision
 
 
 class DistillObjective(LdmObjective):
@@ -120,7 +121,8 @@ class DistillTask(LdmTask):
     ):
         source = str(settings.distill.teacher)
         self.teacher = load_teacher(source, NoiseProcess(**settings.noise.model_dump())).to(device)
-        choose_attention(self.teacher, settings.model.attention, device)
+        half = precision(settings.train.mixed_precision, device) != "no"
+        choose_attention(self.teacher, settings.model.attention, device, half)
         text = settings.text.model_copy(update={"source": source, "train": False})
         super().__init__(settings.model_copy(update={"vae": source, "text": text}), data, run, device, watch)
 

@@ -58,9 +58,8 @@ class Engine:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
-        options.add_session_config_entry(
-            "session.intra_op.allow_spinning", "0"
-        )  # threads that spin collapse under load
+        # threads that spin collapse under load
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors alone
         path = graph(self.folder, component)
         try:

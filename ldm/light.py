@@ -14,6 +14,7 @@ import numpy as np
 
 from ldm.engine import Engine, open_engine
 from ldm.model_folder import ModelFolder, read_json
+from ldm.noise import Flow
 from ldm.sampler import DPMSolver2M, Step
 from ldm.time_grids import Level
 
@@ -39,7 +40,6 @@ FITS = {
 class Light:
     """A model that can be drawn with here; see `open_light`."""
 
-    folder: ModelFolder
     engine: Engine
     tokenizer: Any  # tokenizers.Tokenizer
     scheduler: dict  # scheduler_config.json
@@ -83,7 +83,7 @@ class Light:
         """(x_t, timestep) -> guided prediction; see `ldm.guidance`."""
 
         def predict(x_t: np.ndarray, timestep: int) -> np.ndarray:
-            if away is None or not interval[0] - 1e-6 <= self._time(timestep) <= interval[1] + 1e-6:
+            if away is None or not interval[0] - 1e-6 <= self._flow.from_timestep(timestep) <= interval[1] + 1e-6:
                 return self.engine.predict(x_t, np.full(len(x_t), timestep, np.float32), condition)
             both = self.engine.predict(
                 np.concatenate([x_t, x_t]),
@@ -115,17 +115,15 @@ class Light:
 
     def _levels(self, steps: int) -> tuple[list[Level], list[int]]:
         """The scheduler's levels, one more than steps, and the timesteps that the network is told."""
-        count, shift = self.scheduler["num_train_timesteps"], self.scheduler.get("flow_shift") or 1.0
-        sigmas = 1 - np.linspace(1, 1 / count, steps + 1)[::-1][:-1]
-        sigmas = (shift * sigmas / (1 + (shift - 1) * sigmas)).astype(np.float32)
+        count = self.scheduler["num_train_timesteps"]
+        sigmas = self._flow.scales(1 - np.linspace(1, 1 / count, steps + 1)[::-1][:-1])[1].astype(np.float32)
         levels = [Level(float(sigma), 1 - float(sigma), float(sigma)) for sigma in (*sigmas, 0.0)]
         return levels, [int(sigma * np.float32(count)) for sigma in sigmas]
 
-    def _time(self, timestep: int) -> float:
-        """Our time: see `ldm.noise.Flow.from_timestep`."""
-        sigma = timestep / self.scheduler["num_train_timesteps"]
-        shift = self.scheduler.get("flow_shift") or 1.0
-        return sigma / (shift - (shift - 1) * sigma)
+    @property
+    def _flow(self) -> Any:
+        """The schedule, whose arithmetic does not ask for tensors."""
+        return Flow(self.scheduler.get("flow_shift") or 1.0)
 
 
 def open_light(folder: ModelFolder) -> Light | None:
@@ -151,7 +149,7 @@ def open_light(folder: ModelFolder) -> Light | None:
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length, pad_token=pad, pad_id=tokenizer.token_to_id(pad))
     shape = (unet["in_channels"], unet["sample_size"], unet["sample_size"])
-    return Light(folder, engine, tokenizer, scheduler, shape, vae.get("scaling_factor", 1.0))
+    return Light(engine, tokenizer, scheduler, shape, vae.get("scaling_factor", 1.0))
 
 
 def standard_normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -301,7 +301,8 @@ def _ldm(settings: LdmSettings, config: Path | None) -> Subject:
         if settings.denoiser == "mlp":
             return build_mlp(settings.mlp, channels, width, learned)
         unet = build_unet(settings.model, channels, size, width, learned)
-        choose_attention(unet, settings.model.attention, training_device())
+        device = training_device()
+        choose_attention(unet, settings.model.attention, device, _half_precision(settings, device) is not None)
         return unet
 
     def loss(unet: nn.Module, batch: int, device: torch.device) -> Tensor:
