@@ -1,7 +1,7 @@
 # `make check` is what every change has to pass; CI runs the same tests from a clean clone (.ci/run).
 PYTHON ?= python
 
-.PHONY: check format lint types test slow docs
+.PHONY: check format lint types test slow faults docs
 
 check: lint types test
 
@@ -21,6 +21,9 @@ test:
 
 slow:  ## the tests that take minutes
 	$(PYTHON) -m pytest -q -m "slow and not gpu"
+
+faults:  ## every fault the project claims to survive, with counts; the quick part is in `make test`
+	$(PYTHON) -m pytest -q -n auto tests/faults --all-faults -m "not gpu"
 
 docs:  ## the chapters as pages, in site/
 	$(PYTHON) -m mkdocs build --strict

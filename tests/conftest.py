@@ -1,4 +1,8 @@
-"""Every test runs offline and leaves the machine's threads and caches alone; `-n auto` shares the files among cores."""
+"""Every test runs offline and leaves the machine's threads and caches alone; `-n auto` shares the files among cores.
+
+Tests that inject faults ask `trials(quick, full)` how many, and tell `survived(kind, fired)` how many fired and were
+met: `quick` by default, `full` with `--all-faults`, which `make faults` gives. The counts end the report.
+"""
 
 import os
 
@@ -31,3 +35,39 @@ def pytest_xdist_make_scheduler(config, log):
 def glyph_cache(tmp_path_factory):
     """One cache of rendered glyphs for all tests of a process."""
     return tmp_path_factory.mktemp("cache")
+
+
+# ---- faults ------------------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all-faults", action="store_true", help="inject every fault that the project claims to survive")
+
+
+@pytest.fixture
+def trials(request):
+    """trials(quick, full) -> how many faults to inject."""
+    return lambda quick, full: full if request.config.getoption("--all-faults") else quick
+
+
+@pytest.fixture
+def survived(request):
+    """survived(kind, fired): say that so many faults of a kind fired and were all met; call it after the asserts."""
+
+    def count(kind: str, fired: int) -> None:
+        assert fired > 0, f"no fault of the kind {kind!r} fired"
+        request.node.user_properties.append(("faults", (kind, fired)))
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter):
+    counts: dict[str, int] = {}
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "faults" and report.when == "call":
+                counts[value[0]] = counts.get(value[0], 0) + value[1]
+    if counts:
+        terminalreporter.section("faults injected and met")
+        for kind, fired in sorted(counts.items()):
+            terminalreporter.line(f"{fired:>7,}  {kind}")
