@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ldm.codebook import Codebook, code_usage, nearest
 from ldm.config import VaeLoss, VaeModel, VaeSettings
-from ldm.data import ImageTextData, Splits, spread
+from ldm.data import ImageTextData, Splits, identity_of, spread
 from ldm.errors import UserError
 from ldm.image_losses import PatchDiscriminator, RandomFeatures, edge_loss, gaussian_kl, hinge_discriminator_loss
 from ldm.sheet import sheet
@@ -226,6 +226,7 @@ class VaeTask:
 
     def __init__(self, settings: VaeSettings, data: Splits):
         self.settings, self.data = settings, data
+        self.identity = identity_of(data.train, captions=False)
         model = settings.model
         if settings.train.mixed_precision == "fp16":
             raise UserError(

@@ -14,17 +14,17 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ldm.alignment import Alignment, load_tower
 from ldm.autoencoder import load_vae, to_images
 from ldm.config import ClipModel, LdmSettings
-from ldm.data import ImageTextData, Splits, spread
+from ldm.data import ImageTextData, Splits, identity_of, spread
 from ldm.denoiser import build_mlp, build_unet, choose_attention
 from ldm.errors import UserError
 from ldm.identity import IdentityAutoencoder, Uncached
-from ldm.latents import Latents, cached_latents, weights_digest
+from ldm.latents import Latents, cached_latents, network_digest, weights_digest
 from ldm.model_folder import DEFAULTS
 from ldm.noise import NUM_TRAIN_TIMESTEPS, NoiseProcess, variational_loss
 from ldm.runs import replace_text, sibling
 from ldm.schedulers import export_scheduler
 from ldm.sheet import points_picture, sheet
-from ldm.text import TokenRows, caption_of, load_text, new_text, null_text, run_tokenizer
+from ldm.text import TokenRows, caption_of, load_text, new_text, null_text, run_tokenizer, tokenizer_digest
 from ldm.training import Rows, Sample, draw_rows, generator_for, mix, precision
 
 QUARTERS = 4  # of the times, in which the gap between validation and training is logged
@@ -178,6 +178,7 @@ class LdmTask:
         choose_attention(self.unet, settings.model.attention, device, half)
         self.run = run
         self.module = self._objective()
+        self.identity = self._identity()
         self.model = (
             nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder}) if self.trains_text else self.unet
         )
@@ -206,6 +207,16 @@ class LdmTask:
             return None
         source = sibling(self.run, "clip") if options.source == "run" else Path(options.source)
         return Alignment(load_tower(source, data.resolution, data.channels), self.unet, options.weight)
+
+    def _identity(self) -> dict[str, str]:
+        """Digests of what is not in a checkpoint and yet decides the training; a text encoder that learns is in it."""
+        named = identity_of(self.data.train, captions=not self.unconditional)
+        named |= {"vae": network_digest(self.vae), "tokenizer": tokenizer_digest(self.tokenizer)}
+        if not self.trains_text:
+            named["text"] = network_digest(self.text_encoder)
+        if self.module.alignment is not None:
+            named["tower"] = network_digest(self.module.alignment.tower)
+        return named
 
     def _pair(self, run: Path) -> None:
         """Record which VAE, text encoder and tokenizer the run belongs to; refuse others once there is a checkpoint."""

@@ -26,6 +26,7 @@ from ldm.denoiser import choose_attention
 from ldm.diffusion import LdmObjective, LdmTask
 from ldm.errors import UserError
 from ldm.guidance import Guidance, guide
+from ldm.latents import network_digest
 from ldm.noise import NoiseProcess, convert, rows
 from ldm.pipeline import load_pipeline
 from ldm.sampler import denoise_with, sample
@@ -125,6 +126,9 @@ class DistillTask(LdmTask):
         choose_attention(self.teacher, settings.model.attention, device, half)
         text = settings.text.model_copy(update={"source": source, "train": False})
         super().__init__(settings.model_copy(update={"vae": source, "text": text}), data, run, device, watch)
+
+    def _identity(self) -> dict[str, str]:
+        return super()._identity() | {"teacher": network_digest(self.teacher)}
 
     def _build(self) -> UNet2DConditionModel:
         return copy.deepcopy(self.teacher).requires_grad_(True)

@@ -21,6 +21,16 @@ from ldm.autoencoder import Autoencoder, factor_of, image_batches, posterior
 from ldm.data import ImageTextData
 from ldm.errors import UserError
 
+# Settings of a VAE or a text encoder that no weight shows, as their classes name them.
+DECIDING = (
+    "act_fn",
+    "hidden_act",
+    "layer_norm_eps",
+    "norm_num_groups",
+    "num_attention_heads",
+    "scaling_factor",
+    "shift_factor",
+)
 CACHED_BYTES = 2**23  # of one feature map at full resolution, where encoding on a CPU is fastest
 
 
@@ -54,9 +64,16 @@ def weights_digest(module: torch.nn.Module) -> str:
     return total.hexdigest()
 
 
+def network_digest(module: torch.nn.Module) -> str:
+    """As `weights_digest`, and over the settings with which the same weights compute something else."""
+    config = getattr(module, "config", None)
+    settings = {name: getattr(config, name) for name in DECIDING if hasattr(config, name)}
+    return hashlib.sha256(f"{weights_digest(module)} {settings}".encode()).hexdigest()
+
+
 def latents_folder(vae: Autoencoder, data: ImageTextData, cache_dir: Path) -> Path:
     """Where the latents of just these pixels by just these weights lie."""
-    key = hashlib.sha256(f"latents 1 {weights_digest(vae)} {data.fingerprint}".encode()).hexdigest()[:24]
+    key = hashlib.sha256(f"latents 2 {network_digest(vae)} {data.fingerprint}".encode()).hexdigest()[:24]
     return cache_dir / "latents" / key
 
 

@@ -5,6 +5,7 @@ holds. Loss: InfoNCE over the global batch, symmetric (Radford et al. 2021, arXi
 is the empty string: what caption dropout trains, and what 'unconditional' means.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 from ldm import checkpoint
 from ldm.autoencoder import to_images
 from ldm.config import ClipModel, ClipSettings
-from ldm.data import ImageTextData, Splits, spread
+from ldm.data import ImageTextData, Splits, identity_of, spread
 from ldm.errors import UserError
 from ldm.training import Rows, Sample, mix
 
@@ -61,6 +62,12 @@ def run_tokenizer(run: Path, model: ClipModel, data: ImageTextData, seed: int) -
         with checkpoint.staged(folder) as stage:
             train_tokenizer(captions, model.vocab_size, model.context_length).save_pretrained(stage)
     return CLIPTokenizer.from_pretrained(folder)
+
+
+def tokenizer_digest(tokenizer: CLIPTokenizer) -> str:
+    """sha256, as hex, over all that decides the token ids of a caption."""
+    rest = f"{tokenizer.model_max_length} {sorted(tokenizer.special_tokens_map.items())}"
+    return hashlib.sha256(f"{tokenizer.backend_tokenizer.to_str()} {rest}".encode()).hexdigest()
 
 
 def draw_captions(data: ImageTextData, count: int, seed: int) -> list[str]:
@@ -217,6 +224,7 @@ class ClipTask:
                 "its batch, and accumulated parts would not see each other; lower train.batch_size instead"
             )
         self.tokenizer = run_tokenizer(run, settings.model, data.train, settings.seed)
+        self.identity = identity_of(data.train) | {"tokenizer": tokenizer_digest(self.tokenizer)}
         torch.manual_seed(mix(settings.seed, 1))
         self.model = build_clip(settings.model, data.train.resolution, data.train.channels, self.tokenizer)
         if not torch.cuda.is_available():  # torch's fused attention has a backward five times slower in bf16 on CPU

@@ -49,6 +49,15 @@ def spread(total: int, limit: int) -> np.ndarray:
     return np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(int))
 
 
+def identity_of(data: ImageTextData, captions: bool = True) -> dict[str, str]:
+    """What a run is said to be trained on: the digest of the pixels and, of files and if asked, that of the captions.
+
+    Captions of the data that this package makes follow from the settings.
+    """
+    texts = getattr(data, "captions_fingerprint", None) if captions else None
+    return {"data": data.fingerprint} | ({"captions": texts} if texts else {})
+
+
 def build(options: DataOptions) -> Splits:
     """The splits of `options.source`. Raises: UserError for a source that is missing, empty or unreadable."""
     if is_own(options.source):

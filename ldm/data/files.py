@@ -34,6 +34,7 @@ class FileData:
         channels, resolution: of every image.
         has_captions: whether any sample of the whole source has a caption.
         fingerprint: hex digest of ids, pixels and transform; captions have no part in it.
+        captions_fingerprint: hex digest of the captions of each picture, in order.
     """
 
     def __init__(self, pixels: Pixels, rows: list[int], samples: list[Sample], options: DataOptions, flip: bool):
@@ -45,7 +46,8 @@ class FileData:
         self._captions = [sample.captions for sample in chosen]
         self._path, self._rows = pixels.path, rows
         parts = [transform(options), flip, [(samples[pixels.rows[r]].id, pixels.digests[r]) for r in rows]]
-        self.fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        self.fingerprint = _digest(parts)
+        self.captions_fingerprint = _digest(self._captions)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -73,6 +75,10 @@ class FileData:
     def __getstate__(self) -> dict:
         # a worker process opens the map itself instead of receiving a copy of all pictures
         return {name: value for name, value in self.__dict__.items() if name != "_array"}
+
+
+def _digest(parts: list) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def file_splits(options: DataOptions) -> dict[str, FileData]:
