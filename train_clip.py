@@ -22,7 +22,7 @@ def main() -> None:
     with start_world().main_process_first():
         run = open_run(settings, "clip")
         task = ClipTask(settings, build(settings.data), run)
-    Trainer(task, settings, run).fit(invocation.resume)
+    Trainer(task, settings, run).fit(invocation.resume, invocation.allow_changed)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def main() -> None:
         run = open_run(settings, "ldm")
         kind = DistillTask if settings.distill.teacher else LdmTask
         task = kind(settings, build(settings.data), run, state.device, watch_for(settings))
-    Trainer(task, settings, run).fit(invocation.resume)
+    Trainer(task, settings, run).fit(invocation.resume, invocation.allow_changed)
 
 
 if __name__ == "__main__":

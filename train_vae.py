@@ -24,7 +24,7 @@ def main() -> None:
         run = open_run(settings, "vae")
         data = build(settings.data)
     trainer = Trainer(VaeTask(settings, data), settings, run)
-    trainer.fit(invocation.resume)
+    trainer.fit(invocation.resume, invocation.allow_changed)
     if trainer.accelerator.is_main_process:
         write_report(load_vae(run), data.validation, run)
 

@@ -2,41 +2,54 @@
 
 A checkpoint holds model, EMA and optimizer tensors (safetensors) and the step (JSON). Nothing else is needed to
 resume: batches, noise, timesteps and dropout are functions of (seed, step), and the learning rate of the step.
+
+Formats of the manifest: 1, whose state is step, seed and EMA steps; 2, with settings and the digests of data and parts.
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ldm.errors import UserError
 
-FORMAT = 1
+FORMAT, READABLE = 2, (1, 2)
 MANIFEST = "manifest.json"
+# what a killed process leaves: .NAME.HOST-PID-START.tmp, and .old of what it was about to replace
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]*)-(?P<pid>\d+)-(?P<start>\d+)\.(?P<kind>tmp|old)")
+
+
+class DiskFull(UserError):
+    """There is no room for a file, or it may not grow so far."""
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """A temporary sibling to fill; on success it is synced, given a manifest and renamed to `folder`.
 
-    An existing `folder` is replaced as a whole. On an error nothing is left behind.
+    An existing `folder` is replaced as a whole. On an error nothing is left behind; what a killed process left there
+    is swept away by the next.
+    Raises: UserError (`DiskFull` where that is the reason) if it cannot be written.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    sweep(folder.parent)
+    temporary, old = (folder.with_name(f".{folder.name}.{_me()}.{kind}") for kind in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         yield temporary
         _write_manifest(temporary)
         if folder.exists():
-            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
             folder.rename(old)
             temporary.rename(folder)
             shutil.rmtree(old)
@@ -44,9 +57,55 @@ def staged(folder: Path) -> Iterator[Path]:
             temporary.rename(folder)
         _sync(folder.parent)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
-        raise UserError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
+        raise unwritable(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def unwritable(path: Path, error: Exception) -> UserError:
+    """What to tell a user whose disk is full, or who may not write there."""
+    reason = getattr(error, "strerror", None) or str(error)
+    number = getattr(error, "errno", None) or int((re.findall(r"os error (\d+)", reason) or [0])[0])
+    if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(f"cannot write {path}: {reason}")
+    existing = next(place for place in path.absolute().parents if place.exists())
+    free = shutil.disk_usage(existing).free / 2**20
+    return DiskFull(f"cannot write {path}: {reason}, {free:.1f} MiB are free there; make room and start again")
+
+
+def sweep(folder: Path) -> None:
+    """Clear away what processes of this machine that no longer live left half done in `folder`.
+
+    A whole folder that had been moved aside to be replaced, and was not, gets its name back.
+    """
+    found = [(path, LEFTOVER.fullmatch(path.name)) for path in folder.glob(".*")] if folder.is_dir() else []
+    for path, parts in found:
+        if not parts or parts["host"] != _host() or _lives(int(parts["pid"]), int(parts["start"])):
+            continue
+        if parts["kind"] == "old" and not (folder / parts["name"]).exists():
+            path.rename(folder / parts["name"])
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "_", socket.gethostname())
+
+
+def _me() -> str:
+    return f"{_host()}-{os.getpid()}-{psutil.Process().create_time():.0f}"
+
+
+def _lives(pid: int, start: int) -> bool:
+    """Whether that process still runs; another with its number does not count."""
+    try:
+        return abs(psutil.Process(pid).create_time() - start) < 10
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:  # of another user, who may be at work
+        return True
 
 
 def digest(path: Path) -> str:
@@ -61,8 +120,8 @@ def verify(folder: Path) -> str | None:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
         return "no readable manifest"
-    if manifest.get("format") != FORMAT:
-        return f"format {manifest.get('format')}, this version reads {FORMAT}"
+    if manifest.get("format") not in READABLE:
+        return f"format {manifest.get('format')}, this version reads {' and '.join(map(str, READABLE))}"
     for name, entry in manifest["files"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != entry["size"]:
@@ -106,10 +165,39 @@ def newest(folder: Path) -> Path | None:
     return next((path for path in reversed(saved(folder)) if verify(path) is None), None)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints."""
-    for path in saved(folder)[:-keep]:
-        shutil.rmtree(path)
+def set_aside(folder: Path) -> list[Path]:
+    """Checkpoints that a run turned away from; see `supersede`."""
+    return sorted(folder.glob("superseded-step-*"))
+
+
+def prune(folder: Path, keep: int, superseded: bool = False) -> None:
+    """Delete all but the newest `keep` checkpoints, and if asked those set aside."""
+    delete(saved(folder)[:-keep] + (set_aside(folder) if superseded else []))
+
+
+def delete(folders: list[Path]) -> None:
+    """Delete checkpoints. A folder without a manifest is none of ours and stays."""
+    for path in folders:
+        if (path / MANIFEST).is_file():
+            shutil.rmtree(path, ignore_errors=True)  # what cannot be deleted now is tried again at the next saving
+
+
+def supersede(path: Path) -> Path:
+    """Take a checkpoint out of the row without deleting it; returns its new place."""
+    aside = path.with_name(f"superseded-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    return path.rename(aside)
+
+
+def check_room(folder: Path, needed: int, what: str) -> None:
+    """Refuse at once what the disk cannot hold. Raises: UserError with both numbers of bytes."""
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free / 2**20:,.1f} MiB free, and {what} take {needed / 2**20:,.1f} MiB: "
+            "make room, or choose another place"
+        )
 
 
 def _write_manifest(folder: Path) -> None:

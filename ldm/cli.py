@@ -26,6 +26,14 @@ COMMANDS: Registry = {
         },
         "build, publish and check data sets",
     ),
+    "runs": (
+        {
+            "ls": ("ldm.runs_cli", "list runs"),
+            "verify": ("ldm.runs_cli", "compare a run's checkpoints with their manifests"),
+            "prune": ("ldm.runs_cli", "delete old checkpoints of a run"),
+        },
+        "look over and tidy the folders of trainings",
+    ),
     "plan": ("ldm.plan_cli", "fit a training into given minutes and memory"),
     "preview-decoder": ("ldm.preview_cli", "teach a run a tiny decoder for previews"),
     "export": ("ldm.hub", "turn a run into one self-contained model folder"),

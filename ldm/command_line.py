@@ -1,4 +1,4 @@
-"""The command line of the trainers: CONFIG.yaml, dotted overrides and five flags.
+"""The command line of the trainers: CONFIG.yaml, dotted overrides and six flags.
 
 tyro reads the flags into a nested dictionary that holds only what was given; `settings_io` merges and validates it,
 so a range error on the command line reads like one in a file.
@@ -20,13 +20,14 @@ from ldm.errors import UserError
 from ldm.schema import comment_of
 from ldm.settings_io import nearest, paths, resolve, section, to_yaml
 
-_FLAGS = {"resume": str, "print_config": bool, "dry_run": bool}
+_FLAGS = {"resume": str, "allow_changed": list[str], "print_config": bool, "dry_run": bool}
 _USAGE = """\
 usage: {program} CONFIG.yaml [--SETTING VALUE ...] [--output-dir DIR] [--resume auto|never|PATH]
-       {pad} [--print-config] [--dry-run] [--help]
+       {pad} [--allow-changed NAME ...] [--print-config] [--dry-run] [--help]
 
   --output-dir DIR           where the run is kept (default: runs/<name>/{part})
   --resume auto|never|PATH   continue the run's newest good checkpoint (auto), start anew, or continue this checkpoint
+  --allow-changed NAME ...   settings that may differ from the checkpoint's though that makes it another training
   --print-config             print the resolved settings as YAML and exit
   --dry-run                  report parameters, memory, FLOPs, steps and time, and exit
 
@@ -39,6 +40,7 @@ class Invocation:
     """What the command line says about this one start; the settings say the rest."""
 
     resume: str = "auto"  # "auto", "never", or the folder of a checkpoint
+    allow_changed: tuple[str, ...] = ()  # settings that may differ from the checkpoint's
     dry_run: bool = False
     config: Path | None = None  # the project file, for those who look up another part's block
 
@@ -66,6 +68,7 @@ def parse(part: str, argv: Sequence[str] | None = None) -> tuple[RunSettings, In
         raise SystemExit(0)
     given = _tyro(part, argv, with_config=True)
     config, resume = given.pop("config"), given.pop("resume", "auto")
+    allow_changed = tuple(given.pop("allow_changed", ()))
     print_config, dry_run = given.pop("print_config", False), given.pop("dry_run", False)
     if resume not in ("auto", "never") and not Path(resume).is_dir():
         raise UserError(f"--resume: must be auto, never or the folder of a checkpoint, got {resume!r}")
@@ -73,7 +76,7 @@ def parse(part: str, argv: Sequence[str] | None = None) -> tuple[RunSettings, In
     if print_config:
         print(to_yaml(settings), end="")
         raise SystemExit(0)
-    return settings, Invocation(resume, dry_run, config)
+    return settings, Invocation(resume, allow_changed, dry_run, config)
 
 
 def parse_overrides(part: str, overrides: Sequence[str]) -> dict:

@@ -6,6 +6,8 @@ kellerjordan.github.io/posts/muon; the scale is that of Liu et al. 2025, arXiv 2
 learning rate and weight decay can be kept.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,19 @@ NARROW = 16  # the first and the last layer have few channels on one side: AdamW
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan et al.: steep at 0, so that 5 rounds do
 ROUNDS = 5
 MOMENTUM = 0.95
+
+
+def lr_factor(optim: OptimOptions, step: int, num_steps: int) -> float:
+    """The learning rate at a global step (0-based) as a share of `optim.lr`: linear warm-up, then the schedule."""
+    if step < optim.warmup_steps:
+        return (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return 1.0
+    if optim.schedule == "cosine":
+        progress = (step - optim.warmup_steps) / max(1, num_steps - optim.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    decay_steps = max(1, round(optim.decay_fraction * num_steps))
+    return min(1.0, (num_steps - step) / decay_steps)
 
 
 def build_optimizer(module: nn.Module, optim: OptimOptions) -> torch.optim.Optimizer:

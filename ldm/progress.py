@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ldm.config import TrainOptions
-from ldm.errors import UserError
 
 
 class Meter:
@@ -52,7 +51,8 @@ class Meter:
 
     def show(self) -> None:
         """Print one line, log it, start anew. All processes must call it: losses are averaged over them."""
-        gathered = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean")
+        losses = self.losses or [torch.tensor(math.nan, device=self.accelerator.device)]  # every step was skipped
+        gathered = self.accelerator.reduce(torch.stack(losses).mean(), "mean")
         entry = {"step": self.step, "loss": gathered.item(), "lr": self.rate, "grad_norm": float(self.norm)}
         entry |= {name: torch.stack(values).float().mean().item() for name, values in self.metrics.items()}
         seconds = max(1e-9, time.perf_counter() - self.begin - self.idle)
@@ -60,8 +60,6 @@ class Meter:
         entry["data_wait"] = self.wait / seconds
         entry["memory_mb"] = _peak_memory_mb(self.accelerator.device)
         left = (self.train.num_steps - self.step) * seconds / self.steps
-        if not math.isfinite(entry["loss"]):
-            raise UserError(f"the loss became non-finite before step {self.step}; lower optim.lr, then --resume auto")
         if self.accelerator.is_main_process:
             self.write_log(entry)
             extra = "  ".join(f"{name} {entry[name]:.4g}" for name in self.metrics)

@@ -4,9 +4,12 @@ import json
 import os
 import platform
 import re
+import socket
 import tempfile
+import time
 from importlib import metadata
 from pathlib import Path
+from typing import IO
 
 from ldm.config import RunSettings
 from ldm.data.pixels import write_whole
@@ -26,8 +29,15 @@ PACKAGES = (
 )
 
 
+LOCK = "lock.json"  # who writes to a run: process, machine and since when
+_locks: dict[Path, IO[str]] = {}  # held until this process ends, however it ends
+
+
 def open_run(settings: RunSettings, part: str) -> Path:
-    """Make the run directory. Raises: UserError if nothing can be written there."""
+    """Make the run directory and, as the main process, take its lock.
+
+    Raises: UserError if nothing can be written there, or if another process is training there.
+    """
     run = run_dir(settings, part)
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -35,7 +45,55 @@ def open_run(settings: RunSettings, part: str) -> Path:
             pass
     except OSError as error:
         raise UserError(f"cannot write to {run}: {error.strerror or error}; choose another --output-dir") from error
+    if os.environ.get("RANK", "0") == "0":
+        _lock(run)
     return run
+
+
+def _lock(run: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    path = (run / LOCK).resolve()
+    if path in _locks:
+        return
+    file = open(path, "a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process alone: a loader's workers do not inherit it
+    except OSError:
+        file.seek(0)
+        raise UserError(
+            f"{run} is in use by {owner_text(file.read())}: wait for it, end it, or choose another --output-dir"
+        ) from None
+    file.truncate(0)
+    file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}))
+    file.flush()
+    _locks[path] = file
+
+
+def owner_text(recorded: str) -> str:
+    """'process 12 on host since ...', from the content of a lock."""
+    try:
+        owner = json.loads(recorded)
+        return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def locked_by(run: Path) -> str | None:
+    """Who trains in a run at this moment, None if nobody does."""
+    try:
+        import fcntl
+
+        with open(run / LOCK, "r+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return owner_text(file.read())
+    except (ImportError, OSError):
+        pass
+    return None
 
 
 def record(run: Path, settings: RunSettings) -> None:

@@ -10,10 +10,9 @@ import json
 import logging
 import math
 import os
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -29,13 +28,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm import checkpoint
 from ldm.averaging import Average
-from ldm.config import OptimOptions, RunSettings, TrainOptions
-from ldm.errors import UserError
-from ldm.optimizer import build_optimizer, native_bf16
+from ldm.config import RunSettings, TrainOptions
+from ldm.errors import UserError, out_of_memory
+from ldm.interrupts import Held, ignore_interrupts
+from ldm.optimizer import build_optimizer, lr_factor, native_bf16
 from ldm.progress import Meter
-from ldm.runs import record, replace_text
+from ldm.runs import record
+from ldm.training_state import LOWER_RATE, TrainingState, find, rewind
 
 log = logging.getLogger("ldm")
+
+SKIPPED_AT_MOST = 3  # steps in a row whose gradients are no finite numbers
+SKIPPED_AT_MOST_FP16 = 24  # the scale of fp16 losses begins too high on purpose, and is halved each time
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Task(Protocol):
 
     module: nn.Module  # forward(**batch) -> (loss, {name: scalar tensor}); everything trainable is in it
     model: nn.Module  # the part of it that is kept: EMA follows its parameters
+    identity: dict[str, str]  # what -> digest: of all that decides the training and is in no checkpoint
     num_samples: int
     find_unused_parameters: bool
     channels_last: bool  # whether that layout pays on a CPU in bf16; on CUDA it does
@@ -100,9 +105,12 @@ class Batches(Dataset):
         self._orders: dict[int, np.ndarray] = {}
 
     def __getitem__(self, rows: Rows) -> dict[str, Tensor]:
+        return self.task.batch(self.samples(rows), rows)
+
+    def samples(self, rows: Rows) -> list[Sample]:
         first = rows.step * rows.batch_size
         places = [divmod(first + j, self.task.num_samples) for j in range(rows.start, rows.stop)]
-        return self.task.batch([Sample(int(self._order(epoch)[place]), epoch) for epoch, place in places], rows)
+        return [Sample(int(self._order(epoch)[place]), epoch) for epoch, place in places]
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
@@ -119,19 +127,6 @@ def rows_of(train: TrainOptions, first_step: int, rank: int, world: int) -> Iter
         for micro in range(train.gradient_accumulation_steps):
             start = (micro * world + rank) * share
             yield Rows(step, start, start + share, train.batch_size)
-
-
-def lr_factor(optim: OptimOptions, step: int, num_steps: int) -> float:
-    """The learning rate at a global step (0-based) as a share of `optim.lr`: linear warm-up, then the schedule."""
-    if step < optim.warmup_steps:
-        return (step + 1) / optim.warmup_steps
-    if optim.schedule == "constant":
-        return 1.0
-    if optim.schedule == "cosine":
-        progress = (step - optim.warmup_steps) / max(1, num_steps - optim.warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * progress))
-    decay_steps = max(1, round(optim.decay_fraction * num_steps))
-    return min(1.0, (num_steps - step) / decay_steps)
 
 
 def precision(wanted: str, device: torch.device) -> str:
@@ -181,6 +176,7 @@ class Trainer:
     def __init__(self, task: Task, settings: RunSettings, run: Path):
         self.task, self.settings, self.run, self.train = task, settings, run, settings.train
         run.mkdir(parents=True, exist_ok=True)
+        self.checkpoints = run / "checkpoints"
         loggers = [name for name in self.train.report_to if name != "none"]
         state = start_world()
         self.accelerator = Accelerator(
@@ -198,6 +194,8 @@ class Trainer:
                 f"train.batch_size {self.train.batch_size} is the global batch and must be a multiple of processes x "
                 f"gradient_accumulation_steps = {world} x {self.train.gradient_accumulation_steps}"
             )
+        # Processes agree on when to stop over a group of their own, so that no GPU has to be waited for.
+        self._agreement = torch.distributed.new_group(backend="gloo") if world > 1 else None
         task.module.to(self.accelerator.device)
         if self.train.gradient_checkpointing:
             checkpoint_gradients(task.module)
@@ -205,14 +203,37 @@ class Trainer:
             task.module.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(task.module, settings.optim)
         self.ema = Average(task.model.parameters() if self.train.ema_decay else [], decay=self.train.ema_decay)
-        self.step = 0
+        origin = {"settings": settings.model_dump(mode="json"), "identity": task.identity}
+        self.state = TrainingState(
+            task.module, task.model, self.optimizer, self.ema, origin, scaler=self.accelerator.scaler
+        )
+        self.batches = Batches(task, settings.seed)
+        self.held = Held()
+        self._complained: set[str] = set()
 
-    def fit(self, resume: str = "auto") -> None:
-        """Train to `num_steps` and write `final/`. `resume`: 'auto', 'never', or a checkpoint's folder."""
-        self._resume(resume)
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.state.step
+
+    def fit(self, resume: str = "auto", allow_changed: Collection[str] = ()) -> None:
+        """Train to `num_steps` and write `final/`.
+
+        SIGINT and SIGTERM end it after the step at hand, with one checkpoint of it, by `KeyboardInterrupt`.
+
+        Args:
+            resume: 'auto' (the newest whole checkpoint, or a fresh start), 'never', or a checkpoint's folder.
+            allow_changed: settings that may differ from the checkpoint's though that makes it another training.
+        """
+        with self.held:
+            self._resume(resume, allow_changed)
+            if self.accelerator.is_main_process:
+                self.state.check_room(self.checkpoints, self.train.keep_checkpoints)
+                record(self.run, self.settings)
+            self._train()
+
+    def _train(self) -> None:
         first = self.step
-        if self.accelerator.is_main_process:
-            record(self.run, self.settings)
         module, optimizer = self.accelerator.prepare(self.task.module, self.optimizer)
         if self.train.compile:
             module = torch.compile(module)
@@ -226,6 +247,8 @@ class Trainer:
         if self.step == 0:
             self._report()
         for micros in self._steps():
+            if self._stopping():
+                return
             self._step(module, optimizer, micros, meter)
             last = self.step == self.train.num_steps
             if self.step % self.train.log_every == 0 or last:
@@ -248,23 +271,58 @@ class Trainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         loader = iter(
             DataLoader(
-                Batches(self.task, self.settings.seed),
+                self.batches,
                 sampler=rows_of(self.train, self.step, rank, world),
                 batch_size=None,
                 num_workers=self.train.num_workers,
                 pin_memory=self.accelerator.device.type == "cuda",
+                worker_init_fn=ignore_interrupts,
             )
         )
         for _ in range(self.step, self.train.num_steps):
             yield (next(loader) for _ in range(self.train.gradient_accumulation_steps))
 
+    def _stopping(self) -> bool:
+        """Whether any process was asked to stop. Then all of them are, the step is saved, and `held` ends the run."""
+        if self._agreement is not None:
+            wish = torch.tensor(self.held.pending)
+            torch.distributed.all_reduce(wish, torch.distributed.ReduceOp.MAX, group=self._agreement)
+            self.held.pending = int(wish)
+        if self.held.pending and self.step:
+            self.save()
+            self.accelerator.wait_for_everyone()  # a launcher ends the others as soon as one is gone
+        if self.held.pending:
+            self._log(f"stopped after step {self.step}; --resume auto goes on from there")
+        return bool(self.held.pending)
+
     def _step(self, module, optimizer, micros, meter: "Meter") -> None:
-        accumulation = self.train.gradient_accumulation_steps
         rate = self.settings.optim.lr * lr_factor(self.settings.optim, self.step, self.train.num_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(mix(self.settings.seed, self.step, self.accelerator.process_index))  # dropout
         self.task.module.train()
+        try:
+            losses = self._accumulate(module, micros, meter)
+        except (RuntimeError, MemoryError) as error:
+            raise self._explained(error) from error
+        norm = self.accelerator.clip_grad_norm_(self.task.module.parameters(), self.settings.optim.grad_clip)
+        # A process's gradients are in everyone's mean, so all find the same; one number is read from the device.
+        moves = math.isfinite(norm)
+        if moves or self.accelerator.scaler is not None:  # which skips by itself, and has to hear of it
+            optimizer.step()
+        optimizer.zero_grad()
+        if moves:
+            for loss, metrics in losses:
+                meter.add(loss, metrics)
+            if self.train.ema_decay:
+                self.ema.step(self.task.model.parameters())
+        self.state.step += 1
+        self._count_skipped(moves)
+        meter.end_step(self.step, norm, rate)
+
+    def _accumulate(self, module, micros, meter: "Meter") -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """Gradients of one step; the loss and metrics of each of its parts."""
+        accumulation, found = self.train.gradient_accumulation_steps, []
         for micro in range(accumulation):
             with meter.waiting():
                 batch = {
@@ -273,102 +331,80 @@ class Trainer:
             with self.accelerator.no_sync(module) if micro + 1 < accumulation else nullcontext():
                 loss, metrics = module(**batch, progress=self.step / self.train.num_steps)
                 self.accelerator.backward(loss / accumulation)
-            meter.add(loss, metrics)
-        norm = self.accelerator.clip_grad_norm_(self.task.module.parameters(), self.settings.optim.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        if self.train.ema_decay:
-            self.ema.step(self.task.model.parameters())
-        self.step += 1
-        meter.end_step(self.step, norm, rate)
+            found.append((loss, metrics))
+        return found
+
+    def _count_skipped(self, moved: bool) -> None:
+        """Tell of a step that changed nothing, and end a run that no longer moves."""
+        self.state.skipped = 0 if moved else self.state.skipped + 1
+        if moved:
+            return
+        scaled = self.accelerator.scaler is not None
+        rows = Rows(self.step - 1, 0, self.train.batch_size, self.train.batch_size)
+        items = ", ".join(str(sample.index) for sample in self.batches.samples(rows)[:8])
+        text = f"the gradient of step {self.step} is not finite (training items {items}{', ...' * (rows.stop > 8)})"
+        self._log(f"{text}: step skipped")
+        if self.state.skipped == (SKIPPED_AT_MOST_FP16 if scaled else SKIPPED_AT_MOST):
+            raise UserError(f"{text}, nor were those before it, {self.state.skipped} in a row: {LOWER_RATE}")
+
+    def _explained(self, error: Exception) -> Exception:
+        """What to lower where memory ran out; any other error as it came."""
+        if not out_of_memory(error):
+            return error
+        train = self.train
+        each = train.batch_size // (self.accelerator.num_processes * train.gradient_accumulation_steps)
+        return UserError(
+            f"out of memory in step {self.step + 1} with {each} items at once (train.batch_size {train.batch_size}): "
+            f"raise train.gradient_accumulation_steps (now {train.gradient_accumulation_steps}), set "
+            "train.gradient_checkpointing true, or lower data.resolution or the model's width, then --resume auto"
+        )
 
     def save(self) -> None:
-        """Write a checkpoint and delete all but the newest `keep_checkpoints`; refuses non-finite weights."""
+        """Write a checkpoint; see `TrainingState.save`."""
         self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return
-        tensors = {"model": _trained(self.task.module), "optimizer": self._optimizer_tensors()}
-        if self.train.ema_decay:
-            tensors["ema"] = dict(zip(_names(self.task.model), self.ema.shadow_params, strict=True))
-        if not all(torch.isfinite(tensor).all() for tensor in tensors["model"].values()):
-            raise UserError(f"weights became non-finite before step {self.step}; lower optim.lr, then --resume auto")
-        folder = self.run / "checkpoints"
-        state = {"step": self.step, "seed": self.settings.seed, "ema_steps": self.ema.optimization_step}
-        checkpoint.save(folder / checkpoint.name(self.step), tensors, state)
-        checkpoint.prune(folder, self.train.keep_checkpoints)
-
-    def _resume(self, resume: str) -> None:
-        folder = self.run / "checkpoints"
-        found = None if resume == "never" else checkpoint.newest(folder) if resume == "auto" else Path(resume)
-        if found is None:
-            if others := checkpoint.saved(folder):
-                fault = (
-                    "" if resume == "never" else f", none whole ({others[-1].name}: {checkpoint.verify(others[-1])})"
-                )
-                raise UserError(f"{self.run} already holds checkpoints{fault}; start anew with another --output-dir")
-            return
-        tensors, state = checkpoint.load(found)
-        if not {"model", "optimizer"} <= tensors.keys() or state.get("seed") != self.settings.seed:
-            seeds = f"seed {state.get('seed')}, now {self.settings.seed}"
-            raise UserError(f"{found} is no checkpoint of this run ({seeds}): put the seed back, or start another run")
-        _load(self.task.module, tensors["model"], found)
-        if self.train.ema_decay:
-            ema = tensors.get("ema") or dict(self.task.model.named_parameters())
-            _fill(self.ema.shadow_params, [ema[name] for name in _names(self.task.model)])
-        self.ema.optimization_step = state["ema_steps"]
-        self._load_optimizer(tensors["optimizer"], found)
-        self.step = state["step"]
         if self.accelerator.is_main_process:
-            self._set_aside(folder)
+            self.state.save(self.checkpoints, self.train.keep_checkpoints)
+
+    def _resume(self, wanted: str, allow_changed: Collection[str]) -> None:
+        if self.accelerator.is_main_process:
+            checkpoint.sweep(self.checkpoints)
+        self.accelerator.wait_for_everyone()
+        found = find(self.run, wanted)
+        if found is None:
+            return self._log(f"{self.run} holds no checkpoint: a fresh start")
+        for line in self.state.load(found, allow_changed):
+            self._log(f"note: {line}")
+        self.accelerator.wait_for_everyone()  # all have read
+        if self.accelerator.is_main_process:
+            for line in rewind(self.run, self.step):
+                self._log(line)
         self._log(f"resumed {found}")
-
-    def _set_aside(self, folder: Path) -> None:
-        """Checkpoints and log lines beyond the resumed step are damaged, or belong to another course of training."""
-        for path in checkpoint.saved(folder):
-            if path.name > checkpoint.name(self.step):
-                aside = path.with_name(f"superseded-{path.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
-                self._log(
-                    f"{path} set aside as {aside.name}: {checkpoint.verify(aside) or 'an earlier one was asked for'}"
-                )
-        log_file = self.run / "log.jsonl"
-        if log_file.exists():
-            lines = [line for line in log_file.read_text().splitlines() if json.loads(line)["step"] <= self.step]
-            replace_text(log_file, "".join(f"{line}\n" for line in lines))
-
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
-        names = {parameter: name for name, parameter in self.task.module.named_parameters()}
-        return {f"{key}/{names[p]}": value for p, state in self.optimizer.state.items() for key, value in state.items()}
-
-    def _load_optimizer(self, tensors: dict[str, Tensor], source: Path) -> None:
-        if any(name.startswith("momentum_buffer/") for name in tensors) != (self.settings.optim.name == "muon"):
-            raise UserError(f"{source} belongs to another optim.name than {self.settings.optim.name}: put it back")
-        parameters = dict(self.task.module.named_parameters())
-        for full, value in tensors.items():
-            key, name = full.split("/", 1)
-            parameter = parameters[name]
-            if key != "step":  # moments must lie in memory as their parameter does
-                value = torch.empty_like(parameter).copy_(value)
-            self.optimizer.state[parameter][key] = (
-                value if key == "step" and parameter.device.type == "cpu" else value.to(parameter.device)
-            )
 
     def _report(self) -> None:
         """Pictures and validation of the raw and the EMA weights, by the main process, outside the training RNG."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.task.module.eval()
-            folder = self.run / "samples"
-            folder.mkdir(exist_ok=True, parents=True)
-            numbers = {f"raw/{k}": v for k, v in self.task.report(folder, f"{self.step:08d}-raw").items()}
+            numbers = self._look("raw")
             if self.train.ema_decay:
                 with self._ema_weights():
-                    numbers |= {f"ema/{k}": v for k, v in self.task.report(folder, f"{self.step:08d}-ema").items()}
-            self.write_log({"step": self.step} | numbers)
-            said = [f"{k} {v:.4g}" for k, v in numbers.items() if k.count("/") == 1]  # the parts of a number: log only
-            self._log("  ".join([f"step {self.step} validation", *said]))
+                    numbers |= self._look("ema")
+            if not self.held.pending:
+                self.write_log({"step": self.step} | numbers)
+                said = [f"{k} {v:.4g}" for k, v in numbers.items() if k.count("/") == 1]  # parts of numbers: log only
+                self._log("  ".join([f"step {self.step} validation", *said]))
         self.accelerator.wait_for_everyone()
+
+    def _look(self, weights: str) -> dict[str, float]:
+        """One report of the weights as they stand; a signal ends it, and a picture that cannot be kept is no loss."""
+        numbers: dict[str, float] = {}
+        if self.held.pending:
+            return numbers
+        folder = self.run / "samples"
+        with self.held.let_through(), self._tolerated(OSError, f"cannot write to {folder}"):
+            folder.mkdir(exist_ok=True, parents=True)
+            numbers = self.task.report(folder, f"{self.step:08d}-{weights}")
+        return {f"{weights}/{name}": value for name, value in numbers.items()}
 
     def _ema_weights(self):
         return self.ema.shown(self.task.model.parameters())
@@ -391,36 +427,25 @@ class Trainer:
         self._log(f"took {minutes:.1f} min, {minutes / planned:.2f} times the {planned:.1f} min that were planned")
 
     def write_log(self, entry: dict) -> None:
+        """A line of log.jsonl and of the trackers; neither ever ends a training."""
         known = {k: v if math.isfinite(v) else None for k, v in entry.items()}  # JSON has no infinity
-        with open(self.run / "log.jsonl", "a") as file:
-            file.write(json.dumps(known) + "\n")
+        with self._tolerated(OSError, f"cannot write {self.run / 'log.jsonl'}"):
+            with open(self.run / "log.jsonl", "a") as file:
+                file.write(json.dumps(known) + "\n")
         if self.accelerator.log_with:
-            self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
+            with self._tolerated(Exception, f"train.report_to {', '.join(self.train.report_to)} failed"):
+                self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
+
+    @contextmanager
+    def _tolerated(self, kind: type[Exception], text: str) -> Iterator[None]:
+        """Say once what went wrong beside the training, and go on."""
+        try:
+            yield
+        except kind as error:
+            if text not in self._complained:
+                self._complained.add(text)
+                print(f"warning: {text} ({error}); training goes on", flush=True)
 
     def _log(self, text: str) -> None:
         if self.accelerator.is_main_process:
             print(text, flush=True)
-
-
-def _fill(targets: list[Tensor], values: list[Tensor]) -> None:
-    with torch.no_grad():
-        for target, value in zip(targets, values, strict=True):
-            target.copy_(value)
-
-
-def _names(model: nn.Module) -> list[str]:
-    return [name for name, _ in model.named_parameters()]
-
-
-def _trained(module: nn.Module) -> dict[str, Tensor]:
-    """Trainable parameters by name; frozen parts belong to other runs."""
-    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-
-
-def _load(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    own = _trained(module)
-    if own.keys() != tensors.keys() or any(own[name].shape != value.shape for name, value in tensors.items()):
-        raise UserError(
-            f"checkpoint {source} belongs to another model; restore its settings, or use another --output-dir"
-        )
-    _fill(list(own.values()), [tensors[name] for name in own])

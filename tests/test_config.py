@@ -292,7 +292,7 @@ def start(*command: str) -> subprocess.CompletedProcess:
 def test_a_good_start_says_what_this_invocation_wants_and_needs_no_torch():
     code = "import sys; from ldm.command_line import parse; print(parse('ldm')[1], 'torch' in sys.modules)"
     done = start("-c", code, "configs/smoke.yaml", "--resume", "never", "--dry-run", "--train.num-steps", "3")
-    assert done.stdout.strip() == f"{Invocation('never', True, Path('configs/smoke.yaml'))} False", done.stderr
+    assert done.stdout.strip() == f"{Invocation('never', (), True, Path('configs/smoke.yaml'))} False", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,23 @@ ONLY = {
     "findings": set(),
     "data": {"config", "errors", "settings_io", "assets"},
     "sheet": {"data", "errors"},
-    "progress": {"config", "errors"},
+    "progress": {"config"},
+    "interrupts": {"errors"},
+    "resume": {"errors"},
+    "training_state": {"averaging", "checkpoint", "errors", "resume", "runs"},
     "optimizer": {"config"},
     # the loop is blind: no VAE, no text, no noise
-    "training": {"averaging", "checkpoint", "config", "errors", "optimizer", "progress", "runs"},
+    "training": {
+        "averaging",
+        "checkpoint",
+        "config",
+        "errors",
+        "interrupts",
+        "optimizer",
+        "progress",
+        "runs",
+        "training_state",
+    },
 }
 # ... and these rooms may never import those, at any depth of a function.
 SURFACE = {"export", "hub", "generate", "card", "doctor", "checkup", "cli"}

@@ -16,14 +16,16 @@ from ldm.settings_io import load
 def test_a_run_records_its_settings_versions_and_hardware(tmp_path):
     settings = VaeSettings(name="demo", output_dir=tmp_path)
     run = runs.open_run(settings, "vae")
-    assert list(run.iterdir()) == []  # a start that is refused later leaves the record of the last good one
+    assert [path.name for path in run.iterdir()] == [
+        "lock.json"
+    ]  # a start that is refused later leaves the record of the last good one
     runs.record(run, settings)
     recorded = json.loads((run / "versions.json").read_text())
     assert recorded["python"] == platform.python_version() and recorded["torch"] == torch.__version__
     assert recorded["hardware"] == runs.hardware()
     assert load("vae", run / "config.yaml") == settings
     assert runs.sibling(run, "ldm").parent == run.parent
-    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "versions.json"]
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "lock.json", "versions.json"]
 
 
 def test_the_hardware_is_the_gpu_or_the_cpu_with_its_cores(monkeypatch):

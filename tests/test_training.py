@@ -16,7 +16,8 @@ from torch import nn
 from ldm import checkpoint
 from ldm.config import OptimOptions, TrainOptions, VaeSettings
 from ldm.errors import UserError
-from ldm.training import Batches, Rows, Trainer, draw_rows, lr_factor, mix, precision, rows_of
+from ldm.optimizer import lr_factor
+from ldm.training import Batches, Rows, Trainer, draw_rows, mix, precision, rows_of
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,7 @@ class Picture(nn.Module):
 
 
 class LineTask:
+    identity = {"data": "ten points"}
     num_samples = 10
     find_unused_parameters = False
 
@@ -189,7 +191,7 @@ def test_nothing_starts_over_silently_when_no_checkpoint_is_whole(tmp_path):
 
 def test_another_seed_or_a_foreign_folder_is_refused(tmp_path):
     fit(tmp_path)
-    with pytest.raises(UserError, match="put the seed back"):
+    with pytest.raises(UserError, match="seed was 0, now 5: put it back"):
         Trainer(LineTask(), settings().model_copy(update={"seed": 5}), tmp_path).fit()
     with pytest.raises(UserError):
         fit(tmp_path / "b", resume=str(tmp_path / "final"))
@@ -306,16 +308,32 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
         Trainer(LineTask(), settings(batch_size=5, gradient_accumulation_steps=2), tmp_path)
 
 
-def test_a_loss_that_explodes_stops_the_run_and_spoils_no_checkpoint(tmp_path):
+def poisoned(run, steps, **train):
+    """A trainer whose data are no numbers in some steps."""
     task = LineTask()
-    trainer = Trainer(task, settings(save_every=2, log_every=1), tmp_path)
     original = task.batch
     task.batch = lambda samples, rows: {
-        k: v * (math.nan if rows.step == 6 else 1) for k, v in original(samples, rows).items()
+        k: v * (math.nan if rows.step in steps else 1) for k, v in original(samples, rows).items()
     }
-    with pytest.raises(UserError, match="non-finite"):
-        trainer.fit()
-    assert checkpoint.newest(tmp_path / "checkpoints").name == checkpoint.name(6)
+    return Trainer(task, settings(save_every=2, **train), run)
+
+
+def test_a_step_without_finite_gradients_changes_nothing_and_names_its_items(tmp_path, capsys):
+    poisoned(tmp_path, {4}, num_steps=5).fit()
+    assert "the gradient of step 5 is not finite (training items" in capsys.readouterr().out
+    before, after = (checkpoint.load(tmp_path / "checkpoints" / checkpoint.name(s))[0] for s in (4, 5))
+    for group in before:
+        for name, value in before[group].items():
+            torch.testing.assert_close(after[group][name], value, rtol=0, atol=0)
+    assert losses(tmp_path)[5] is None and losses(tmp_path)[4] is not None
+
+
+def test_a_run_that_no_longer_moves_stops_and_spoils_no_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="not finite .* 3 in a row: lower optim.lr"):
+        poisoned(tmp_path, {2, *range(6, 12)}).fit()
+    assert checkpoint.newest(tmp_path / "checkpoints").name == checkpoint.name(8)
+    groups, _ = checkpoint.load(tmp_path / "checkpoints" / checkpoint.name(8))
+    assert all(torch.isfinite(tensor).all() for group in groups.values() for tensor in group.values())
 
 
 def test_never_refuses_to_bury_an_older_run(tmp_path):
@@ -326,7 +344,7 @@ def test_never_refuses_to_bury_an_older_run(tmp_path):
 
 def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path):
     fit(tmp_path, module=Picture, optimizer="muon")
-    with pytest.raises(UserError, match="another optim.name than adamw"):
+    with pytest.raises(UserError, match="optim.name was muon, now adamw"):
         fit(tmp_path, module=Picture, num_steps=20)
 
 
