@@ -73,6 +73,8 @@ def build_vae(model: VaeModel, channels: int, resolution: int = 64) -> Autoencod
 def load_vae(folder: Path) -> Autoencoder:
     """The finished autoencoder of a run, or any folder with an AutoencoderKL or VQModel, frozen.
 
+    In float32, whatever it was saved in: many overflow in fp16, and a CPU has no fp16 convolutions worth the name.
+
     Raises: UserError if there is none.
     """
     for candidate in (folder / "final" / "vae", folder / "vae", folder):

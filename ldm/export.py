@@ -6,14 +6,13 @@ The folder is written beside its destination and renamed at the end, so a half-w
 import importlib.util
 import json
 import logging
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ldm.disk import one_writer, staged, telling
 from ldm.errors import UserError
 from ldm.model_folder import COMPONENTS, locate, read_json
 from ldm.pipeline import Pipeline, load_pipeline, no_progress_bars
@@ -43,24 +42,16 @@ def export(
     if dtype not in DTYPES:
         raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     out = Path(out)
+    place = out.resolve()
     _refuse_foreign(out)
     pipeline = load_pipeline(run, device="cpu", dtype=DTYPES[dtype])
     _refuse_own(pipeline, run)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".tmp", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}") from None
-    try:
+    with telling(out, "choose another folder, or make room"), one_writer(place), staged(place) as stage:
         pipeline.defaults |= {"training": training_facts(Path(run)) or pipeline.defaults.get("training", {})}
-        save_folder(pipeline, stage, name or out.resolve().name)
+        save_folder(pipeline, stage, name or place.name)
         _write_graphs(stage)
         _keep_pictures(out, stage)
         write_card(stage, read_json(metrics) if metrics else {})
-        _flush(stage)
-        _replace(stage, out)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
     return out
 
 
@@ -150,33 +141,7 @@ def _refuse_foreign(out: Path) -> None:
         raise UserError(f"{out} also holds {', '.join(strange[:3])}, which replacing it would delete: move that first")
 
 
-def _flush(stage: Path) -> None:
-    """Bring every file to the disk before the folder gets its name; mkdtemp made the folder private."""
-    for file in stage.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-    stage.chmod(0o755)
-
-
 def _keep_pictures(out: Path, stage: Path) -> None:
     """A contact sheet that was put beside an earlier export stays with the new one."""
     for picture in [p for p in out.glob("*") if p.suffix.lower() in (".png", ".jpg")]:
         shutil.copy2(picture, stage)
-
-
-def _replace(stage: Path, out: Path) -> None:
-    """Rename `stage` to `out`; an earlier export steps aside first and is deleted last."""
-    if not out.exists():
-        stage.rename(out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", suffix=".tmp", dir=out.parent))
-    out.rename(old / "was")
-    try:
-        stage.rename(out)
-    except OSError:
-        (old / "was").rename(out)
-        raise
-    finally:
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)

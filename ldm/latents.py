@@ -2,11 +2,14 @@
 
 Content-addressed: the folder's name is a digest of the autoencoder's weights and of the pixels, so a changed VAE, data
 set or resolution can never meet stale latents. Mean and std are kept rather than a sample, so each epoch draws anew.
-Written in a staged folder with a manifest of sha256 sums; a damaged or half-written cache is rebuilt.
+Written in a staged folder with a manifest of sha256 sums, by one process at a time; a damaged cache is rebuilt.
 """
 
 import hashlib
+import math
+import re
 import shutil
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +20,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm import checkpoint
-from ldm.autoencoder import Autoencoder, factor_of, image_batches, posterior
+from ldm.autoencoder import Autoencoder, factor_of, posterior, to_images
 from ldm.data import ImageTextData
+from ldm.disk import NO_ROOM, one_writer, require_room, telling
 from ldm.errors import UserError
 
+DTYPE = "<f2"
+FORMAT = f"2 {DTYPE}"  # part of every cache key: raise the number when the latents of the same pictures change
 # Settings of a VAE or a text encoder that no weight shows, as their classes name them.
 DECIDING = (
     "act_fn",
@@ -31,6 +37,8 @@ DECIDING = (
     "scaling_factor",
     "shift_factor",
 )
+SHORT_OF_MEMORY = "out of memory|not enough memory|can't allocate memory|ALLOC_FAILED"  # as torch, cuBLAS and cuDNN say
+NAMES = ("mean", "std")
 CACHED_BYTES = 2**23  # of one feature map at full resolution, where encoding on a CPU is fastest
 
 
@@ -73,7 +81,7 @@ def network_digest(module: torch.nn.Module) -> str:
 
 def latents_folder(vae: Autoencoder, data: ImageTextData, cache_dir: Path) -> Path:
     """Where the latents of just these pixels by just these weights lie."""
-    key = hashlib.sha256(f"latents 2 {network_digest(vae)} {data.fingerprint}".encode()).hexdigest()[:24]
+    key = hashlib.sha256(f"latents {FORMAT} {network_digest(vae)} {data.fingerprint}".encode()).hexdigest()[:24]
     return cache_dir / "latents" / key
 
 
@@ -99,27 +107,68 @@ def cached_latents(vae: Autoencoder, data: ImageTextData, cache_dir: Path, batch
     if data.resolution % factor_of(vae):
         raise UserError(f"data.resolution {data.resolution} is no multiple of the VAE's factor {factor_of(vae)}")
     folder = latents_folder(vae, data, cache_dir)
+    if checkpoint.verify(folder):
+        with telling(folder, NO_ROOM), one_writer(folder):
+            _renew(vae, data, folder, batch_size or pictures_at_once(vae, data.resolution))
+    return Latents(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in NAMES))
+
+
+def _renew(vae: Autoencoder, data: ImageTextData, folder: Path, batch_size: int) -> None:
+    """Build the cache, unless another process did while this one waited to be the only one."""
     fault = checkpoint.verify(folder)
-    if fault and folder.exists():
+    if fault is None:
+        return
+    if folder.exists():
         print(f"latent cache {folder} cannot be used ({fault}); building it anew", flush=True)
         shutil.rmtree(folder)
-    if fault:
-        _build(vae, data, folder, batch_size or pictures_at_once(vae, data.resolution))
-    return Latents(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mean", "std")))
+    side = data.resolution // factor_of(vae)
+    shape = (len(data), vae.config.latent_channels, side, side)
+    require_room(folder.parent, len(NAMES) * math.prod(shape) * np.dtype(DTYPE).itemsize, "the latent cache")
+    header = {"descr": DTYPE, "fortran_order": False, "shape": shape}
+    with checkpoint.staged(folder) as stage, ExitStack() as open_files:
+        files = [open_files.enter_context(open(stage / f"{name}.npy", "wb")) for name in NAMES]
+        for file in files:  # written front to back, so that a full disk is an error and not a crash of the memory map
+            np.lib.format.write_array_header_1_0(file, header)
+        for pair in _encoded(vae, data, batch_size):
+            for file, array in zip(files, pair, strict=True):
+                file.write(array.tobytes())
+
+
+def _encoded(vae: Autoencoder, data: ImageTextData, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Mean and std of all pictures in order, batch by batch; the batches are halved while memory does not suffice."""
+    start = 0
+    with tqdm(desc="encoding", total=len(data), unit="img") as bar:
+        while start < len(data):
+            indices = range(start, min(start + batch_size, len(data)))
+            pair = _encode(vae, data, indices)
+            if pair is None and batch_size == 1:
+                raise UserError(
+                    f"not enough memory to encode one picture of {data.resolution} x {data.resolution} pixels: lower "
+                    "data.resolution, or free the memory that other programs use"
+                )
+            if pair is None:
+                batch_size = len(indices) // 2 or 1
+                print(f"not enough memory to encode {len(indices)} pictures at once: trying {batch_size}", flush=True)
+                continue
+            if not all(np.isfinite(array).all() for array in pair):
+                raise UserError("the VAE gives latents that are not finite numbers; train it in fp32 or bf16")
+            yield pair
+            start = indices.stop
+            bar.update(len(indices))
 
 
 @torch.no_grad()
-def _build(vae: Autoencoder, data: ImageTextData, folder: Path, batch_size: int) -> None:
-    side = data.resolution // factor_of(vae)
-    header = {"descr": "<f2", "fortran_order": False, "shape": (len(data), vae.config.latent_channels, side, side)}
-    with checkpoint.staged(folder) as stage, ExitStack() as open_files:
-        files = [open_files.enter_context(open(stage / f"{name}.npy", "wb")) for name in ("mean", "std")]
-        for file in files:  # written front to back, so that a full disk is an error and not a crash of the memory map
-            np.lib.format.write_array_header_1_0(file, header)
-        for images in tqdm(image_batches(data, batch_size), "encoding", -(-len(data) // batch_size), unit="batch"):
-            encoded = posterior(vae, images.to(vae.device, vae.dtype))
-            for file, values in zip(files, (encoded.mean, encoded.std)):
-                array = values.float().cpu().numpy().astype("<f2")
-                if not np.isfinite(array).all():
-                    raise UserError("the VAE gives latents that are not finite numbers; train it in fp32 or bf16")
-                file.write(array.tobytes())
+def _encode(vae: Autoencoder, data: ImageTextData, indices: range) -> tuple[np.ndarray, np.ndarray] | None:
+    """Posterior means and stds of these pictures, (B, c, h, w); None if memory does not suffice for them together."""
+    try:
+        images = to_images(np.stack([data.image(i) for i in indices]))
+        encoded = posterior(vae, images.to(vae.device, vae.dtype))
+        mean, std = (values.float().cpu().numpy().astype(DTYPE) for values in (encoded.mean, encoded.std))
+        return mean, std
+    except MemoryError:
+        pass
+    except RuntimeError as error:  # of which torch.OutOfMemoryError is one, and the CPU's has no name of its own
+        if not re.search(SHORT_OF_MEMORY, str(error)):
+            raise
+    torch.cuda.empty_cache()  # does nothing without CUDA
+    return None

@@ -167,7 +167,7 @@ def write(array: "np.ndarray", path: Path) -> None:
     """The array as .npy, or a look at it as .png, whole or not at all."""
     import numpy as np
 
-    from ldm.data.pixels import write_whole
+    from ldm.disk import write_whole
     from ldm.sheet import points_picture, save_png, sheet
 
     path.parent.mkdir(parents=True, exist_ok=True)

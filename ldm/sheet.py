@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ldm.data.pixels import write_whole
+from ldm.disk import write_whole
 from ldm.errors import UserError
 
 Picture = np.ndarray | Image.Image

@@ -35,7 +35,7 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ldm.data.files import open_source
-    from ldm.data.pixels import write_whole
+    from ldm.disk import write_whole
     from ldm.errors import UserError
 
     options = _options(args)

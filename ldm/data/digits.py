@@ -12,6 +12,7 @@ occur in `heldout`, and there alone: every digit is trained on in seven inks, ev
 
 import hashlib
 import importlib.util
+import io
 import logging
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.config import DataOptions, DigitOptions
+from ldm.disk import NO_ROOM, one_writer, read_sealed, telling, write_sealed
 from ldm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -299,13 +301,13 @@ def handwriting(chosen: list[int], cache_dir: Path) -> dict[int, Handwriting]:
     """The traced originals, from the cache under `cache_dir` or into it. Raises: UserError: it cannot be written."""
     chosen = sorted(chosen)
     key = hashlib.sha256(f"{file_digest()} {VERSION} {chosen}".encode()).hexdigest()[:24]
-    path = cache_dir / "digits" / f"{key}.npz"
+    path = cache_dir / "digits" / f"{key}.sealed"
     ink, digits = originals()
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with np.load(io.BytesIO(read_sealed(path)), allow_pickle=False) as kept:
             fields, boxes = kept["fields"], kept["boxes"]
         whole = fields.shape == (len(chosen), 2 * GRID, 2 * GRID) and boxes.shape == (len(chosen), 4)
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError):
         whole = False
     if not whole:
         log.info("tracing the strokes of %d digits", len(chosen))
@@ -316,19 +318,10 @@ def handwriting(chosen: list[int], cache_dir: Path) -> dict[int, Handwriting]:
 
 
 def _keep(path: Path, fields: np.ndarray, boxes: np.ndarray) -> None:
-    import io
-
-    from ldm.data.pixels import write_whole
-
     buffer = io.BytesIO()
     np.savez(buffer, fields=fields, boxes=boxes)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, buffer.getvalue())
-    except OSError as error:
-        raise UserError(
-            f"cannot write the traced digits to {path.parent}: {error.strerror}; set data.cache_dir"
-        ) from None
+    with telling(path, NO_ROOM), one_writer(path.with_suffix("")):
+        write_sealed(path, buffer.getvalue())
 
 
 def inks_of(digit: int, split: str, heldout: bool) -> list[str]:

@@ -1,8 +1,9 @@
 """Pictures decoded once: uint8 rows in a memory-mapped .npy, found again by what the files contain.
 
 The key is a digest of every sample's id and encoded bytes and of the transform, so a changed picture or setting makes
-a new cache and a touched or moved folder does not. The .npy is written first and the manifest last, each whole or not
-at all; a cache without a manifest, of another size or with other bytes than the manifest says is built anew.
+a new cache and a touched or moved folder does not. The .npy is written first and the sealed manifest last, each whole
+or not at all, by one process at a time; a cache without a manifest, of another size or with other bytes than the
+manifest says is built anew.
 """
 
 import hashlib
@@ -21,7 +22,8 @@ import numpy as np
 from ldm.config import DataOptions
 from ldm.data.decode import DECODE_VERSION, REDUCING_GAP, ImageError, decode_image, fit_image, quiet_decoders
 from ldm.data.samples import Sample, Source
-from ldm.errors import UserError
+from ldm.disk import NO_ROOM, one_writer, read_sealed, require_room, telling, write_sealed
+from ldm.disk import write_whole as write_whole  # found here by others
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +59,14 @@ def load_pixels(source: Source, options: DataOptions) -> Pixels:
     kept = _open(stem, key, source.samples, options)
     if kept is not None:
         return kept
-    try:
-        options.cache_dir.mkdir(parents=True, exist_ok=True)
-        return _build(stem, key, source, options)
-    except OSError as error:
-        size = options.resolution**2 * options.channels * len(source.samples)
-        raise UserError(
-            f"cannot write the picture cache {stem}.npy ({size / 2**20:.0f} MiB): {error.strerror or error}; "
-            "make room or set data.cache_dir to another folder"
-        ) from error
+    size = options.resolution**2 * options.channels * len(source.samples)
+    advice = f"it needs {size / 2**20:.1f} MiB: {NO_ROOM}"
+    with telling(stem.with_suffix(".npy"), advice), one_writer(stem):
+        kept = _open(stem, key, source.samples, options, quiet=True)
+        if kept is None:  # else another process built it while this one waited
+            require_room(options.cache_dir, size, "the picture cache")
+            kept = _build(stem, key, source, options)
+        return kept
 
 
 def map_pictures(source: Source, function: Callable[[bytes], Any]) -> Iterator[tuple[int, Any]]:
@@ -91,19 +92,6 @@ def map_pictures(source: Source, function: Callable[[bytes], Any]) -> Iterator[t
             yield index, result.result()
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Put a file in place whole or not at all."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def _key(source: Source, options: DataOptions) -> str:
     digest = hashlib.sha256(json.dumps(transform(options), sort_keys=True).encode())
     for index, data in source.encoded():
@@ -125,7 +113,7 @@ def _build(stem: Path, key: str, source: Source, options: DataOptions) -> Pixels
     digests: list[str] = []
     bad: list[tuple[str, str]] = []
     path = stem.with_suffix(".npy")
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shape = (len(source.samples), size, size, channels)
     try:
         with draft.open("wb") as stream:  # appended, not mapped: a full disk is then an error and not a crash
@@ -146,8 +134,8 @@ def _build(stem: Path, key: str, source: Source, options: DataOptions) -> Pixels
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-    manifest = {"format": 1, "key": key, "rows": rows, "digests": digests, "bad": bad}
-    write_whole(stem.with_suffix(".json"), json.dumps(manifest).encode())
+    manifest = {"format": 2, "key": key, "rows": rows, "digests": digests, "bad": bad}
+    write_sealed(stem.with_suffix(".manifest"), json.dumps(manifest).encode())
     log.info("decoded %d pictures into %s", len(rows), path)
     return Pixels(path, rows, digests, bad)
 
@@ -157,23 +145,24 @@ def _write_header(stream, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
-def _open(stem: Path, key: str, samples: list[Sample], options: DataOptions) -> Pixels | None:
+def _open(stem: Path, key: str, samples: list[Sample], options: DataOptions, quiet: bool = False) -> Pixels | None:
     """The cache at a stem if it is whole and true to its manifest, else None."""
     path = stem.with_suffix(".npy")
+    level = logging.DEBUG if quiet else logging.WARNING
     try:
-        manifest = json.loads(stem.with_suffix(".json").read_bytes())
+        manifest = json.loads(read_sealed(stem.with_suffix(".manifest")))
         rows, digests, bad = manifest["rows"], manifest["digests"], [tuple(pair) for pair in manifest["bad"]]
         array = np.load(path, mmap_mode="r")
         size = (len(rows), options.resolution, options.resolution, options.channels)
-        whole = manifest["format"] == 1 and manifest["key"] == key and len(rows) + len(bad) == len(samples)
+        whole = manifest["format"] == 2 and manifest["key"] == key and len(rows) + len(bad) == len(samples)
         whole = whole and array.shape == size and array.dtype == np.uint8
         whole = whole and [hashlib.sha256(row).hexdigest() for row in array] == digests
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("the picture cache %s is damaged (%s) and is built anew", path, error)
+        log.log(level, "the picture cache %s is damaged (%s) and is built anew", path, error)
         return None
     if not whole:
-        log.warning("the picture cache %s is damaged and is built anew", path)
+        log.log(level, "the picture cache %s is damaged and is built anew", path)
         return None
     return Pixels(path, rows, digests, bad)

@@ -1,8 +1,6 @@
 """`ldm data glyphs`: the glyph data set as a `datasets` repository: parquet per split, a card and the licences."""
 
 import argparse
-import os
-import shutil
 import tempfile
 from importlib import resources
 from pathlib import Path
@@ -64,28 +62,18 @@ def write_repository(splits: dict[str, "GlyphData"], options: "DataOptions", out
     Columns: image (PNG), text (list of captions), and what `GlyphData.meta` tells.
     Raises: UserError: `out` is a file or a folder with something in it, or cannot be written.
     """
-    from ldm.errors import UserError
+    from ldm.disk import one_writer, staged, telling
 
     _check_target(out)
-    staged = out.absolute().with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        (staged / "data").mkdir(parents=True)
+    out = out.absolute()
+    with telling(out, "choose another --out, or make room"), one_writer(out), staged(out) as stage:
+        (stage / "data").mkdir()
         for name, data in splits.items():
-            file = staged / "data" / f"{name}-00000-of-00001.parquet"
-            _table(data).to_parquet(str(file))
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+            _table(data).to_parquet(str(stage / "data" / f"{name}-00000-of-00001.parquet"))
         for name in NOTICES:
             source = resources.files("ldm.data").joinpath("assets", name)
-            (staged / name).write_bytes(source.read_bytes())
-        (staged / "README.md").write_text(card(splits, options), encoding="utf-8")
-        if out.exists():
-            out.rmdir()
-        os.rename(staged, out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}; choose another --out") from None
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+            (stage / name).write_bytes(source.read_bytes())
+        (stage / "README.md").write_text(card(splits, options), encoding="utf-8")
 
 
 def push(folder: Path, repo_id: str, private: bool = False) -> str:

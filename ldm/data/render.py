@@ -8,14 +8,12 @@ the union ink box of a few characters that fill their square, which is fitted to
 import hashlib
 import json
 import logging
-import os
-import shutil
-import uuid
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ldm.disk import NO_ROOM, one_writer, read_sealed, require_room, staged, telling, write_sealed
 from ldm.errors import UserError
 
 RENDERER_VERSION = 1  # part of every cache key: raise it when the pixels change
@@ -55,12 +53,9 @@ def cached_glyphs(font: Path, characters: str, resolution: int, cache_dir: Path)
         raise UserError(f"cannot read the font {font}: {error.strerror}; give a .ttf, .otf or .ttc file") from None
     key = "\n".join((hashlib.sha256(data).hexdigest(), str(resolution), str(RENDERER_VERSION), characters))
     folder = cache_dir / "glyphs" / hashlib.sha256(key.encode()).hexdigest()[:24]
-    shape = (len(characters), resolution, resolution)
-    if not _is_whole(folder, shape):
-        log.info("rendering %d glyphs of %s at %d pixels", len(characters), font.name, resolution)
-        images, faults = render(font, characters, resolution)
-        _write(folder, images, faults)
-    faults = json.loads((folder / "faults.json").read_text())
+    faults = _kept(folder)
+    if faults is None:
+        faults = _render_into(folder, font, characters, resolution)
     bad = sorted(i for indices in faults.values() for i in indices)
     if bad:
         named = {fault: "".join(characters[i] for i in indices[:20]) for fault, indices in faults.items() if indices}
@@ -68,40 +63,30 @@ def cached_glyphs(font: Path, characters: str, resolution: int, cache_dir: Path)
     return folder, bad
 
 
-def _is_whole(folder: Path, shape: tuple[int, int, int]) -> bool:
+def _kept(folder: Path) -> dict[str, list[int]] | None:
+    """The indices of each fault in a cache entry, or None if a bit of it is not as it was written."""
     try:
-        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        return images.shape == shape and images.dtype == np.uint8 and (folder / "faults.json").is_file()
-    except (OSError, ValueError):
-        return False
+        manifest = json.loads(read_sealed(folder / "manifest"))
+        with (folder / "images.npy").open("rb") as file:
+            whole = hashlib.file_digest(file, "sha256").hexdigest() == manifest["images"]
+        return manifest["faults"] if whole else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def _write(folder: Path, images: np.ndarray, faults: dict[str, list[int]]) -> None:
-    """Write the cache entry to a staged folder and rename it: another process sees all of it or nothing."""
-    staged = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        staged.mkdir(parents=True)
-        with (staged / "images.npy").open("wb") as file:
-            np.save(file, images, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        with (staged / "faults.json").open("w") as file:
-            json.dump(faults, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if folder.exists() and not _is_whole(folder, images.shape):
-            shutil.rmtree(folder)
-        try:
-            os.rename(staged, folder)
-        except OSError:  # another process was first: its entry is the same
-            if not _is_whole(folder, images.shape):
-                raise
-            shutil.rmtree(staged)
-    except OSError as error:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise UserError(
-            f"cannot write rendered glyphs to {folder.parent}: {error.strerror}; set data.cache_dir"
-        ) from None
+def _render_into(folder: Path, font: Path, characters: str, resolution: int) -> dict[str, list[int]]:
+    """Write the cache entry, of which another process sees all or nothing; returns the indices of each fault."""
+    with telling(folder, NO_ROOM), one_writer(folder):
+        if (faults := _kept(folder)) is not None:  # built by another process while this one waited
+            return faults
+        require_room(folder.parent, len(characters) * resolution**2, "rendered glyphs")
+        log.info("rendering %d glyphs of %s at %d pixels", len(characters), font.name, resolution)
+        images, faults = render(font, characters, resolution)
+        with staged(folder) as stage:
+            np.save(stage / "images.npy", images, allow_pickle=False)
+            digest = hashlib.sha256((stage / "images.npy").read_bytes()).hexdigest()
+            write_sealed(stage / "manifest", json.dumps({"faults": faults, "images": digest}).encode())
+        return faults
 
 
 def render(font: Path, characters: str, resolution: int) -> tuple[np.ndarray, dict[str, list[int]]]:

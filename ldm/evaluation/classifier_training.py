@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ldm.config import DataOptions
 from ldm.data.glyphs import splits as glyph_splits
-from ldm.data.pixels import write_whole
+from ldm.disk import write_whole
 from ldm.errors import UserError
 from ldm.evaluation.classifier_accuracy import accuracy, best_threshold, common_radicals
 from ldm.evaluation.classifier_data import (

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.data.pixels import write_whole
+from ldm.disk import write_whole
 from ldm.errors import UserError
 from ldm.evaluation.adherence import MEASURES
 from ldm.evaluation.statistics import paired

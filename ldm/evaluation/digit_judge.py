@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from ldm.config import DataOptions
 from ldm.data.digits import GROUNDS, INKS, DigitData, Handwriting, draw, make_item, splits
-from ldm.data.pixels import write_whole
+from ldm.disk import write_whole
 from ldm.evaluation.classifier_files import CARD, WEIGHTS, read_classifier
 from ldm.evaluation.glyph_classifier import Block
 from ldm.evaluation.scores import share

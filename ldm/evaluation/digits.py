@@ -20,7 +20,7 @@ from ldm.autoencoder import image_batches, to_pixels
 from ldm.config import DataOptions
 from ldm.data import spread
 from ldm.data.digits import GROUNDS, HELD_OUT, PAIRS, SLANT, THICKNESS, DigitData, phrase, splits
-from ldm.data.pixels import write_whole
+from ldm.disk import write_whole
 from ldm.errors import UserError
 from ldm.evaluation.digit_judge import DigitJudge, agreement, pictures_of
 from ldm.evaluation.drawing import AGREE, DISAGREE, Drawing, draw

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ldm.data.captions import STRUCTURES, STYLE_PHRASES, layout_phrase, radical_phrase
 from ldm.data.glyphs import HELD_OUT, Glyph, split_characters
-from ldm.data.pixels import write_whole
+from ldm.disk import write_whole
 
 FILE = "assets/glyph_prompts.tsv"
 SECTIONS = ("layout", "radical", "pair", "style", "character")

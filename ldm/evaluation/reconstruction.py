@@ -15,7 +15,7 @@ from torch.nn.functional import conv2d
 from ldm.autoencoder import code_counts, posterior, to_images, to_pixels
 from ldm.codebook import code_usage
 from ldm.data import spread
-from ldm.data.pixels import write_whole
+from ldm.disk import write_whole
 from ldm.errors import UserError
 from ldm.evaluation.ocr import GlyphReader
 from ldm.evaluation.validity import ink

@@ -18,7 +18,7 @@ import numpy as np
 from ldm.config import DataOptions
 from ldm.data import spread
 from ldm.data.glyphs import GlyphData
-from ldm.data.pixels import write_whole
+from ldm.disk import write_whole
 from ldm.evaluation import denoising, spoil
 from ldm.evaluation.adherence import Judged, Scores, agreement, ceiling, shuffled
 from ldm.evaluation.comparison import SCORES, compare, load_scores, save_scores

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from ldm.config import DataOptions
-from ldm.data.pixels import write_whole
 from ldm.data.toy import Toy, caption_for, splits, toy_named
+from ldm.disk import write_whole
 from ldm.errors import UserError
 from ldm.evaluation.scores import share
 from ldm.likelihood import log_likelihood

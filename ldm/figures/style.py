@@ -16,7 +16,7 @@ from matplotlib.rcsetup import cycler
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ldm.data.pixels import write_whole
+from ldm.disk import write_whole
 from ldm.figures import Drawing
 
 WIDTH = 7.2  # inches: 1080 pixels

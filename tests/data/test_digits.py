@@ -191,7 +191,7 @@ def test_a_second_reading_comes_from_the_cache_and_a_broken_cache_is_mended(data
     monkeypatch.setattr(digits, "trace", lambda ink: pytest.fail("traced again"))
     np.testing.assert_array_equal(digits.handwriting(chosen, tmp_path)[chosen[0]].field, first[chosen[0]].field)
     monkeypatch.undo()
-    next((tmp_path / "digits").glob("*.npz")).write_bytes(b"half")
+    next((tmp_path / "digits").glob("*.sealed")).write_bytes(b"half")
     assert digits.handwriting(chosen, tmp_path)[chosen[0]].box == first[chosen[0]].box
 
 

@@ -57,7 +57,7 @@ def test_every_setting_that_decides_pixels_makes_a_new_cache(root, options, deco
 def test_a_damaged_cache_is_built_anew(root, options, decodings, harm):
     fill(root, 4)
     expected = everything(file_splits(options(root)))
-    array, manifest = (next((root.parent / "cache").glob(f"*{end}")) for end in (".npy", ".json"))
+    array, manifest = (next((root.parent / "cache").glob(f"*{end}")) for end in (".npy", ".manifest"))
     if harm == "flip a bit":
         data = bytearray(array.read_bytes())
         data[-100] ^= 1
@@ -87,11 +87,11 @@ def test_a_build_that_dies_leaves_nothing_that_counts(root, options, monkeypatch
             original(a, b)
 
         monkeypatch.setattr(os, "replace", replace)
-        with pytest.raises(UserError, match="cannot write the picture cache .*No space left"):
+        with pytest.raises(UserError, match="cannot write .*No space left"):
             file_splits(options(root))
         assert len(calls) == failing  # the fault did happen
         cache = root.parent / "cache"
-        assert not list(cache.glob("*.json"))
+        assert not list(cache.glob("*.manifest"))
         assert not list(cache.glob("*.tmp"))
     monkeypatch.undo()
     assert len(everything(file_splits(options(root)))) == 4

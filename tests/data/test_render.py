@@ -77,7 +77,7 @@ def test_a_damaged_cache_entry_is_rendered_again(tmp_path, damage):
     if damage == "short":
         (folder / "images.npy").write_bytes(whole[: len(whole) // 2])
     else:
-        (folder / ("images.npy" if damage == "gone" else "faults.json")).unlink()
+        (folder / ("images.npy" if damage == "gone" else "manifest")).unlink()
     again, _ = cached_glyphs(style_font("hei"), SAMPLE, 32, tmp_path)
     assert again == folder and (folder / "images.npy").read_bytes() == whole
 
