@@ -61,7 +61,7 @@ def telling(path: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # safetensors has an exception of its own for it, and tokenizers a bare one
-        if not isinstance(error, OSError) and "os error" not in str(error):
+        if isinstance(error, UserError) or not isinstance(error, OSError) and "os error" not in str(error):
             raise
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write {path}: {reason}; {advice}") from error

@@ -107,15 +107,22 @@ def cached_latents(vae: Autoencoder, data: ImageTextData, cache_dir: Path, batch
     if data.resolution % factor_of(vae):
         raise UserError(f"data.resolution {data.resolution} is no multiple of the VAE's factor {factor_of(vae)}")
     folder = latents_folder(vae, data, cache_dir)
-    if checkpoint.verify(folder):
+    if _fault(folder):
         with telling(folder, NO_ROOM), one_writer(folder):
             _renew(vae, data, folder, batch_size or pictures_at_once(vae, data.resolution))
     return Latents(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in NAMES))
 
 
+def _fault(folder: Path) -> str | None:
+    try:
+        return checkpoint.verify(folder)
+    except (AttributeError, KeyError, TypeError):  # JSON, but of another shape
+        return "no readable manifest"
+
+
 def _renew(vae: Autoencoder, data: ImageTextData, folder: Path, batch_size: int) -> None:
     """Build the cache, unless another process did while this one waited to be the only one."""
-    fault = checkpoint.verify(folder)
+    fault = _fault(folder)
     if fault is None:
         return
     if folder.exists():
@@ -163,7 +170,7 @@ def _encode(vae: Autoencoder, data: ImageTextData, indices: range) -> tuple[np.n
     try:
         images = to_images(np.stack([data.image(i) for i in indices]))
         encoded = posterior(vae, images.to(vae.device, vae.dtype))
-        mean, std = (values.float().cpu().numpy().astype(DTYPE) for values in (encoded.mean, encoded.std))
+        mean, std = (values.half().cpu().numpy().astype(DTYPE) for values in (encoded.mean, encoded.std))
         return mean, std
     except MemoryError:
         pass

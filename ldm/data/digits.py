@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.config import DataOptions, DigitOptions
-from ldm.disk import NO_ROOM, one_writer, read_sealed, telling, write_sealed
+from ldm.disk import NO_ROOM, one_writer, read_sealed, require_room, telling, write_sealed
 from ldm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -321,6 +321,7 @@ def _keep(path: Path, fields: np.ndarray, boxes: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, fields=fields, boxes=boxes)
     with telling(path, NO_ROOM), one_writer(path.with_suffix("")):
+        require_room(path.parent, len(buffer.getvalue()), "the traced digits")
         write_sealed(path, buffer.getvalue())
 
 

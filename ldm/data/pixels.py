@@ -7,6 +7,7 @@ manifest says is built anew.
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -154,8 +155,11 @@ def _open(stem: Path, key: str, samples: list[Sample], options: DataOptions, qui
         rows, digests, bad = manifest["rows"], manifest["digests"], [tuple(pair) for pair in manifest["bad"]]
         array = np.load(path, mmap_mode="r")
         size = (len(rows), options.resolution, options.resolution, options.channels)
+        header = io.BytesIO()
+        _write_header(header, size)
         whole = manifest["format"] == 2 and manifest["key"] == key and len(rows) + len(bad) == len(samples)
-        whole = whole and array.shape == size and array.dtype == np.uint8
+        with path.open("rb") as stream:
+            whole = whole and stream.read(header.tell()) == header.getvalue() and array.shape == size
         whole = whole and [hashlib.sha256(row).hexdigest() for row in array] == digests
     except FileNotFoundError:
         return None

@@ -6,6 +6,7 @@ the union ink box of a few characters that fill their square, which is fitted to
 """
 
 import hashlib
+import io
 import json
 import logging
 from pathlib import Path
@@ -83,9 +84,11 @@ def _render_into(folder: Path, font: Path, characters: str, resolution: int) -> 
         log.info("rendering %d glyphs of %s at %d pixels", len(characters), font.name, resolution)
         images, faults = render(font, characters, resolution)
         with staged(folder) as stage:
-            np.save(stage / "images.npy", images, allow_pickle=False)
-            digest = hashlib.sha256((stage / "images.npy").read_bytes()).hexdigest()
-            write_sealed(stage / "manifest", json.dumps({"faults": faults, "images": digest}).encode())
+            array = io.BytesIO()  # numpy's own way to a file does not notice that a disk is full
+            np.save(array, images, allow_pickle=False)
+            (stage / "images.npy").write_bytes(array.getvalue())
+            manifest = {"faults": faults, "images": hashlib.sha256(array.getvalue()).hexdigest()}
+            write_sealed(stage / "manifest", json.dumps(manifest).encode())
         return faults
 
 
