@@ -1,0 +1,32 @@
+"""One tiny project of pictures and parts for all trainings that faults are injected into."""
+
+import pytest
+import tiny_trainings
+from forked import Child
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    """Made in a child: this process only forks, and keeps no threads or state of torch."""
+    folder = tmp_path_factory.mktemp("project")
+    child = Child(lambda: tiny_trainings.write_project(folder / "made"), folder / "output")
+    assert child.wait() == 0, child.said()
+    return folder / "made"
+
+
+@pytest.fixture(scope="session")
+def undisturbed(project, tmp_path_factory):
+    """(part, **options) -> the folder of a run that nothing happened to; each is trained once."""
+    runs = {}
+
+    def run(part: str, **options):
+        key = (part, *sorted(options.items()))
+        if key not in runs:
+            runs[key] = tmp_path_factory.mktemp("undisturbed") / part
+            child = Child(
+                lambda: tiny_trainings.train(part, project, runs[key], **options), runs[key].with_suffix(".txt")
+            )
+            assert child.wait() == 0, child.said()
+        return runs[key]
+
+    return run

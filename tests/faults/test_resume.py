@@ -1,0 +1,212 @@
+"""A resumed run is the run that was never stopped: bit for bit, in every trainer, whoever else was at work."""
+
+import itertools
+import json
+import os
+import signal
+from collections import defaultdict
+from functools import partial
+
+import numpy as np
+import pytest
+from forked import Child, world
+from tiny_trainings import PARTS, assert_same_run, losses, settings_of, task_of, train
+
+from ldm import checkpoint, config
+from ldm.errors import UserError
+from ldm.resume import CLASSES, class_of, compare
+from ldm.settings_io import paths
+from ldm.training import Trainer, start_world
+
+CUT = 5  # killed in this step: the last checkpoint is of step 3, in the middle of an epoch of 4
+
+
+def train_until_cut(part, project, run, **options):
+    """As `train`, but killed in step `CUT`, between the parts of an accumulated batch where there are two."""
+    start_world()
+    settings = settings_of(part, project, run, **options)
+    task = task_of(part, settings, run)
+    forward, seen = task.module.forward, []
+
+    def cut(*args, **values):
+        seen.append(values["progress"])
+        if seen.count((CUT - 1) / settings.train.num_steps) == settings.train.gradient_accumulation_steps:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return forward(*args, **values)
+
+    task.module.forward = cut
+    Trainer(task, settings, run).fit()
+
+
+EVERY_WAY = list(itertools.product(PARTS, (0, 2), (0.9, 0.0), (1, 2)))
+QUICK = [("clip", 0, 0.9, 1), ("vae", 2, 0.9, 1), ("ldm", 0, 0.9, 2)]
+
+
+def pytest_generate_tests(metafunc):
+    if "way" in metafunc.fixturenames:
+        metafunc.parametrize("way", EVERY_WAY if metafunc.config.getoption("--all-faults") else QUICK, ids=str)
+
+
+def test_a_resumed_run_is_the_same_to_the_last_bit(way, project, tmp_path, survived):
+    part, workers, decay, size = way
+    options = {"num_workers": workers, "ema_decay": decay, "gradient_accumulation_steps": 1 if part == "clip" else 2}
+    for child in world(partial(train, part, project, tmp_path / "whole", **options), tmp_path / "out", size):
+        assert child.wait() == 0, child.said()
+    codes = [
+        child.wait()
+        for child in world(
+            partial(train_until_cut, part, project, tmp_path / "cut", **options), tmp_path / "cut-out", size
+        )
+    ]
+    assert -signal.SIGKILL in codes
+    assert checkpoint.newest(tmp_path / "cut" / "checkpoints").name == checkpoint.name(3)
+    again = world(partial(train, part, project, tmp_path / "cut", **options), tmp_path / "again", size)
+    for child in again:
+        assert child.wait() == 0, child.said()
+    assert "resumed" in again[0].said()
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    survived("resumed equal to the last bit", 1)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_looking_at_a_training_does_not_change_it(part, project, undisturbed, tmp_path, survived):
+    child = Child(partial(train, part, project, tmp_path / part, sample_every=1), tmp_path / "out")
+    assert child.wait() == 0, child.said()
+    assert len(list((tmp_path / part / "samples").glob("*.png"))) == 2 * 9 or part == "clip"
+    newest = [checkpoint.newest(run / "checkpoints") for run in (undisturbed(part), tmp_path / part)]
+    assert all(
+        (newest[0] / f"{group}.safetensors").read_bytes() == (newest[1] / f"{group}.safetensors").read_bytes()
+        for group in ("model", "ema", "optimizer")
+    )
+    assert losses(undisturbed(part)) == losses(tmp_path / part)
+
+
+def train_and_tell(part, project, run, steps):
+    """Train up to `steps`, noting which items each step saw."""
+    start_world()
+    settings = settings_of(part, project, run, save_every=1, num_steps=9)
+    task = task_of(part, settings, run)
+    batch, rank = task.batch, os.environ.get("RANK", "0")
+
+    def told(samples, rows):
+        with open(f"{run}-items-{rank}-{steps}.jsonl", "a") as file:
+            file.write(json.dumps([rows.step, rows.start, [[s.epoch, s.index] for s in samples]]) + "\n")
+        return batch(samples, rows)
+
+    task.batch = told
+    trainer = Trainer(task, settings, run)
+    step = trainer._step
+
+    def limited(*args):
+        step(*args)
+        if trainer.step == steps:
+            trainer.held.pending = signal.SIGTERM
+
+    trainer._step = limited
+    trainer.fit()
+
+
+def items(folder, name):
+    """step -> items of the global batch, in order."""
+    found = defaultdict(list)
+    for file in folder.glob(f"{name}-items-*.jsonl"):
+        for line in file.read_text().splitlines():
+            step, start, samples = json.loads(line)
+            found[step].append((start, samples))
+    return {step: [s for _, samples in sorted(parts) for s in samples] for step, parts in found.items()}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_number_of_processes_may_change_underway(part, project, tmp_path, survived):
+    """1 -> 2 -> 1: the same items in the same steps at the same learning rates."""
+    for name, plan in (("constant", [(1, 99)]), ("changing", [(1, 3), (2, 6), (1, 99)])):
+        for size, steps in plan:
+            work = partial(train_and_tell, part, project, tmp_path / name, steps)
+            codes = [child.wait() for child in world(work, tmp_path / f"out-{name}-{steps}", size)]
+            assert codes == [0 if steps == 99 else 143] * size, (tmp_path / f"out-{name}-{steps}").read_text()
+    assert items(tmp_path, "constant") == items(tmp_path, "changing") and len(items(tmp_path, "constant")) == 9
+    rates = []
+    for name in ("constant", "changing"):
+        entries = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        rates.append({entry["step"]: entry["lr"] for entry in entries if "lr" in entry})
+    assert rates[0] == rates[1] and len(rates[0]) == 9
+    one, other = (losses(tmp_path / name) for name in ("constant", "changing"))
+    np.testing.assert_array_equal([one[s] for s in (1, 2, 3)], [other[s] for s in (1, 2, 3)])  # before the change
+    survived("change of the number of processes", 2)
+
+
+# ---- what may have changed meanwhile -------------------------------------------------------------------------------
+
+
+def test_every_setting_has_a_class_and_every_class_a_setting():
+    known = {path for settings in config.PARTS.values() for path, _ in paths(settings)}
+    assert [path for path in known if class_of(path) is None] == []
+    assert [name for name in CLASSES if not any(f"{path}.".startswith(f"{name}.") for path in known)] == []
+
+
+def test_an_unknown_setting_has_none():
+    assert class_of("brand_new") is None and class_of("train.brand_new") is None and class_of("optim.new") is None
+
+
+def origin(**identity):
+    return {
+        "settings": {"seed": 1, "model": {"width": 8}, "optim": {"lr": 0.1}, "train": {"log_every": 5}},
+        "identity": {"data": "a" * 64, "vae": "b" * 64} | identity,
+    }
+
+
+def changed(path: str, value) -> dict:
+    found = origin()
+    owner = found["settings"]
+    *way, last = path.split(".")
+    for step in way:
+        owner = owner[step]
+    owner[last] = value
+    return found
+
+
+@pytest.mark.parametrize("path, was", [("seed", 1), ("model.width", 8)])
+def test_a_change_of_what_is_trained_is_refused_unless_it_is_allowed(path, was):
+    with pytest.raises(UserError, match=f"{path} was {was}, now 99.*--allow-changed {path}"):
+        compare(origin(), changed(path, 99), (), "x")
+    assert compare(origin(), changed(path, 99), [path], "x") == [f"{path} was {was}, now 99"]
+
+
+def test_a_change_of_how_is_noted_and_one_of_the_log_is_not():
+    assert compare(origin(), changed("optim.lr", 0.2), (), "x") == ["optim.lr was 0.1, now 0.2"]
+    assert compare(origin(), changed("train.log_every", 99), (), "x") == []
+
+
+def test_other_data_or_parts_are_refused_by_their_digests():
+    with pytest.raises(UserError, match="vae was bbbbbbbbbbbb, now cccccccccccc"):
+        compare(origin(), origin(vae="c" * 64), (), "x")
+    assert compare(origin(), origin(), (), "x") == []
+
+
+def test_allowing_what_did_not_change_is_a_slip():
+    with pytest.raises(UserError, match="--allow-changed sead: nothing of that name differs"):
+        compare(origin(), changed("seed", 2), ["sead"], "x")
+
+
+def test_a_checkpoint_of_the_first_format_is_read(tmp_path):
+    """Frozen as version 1 wrote it; only its seed can be compared."""
+    from test_training import LineTask, settings
+
+    fixture = os.path.join(os.path.dirname(__file__), "..", "fixtures", "checkpoint-format-1")
+
+    def go_on():
+        trainer = Trainer(LineTask(), settings(num_steps=8), tmp_path / "run")
+        trainer.fit(fixture)
+
+    def whole():
+        Trainer(LineTask(), settings(num_steps=8), tmp_path / "whole").fit()
+
+    children = [Child(go_on, tmp_path / "out"), Child(whole, tmp_path / "out2")]
+    assert [child.wait() for child in children] == [0, 0], children[0].said()
+    assert "older format" in children[0].said()
+    ours, theirs = (
+        checkpoint.load(tmp_path / name / "checkpoints" / checkpoint.name(8))[0] for name in ("run", "whole")
+    )
+    for group in theirs:
+        for name, value in theirs[group].items():
+            np.testing.assert_array_equal(ours[group][name].numpy(), value.numpy())

@@ -1,0 +1,165 @@
+"""SIGTERM or Ctrl-C in any phase: one checkpoint of the step at hand, the code that says so, and a run that goes on."""
+
+import itertools
+import os
+import signal
+import time
+from functools import partial
+
+from forked import Child, until, world
+from tiny_trainings import assert_same_run, losses, settings_of, task_of, train
+
+import ldm.latents
+from ldm import checkpoint
+from ldm.training import Trainer, start_world
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+PHASES = ("first step", "training", "evaluation", "cache build", "saving", "finishing")
+AT = {"first step": 0, "training": 4, "evaluation": 3, "saving": 3}  # steps done when the phase comes
+LONG = 30.0
+
+
+def linger(mark, seconds: float) -> None:
+    """Say that the phase has come, and stay in it."""
+    mark.touch()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and (seconds < LONG or mark.exists()):
+        time.sleep(0.01)
+
+
+def slowed(owner, name: str, mark, seconds: float, when=lambda: True) -> None:
+    """Have a function linger before it does its work."""
+    plain = getattr(owner, name)
+
+    def slow(*args, **values):
+        if when() and not mark.exists():
+            linger(mark, seconds)
+        return plain(*args, **values)
+
+    setattr(owner, name, slow)
+
+
+def train_slowly(phase: str, project, run, mark, workers: int) -> None:
+    """Train an LDM that lingers in one phase, once, on the process that is at work then."""
+    start_world()
+    rank = os.environ.get("RANK", "0")
+    mark = mark.with_name(f"{mark.name}-{rank}")
+    cache = run.parent / "fresh-cache" if phase == "cache build" else project / "cache"
+    settings = settings_of("ldm", project, run, save_every=3, sample_every=3, num_workers=workers)
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"cache_dir": cache})})
+    if phase == "cache build":
+        slowed(ldm.latents, "posterior", mark, LONG)
+    with start_world().main_process_first():
+        task = task_of("ldm", settings, run)
+    trainer = Trainer(task, settings, run)
+    here = lambda: trainer.step == AT[phase]  # noqa: E731
+    if phase in ("first step", "training"):
+        slowed(task.module, "forward", mark, 0.3, here)
+    elif phase == "evaluation":
+        slowed(task, "report", mark, LONG, here)
+    elif phase == "saving":
+        slowed(checkpoint, "save", mark, 0.3, here)
+    elif phase == "finishing":
+        slowed(task, "finish", mark, 0.3)
+    trainer.fit()
+
+
+def pytest_generate_tests(metafunc):
+    if "trial" in metafunc.fixturenames:
+        every = list(itertools.product(PHASES, (1, 2), (signal.SIGTERM, signal.SIGINT), (0, 2)))
+        more = [(phase, size, signal.SIGTERM, 0) for phase in PHASES for size in (1, 2)]
+        quick = [(phase, 1 + i % 2, signal.SIGTERM, i % 2) for i, phase in enumerate(PHASES)]
+        chosen = every + more if metafunc.config.getoption("--all-faults") else quick
+        metafunc.parametrize("trial", chosen, ids=lambda t: f"{t[0]}-{t[1]}-{t[2].name}-{t[3]}")
+
+
+def test_a_signal_in_any_phase_costs_nothing(trial, project, undisturbed, tmp_path, survived):
+    phase, size, number, workers = trial
+    run, mark = tmp_path / "run", tmp_path / "mark"
+    (tmp_path / "out").mkdir()
+    children = world(partial(train_slowly, phase, project, run, mark, workers), tmp_path / "out" / "said", size)
+    until(lambda: (tmp_path / "mark-0").exists())
+    for child in children:
+        child.kill(number)
+    began = time.monotonic()
+    codes = [child.wait() for child in children]
+    said = children[0].said()
+    assert codes == [CODES[number]] * size, said
+    assert time.monotonic() - began < LONG / 2 and "Traceback" not in said
+    newest = checkpoint.newest(run / "checkpoints")
+    reached = max(losses(run), default=0)
+    if phase == "cache build":
+        assert newest is None and not list(run.parent.rglob("*.tmp"))
+    else:
+        assert newest.name == checkpoint.name(reached)
+        assert f"stopped after step {reached}" in said or phase == "finishing"
+        assert reached == {"first step": 1, "training": 5, "evaluation": 3, "saving": 3, "finishing": 8}[phase]
+    again = world(partial(train, "ldm", project, run, sample_every=3), tmp_path / "again", size)
+    for child in again:
+        assert child.wait() == 0, child.said()
+    if size == 1:
+        assert_same_run(undisturbed("ldm", sample_every=3), run)
+    survived(f"{number.name} in a training", 1)
+
+
+def test_a_signal_to_the_whole_group_spares_the_step_from_its_loaders(project, tmp_path, survived):
+    """As a terminal sends Ctrl-C: to the loader's workers too."""
+    run, mark = tmp_path / "run", tmp_path / "mark"
+
+    def work():
+        os.setpgrp()
+        train_slowly("training", project, run, mark, 2)
+
+    child = Child(work, tmp_path / "said")
+    until(lambda: (tmp_path / "mark-0").exists())
+    os.killpg(child.pid, signal.SIGINT)
+    assert child.wait() == 130, child.said()
+    assert checkpoint.newest(run / "checkpoints").name == checkpoint.name(5) and "Traceback" not in child.said()
+    survived("SIGINT to a whole process group", 1)
+
+
+def test_a_second_signal_stops_at_once(project, tmp_path, survived):
+    run, mark = tmp_path / "run", tmp_path / "mark"
+
+    def work():
+        import ldm.interrupts
+
+        ldm.interrupts.ONE_WISH = 0.2
+        trainer_step = Trainer._step
+
+        def endless(self, *args):
+            if self.step == 4:
+                linger(mark, LONG)
+            return trainer_step(self, *args)
+
+        Trainer._step = endless
+        train("ldm", project, run)
+
+    child = Child(work, tmp_path / "said")
+    until(mark.exists)
+    child.kill(signal.SIGTERM)
+    time.sleep(0.5)
+    child.kill(signal.SIGTERM)
+    began = time.monotonic()
+    assert child.wait() == 143 and time.monotonic() - began < 5, child.said()
+    assert checkpoint.newest(run / "checkpoints").name == checkpoint.name(3)
+    survived("second signal", 1)
+
+
+def test_a_signal_while_a_model_is_pushed_ends_the_upload(project, tmp_path, survived):
+    """What has not become a commit leaves nothing behind; see test_hub.py for the commits themselves."""
+    mark = tmp_path / "mark"
+
+    def work():
+        import huggingface_hub
+
+        from ldm.hub import push
+
+        huggingface_hub.HfApi.create_repo = lambda *args, **values: linger(mark, LONG)
+        push(project / "model", "user/name")
+
+    child = Child(work, tmp_path / "said")
+    until(mark.exists)
+    child.kill(signal.SIGTERM)
+    assert child.wait(10) == 143 and "Traceback" not in child.said()
+    survived("SIGTERM while pushing", 1)

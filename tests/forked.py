@@ -1,0 +1,92 @@
+"""Children that share what this process has imported: a trial takes a second where its imports would take ten."""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from ldm.errors import run_main
+
+
+class Child:
+    """A process that runs `work` as an entry point would, its output in a file; `ranks` of them are a world."""
+
+    def __init__(self, work: Callable[[], object], output: Path):
+        self.output = output
+        sys.stdout.flush(), sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _run(work, output)
+
+    def kill(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, seconds: float = 120) -> int:
+        """The exit code, or minus the signal that ended it. Kills it and fails after `seconds`."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.005)
+        self.kill(signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        raise AssertionError(f"still running after {seconds} s: {self.said()}")
+
+    def said(self) -> str:
+        return self.output.read_text(errors="replace") if self.output.exists() else ""
+
+
+def world(work: Callable[[], object], output: Path, size: int) -> list[Child]:
+    """One child for each rank, in one process group of torch where there are several."""
+    if size == 1:
+        return [Child(work, output)]
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }
+
+    def ranked(rank: int) -> Callable[[], object]:
+        def run():
+            os.environ.update(shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+            return work()
+
+        return run
+
+    return [Child(ranked(rank), output.with_name(f"{output.name}-{rank}")) for rank in range(size)]
+
+
+def until(ready: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for something that a child does. Raises: AssertionError if it never does."""
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "what was waited for never happened"
+        time.sleep(0.002)
+
+
+def _run(work: Callable[[], object], output: Path) -> None:
+    """The child's whole life; never returns into the parent's code."""
+    code = 70
+    try:
+        with open(output, "w", buffering=1) as said:
+            os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                try:
+                    signal.signal(signal.SIGINT, signal.default_int_handler)
+                    run_main(lambda: (work(), 0)[1])
+                except SystemExit as end:
+                    code = end.code if isinstance(end.code, int) else 1
+                except BaseException:
+                    traceback.print_exc()
+    finally:
+        os._exit(code)
