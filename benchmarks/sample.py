@@ -6,11 +6,13 @@ Two tables. **The same pictures**: same weights, noise, scheduler, steps and gui
 arithmetic is done; the largest difference between pixels stands beside each time. **As good pictures**: any number of
 steps, any solver, a student of fewer steps, beside 50 first-order steps of the stock pipeline; Frechet and kernel
 distance to real glyphs of as many pictures, and the share of pictures with the layout that was asked for, stand beside
-each time. Drawn pictures are kept in --work, so an interrupted run goes on.
+each time. Drawn pictures are kept in --work, so an interrupted run goes on; --recipes takes some alone, and
+--first-seed other noise, for a recipe that was chosen by its numbers needs new ones.
 """
 
 import argparse
 import functools
+import operator
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +51,7 @@ RECIPES = (
     Recipe("glyphs", 4, guidance=1.0, sampler="dpmpp_2m"),
     Recipe("glyphs", 6, sampler="unipc"),
     *(Recipe("glyphs", steps, sampler="dpmpp_2m", interval=(0.2, 0.8)) for steps in (10, 6)),
+    Recipe("glyphs", 5, sampler="unipc", interval=(0.5, 0.9)),
     *(Recipe("glyphs-fast", steps, guidance=1.0) for steps in (4, 2)),
 )
 
@@ -61,6 +64,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of the same pictures")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pictures", type=int, default=400, help="for the distances; half as many for the layouts")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the judged pictures")
+    parser.add_argument(
+        "--recipes", nargs="+", default=[""], metavar="WORDS", help="those with one of these in their names"
+    )
     parser.add_argument("--threads", type=int, default=1, help="1: CPU seconds count; more: wall seconds")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
@@ -168,7 +175,7 @@ def matched(args: argparse.Namespace) -> list[dict]:
     """Quality and time of every recipe, and how many times faster it is than the baseline in the stock pipeline."""
     from ldm.schedulers import with_sampler
 
-    known = [recipe for recipe in RECIPES if (args.models / recipe.model).is_dir()]
+    known = [r for r in RECIPES if (args.models / r.model).is_dir() and any(words in r.name for words in args.recipes)]
     pipelines = {model: list(load_ours(args, model).values())[-1] for model in {r.model for r in (BASELINE, *known)}}
     judge = Judged(pipelines["glyphs"], args)
     stock = load_stock(args)
@@ -190,6 +197,7 @@ def matched(args: argparse.Namespace) -> list[dict]:
         "FD",
         "KID x 1000",
         "layout right",
+        "radical right",
         "s/picture alone",
         "times faster",
         "s/picture of 16",
@@ -201,9 +209,10 @@ def matched(args: argparse.Namespace) -> list[dict]:
 
 
 def _line(row: dict) -> list:
-    low, high = row["layout_interval"]
     cells = [row["name"], row["fd"], f"{row['kid'] * 1e3:.2f} +- {row['kid_error'] * 1e3:.2f}"]
-    cells.append(f"{row['layout']:.1%} ({low:.1%} to {high:.1%})")
+    for part in ("layout", "radical"):
+        low, high = row[f"{part}_interval"]
+        cells.append(f"{row[part]:.1%} ({low:.1%} to {high:.1%})")
     for batch in (1, 16):
         found = row[f"batch {batch}"]
         cells += [found["seconds"]["median"] / batch, ratio_text(found["ratio"])]
@@ -248,20 +257,26 @@ class Judged:
         asked = [layouts[i % len(layouts)] for i in range(count // 2)]
         images = self._kept(recipe, pipelines[recipe.model], [one.prompt for one in (*described, *asked)])
         features = self.classifier.embed(images[: len(described)])
-        seen = self.classifier.judge(images[len(described) :]).layouts
-        right = sum(s == self.classifier.layout_class(one.layout) for s, one in zip(seen, asked, strict=True))
+        seen = self.classifier.judge(images)
+        wanted = [self.classifier.layout_class(one.layout) for one in asked]
+        layouts = sum(map(operator.eq, seen.layouts[len(described) :], wanted))
+        radicals = sum(map(operator.eq, seen.radicals.tolist(), [one.radical for one in described]))
         kid, error = kernel_distance_in_blocks(features, self.real)
         return {
             "fd": frechet_distance(features, self.real),
             "kid": kid,
             "kid_error": error,
-            "layout": right / len(asked),
-            "layout_interval": wilson(right, len(asked)),
+            "layout": layouts / len(asked),
+            "layout_interval": wilson(layouts, len(asked)),
+            "radical": radicals / count,
+            "radical_interval": wilson(radicals, count),
         }
 
     def _kept(self, recipe: Recipe, pipeline, prompts: list[str]) -> np.ndarray:
         """Grey pictures uint8 (n, h, w), picture i from seed i; drawn in parts that are kept."""
-        folder = self.work / "".join(c if c.isalnum() else "-" for c in f"{pipeline.digest}-{recipe.name}")
+        first = self.args.first_seed
+        name = f"{pipeline.digest}-{recipe.name}{f'-{first}' * bool(first)}"
+        folder = self.work / "".join(c if c.isalnum() else "-" for c in name)
         folder.mkdir(parents=True, exist_ok=True)
         parts = []
         for start in range(0, len(prompts), 50):
@@ -270,7 +285,7 @@ class Judged:
                 import torch
 
                 chosen = prompts[start : start + 50]
-                noise = [torch.Generator().manual_seed(start + i) for i in range(len(chosen))]
+                noise = [torch.Generator().manual_seed(first + start + i) for i in range(len(chosen))]
                 began = time.perf_counter()
                 images = pipeline(chosen, generator=noise, **_options(recipe), output_type="np", batch_size=25).images
                 np.save(path, (images.mean(axis=3) * 255).round().astype(np.uint8))
