@@ -132,7 +132,7 @@ def build_mlp(
     return MLPDenoiser(channels, text_width, model.width, model.layers, learned_variance, time_span)
 
 
-def choose_attention(denoiser: nn.Module, wanted: str, device: torch.device, half: bool = True) -> str:
+def choose_attention(denoiser: nn.Module, wanted: str, device: torch.device, half: bool) -> str:
     """Set how attention is computed, and return it: 'xformers' where asked for or found on CUDA, else 'sdpa'.
 
     On a CPU it is 'matmul' in half precision: there the backward of torch's fused attention takes five times as long

@@ -35,7 +35,7 @@ def test_text_reaches_the_output(pooled, mid):
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_text_is_heard_however_it_enters(conditioning, tmp_path):
     network = unet(conditioning=conditioning)
-    choose_attention(network, "auto", torch.device("cpu"))
+    choose_attention(network, "auto", torch.device("cpu"), half=True)
     x, t, text = inputs()
     with torch.no_grad():
         plain, other = network(x, t, text).sample, network(x, t, text.flip(0)).sample
@@ -74,7 +74,9 @@ def test_the_denoiser_of_points_hears_time_and_text(tmp_path):
     x, t, text = torch.randn(3, 2, 1, 1), torch.tensor([10.0, 500.0, 900.0]), torch.randn(3, 5, 24)
     with torch.no_grad():
         plain = network(x, t, text).sample
-        assert plain.shape == x.shape and choose_attention(network, "xformers", torch.device("cpu")) == "none"
+        assert (
+            plain.shape == x.shape and choose_attention(network, "xformers", torch.device("cpu"), half=True) == "none"
+        )
         for changed in (network(x, t.flip(0), text), network(x, t, text.flip(0))):
             assert (changed.sample - plain)[[0, 2]].abs().max() > 1e-5
         one = network(x[:1], t[0], text[:1], return_dict=False)[0]  # one time for all, as schedulers give it
@@ -94,13 +96,13 @@ def test_attention_kinds_agree():
     network, (x, t, text) = unet(), inputs()
     with torch.no_grad():
         sdpa = network(x, t, text).sample
-        assert choose_attention(network, "auto", torch.device("cpu")) == "matmul"
+        assert choose_attention(network, "auto", torch.device("cpu"), half=True) == "matmul"
         assert choose_attention(network, "auto", torch.device("cpu"), half=False) == "sdpa"
         torch.testing.assert_close(network(x, t, text).sample, sdpa, atol=1e-5, rtol=1e-4)
 
 
 def test_xformers_without_cuda_falls_back_with_one_line(caplog):
-    assert choose_attention(unet(), "xformers", torch.device("cpu")) == "matmul"
+    assert choose_attention(unet(), "xformers", torch.device("cpu"), half=True) == "matmul"
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "xformers" in caplog.text
 
