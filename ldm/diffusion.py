@@ -1,6 +1,5 @@
 """The third part: a denoiser taught to undo noise on cached latents, told by text."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ldm import checkpoint
 from ldm.alignment import Alignment, load_tower
 from ldm.autoencoder import load_vae, to_images
 from ldm.config import ClipModel, LdmSettings
@@ -168,7 +168,7 @@ class LdmTask:
         self.text_encoder.requires_grad_(self.trains_text)
         if device.type == "cpu":  # torch's fused attention has a backward five times slower in bf16 there
             self.text_encoder.set_attn_implementation("eager")
-        self._pair(run)
+        self._record_parts(run)
         self.train_latents, self.validation_latents = (self._latents(part) for part in (data.train, data.validation))
         self.process = NoiseProcess(**settings.noise.model_dump())
         self._scheduler()  # a sampler that could not be exported is said now and not after the training
@@ -218,21 +218,13 @@ class LdmTask:
             named["tower"] = network_digest(self.module.alignment.tower)
         return named
 
-    def _pair(self, run: Path) -> None:
-        """Record which VAE, text encoder and tokenizer the run belongs to; refuse others once there is a checkpoint."""
-        words = hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-        parts = {"vae": weights_digest(self.vae), "text_encoder": weights_digest(self.text_encoder), "tokenizer": words}
-        path = run / "parts.json"
-        if path.exists() and (run / "checkpoints").exists():
-            recorded = json.loads(path.read_text())
-            for name, digest in parts.items():
-                if recorded.get(name, digest) != digest and not (name == "text_encoder" and self.trains_text):
-                    raise UserError(
-                        f"{run} was trained with another {name} ({recorded[name][:12]}, now {digest[:12]}): "
-                        "put the old one back, or start a new run with another --output-dir"
-                    )
-            return
-        replace_text(path, json.dumps(parts, indent=1))
+    def _record_parts(self, run: Path) -> None:
+        """Write down which VAE, text encoder and tokenizer the run begins with, for those who look at it later."""
+        if not checkpoint.saved(run / "checkpoints"):
+            parts = {"vae": weights_digest(self.vae), "text_encoder": weights_digest(self.text_encoder)}
+            replace_text(
+                run / "parts.json", json.dumps(parts | {"tokenizer": tokenizer_digest(self.tokenizer)}, indent=1)
+            )
 
     def batch(self, samples: list[Sample], rows: Rows) -> dict[str, Tensor]:
         seed = self.settings.seed

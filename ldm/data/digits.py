@@ -302,27 +302,33 @@ def handwriting(chosen: list[int], cache_dir: Path) -> dict[int, Handwriting]:
     chosen = sorted(chosen)
     key = hashlib.sha256(f"{file_digest()} {VERSION} {chosen}".encode()).hexdigest()[:24]
     path = cache_dir / "digits" / f"{key}.sealed"
-    ink, digits = originals()
+    kept = _kept(path, len(chosen))
+    if kept is None:
+        with telling(path, NO_ROOM), one_writer(path.with_suffix("")):  # another may build it while this one waits
+            kept = _kept(path, len(chosen)) or _trace_into(path, chosen)
+    digits = originals()[1]
+    return {n: Handwriting(int(digits[n]), kept[0][i], tuple(kept[1][i].tolist())) for i, n in enumerate(chosen)}
+
+
+def _kept(path: Path, count: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Fields and boxes from the cache, or None if it is not there, not whole or of other digits."""
     try:
         with np.load(io.BytesIO(read_sealed(path)), allow_pickle=False) as kept:
             fields, boxes = kept["fields"], kept["boxes"]
-        whole = fields.shape == (len(chosen), 2 * GRID, 2 * GRID) and boxes.shape == (len(chosen), 4)
     except (OSError, ValueError, KeyError):
-        whole = False
-    if not whole:
-        log.info("tracing the strokes of %d digits", len(chosen))
-        traced = [trace(ink[n]) for n in chosen]
-        fields, boxes = np.stack([t[0] for t in traced]), np.array([t[1] for t in traced])
-        _keep(path, fields, boxes)
-    return {n: Handwriting(int(digits[n]), fields[i], tuple(boxes[i].tolist())) for i, n in enumerate(chosen)}
+        return None
+    return (fields, boxes) if fields.shape == (count, 2 * GRID, 2 * GRID) and boxes.shape == (count, 4) else None
 
 
-def _keep(path: Path, fields: np.ndarray, boxes: np.ndarray) -> None:
+def _trace_into(path: Path, chosen: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    log.info("tracing the strokes of %d digits", len(chosen))
+    traced = [trace(originals()[0][n]) for n in chosen]
+    fields, boxes = np.stack([t[0] for t in traced]), np.array([t[1] for t in traced])
     buffer = io.BytesIO()
     np.savez(buffer, fields=fields, boxes=boxes)
-    with telling(path, NO_ROOM), one_writer(path.with_suffix("")):
-        require_room(path.parent, len(buffer.getvalue()), "the traced digits")
-        write_sealed(path, buffer.getvalue())
+    require_room(path.parent, len(buffer.getvalue()), "the traced digits")
+    write_sealed(path, buffer.getvalue())
+    return fields, boxes
 
 
 def inks_of(digit: int, split: str, heldout: bool) -> list[str]:

@@ -63,7 +63,7 @@ def load_pixels(source: Source, options: DataOptions) -> Pixels:
     size = options.resolution**2 * options.channels * len(source.samples)
     advice = f"it needs {size / 2**20:.1f} MiB: {NO_ROOM}"
     with telling(stem.with_suffix(".npy"), advice), one_writer(stem):
-        kept = _open(stem, key, source.samples, options, quiet=True)
+        kept = _open(stem, key, source.samples, options)
         if kept is None:  # else another process built it while this one waited
             require_room(options.cache_dir, size, "the picture cache")
             kept = _build(stem, key, source, options)
@@ -146,10 +146,9 @@ def _write_header(stream, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
-def _open(stem: Path, key: str, samples: list[Sample], options: DataOptions, quiet: bool = False) -> Pixels | None:
+def _open(stem: Path, key: str, samples: list[Sample], options: DataOptions) -> Pixels | None:
     """The cache at a stem if it is whole and true to its manifest, else None."""
     path = stem.with_suffix(".npy")
-    level = logging.DEBUG if quiet else logging.WARNING
     try:
         manifest = json.loads(read_sealed(stem.with_suffix(".manifest")))
         rows, digests, bad = manifest["rows"], manifest["digests"], [tuple(pair) for pair in manifest["bad"]]
@@ -164,9 +163,9 @@ def _open(stem: Path, key: str, samples: list[Sample], options: DataOptions, qui
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        log.log(level, "the picture cache %s is damaged (%s) and is built anew", path, error)
+        log.warning("the picture cache %s is damaged (%s) and is built anew", path, error)
         return None
     if not whole:
-        log.log(level, "the picture cache %s is damaged and is built anew", path)
+        log.warning("the picture cache %s is damaged and is built anew", path)
         return None
     return Pixels(path, rows, digests, bad)

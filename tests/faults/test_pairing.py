@@ -1,34 +1,56 @@
 """A run belongs to its pictures, captions, VAE and text encoder: what each task says of itself follows any of them."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from caches import write_pictures
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_model import tiny_folder
 
-from ldm.autoencoder import VaeTask
+from ldm.autoencoder import VaeTask, load_vae
 from ldm.config import ClipSettings, DataOptions, LdmSettings, VaeSettings
 from ldm.data import Splits, build
 from ldm.diffusion import LdmTask
 from ldm.distill import DistillTask
+from ldm.errors import UserError
+from ldm.export import export
+from ldm.latents import network_digest
+from ldm.pipeline import load_pipeline
+from ldm.runs import record
 from ldm.text import ClipTask
+from ldm.training import Trainer
 
-PICTURES = 12
+TRAIN = {"num_steps": 2, "batch_size": 4, "mixed_precision": "no", "report_to": ["none"], "sample_every": 0}
 
 
 @pytest.fixture
 def project(tmp_path):
     """Captioned pictures and a model of random weights, from which the parts are taken."""
-    rng = np.random.default_rng(0)
-    (tmp_path / "pictures").mkdir()
-    for i in range(PICTURES):
-        Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(tmp_path / "pictures" / f"{i:02}.png")
-        (tmp_path / "pictures" / f"{i:02}.txt").write_text(f"picture {i}")
+    write_pictures(tmp_path / "pictures")
     tiny_folder(tmp_path / "model")
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A project with a run that has done one of two steps and gone no further."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_pictures(folder / "pictures")
+    tiny_folder(folder / "model")
+    fit(ldm_task(folder, train=TRAIN | {"num_steps": 1}))
+    shutil.rmtree(folder / "run/final")
+    return folder
+
+
+@pytest.fixture
+def begun(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "copy")
 
 
 def data_of(project) -> tuple[DataOptions, Splits]:
@@ -41,12 +63,25 @@ def ldm_task(project, **changes) -> LdmTask:
     options, splits = data_of(project)
     model = {"block_out_channels": [8, 16], "norm_num_groups": 4, "attention_levels": [1], "heads": 2}
     values = {"data": options, "vae": str(project / "model"), "text": {"source": str(project / "model")}}
-    train = {"report_to": ["none"], "mixed_precision": "no"}
-    settings = LdmSettings(**{**values, "model": model, "train": train, **changes})
+    values |= {
+        "model": model,
+        "train": TRAIN,
+        "sampling": {"num_inference_steps": 1, "prompts": ["a"], "per_prompt": 1},
+    }
+    settings = LdmSettings(**{**values, **changes})
     run = project / "run"
     run.mkdir(exist_ok=True)
     kind = DistillTask if settings.distill.teacher else LdmTask
     return kind(settings, splits, run, torch.device("cpu"))
+
+
+def fit(task: LdmTask, **options) -> LdmTask:
+    try:
+        record(task.run, task.settings)
+        Trainer(task, task.settings, task.run).fit(**options)
+        return task
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def student(project) -> LdmTask:
@@ -139,16 +174,6 @@ def different(before: dict, after: dict) -> set[str]:
     return {name for name in before if before[name] != after[name]}
 
 
-@pytest.mark.parametrize("name", LDM_CHANGES)
-def test_a_denoiser_knows_what_it_is_trained_on(project, survived, name):
-    change, expected = LDM_CHANGES[name]
-    before = ldm_task(project).identity
-    assert ldm_task(project).identity == before
-    change(project)
-    assert different(before, ldm_task(project).identity) == expected
-    survived("pairings: a part changed and the run's identity with it", 1)
-
-
 def test_a_student_knows_its_teacher(project, survived):
     before = student(project).identity
     nudge("unet")(project)
@@ -166,3 +191,27 @@ def test_the_other_tasks_know_their_data(project, survived):
     pixels = vae_task(project).identity, clip_task(project).identity
     assert [different(*pair) for pair in zip(words, pixels, strict=True)] == [{"data"}, {"data"}]
     survived("pairings: a part changed and the run's identity with it", 2)
+
+
+@pytest.mark.parametrize("name", LDM_CHANGES)
+def test_a_run_goes_on_with_the_parts_it_began_with_or_not_at_all(begun, survived, name):
+    change, expected = LDM_CHANGES[name]
+    change(begun)
+    before = sorted((begun / "run/checkpoints").iterdir())
+    with pytest.raises(UserError, match="was trained otherwise: ") as refused:
+        fit(ldm_task(begun))
+    assert set(re.findall(r"(\w+) was \w+, now", str(refused.value))) == expected
+    assert sorted((begun / "run/checkpoints").iterdir()) == before and not (begun / "run/final").exists()
+    fit(ldm_task(begun), allow_changed=sorted(expected))  # who knows what he does
+    survived("pairings: a run resumed with another part, refused", 1)
+
+
+def test_a_run_goes_on_where_its_folders_were_moved_and_keeps_its_own_vae(begun, survived):
+    """Afterwards a VAE of another scale comes in its place, and drawing and exporting do not look at it."""
+    task = fit(ldm_task(begun))
+    setting("vae", "scaling_factor", 0.5)(begun)
+    assert network_digest(load_vae(begun / "model")) != task.identity["vae"]
+    exported = export(begun / "run", begun / "exported")
+    for folder in (begun / "run", exported):
+        assert network_digest(load_pipeline(folder, device="cpu", engine="torch").vae) == task.identity["vae"]
+    survived("pairings: a VAE of another scale beside a finished run, not taken", 2)
