@@ -24,7 +24,16 @@ from ldm.noise import NUM_TRAIN_TIMESTEPS, NoiseProcess, variational_loss
 from ldm.runs import replace_text, sibling
 from ldm.schedulers import export_scheduler
 from ldm.sheet import points_picture, sheet
-from ldm.text import TokenRows, caption_of, load_text, new_text, null_text, run_tokenizer, tokenizer_digest
+from ldm.text import (
+    TokenRows,
+    caption_of,
+    load_text,
+    new_text,
+    null_text,
+    run_tokenizer,
+    save_tokenizer,
+    tokenizer_digest,
+)
 from ldm.training import Rows, Sample, draw_rows, generator_for, mix, precision
 
 QUARTERS = 4  # of the times, in which the gap between validation and training is logged
@@ -321,4 +330,7 @@ class LdmTask:
     def finish(self, folder: Path) -> None:
         """All five components, so that the run stands by itself whatever becomes of the runs it was made from."""
         for name, component in self._pipeline().components.items():
-            component.save_pretrained(folder / name)
+            if name == "tokenizer":
+                save_tokenizer(component, folder / name)
+            else:
+                component.save_pretrained(folder / name)

@@ -66,8 +66,21 @@ def run_tokenizer(run: Path, model: ClipModel, data: ImageTextData, seed: int) -
 
 def tokenizer_digest(tokenizer: CLIPTokenizer) -> str:
     """sha256, as hex, over all that decides the token ids of a caption."""
+    _forget_last_call(tokenizer)
     rest = f"{tokenizer.model_max_length} {sorted(tokenizer.special_tokens_map.items())}"
     return hashlib.sha256(f"{tokenizer.backend_tokenizer.to_str()} {rest}".encode()).hexdigest()
+
+
+def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write it as it was made, whatever it was used for since."""
+    _forget_last_call(tokenizer)
+    tokenizer.save_pretrained(folder)
+
+
+def _forget_last_call(tokenizer: CLIPTokenizer) -> None:
+    """The library keeps length and padding of a call in the tokenizer, and would save and compare them with it."""
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
 
 
 def draw_captions(data: ImageTextData, count: int, seed: int) -> list[str]:
@@ -256,7 +269,7 @@ class ClipTask:
         """`clip` (both towers), `text_encoder` (the text tower alone) and `tokenizer`, as transformers writes them."""
         self.model.save_pretrained(folder / "clip")
         tower(self.model).save_pretrained(folder / "text_encoder")
-        self.tokenizer.save_pretrained(folder / "tokenizer")
+        save_tokenizer(self.tokenizer, folder / "tokenizer")
 
 
 def tower(clip: CLIPModel) -> CLIPTextModel:

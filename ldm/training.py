@@ -370,15 +370,13 @@ class Trainer:
             checkpoint.sweep(self.checkpoints)
         self.accelerator.wait_for_everyone()
         found = find(self.run, wanted)
-        if found is None:
-            return self._log(f"{self.run} holds no checkpoint: a fresh start")
-        for line in self.state.load(found, allow_changed):
-            self._log(f"note: {line}")
+        notes = self.state.load(found, allow_changed) if found else []
         self.accelerator.wait_for_everyone()  # all have read
         if self.accelerator.is_main_process:
-            for line in rewind(self.run, self.step):
-                self._log(line)
-        self._log(f"resumed {found}")
+            notes += rewind(self.run, self.step if found else -1)  # the log of a start that was never saved goes too
+        for note in notes:
+            self._log(note)
+        self._log(f"resumed {found}" if found else f"{self.run} holds no checkpoint: a fresh start")
 
     def _report(self) -> None:
         """Pictures and validation of the raw and the EMA weights, by the main process, outside the training RNG."""
