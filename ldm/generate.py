@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     _check_writable(Path(output))
 
     folder = locate(job["model"])
+    job["model"] = job["model"] and folder.source  # of a model of the Hub, with the commit
     digest = folder.digest()
     if args.source and job.get("digest") not in (None, digest):
         print(f"note: {args.source} was drawn by other weights ({job['digest']})", file=sys.stderr)

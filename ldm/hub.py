@@ -63,33 +63,26 @@ def run_push(args: argparse.Namespace) -> int:
     return 0
 
 
+def push(folder: Path, repo_id: str, private: bool = False, revision: str | None = None) -> str:
+    """Upload an exported folder, see `ldm.remote.push`: the files of its components replace those of an earlier one."""
+    from ldm import remote
+    from ldm.model_folder import COMPONENTS
+
+    return remote.push(
+        folder,
+        files(folder),
+        repo_id,
+        "Upload model",
+        private=private,
+        revision=revision,
+        replaces=[f"{name}/*" for name in COMPONENTS],
+        mark="ldm.json",
+    )
+
+
 def files(folder: Path) -> list[Path]:
     """What belongs to the model, sorted: known kinds only, nothing hidden, nothing through links out of the folder."""
     found = {path for pattern in PATTERNS for path in folder.rglob(pattern)}
     root = folder.resolve()
     inside = (path for path in found if path.is_file() and path.resolve().is_relative_to(root))
     return sorted(path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-
-
-def push(folder: Path, repo_id: str, private: bool = False, revision: str | None = None) -> str:
-    """Make the repository if needed and upload `folder` as one commit; returns the commit's address.
-
-    The token is huggingface_hub's own (environment or login); it is never read or shown here.
-    Raises: UserError with the Hub's reason.
-    """
-    from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-
-    api = HfApi()
-    try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        operations = [CommitOperationAdd(str(file.relative_to(folder).as_posix()), str(file)) for file in files(folder)]
-        commit = api.create_commit(repo_id, operations, commit_message="Upload model", revision=revision)
-    except LocalTokenNotFoundError:
-        raise UserError("no Hub token was found: run `hf auth login`, or set HF_TOKEN") from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{repo_id} could not be uploaded: {reason}") from None
-    return str(getattr(commit, "commit_url", commit))

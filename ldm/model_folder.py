@@ -11,12 +11,13 @@ from pathlib import Path
 
 from ldm.assets import shipped_model, shipped_models
 from ldm.errors import UserError
+from ldm.remote import pull
 from ldm.stock import CLASSES, OWN
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 DEFAULTS = ("num_inference_steps", "guidance_scale", "guidance_interval", "guidance_rescale")  # a run's own settings
 FALLBACKS = {"num_inference_steps": 20, "guidance_scale": 3.0}  # of a model that has none
-HUB_ID = re.compile(r"[\w][\w.\-]*/[\w][\w.\-]*(@[\w.\-/]+)?")  # user/name or user/name@revision
+HUB_ID = re.compile(r"[\w][\w.\-]*/[\w][\w.\-]*(@\w[\w\-]*([./][\w\-]+)*)?")  # user/name or user/name@revision
 HUB_FILES = [
     "model_index.json",
     "ldm.json",
@@ -34,7 +35,7 @@ HUB_FILES = [
 class ModelFolder:
     """The found components: component -> folder and -> class name, and the model's best settings."""
 
-    source: str  # what the user named
+    source: str  # what the user named; of the Hub's, with the commit
     paths: dict[str, Path]
     classes: dict[str, str]
     defaults: dict = field(default_factory=dict)  # the content of ldm.json
@@ -79,7 +80,9 @@ def locate(path_or_id: str | Path | None = None) -> ModelFolder:
             "train_ldm.py run)"
         )
     if HUB_ID.fullmatch(str(path_or_id)):
-        return _exported(_download(str(path_or_id)), str(path_or_id))
+        repo_id, _, revision = str(path_or_id).partition("@")
+        found = pull(repo_id, revision or None, HUB_FILES)
+        return _exported(found, f"{repo_id}@{found.name}")  # the commit: a name may come to mean another
     raise UserError(
         f"there is no folder {folder}: name an exported model, an LDM run, a Hub id like user/name, "
         f"or one that ships: {', '.join(shipped_models())}"
@@ -159,16 +162,3 @@ def _checked(found: ModelFolder) -> ModelFolder:
         if wanted == "config.json" and not any(folder.glob("*.safetensors")):
             raise UserError(f"{found.source} is incomplete: no *.safetensors in {folder} (other formats are not read)")
     return found
-
-
-def _download(name: str) -> Path:
-    """Snapshot of a Hub repository, known files only. Raises: UserError with the Hub's reason."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    repo_id, _, revision = name.partition("@")
-    try:
-        return Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"there is no folder {name}, and the Hub did not give it as a model: {reason}") from None

@@ -77,24 +77,14 @@ def write_repository(splits: dict[str, "GlyphData"], options: "DataOptions", out
 
 
 def push(folder: Path, repo_id: str, private: bool = False) -> str:
-    """Upload `folder` as a data set repository in one commit and return its address."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError  # HTTPError also stands for a dead line
+    """Upload `folder` as a data set repository, see `ldm.remote.push`: its parquet files replace those of before."""
+    from ldm import remote
 
-    from ldm.errors import UserError
-
-    api = HfApi()
-    try:
-        url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=url.repo_id, repo_type="dataset", folder_path=folder, commit_message="Chinese glyphs with captions"
-        )
-    except LocalTokenNotFoundError:
-        raise UserError("you are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN") from None
-    except (HTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"could not push to {repo_id}: {reason}; check the name, `hf auth login` and the net") from None
-    return str(url)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    message = "Chinese glyphs with captions"
+    return remote.push(
+        folder, files, repo_id, message, "dataset", private, replaces=["data/*.parquet"], mark=NOTICES[0]
+    )
 
 
 def card(splits: dict[str, "GlyphData"], options: "DataOptions") -> str:

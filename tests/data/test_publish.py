@@ -95,36 +95,8 @@ def test_bad_arguments_end_in_one_line(command, words, message, tmp_path, monkey
         command(*words)
 
 
-class FakeHub:
-    """Records what would be uploaded."""
-
-    calls: list = []
-
-    def create_repo(self, repo_id, **settings):
-        self.calls.append(("create", repo_id, settings))
-        return argparse.Namespace(repo_id=repo_id)
-
-    def upload_folder(self, repo_id, folder_path, **settings):
-        names = sorted(str(p.relative_to(folder_path)) for p in folder_path.rglob("*") if p.is_file())
-        self.calls.append(("upload", repo_id, settings["repo_type"], names))
-
-
-def test_push_makes_a_data_set_repository_and_uploads_once(command, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
-    monkeypatch.setattr(FakeHub, "calls", [])
-    command("--push", "someone/glyphs", "--private")
-    (_, repo, settings), (_, target, kind, names) = FakeHub.calls
-    assert repo == target == "someone/glyphs" and kind == settings["repo_type"] == "dataset" and settings["private"]
-    assert "README.md" in names and "data/train-00000-of-00001.parquet" in names and len(names) == 8
-
-
-def test_an_unreachable_hub_is_one_line(command, monkeypatch):
-    class Dead(FakeHub):
-        def create_repo(self, *_, **__):
-            raise ConnectionError("offline mode is enabled\nmore")
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Dead)
-    with pytest.raises(UserError, match="could not push to someone/glyphs: offline mode is enabled;"):
+def test_an_unreachable_hub_is_one_line(command):
+    with pytest.raises(UserError, match="someone/glyphs could not be uploaded: .*offline mode"):
         command("--push", "someone/glyphs")
 
 
