@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from ldm.errors import UserError
+from ldm.model_folder import vetted
 
 
 class Alignment(nn.Module):
@@ -52,7 +53,7 @@ def load_tower(run: Path, resolution: int, channels: int) -> nn.Module:
     folder = next((place for place in (run / "final" / "clip", run / "clip", run) if _is_clip(place)), None)
     if folder is None:
         raise UserError(f"alignment.source: no finished CLIP run in {run}: run train_clip.py first, or name its folder")
-    tower = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).vision_model
+    tower = CLIPModel.from_pretrained(vetted(folder), use_safetensors=True, dtype=torch.float32).vision_model
     takes = tower.config.num_channels, tower.config.image_size
     if takes != (channels, resolution):
         raise UserError(f"{folder} sees images of {takes[0]} x {takes[1]}, and the data have {channels} x {resolution}")

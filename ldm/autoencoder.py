@@ -6,7 +6,6 @@ channel, which the denoiser sees. After training the change from raw to model la
 a VQModel are its continuous vectors; decoding replaces them by the nearest codes.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from ldm.config import VaeLoss, VaeModel, VaeSettings
 from ldm.data import ImageTextData, Splits, identity_of, spread
 from ldm.errors import UserError
 from ldm.image_losses import PatchDiscriminator, RandomFeatures, edge_loss, gaussian_kl, hinge_discriminator_loss
+from ldm.model_folder import read_json, vetted
 from ldm.sheet import sheet
 from ldm.training import Rows, Sample, draw_rows, mix
 
@@ -80,8 +80,10 @@ def load_vae(folder: Path) -> Autoencoder:
     for candidate in (folder / "final" / "vae", folder / "vae", folder):
         if (candidate / "config.json").is_file() and (candidate / "diffusion_pytorch_model.safetensors").is_file():
             try:
-                name = json.loads((candidate / "config.json").read_text(encoding="utf-8")).get("_class_name")
+                name = str(read_json(vetted(candidate) / "config.json").get("_class_name"))
                 vae = CLASSES.get(name, AutoencoderKL).from_pretrained(candidate, use_safetensors=True)
+            except UserError:
+                raise
             except Exception as error:  # the library has many exceptions for a broken file
                 raise UserError(f"the VAE in {candidate} cannot be read: {str(error).splitlines()[0]}") from error
             _to_unit_scale(vae)

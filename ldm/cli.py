@@ -7,6 +7,7 @@ with several subcommands tells them apart by `parser.set_defaults(run=...)`.
 import argparse
 import difflib
 import importlib
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -88,6 +89,7 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script; always ends in `sys.exit`."""
     prepare_threads()
+    os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")  # we never ask for any: this makes sure
     run_main(lambda: _dispatch(sys.argv[1:] if argv is None else argv))
 
 

@@ -31,15 +31,15 @@ class Engine:
 
     def states(self, input_ids: np.ndarray) -> np.ndarray:
         """Text states (B, L, D) of tokens (B, L) int64."""
-        return self._text_encoder.run(None, {"input_ids": input_ids})[0]
+        return _run(self._text_encoder, {"input_ids": input_ids})
 
     def predict(self, sample: np.ndarray, timestep: np.ndarray, states: np.ndarray) -> np.ndarray:
         """The U-Net's prediction for samples (B, c, h, w), timesteps (B,) and text states (B, L, D)."""
-        return self._unet.run(None, {"sample": sample, "timestep": timestep, "states": states})[0]
+        return _run(self._unet, {"sample": sample, "timestep": timestep, "states": states})
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pictures (B, C, H, W), about -1 to 1, of the VAE's latents (B, c, h, w)."""
-        return self._vae.run(None, {"latents": latents})[0]
+        return _run(self._vae, {"latents": latents})
 
     @cached_property
     def _text_encoder(self):
@@ -67,6 +67,14 @@ class Engine:
         except Exception as error:  # its exceptions have no common base
             reason = str(error).splitlines()[0]
             raise UserError(f"{path} cannot be run ({reason}): write the model again with `ldm export`") from error
+
+
+def _run(session: Any, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    try:
+        return session.run(None, inputs)[0]
+    except Exception as error:  # as above
+        reason = str(error).splitlines()[0]
+        raise UserError(f"a graph of the model failed ({reason}): write the model again with `ldm export`") from error
 
 
 def _cores() -> int:

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 KEY = "ldm"  # of the PNG text entry with the settings, as JSON
 MOST = 4096  # pictures in one call
+MOST_SCALE = 64
+KINDS: dict[str, Any] = {  # of the settings in a PNG, which may be anyone's
+    **dict.fromkeys(("model", "prompt", "negative", "grid", "sampler", "weak", "digest"), str),
+    **dict.fromkeys(("seed", "number", "steps", "scale"), int),
+    **dict.fromkeys(("guidance", "rescale", "zero_init"), int | float),
+    "interval": list,
+    "cfg_zero": bool,
+}
 GUIDANCE = ("interval", "rescale", "cfg_zero", "zero_init", "weak")  # refinements, remembered where they are used
 
 
@@ -126,14 +134,20 @@ def read_png(path: Path) -> dict:
         with Image.open(path) as image:
             image.load()
             text = image.info.get(KEY)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"--from {path}: not a readable picture ({error})") from None
     try:
         job = json.loads(text or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         job = None
     if not isinstance(job, dict):
         raise UserError(f"--from {path}: it carries no settings of `ldm generate`")
+    for name, kind in KINDS.items():
+        if job.get(name) is not None and not isinstance(job[name], kind):
+            raise UserError(f"--from {path}: its {name} cannot be {job[name]!r}")
+    times = job.get("interval") or [0, 1]
+    if len(times) != 2 or not all(isinstance(each, int | float) for each in times):
+        raise UserError(f"--from {path}: its interval must be two numbers, got {times!r}")
     return job
 
 
@@ -152,6 +166,8 @@ def _job(args: argparse.Namespace) -> dict[str, Any]:
     for name, least in (("seed", 0), ("scale", 1), ("number", 1), ("steps", 1)):
         if job[name] is not None and (not isinstance(job[name], int) or job[name] < least):
             raise UserError(f"--{name} must be a whole number, {least} or more, got {job[name]!r}")
+    if job["scale"] > MOST_SCALE:
+        raise UserError(f"--scale must be {MOST_SCALE} or less, got {job['scale']}")
     return job
 
 

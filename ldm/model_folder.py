@@ -8,11 +8,13 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ldm.assets import shipped_model, shipped_models
 from ldm.errors import UserError
 from ldm.remote import pull
 from ldm.stock import CLASSES, OWN
+from ldm.vetting import check_code, check_files, check_network, check_schedule, read_text
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 DEFAULTS = ("num_inference_steps", "guidance_scale", "guidance_interval", "guidance_rescale")  # a run's own settings
@@ -92,10 +94,10 @@ def locate(path_or_id: str | Path | None = None) -> ModelFolder:
 def read_json(path: Path) -> dict:
     """The JSON object in `path`. Raises: UserError if it is missing, broken or no object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object, got {type(content).__name__}")
@@ -107,14 +109,22 @@ def read_yaml(path: Path) -> dict:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = yaml.safe_load(read_text(path)) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML: {error}") from None
     return content if isinstance(content, dict) else {}
 
 
+def vetted(network: Path) -> Path:
+    """The folder of one network, once its settings are such as may be opened. Raises: UserError."""
+    check_files(network, {"": network})
+    check_network(network / "config.json", read_json(network / "config.json"))
+    return network
+
+
 def _exported(folder: Path, source: str) -> ModelFolder:
     index = read_json(folder / "model_index.json")
+    check_code(folder / "model_index.json", index)
     if index.get("_class_name") != "StableDiffusionPipeline":
         raise UserError(
             f"{folder}/model_index.json names {index.get('_class_name')!r}; only StableDiffusionPipeline is read here"
@@ -154,11 +164,37 @@ def _sampling(run: Path) -> dict:
 
 
 def _checked(found: ModelFolder) -> ModelFolder:
-    """`found`, once every component has its settings and, where it has weights, a safetensors file."""
+    """`found`, once every component has its settings and weights, and they are such as may be opened."""
+    check_files(found.paths["vae"].parent, found.paths)
+    settings = {}
     for name, folder in found.paths.items():
         wanted = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}.get(name, "config.json")
         if not (folder / wanted).is_file():
             raise UserError(f"{found.source} is incomplete: {folder / wanted} is missing")
         if wanted == "config.json" and not any(folder.glob("*.safetensors")):
             raise UserError(f"{found.source} is incomplete: no *.safetensors in {folder} (other formats are not read)")
+        settings[name] = read_json(folder / wanted)
+        check = {"scheduler": check_schedule, "tokenizer": check_code}.get(name, check_network)
+        check(folder / wanted, settings[name])
+    _check_length(found, settings["tokenizer"], settings["text_encoder"])
+    _check_defaults(found)
     return found
+
+
+def _check_length(found: ModelFolder, tokenizer: dict, text_encoder: dict) -> None:
+    """Prompts are padded to the tokenizer's length: no longer than the text encoder takes."""
+    length, most = tokenizer.get("model_max_length"), text_encoder.get("max_position_embeddings")
+    if not isinstance(length, int | float) or not isinstance(most, int) or not 2 <= length <= most:
+        where = found.paths["tokenizer"] / "tokenizer_config.json"
+        raise UserError(f"{where}: model_max_length must be 2 to {most}, what the text encoder takes, got {length!r}")
+
+
+def _check_defaults(found: ModelFolder) -> None:
+    """The model's own settings are numbers."""
+    for name in DEFAULTS:
+        value: Any = found.defaults.get(name)
+        numbers = value if name == "guidance_interval" and isinstance(value, list) and len(value) == 2 else [value]
+        if value is not None and not all(type(each) in (int, float) and abs(each) < 1e6 for each in numbers):
+            raise UserError(f"{found.source}: its {name} is no usable number, got {value!r}")
+    if not isinstance(found.defaults.get("training", {}), dict):
+        raise UserError(f"{found.source}: 'training' in its ldm.json must be an object")

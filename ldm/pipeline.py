@@ -27,6 +27,7 @@ from ldm.model_folder import COMPONENTS, FALLBACKS, ModelFolder, locate, read_js
 from ldm.schedulers import with_sampler
 from ldm.stock import stock_class
 from ldm.stock_noise import process_of
+from ldm.vetting import count
 
 log = logging.getLogger(__name__)
 ENGINES = ("auto", "torch", "onnx")
@@ -397,18 +398,35 @@ def _load(folder: ModelFolder, component: str, dtype: torch.dtype):
         "text_encoder": {"dtype": dtype, "use_safetensors": True},
     }.get(component, {})
     try:
+        if weights:
+            _check_size(cls, path)
         with no_progress_bars():
             loaded = cls.from_pretrained(str(path), local_files_only=True, **weights)
+    except UserError:
+        raise
     except Exception as error:  # each library has its own exceptions for a broken file
         raise UserError(f"{component} in {path} could not be loaded: {str(error).split(chr(10))[0]}") from error
     return loaded.requires_grad_(False) if weights else loaded
+
+
+def _check_size(cls: type[Any], path: Path) -> None:
+    """The libraries fill in weights that are missing: none may be. Raises: UserError."""
+    settings = read_json(path / "config.json")
+    with torch.device("meta"):  # takes no memory
+        described = cls(cls.config_class(**settings)) if hasattr(cls, "config_class") else cls.from_config(settings)
+    wanted, there = sum(weight.numel() for weight in described.parameters()), count(path)
+    if wanted > there:
+        raise UserError(f"{path / 'config.json'} describes {wanted:,} weights; the files beside it hold {there:,}")
 
 
 def _scheduler(cls: type[Any], path: Path):
     """Built from its settings: `from_pretrained` would import every scheduler it could be swapped for (0.7 s)."""
     known = inspect.signature(cls).parameters
     settings = read_json(path / "scheduler_config.json")
-    return cls(**{name: value for name, value in settings.items() if name in known})
+    try:
+        return cls(**{name: value for name, value in settings.items() if name in known})
+    except Exception as error:  # whatever a wrong setting leads to
+        raise UserError(f"scheduler in {path} could not be built: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager

@@ -43,8 +43,8 @@ def reason(error: BaseException) -> str:
 
 
 def _root(error: BaseException) -> BaseException:
-    """The client tells a fault of one file as a RuntimeError because of it."""
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+    """What was first: the client tells it as a fault of one file, or as an earlier download that it did not find."""
+    while isinstance(error, RuntimeError | FileNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
@@ -63,10 +63,9 @@ def patiently(call: Callable, *args, **options) -> Any:
 
 def passes(error: BaseException) -> bool:
     """Whether a fault is of the line or the server, so that another attempt may go well."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
-    if isinstance(error, LocalEntryNotFoundError | RuntimeError) and error.__cause__ is not None:
-        return passes(error.__cause__)  # the client looked for an earlier download instead, or names the file
+    error = _root(error)
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in AGAIN
     if isinstance(error, OfflineModeIsEnabled):

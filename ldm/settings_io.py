@@ -26,6 +26,7 @@ from ldm.config import PARTS, ClipSettings, LdmSettings, RunSettings, Settings, 
 from ldm.errors import UserError
 
 _MAX_FAULTS = 5
+_MAX_VALUES = 100_000  # in one file
 Layers = list[tuple[str, Any]]  # (how faults in it are labelled, what it sets), the later wins
 
 
@@ -169,6 +170,8 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
 def _read_one(path: Path, extended_by: Path | None) -> dict:
     try:
         raw = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+        if _written_out(raw, {}) > _MAX_VALUES:
+            raise ValueError(f"its aliases stand for more than {_MAX_VALUES:,} values")
         raw = json.loads(json.dumps(raw))  # plain values with string keys; refuses a file that contains itself
     except FileNotFoundError:
         raise UserError(_missing(path, extended_by)) from None
@@ -183,6 +186,17 @@ def _read_one(path: Path, extended_by: Path | None) -> dict:
     if not isinstance(raw, dict | None):
         raise UserError(f"{path}: must hold 'key: value' lines, got {type(raw).__name__}")
     return raw or {}
+
+
+def _written_out(value: Any, known: dict[int, int]) -> int:
+    """How many values there are with every alias written out; a short file of aliases of aliases can mean billions."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 1  # while it is counted: it may contain itself
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_written_out(part, known) for part in parts)
+    return known[id(value)]
 
 
 def _missing(path: Path, extended_by: Path | None) -> str:

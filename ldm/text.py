@@ -22,6 +22,7 @@ from ldm.autoencoder import to_images
 from ldm.config import ClipModel, ClipSettings
 from ldm.data import ImageTextData, Splits, identity_of, spread
 from ldm.errors import UserError
+from ldm.model_folder import vetted
 from ldm.training import Rows, Sample, mix
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -298,7 +299,7 @@ def load_text(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
     """Text encoder and tokenizer of a finished CLIP run, or of any folder that holds both."""
     for candidate in (folder / "final", folder):
         if (candidate / "text_encoder" / "config.json").is_file() and (candidate / "tokenizer").is_dir():
-            where = candidate / "text_encoder"
+            where = vetted(candidate / "text_encoder")
             try:
                 encoder = CLIPTextModel.from_pretrained(where, use_safetensors=True, dtype=torch.float32)
                 return encoder.eval(), CLIPTokenizer.from_pretrained(candidate / "tokenizer")

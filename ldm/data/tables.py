@@ -10,6 +10,7 @@ from ldm.config import FileOptions
 from ldm.data.decode import MAX_BYTES, ImageError
 from ldm.data.samples import SPLIT_OF, Sample, agreed_splits, clean_captions, require_column, split_word
 from ldm.errors import UserError
+from ldm.remote import patiently, redacted
 
 BATCH_ROWS = 64  # rows read at once: few enough that large pictures fit into memory
 
@@ -150,13 +151,13 @@ def _load_from_hub(name: str, options: FileOptions) -> dict:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(name, revision=options.revision)
+        loaded = patiently(datasets.load_dataset, name, revision=options.revision)
     except Exception as error:
-        place = os.environ.get("HF_ENDPOINT", "the Hub")
+        place = redacted(os.environ.get("HF_ENDPOINT", "the Hub"))
         version = f" at revision {options.revision}" if options.revision else ""
         raise UserError(
             f"data.source {name!r} is no file or folder here, and loading it as a data set{version} from {place} "
-            f"failed: {_one_line(error)}; check the name and the network, or download it and give its folder"
+            f"failed: {redacted(_one_line(error))}; check the name and the network, or download it and give its folder"
         ) from error
     return dict(loaded) if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
 

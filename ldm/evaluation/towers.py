@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.errors import UserError
-from ldm.model_folder import read_json
+from ldm.model_folder import read_json, vetted
 
 SIZE = 224  # of the pictures that a vision model sees, where its settings do not say
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet: likewise
@@ -32,7 +32,8 @@ class ClipJudge:
         if folder is None:
             raise UserError(f"{run} holds no clip/: name a finished run of train_clip.py, such as runs/glyphs/clip")
         try:
-            self.clip = CLIPModel.from_pretrained(folder / "clip", use_safetensors=True, local_files_only=True).eval()
+            place = vetted(folder / "clip")
+            self.clip = CLIPModel.from_pretrained(place, use_safetensors=True, local_files_only=True).eval()
             self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         except Exception as error:  # the library has many exceptions for a broken file
             raise UserError(f"the CLIP in {folder} cannot be read: {str(error).splitlines()[0]}") from error
@@ -71,6 +72,8 @@ class VisionModel:
     def __init__(self, source: str):
         from transformers import AutoModel
 
+        if Path(source).is_dir():
+            vetted(Path(source))
         try:
             model = AutoModel.from_pretrained(source, use_safetensors=True, trust_remote_code=False).eval()
         except Exception as error:  # a library of many exceptions
