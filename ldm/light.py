@@ -8,11 +8,13 @@ scheduler takes it. Whatever goes beyond that (other samplers and processes, a G
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ldm.engine import Engine, open_engine
+from ldm.errors import UserError
 from ldm.model_folder import ModelFolder, read_json
 from ldm.noise import Flow
 from ldm.sampler import DPMSolver2M, Step
@@ -136,20 +138,29 @@ def open_light(folder: ModelFolder) -> Light | None:
         return None
     unet, vae = (read_json(folder.paths[name] / "config.json") for name in ("unet", "vae"))
     words = folder.paths["tokenizer"] / "tokenizer.json"
-    if vae.get("shift_factor") or not isinstance(unet["sample_size"], int) or not words.is_file():
+    if vae.get("shift_factor") or not isinstance(unet.get("sample_size"), int) or not words.is_file():
         return None
-    if unet["out_channels"] != unet["in_channels"]:
+    if "in_channels" not in unet or unet.get("out_channels") != unet["in_channels"]:
         return None
+    tokenizer = _tokenizer(folder, words)
+    shape = (unet["in_channels"], unet["sample_size"], unet["sample_size"])
+    return Light(engine, tokenizer, scheduler, shape, vae.get("scaling_factor", 1.0))
+
+
+def _tokenizer(folder: ModelFolder, words: Path) -> Any:
+    """The tokenizer in the file `words`, cutting and padding as the text encoder wants it. Raises: UserError."""
     from tokenizers import Tokenizer, decoders
 
     length = read_json(folder.paths["text_encoder"] / "config.json")["max_position_embeddings"]
-    tokenizer = Tokenizer.from_file(str(words))
-    pad = read_json(folder.paths["tokenizer"] / "tokenizer_config.json")["pad_token"]
-    tokenizer.decoder = decoders.ByteLevel()  # for lost words
-    tokenizer.enable_truncation(length)
-    tokenizer.enable_padding(length=length, pad_token=pad, pad_id=tokenizer.token_to_id(pad))
-    shape = (unet["in_channels"], unet["sample_size"], unet["sample_size"])
-    return Light(engine, tokenizer, scheduler, shape, vae.get("scaling_factor", 1.0))
+    pad = read_json(folder.paths["tokenizer"] / "tokenizer_config.json").get("pad_token")
+    try:
+        tokenizer = Tokenizer.from_file(str(words))
+        tokenizer.decoder = decoders.ByteLevel()  # for lost words
+        tokenizer.enable_truncation(length)
+        tokenizer.enable_padding(length=length, pad_token=pad, pad_id=tokenizer.token_to_id(pad))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"tokenizer in {words} could not be loaded: {str(error).splitlines()[0]}") from error
+    return tokenizer
 
 
 def standard_normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -381,7 +381,7 @@ def test_a_hub_id_downloads_known_files_only(tmp_path, monkeypatch):
         huggingface_hub, "snapshot_download", lambda repo, **options: asked.update(options, repo=repo) or str(folder)
     )
     monkeypatch.chdir(tmp_path)
-    assert load_pipeline("user/glyphs@v2").folder.source == "user/glyphs@v2"
+    assert load_pipeline("user/glyphs@v2").folder.source == "user/glyphs@model"  # a snapshot's name is its commit
     assert (asked["repo"], asked["revision"]) == ("user/glyphs", "v2")
     assert "unet/*.safetensors*" in asked["allow_patterns"]
     assert not any(

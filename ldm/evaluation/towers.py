@@ -72,7 +72,7 @@ class VisionModel:
     def __init__(self, source: str):
         from transformers import AutoModel
 
-        if Path(source).is_dir():
+        if (Path(source) / "config.json").is_file():
             vetted(Path(source))
         try:
             model = AutoModel.from_pretrained(source, use_safetensors=True, trust_remote_code=False).eval()
