@@ -152,13 +152,13 @@ def _tokenizer(folder: ModelFolder, words: Path) -> Any:
     from tokenizers import Tokenizer, decoders
 
     length = read_json(folder.paths["text_encoder"] / "config.json")["max_position_embeddings"]
-    pad = read_json(folder.paths["tokenizer"] / "tokenizer_config.json").get("pad_token")
     try:
+        pad = read_json(folder.paths["tokenizer"] / "tokenizer_config.json")["pad_token"]
         tokenizer = Tokenizer.from_file(str(words))
         tokenizer.decoder = decoders.ByteLevel()  # for lost words
         tokenizer.enable_truncation(length)
         tokenizer.enable_padding(length=length, pad_token=pad, pad_id=tokenizer.token_to_id(pad))
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises nothing narrower; no such key is no better
         raise UserError(f"tokenizer in {words} could not be loaded: {str(error).splitlines()[0]}") from error
     return tokenizer
 

@@ -176,7 +176,7 @@ def test_a_failed_export_leaves_nothing(model, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- push: what needs no Hub; the rest is in faults/test_hub.py ----------------------------------------------------
+# ---- push: what needs no Hub; the rest is in faults/test_push_pull.py -----------------------------------------------
 
 
 def test_a_push_is_of_the_models_files_and_of_nothing_else(model, tmp_path):

@@ -10,7 +10,7 @@ from ldm.config import FileOptions
 from ldm.data.decode import MAX_BYTES, ImageError
 from ldm.data.samples import SPLIT_OF, Sample, agreed_splits, clean_captions, require_column, split_word
 from ldm.errors import UserError
-from ldm.remote import patiently, redacted
+from ldm.remote import redacted
 
 BATCH_ROWS = 64  # rows read at once: few enough that large pictures fit into memory
 
@@ -151,7 +151,7 @@ def _load_from_hub(name: str, options: FileOptions) -> dict:
     import datasets
 
     try:
-        loaded = patiently(datasets.load_dataset, name, revision=options.revision)
+        loaded = datasets.load_dataset(name, revision=options.revision)
     except Exception as error:
         place = redacted(os.environ.get("HF_ENDPOINT", "the Hub"))
         version = f" at revision {options.revision}" if options.revision else ""
