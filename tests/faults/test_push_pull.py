@@ -181,6 +181,7 @@ def test_a_push_killed_at_any_call_leaves_no_half(hub, client, model, tmp_path, 
     local = content(model)
     whole = Client(hub, tmp_path)
     try:
+        hub.objects.clear()
         before = len(hub.calls)
         whole.run("push", model, "killed/none")
         count = len(hub.calls) - before
