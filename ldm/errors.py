@@ -1,6 +1,7 @@
 """What a user sees when something is wrong: one readable line and exit code 2, never a traceback."""
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,6 +17,21 @@ class Terminated(KeyboardInterrupt):
 
 
 INTERRUPTS: dict[int, type[KeyboardInterrupt]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+
+
+# what may stand in an address or a setting and must not be shown again
+SECRETS = (
+    (re.compile(r"(?<=://)[^/\s@]+(?=@)"), "***"),  # https://user:password@host
+    (re.compile(r"(?i)([?&][\w-]*(?:token|key|secret|signature|password|credential)=)[^&\s'\"]+"), r"\1***"),
+    (re.compile(r"\bhf_[A-Za-z0-9]{12,}"), "hf_***"),
+)
+
+
+def redacted(text: str) -> str:
+    """`text` without passwords in addresses, signatures in queries and tokens of the Hub."""
+    for pattern, put in SECRETS:
+        text = pattern.sub(put, text)
+    return text
 
 
 def prepare_threads(threads: int = 0) -> None:
@@ -36,7 +52,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     try:
         code = main() or 0
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, Terminated)

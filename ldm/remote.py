@@ -10,30 +10,17 @@ import fnmatch
 import hashlib
 import json
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ldm.errors import UserError
+from ldm.errors import UserError, redacted
 
 log = logging.getLogger(__name__)
 WAITS = (1, 2, 4, 8)  # seconds between attempts
 AGAIN = (408, 429, 500, 502, 503, 504)  # statuses that pass
-SECRETS = (
-    (re.compile(r"(?<=://)[^/\s@]+(?=@)"), "***"),  # https://user:password@host
-    (re.compile(r"(?i)([?&][\w-]*(?:token|key|secret|signature|password|credential)=)[^&\s'\"]+"), r"\1***"),
-    (re.compile(r"\bhf_[A-Za-z0-9]{12,}"), "hf_***"),
-)
-
-
-def redacted(text: str) -> str:
-    """`text` without passwords in addresses, signatures in queries and tokens of the Hub."""
-    for pattern, put in SECRETS:
-        text = pattern.sub(put, text)
-    return text
 
 
 def reason(error: BaseException) -> str:

@@ -9,8 +9,7 @@ from typing import Any
 from ldm.config import FileOptions
 from ldm.data.decode import MAX_BYTES, ImageError
 from ldm.data.samples import SPLIT_OF, Sample, agreed_splits, clean_captions, require_column, split_word
-from ldm.errors import UserError
-from ldm.remote import redacted
+from ldm.errors import UserError, redacted
 
 BATCH_ROWS = 64  # rows read at once: few enough that large pictures fit into memory
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from loopback_hub import TOKEN, Client, Fault, LoopbackHub
 
-from ldm.remote import redacted
+from ldm.errors import redacted
 
 # a run of each part that takes no time, with everything recorded that a run records
 TRAIN = """
