@@ -3,11 +3,12 @@
 import importlib
 import importlib.util
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ldm.config import DataOptions
+if TYPE_CHECKING:  # else every process that decodes pictures would import all settings
+    from ldm.config import DataOptions
 
 
 class ImageTextData(Protocol):
@@ -58,7 +59,7 @@ def identity_of(data: ImageTextData, captions: bool = True) -> dict[str, str]:
     return {"data": data.fingerprint} | ({"captions": texts} if texts else {})
 
 
-def build(options: DataOptions) -> Splits:
+def build(options: "DataOptions") -> Splits:
     """The splits of `options.source`. Raises: UserError for a source that is missing, empty or unreadable."""
     if is_own(options.source):
         return Splits(**importlib.import_module(f"ldm.data.{options.source}").splits(options))

@@ -1,7 +1,6 @@
 """`ldm data check PATH`: what training would find in a folder, parquet file or Hub data set. It only reads."""
 
 import argparse
-import hashlib
 import json
 import re
 from collections import Counter, defaultdict
@@ -56,16 +55,16 @@ def inspect(source: "Source", options: "DataOptions") -> dict[str, Any]:
 
     from ldm.data.decode import ImageError
     from ldm.data.files import divide
-    from ldm.data.pixels import map_pictures
+    from ldm.data.workers import map_pictures
 
     samples = source.samples
     skipped, looks, used = [], [], []
-    for index, look in tqdm(map_pictures(source, _look), "checking", len(samples), unit="img", disable=None):
+    for index, look in tqdm(map_pictures(source, "look"), "checking", len(samples), unit="img", disable=None):
         if isinstance(look, ImageError):
             skipped.append({"id": samples[index].id, "reason": str(look)})
         else:
             used.append(samples[index])
-            looks.append(look)
+            looks.append(json.loads(look))
     splits = divide(used, options.files.validation_fraction) if used else {}
     return {
         "source": options.source,
@@ -98,18 +97,6 @@ def _options(args: argparse.Namespace) -> "DataOptions":
             "'glyphs' is the built-in data set and needs no check; give a folder, a .parquet file or a Hub id"
         )
     return options.model_copy(update={"source": args.path, "files": files})
-
-
-def _look(data: bytes) -> dict[str, Any]:
-    """What one picture is like; raises ImageError."""
-    from ldm.data.decode import decode_described
-
-    pixels, about = decode_described(data)
-    height, width, _ = pixels.shape
-    digest = hashlib.sha256(f"{width}x{height}".encode() + pixels.tobytes()).hexdigest()
-    blank = bool((pixels == pixels[0, 0]).all())
-    grey = bool((pixels == pixels[..., :1]).all())
-    return {"width": width, "height": height, "digest": digest, "blank": blank, "grey": grey, **about}
 
 
 def _pictures(samples: "list[Sample]", looks: list[dict], resolution: int) -> dict[str, Any]:
@@ -177,6 +164,8 @@ def _captions(samples: "list[Sample]") -> dict[str, Any]:
 
 def _lines(report: dict[str, Any], most: int) -> list[str]:
     """The report for a terminal, each list cut to `most` rows."""
+    from ldm.data.samples import printable
+
     total, skipped = report["pictures"], report["skipped"]
     usable = total - len(skipped)
     divided = ", ".join(f"{count} {name}" for name, count in report["splits"].items())
@@ -190,7 +179,7 @@ def _lines(report: dict[str, Any], most: int) -> list[str]:
     )
     if usable:
         lines += _picture_lines(report, usable, most) + _caption_lines(report["captions"], usable, most)
-    return ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
+    return [printable(line) for line in lines]
 
 
 def _picture_lines(report: dict[str, Any], usable: int, most: int) -> list[str]:

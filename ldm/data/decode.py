@@ -7,7 +7,9 @@ EXIF orientation. Colour profiles are not applied: values are taken as sRGB. Wha
 """
 
 import functools
+import hashlib
 import io
+import json
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +25,7 @@ SUFFIXES = frozenset(
     ".jp2 .j2k .jpx .qoi".split()
 )
 MAX_PIXELS = 89_478_485  # a quarter GiB of RGB; also where Pillow begins to warn
-MAX_BYTES = 2**30  # of one encoded picture
+MAX_BYTES = 2**29  # of one encoded picture: MAX_PIXELS of six bytes, uncompressed
 DECODE_VERSION = 2  # part of every cache key: raise it when the same file would give other pixels
 REDUCING_GAP = 3.0  # down to this many times the final size a picture may be shrunk by cheaper means
 
@@ -124,6 +126,24 @@ def fit_image(pixels: np.ndarray, resolution: int, resize: str, background: int 
     else:
         raise ValueError(f"resize must be 'crop', 'pad' or 'stretch', got {resize!r}")
     return np.asarray(square, dtype=np.uint8).reshape(resolution, resolution, channels)
+
+
+def fit(data: bytes, resolution: int, channels: int, resize: str, background: int) -> bytes:
+    """A picture as training takes it: the bytes of uint8 (resolution, resolution, channels). Raises: ImageError."""
+    decoded = decode_image(data, channels, background, enough=round(REDUCING_GAP * resolution))
+    return fit_image(decoded, resolution, resize, background).tobytes()
+
+
+def look(data: bytes) -> bytes:
+    """What one picture is like, as JSON: sides, digest of the pixels, blank, grey, format, mode. Raises: ImageError."""
+    pixels, about = decode_described(data)
+    height, width, _ = pixels.shape
+    digest = hashlib.sha256(f"{width}x{height}".encode() + pixels.tobytes()).hexdigest()
+    blank = bool((pixels == pixels[0, 0]).all())
+    grey = bool((pixels == pixels[..., :1]).all())
+    return json.dumps(
+        {"width": width, "height": height, "digest": digest, "blank": blank, "grey": grey, **about}
+    ).encode()
 
 
 def _resized(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from ldm.config import DataOptions
-from ldm.data.folder import METADATA, FolderSource, list_files
+from ldm.data.folder import METADATA, FolderSource
 from ldm.data.pixels import Pixels, load_pixels, transform
 from ldm.data.samples import Sample, Source, first_few
 from ldm.data.tables import HubSource, ParquetSource
+from ldm.data.tree import Tree, reason
 from ldm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -126,13 +127,19 @@ def open_source(options: DataOptions) -> Source:
 
 
 def _open_folder(root: Path, options: DataOptions) -> Source:
-    files = list_files(root)
-    parquet = [name for name in files if name.lower().endswith(".parquet") and Path(name).name.lower() not in METADATA]
+    tree = Tree(root)
+    parquet = [n for n in tree.files if n.lower().endswith(".parquet") and Path(n).name.lower() not in METADATA]
     if parquet:
+        for name in parquet:
+            try:
+                tree.check(name)
+            except OSError as error:
+                raise UserError(f"cannot read {root / name}: {reason(error)}") from error
         return ParquetSource(root, parquet, options.files)
-    source = FolderSource(root, files, options.files)
+    source = FolderSource(tree, options.files)
     if not source.samples:
-        found = f"{len(files)} other files" if files else "nothing"
+        found = f"{len(tree.files)} other files" if tree.files else "nothing"
+        found += f", and links that lead out of it: {first_few(tree.strays)}" if tree.strays else ""
         raise UserError(f"data.source {root} holds no pictures ({found}); put .png, .jpg or .webp files into it")
     return source
 

@@ -4,29 +4,36 @@ Nothing is ever written to the folder, renamed or deleted.
 """
 
 import csv
+import io
 import json
 import os
-from collections.abc import Iterator
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from ldm.config import FileOptions
 from ldm.data.decode import MAX_BYTES, SUFFIXES, ImageError
 from ldm.data.samples import Sample, agreed_splits, clean_caption, clean_captions, first_few, require_column
+from ldm.data.tree import Tree, reason
 from ldm.errors import UserError
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 NAME_COLUMN = "file_name"
+MAX_CAPTION_BYTES = 2**20  # of a .txt file beside a picture
 
 
 class FolderSource:
     """The pictures of a folder as a `Source`; ids are paths relative to the folder, with forward slashes."""
 
-    def __init__(self, root: Path, files: list[str], options: FileOptions):
-        self.root = root
-        self.notes: list[str] = []
+    def __init__(self, tree: Tree, options: FileOptions):
+        self._tree, self.root = tree, tree.root
         self._faults: dict[str, str] = {}
-        tables = [name for name in files if PurePosixPath(name).name.lower() in METADATA]
-        pictures = [name for name in files if PurePosixPath(name).suffix.lower() in SUFFIXES]
+        tables = [name for name in tree.files if PurePosixPath(name).name.lower() in METADATA]
+        pictures = [name for name in tree.files if PurePosixPath(name).suffix.lower() in SUFFIXES]
+        self.notes = _twins(pictures, has_sidecars=bool(options.caption_column and not tables))
+        if tree.strays:
+            self.notes.append(f"links that lead out of the folder are left out: {first_few(tree.strays)}")
         if tables:
             captions = self._from_tables(tables, options)
             unlisted = len(set(pictures) - set(captions))
@@ -46,15 +53,10 @@ class FolderSource:
     def _read(self, name: str) -> bytes | ImageError:
         if name in self._faults:
             return ImageError(self._faults[name])
-        path = self.root / name
         try:
-            if not path.is_file():
-                return ImageError("not an ordinary file")
-            if path.stat().st_size > MAX_BYTES:
-                return ImageError(f"the file has more than {MAX_BYTES} bytes")
-            return path.read_bytes()
+            return self._tree.read(name, MAX_BYTES)
         except OSError as error:
-            return ImageError((error.strerror or str(error)).lower())
+            return ImageError(reason(error))
 
     def _from_tables(self, tables: list[str], options: FileOptions) -> dict[str, tuple[str, ...]]:
         parents = [str(PurePosixPath(table).parent) for table in tables]
@@ -63,9 +65,9 @@ class FolderSource:
         captions: dict[str, tuple[str, ...]] = {}
         missing = []
         for table, parent in zip(tables, parents, strict=True):
-            for name, texts in _rows(self.root / table, options):
+            for name, texts in _rows(self._tree, table, options):
                 picture = _inside(parent, name, self.root / table)
-                if not (self.root / picture).exists():
+                if not os.path.exists(self.root / picture):  # Path.exists raises for a name that is too long
                     missing.append(picture)
                 # a picture named twice has two captions
                 captions[picture] = tuple(dict.fromkeys(captions.get(picture, ()) + texts))
@@ -81,38 +83,51 @@ class FolderSource:
 
     def _sidecar(self, name: str) -> tuple[str, ...]:
         """The whole .txt file beside the picture as one caption; a picture without one has none."""
+        beside = str(PurePosixPath(name).with_suffix(".txt"))
         try:
-            data = (self.root / name).with_suffix(".txt").read_bytes()
-        except OSError:
+            text = clean_caption(_decoded(self._tree.read(beside, MAX_CAPTION_BYTES)))
+        except FileNotFoundError:
             return ()
-        wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-        try:
-            text = clean_caption(data.decode("utf-16" if wide else "utf-8-sig"))
-        except UnicodeDecodeError as error:
-            self._faults[name] = f"its .txt caption is not UTF-8 (byte {error.start})"
+        except OSError as error:
+            self._faults[name] = f"its .txt caption cannot be read: {reason(error)}"
+            return ()
+        except ValueError as error:
+            self._faults[name] = f"its .txt caption is {error}"
             return ()
         return (text,) if text else ()
 
 
-def list_files(root: Path) -> list[str]:
-    """Relative POSIX paths of all visible files under a folder, sorted; links are followed unless they make a loop."""
-    found = []
-    for place, folders, files in os.walk(root, followlinks=True):
-        here = os.path.realpath(place)
-        folders[:] = [f for f in folders if _visible(f) and not _loops(os.path.join(place, f), here)]
-        found += [os.path.relpath(os.path.join(place, f), root) for f in files if _visible(f)]
-    return sorted(Path(name).as_posix() for name in found)
+def _twins(pictures: list[str], has_sidecars: bool) -> list[str]:
+    """Notes on names that a person or another file system would take for one, or that share one .txt caption."""
+    kinds: list[tuple[str, Callable[[str], str]]] = [
+        ("differ in nothing but case or Unicode form", lambda name: unicodedata.normalize("NFC", name).casefold())
+    ]
+    if has_sidecars:
+        kinds.append(("share one .txt caption", lambda name: str(PurePosixPath(name).with_suffix(""))))
+    notes = []
+    for words, key in kinds:
+        groups = defaultdict(list)
+        for name in pictures:
+            groups[key(name)].append(name)
+        alike = [" = ".join(names) for names in groups.values() if len(names) > 1]
+        if alike:
+            notes.append(f"pictures whose names {words}: {first_few(alike)}")
+    return notes
 
 
-def _visible(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"
-
-
-def _loops(folder: str, here: str) -> bool:
-    if not os.path.islink(folder):
-        return False
-    target = os.path.realpath(folder)
-    return here == target or here.startswith(target.rstrip(os.sep) + os.sep)
+def _decoded(data: bytes) -> str:
+    """Text in UTF-8, or in UTF-16 with a mark. Raises: ValueError: naming the offset of what is neither."""
+    marked = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    try:
+        text = data.decode("utf-16" if marked else "utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"not {'UTF-16' if marked else 'UTF-8'} (byte {error.start}): "
+            "convert it, for example by `iconv -f GB18030 -t UTF-8` (or -f BIG5)"
+        ) from error
+    if "\0" in text:
+        raise ValueError(f"not UTF-8 but perhaps UTF-16 or UTF-32 (NUL at character {text.index(chr(0))})")
+    return text
 
 
 def _inside(parent: str, name: str, table: Path) -> str:
@@ -128,17 +143,22 @@ def _inside(parent: str, name: str, table: Path) -> str:
     return str(PurePosixPath(parent) / path)
 
 
-def _rows(table: Path, options: FileOptions) -> list[tuple[str, tuple[str, ...]]]:
+def _rows(tree: Tree, file: str, options: FileOptions) -> list[tuple[str, tuple[str, ...]]]:
     """(file name, captions) of every row of a metadata file."""
+    table = tree.root / file
     try:
+        tree.check(file)
         reader = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[table.suffix.lower()]
         columns, rows = reader(table)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{table} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    except ValueError as error:
+        raise UserError(f"{table} is {error}") from error
     except OSError as error:
-        raise UserError(f"cannot read {table}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {table}: {reason(error)}") from error
     if not rows:
         raise UserError(f"{table} has no rows: name one picture a row, or remove the file to use the folder as it is")
+    twice = [column for column in dict.fromkeys(columns) if columns.count(column) > 1]
+    if twice:
+        raise UserError(f"{table} has the column {twice[0]!r} more than once: rename or remove one")
     name_column = NAME_COLUMN
     if NAME_COLUMN not in columns and options.image_column in columns:
         name_column = options.image_column
@@ -159,25 +179,22 @@ def _rows(table: Path, options: FileOptions) -> list[tuple[str, tuple[str, ...]]
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[dict]]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, strict=True)
-        try:
-            columns = list(reader.fieldnames or [])
-            rows = []
-            for row in reader:
-                if None in row:  # the commonest slip: a comma in a caption without quotes
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: more fields than columns; quote texts with commas"
-                    )
-                rows.append(row)
-        except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+    reader = csv.DictReader(io.StringIO(_decoded(path.read_bytes()), newline=""), strict=True)
+    try:
+        columns = list(reader.fieldnames or [])
+        rows = []
+        for row in reader:
+            if None in row:  # the commonest slip: a comma in a caption without quotes
+                raise UserError(f"{path}, line {reader.line_num}: more fields than columns; quote texts with commas")
+            rows.append(row)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
     return columns, rows
 
 
 def _read_jsonl(path: Path) -> tuple[list[str], list[dict]]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(_decoded(path.read_bytes()).split("\n"), start=1):
         if not line.strip():
             continue
         try:

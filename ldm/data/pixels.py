@@ -11,9 +11,6 @@ import io
 import json
 import logging
 import os
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from ldm.config import DataOptions
-from ldm.data.decode import DECODE_VERSION, REDUCING_GAP, ImageError, decode_image, fit_image, quiet_decoders
+from ldm.data.decode import DECODE_VERSION, ImageError
 from ldm.data.samples import Sample, Source
+from ldm.data.workers import map_pictures
 from ldm.disk import NO_ROOM, one_writer, read_sealed, require_room, telling, write_sealed
 from ldm.disk import write_whole as write_whole  # found here by others
 
@@ -70,29 +68,6 @@ def load_pixels(source: Source, options: DataOptions) -> Pixels:
         return kept
 
 
-def map_pictures(source: Source, function: Callable[[bytes], Any]) -> Iterator[tuple[int, Any]]:
-    """(index, function(file contents)) in sample order, computed in threads; an `ImageError` is given, not raised."""
-    workers = min(8, os.cpu_count() or 1)
-    waiting: deque = deque()
-
-    def attempt(data: bytes | ImageError):
-        if isinstance(data, ImageError):
-            return data
-        try:
-            return function(data)
-        except ImageError as error:
-            return error
-
-    with quiet_decoders(), ThreadPoolExecutor(workers) as pool:
-        for index, data in source.encoded():
-            waiting.append((index, pool.submit(attempt, data)))
-            if len(waiting) > 2 * workers:  # bounded, so that memory is
-                first, result = waiting.popleft()
-                yield first, result.result()
-        for index, result in waiting:
-            yield index, result.result()
-
-
 def _key(source: Source, options: DataOptions) -> str:
     digest = hashlib.sha256(json.dumps(transform(options), sort_keys=True).encode())
     for index, data in source.encoded():
@@ -105,11 +80,6 @@ def _build(stem: Path, key: str, source: Source, options: DataOptions) -> Pixels
     from tqdm import tqdm
 
     size, channels, files = options.resolution, options.channels, options.files
-
-    def picture(data: bytes) -> np.ndarray:
-        decoded = decode_image(data, channels, files.background, enough=round(REDUCING_GAP * size))
-        return fit_image(decoded, size, files.resize, files.background)
-
     rows: list[int] = []
     digests: list[str] = []
     bad: list[tuple[str, str]] = []
@@ -119,15 +89,16 @@ def _build(stem: Path, key: str, source: Source, options: DataOptions) -> Pixels
     try:
         with draft.open("wb") as stream:  # appended, not mapped: a full disk is then an error and not a crash
             _write_header(stream, shape)
-            work = map_pictures(source, picture)
+            work = map_pictures(
+                source, "fit", resolution=size, channels=channels, resize=files.resize, background=files.background
+            )
             for index, result in tqdm(work, "decoding", len(source.samples), unit="img", disable=None):
                 if isinstance(result, ImageError):
                     bad.append((source.samples[index].id, str(result)))
                     continue
-                data = result.tobytes()
-                stream.write(data)
+                stream.write(result)
                 rows.append(index)
-                digests.append(hashlib.sha256(data).hexdigest())
+                digests.append(hashlib.sha256(result).hexdigest())
             stream.seek(0)
             _write_header(stream, (len(rows), *shape[1:]))
             stream.flush()

@@ -58,7 +58,7 @@ def clean_captions(value: Any, where: str) -> tuple[str, ...]:
     for cell in cells:
         if cell is not None and not isinstance(cell, str | int | float):
             raise UserError(f"{where}: a caption must be text or a list of texts, got {type(cell).__name__}")
-    texts = [clean_caption(str(cell)) for cell in cells if cell is not None]
+    texts = [clean_caption(str(cell)) for cell in cells if cell is not None and cell == cell]  # NaN is "nothing" too
     return tuple(dict.fromkeys(text for text in texts if text))
 
 
@@ -99,4 +99,9 @@ def split_word(name: str) -> str | None:
 def first_few(names: Sequence[str], count: int = 3) -> str:
     """ "a, b, c and 7 more": for messages of one line."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+    return printable(", ".join(names[:count])) + more
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows and does not obey: a file's name may hold line breaks and escape sequences."""
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -33,7 +33,7 @@ class ParquetSource:
         index = 0
         for path in self._files:
             for batch in _batches(path, self._column):
-                for value in batch.column(0):
+                for value in _bytes_of(batch.column(0)):
                     yield index, _picture_bytes(value.as_py(), read_paths=False)
                     index += 1
 
@@ -92,12 +92,12 @@ def _batches(path: Path, column: str) -> Iterator:
 
 @contextmanager
 def readable(path: Path):
-    """Turn what pyarrow raises about a file into a `UserError`."""
+    """Turn what pyarrow raises about a file, or about a value in it, into a `UserError`."""
     import pyarrow
 
     try:
         yield
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
         raise UserError(f"cannot read {path} as parquet: {_one_line(error)}") from error
 
 
@@ -119,11 +119,20 @@ def _parquet_captions(path: Path, options: FileOptions) -> list[tuple[str, ...]]
 def _require_pictures(kind, column: str, path: Path) -> None:
     import pyarrow.types as types
 
-    holds_bytes = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
-    if not holds_bytes and not (types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
+    inner = kind
+    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        inner = kind.field("bytes").type
+    if not (types.is_binary(inner) or types.is_large_binary(inner) or types.is_binary_view(inner)):
         raise UserError(
             f"{path}: column {column!r} holds {kind}; pictures must be encoded files: bytes, or a struct with 'bytes'"
         )
+
+
+def _bytes_of(column):
+    """The column itself, or the field `bytes` of its structs; what else they hold is not looked at."""
+    import pyarrow.compute
+
+    return pyarrow.compute.struct_field(column, "bytes") if pyarrow.types.is_struct(column.type) else column
 
 
 def _picture_bytes(value, read_paths: bool) -> bytes | ImageError:

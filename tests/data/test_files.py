@@ -13,8 +13,8 @@ from own_data import everything, fill, png, tree
 from PIL import Image
 
 from ldm.data.files import divide, file_splits
-from ldm.data.folder import list_files
 from ldm.data.samples import Sample, clean_caption
+from ldm.data.tree import Tree
 from ldm.errors import UserError
 
 # folders
@@ -130,7 +130,7 @@ def test_wrong_json_lines(root, options):
     with pytest.raises(UserError, match="must be text or a list of texts, got dict"):
         file_splits(options(root))
     (root / "metadata.jsonl").write_bytes(b'{"file_name": "0.png", "text": "\xc4\xe3"}')
-    with pytest.raises(UserError, match="not UTF-8 .byte 32"):
+    with pytest.raises(UserError, match="not UTF-8 .byte 32.: convert it"):
         file_splits(options(root))
     (root / "metadata.csv").write_text("file_name\n0.png\n")
     with pytest.raises(UserError, match="more than one metadata file"):
@@ -155,12 +155,39 @@ def test_hidden_files_and_loops_are_passed_over(root, options):
     (root / "__MACOSX").mkdir()
     (root / "__MACOSX" / "0.png").write_bytes(b"junk")
     (root / "loop").symlink_to(root)
+    (root / "sub").mkdir()
+    (root / "sub" / "5.png").write_bytes(png(5))
+    (root / "linked").symlink_to(root / "sub")
+    assert Tree(root).files == ["0.png", "1.png", "linked/5.png", "sub/5.png"]
+    assert everything(file_splits(options(root)))["linked/5.png"] == (5, "")
+
+
+def test_links_out_of_the_folder_are_not_followed(root, options, caplog):
+    fill(root, 2)
     elsewhere = root.parent / "elsewhere"
     elsewhere.mkdir()
-    (elsewhere / "5.png").write_bytes(png(5))
+    fill(elsewhere, 2)
+    (elsewhere / "0.txt").write_text("private")
     (root / "linked").symlink_to(elsewhere)
-    assert list_files(root) == ["0.png", "1.png", "linked/5.png"]
-    assert everything(file_splits(options(root)))["linked/5.png"] == (5, "")
+    (root / "2.png").symlink_to(elsewhere / "0.png")
+    (root / "1.txt").symlink_to(elsewhere / "0.txt")
+    caplog.set_level(logging.WARNING)
+    assert everything(file_splits(options(root, max_bad_fraction=0.9))) == {"0.png": (0, "")}
+    assert "links that lead out of the folder are left out: linked" in caplog.text
+    assert "1.png (its .txt caption cannot be read: a link that leads out of the folder" in caplog.text
+    assert "2.png (a link that leads out of the folder" in caplog.text
+    (root / "metadata.csv").symlink_to(elsewhere / "0.txt")
+    with pytest.raises(UserError, match=r"cannot read .*metadata.csv: a link that leads out of the folder"):
+        file_splits(options(root))
+
+
+def test_a_snapshot_of_the_hub_cache_is_links_to_the_blobs_beside_it(root, options):
+    (root / "blobs").mkdir()
+    (root / "blobs" / "abc").write_bytes(png(7))
+    snapshot = root / "snapshots" / "main"
+    snapshot.mkdir(parents=True)
+    (snapshot / "a.png").symlink_to("../../blobs/abc")
+    assert everything(file_splits(options(snapshot))) == {"a.png": (7, "")}
 
 
 # bad pictures
@@ -179,7 +206,7 @@ def test_bad_pictures_are_listed_and_left_out(root, options, caplog):
         data = everything(file_splits(options(root, max_bad_fraction=0.15)))
         assert data == {f"{i}.png": (i, "") for i in range(20) if i not in (3, 4, 5)}
         assert "3 of 20 pictures are left out: 3.png (" in caplog.text
-        assert "its .txt caption is not UTF-8 (byte 0)" in caplog.text
+        assert "its .txt caption is not UTF-8 (byte 0): convert it, for example by `iconv -f GB18030" in caplog.text
     with pytest.raises(UserError, match=r"3 of 20 pictures .*max_bad_fraction allows 14.0%\): 3.png \(") as caught:
         file_splits(options(root, max_bad_fraction=0.14))
     assert "ldm data check" in str(caught.value)

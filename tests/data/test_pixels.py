@@ -16,10 +16,13 @@ from ldm.errors import UserError
 def decodings(monkeypatch):
     """How often a picture was decoded."""
     calls = []
-    original = pixels_module.decode_image
-    monkeypatch.setattr(
-        pixels_module, "decode_image", lambda *args, **options: calls.append(1) or original(*args, **options)
-    )
+
+    def counted(*args, original=pixels_module.map_pictures, **options):
+        for pair in original(*args, **options):
+            calls.append(1)
+            yield pair
+
+    monkeypatch.setattr(pixels_module, "map_pictures", counted)
     return calls
 
 

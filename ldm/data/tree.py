@@ -1,0 +1,76 @@
+"""The files of a folder that may be read: ordinary ones that lie in it.
+
+A folder may come from somebody else. Links that lead out of it are not followed, so that it brings in none of one's
+other files, and only ordinary files are opened, because a pipe would be waited for and a device never ends.
+"""
+
+import os
+import stat
+from functools import cached_property
+from pathlib import Path
+
+
+class Tree:
+    """A folder, read only.
+
+    Attributes:
+        files: relative POSIX paths of all visible files, sorted; links among them, as `read` says why not.
+        strays: folders left out because they are links that lead out of the root.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.files: list[str] = []
+        self.strays: list[str] = []
+        for place, folders, files in os.walk(root, followlinks=True):
+            here = os.path.realpath(place)
+            folders[:] = [name for name in folders if _visible(name) and self._enters(place, here, name)]
+            self.files += [self._name(place, name) for name in files if _visible(name)]
+        self.files.sort()
+
+    def check(self, name: str) -> None:
+        """Raises: OSError: if the file may not be read, with the reason and without its name."""
+        where = os.path.realpath(self.root / name)
+        if not self._holds(where):
+            raise OSError("a link that leads out of the folder; put a copy there instead")
+        if not stat.S_ISREG(os.stat(where).st_mode):
+            raise OSError("not an ordinary file")
+
+    def read(self, name: str, most: int) -> bytes:
+        """The contents of a file. Raises: OSError: as `check`, and if it has more than `most` bytes."""
+        self.check(name)
+        with open(self.root / name, "rb") as stream:
+            data = stream.read(most + 1)
+        if len(data) > most:
+            raise OSError(f"the file has more than {most} bytes")
+        return data
+
+    @cached_property
+    def _homes(self) -> list[Path]:
+        home = self.root.resolve()
+        # a snapshot in the Hub's cache consists of links to the blobs beside it
+        return [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
+
+    def _holds(self, where: str) -> bool:
+        return any(Path(where).is_relative_to(home) for home in self._homes)
+
+    def _enters(self, place: str, here: str, name: str) -> bool:
+        """Whether to go down: not into a link that leads back to where it lies, nor out of the root."""
+        folder = os.path.join(place, name)
+        target = os.path.realpath(folder)
+        if os.path.islink(folder) and not self._holds(target):
+            self.strays.append(self._name(place, name))
+            return False
+        return not os.path.islink(folder) or not Path(here).is_relative_to(target)
+
+    def _name(self, place: str, name: str) -> str:
+        return Path(os.path.relpath(os.path.join(place, name), self.root)).as_posix()
+
+
+def reason(error: OSError) -> str:
+    """What an OSError says, without the file's name."""
+    return (error.strerror or str(error)).lower()
+
+
+def _visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
