@@ -79,7 +79,7 @@ class Worker:
     """One process at a time; started when first needed, and again after one died."""
 
     def __init__(self, task: str, options: dict[str, Any]):
-        self._task = json.dumps([task, options])
+        self._work = json.dumps([task, options, SECONDS, MEMORY])
         self._process: subprocess.Popen | None = None
         self._stopped = False
 
@@ -113,7 +113,7 @@ class Worker:
         paths = os.pathsep.join([own, *(path for path in sys.path if path)])
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ldm.data.workers", self._task],
+            [sys.executable, "-P", "-m", "ldm.data.workers", self._work],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # where libtiff and others complain
@@ -125,14 +125,14 @@ class Worker:
         return process
 
 
-def serve(task: str, options: dict[str, Any]) -> None:
+def serve(task: str, options: dict[str, Any], seconds: float, memory: int) -> None:
     """The worker's side: answer pictures until there are no more."""
-    _limit()
+    _limit(memory)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     _send(answers, _DONE)
     with quiet_decoders():
         while (data := _receive(requests)) is not None:
-            _timer(SECONDS)
+            _timer(seconds)
             try:
                 answer = _DONE + TASKS[task](data, **options)
             except ImageError as error:
@@ -145,7 +145,7 @@ def serve(task: str, options: dict[str, Any]) -> None:
             _send(answers, answer)
 
 
-def _limit() -> None:
+def _limit(memory: int) -> None:
     """Let the kernel end what takes too long (see `_timer`) or too much memory."""
     from PIL import AvifImagePlugin
 
@@ -155,11 +155,11 @@ def _limit() -> None:
     with contextlib.suppress(ImportError, OSError, ValueError):  # not on Windows; not above a limit that is set
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _timer(seconds: int) -> None:
+def _timer(seconds: float) -> None:
     """After so much processor time the process dies of SIGPROF, also amid a decoder written in C; 0 = no more."""
     if hasattr(signal, "setitimer"):
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
