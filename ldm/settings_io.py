@@ -26,7 +26,8 @@ from ldm.config import PARTS, ClipSettings, LdmSettings, RunSettings, Settings, 
 from ldm.errors import UserError
 
 _MAX_FAULTS = 5
-_MAX_VALUES = 100_000  # in one file
+_LONGEST_NAME = 200  # of a key in a message, or of a file that is extended
+_MAX_BYTES, _MAX_VALUES = 2**18, 100_000  # of a config file: far more than anybody writes, and read in seconds
 Layers = list[tuple[str, Any]]  # (how faults in it are labelled, what it sets), the later wins
 
 
@@ -79,7 +80,8 @@ def resolve(part: str, path: Path | str, overrides: dict) -> RunSettings:
         faults = list(dict.fromkeys(faults))
         more = f"; and {len(faults) - _MAX_FAULTS} more" if len(faults) > _MAX_FAULTS else ""
         where = "" if all(fault.startswith("--") for fault in faults) else f"{path}: "
-        raise UserError(where + "; ".join(faults[:_MAX_FAULTS]) + more)
+        told = where + "; ".join(faults[:_MAX_FAULTS]) + more
+        raise UserError("".join(c if c.isprintable() else "?" for c in told))
     return settings
 
 
@@ -162,16 +164,14 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
     base = raw.pop("extends", None)
     if base is None:
         return raw
-    if not isinstance(base, str):
-        raise UserError(f"{path}: extends: must be the name of one YAML file, got {base!r}")
+    if not isinstance(base, str) or "\0" in base or len(base) > _LONGEST_NAME:
+        raise UserError(f"{path}: extends: must be the name of one YAML file, got {_short(base)}")
     return merge(read(path.parent / base, (*seen, path.resolve())), raw)
 
 
 def _read_one(path: Path, extended_by: Path | None) -> dict:
     try:
-        raw = _Loader(path.read_text(encoding="utf-8")).get_single_data()
-        if _written_out(raw, {}) > _MAX_VALUES:
-            raise ValueError(f"its aliases stand for more than {_MAX_VALUES:,} values")
+        raw = _document(_text(path))
         raw = json.loads(json.dumps(raw))  # plain values with string keys; refuses a file that contains itself
     except FileNotFoundError:
         raise UserError(_missing(path, extended_by)) from None
@@ -188,15 +188,37 @@ def _read_one(path: Path, extended_by: Path | None) -> dict:
     return raw or {}
 
 
-def _written_out(value: Any, known: dict[int, int]) -> int:
+def _text(path: Path) -> str:
+    """Raises: OSError, UnicodeDecodeError: for anything but a text file of a size that people write."""
+    if path.exists() and not path.is_file():
+        raise OSError("not an ordinary file")  # a pipe would be waited for, a device never ends
+    with path.open("rb") as stream:
+        data = stream.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise OSError(f"it has more than {_MAX_BYTES} bytes")
+    return data.decode("utf-8-sig")
+
+
+def _document(text: str) -> Any:
+    """What the YAML says. Raises: yaml.YAMLError; ValueError: if aliases make too much of little."""
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    if _written_out(node, {}) > _MAX_VALUES:  # asked before `<<` is followed, which may make as much
+        raise ValueError(f"its aliases stand for more than {_MAX_VALUES:,} values")
+    return loader.construct_document(node)
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
     """How many values there are with every alias written out; a short file of aliases of aliases can mean billions."""
-    if not isinstance(value, dict | list):
+    if isinstance(node, yaml.ScalarNode):
         return 1
-    if id(value) not in known:
-        known[id(value)] = 1  # while it is counted: it may contain itself
-        parts = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_written_out(part, known) for part in parts)
-    return known[id(value)]
+    if id(node) not in known:
+        known[id(node)] = 1  # while it is counted: it may contain itself
+        parts = [value for _, value in node.value] if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_written_out(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _missing(path: Path, extended_by: Path | None) -> str:
@@ -265,7 +287,7 @@ def _foreign_keys(raw: dict) -> Iterator[str]:
         if owners:
             yield f"{key}: belongs inside the block of a part: {' or '.join(f'{part}.{key}' for part in owners)}"
         else:
-            yield unknown(key, key, allowed, [path for path, _ in paths(RunSettings)])
+            yield unknown(key[:_LONGEST_NAME], key, allowed, [path for path, _ in paths(RunSettings)])
 
 
 def _faults(error: ValidationError, kind: type[Settings], layers: Layers) -> Iterator[str]:
@@ -273,7 +295,7 @@ def _faults(error: ValidationError, kind: type[Settings], layers: Layers) -> Ite
     for fault in error.errors(include_url=False):
         location = fault["loc"]
         label = _origin(location, layers)
-        path = f"{label}{'.'.join(map(str, location))}".rstrip(".")
+        path = f"{label}{'.'.join(map(str, location))}".rstrip(".")[:_LONGEST_NAME]
         if fault["type"] == "extra_forbidden":
             owner = _owner(kind, location)
             yield unknown(path, str(location[-1]), list(owner.model_fields), [p for p, _ in paths(kind)])

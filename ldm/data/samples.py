@@ -99,7 +99,7 @@ def split_word(name: str) -> str | None:
 def first_few(names: Sequence[str], count: int = 3) -> str:
     """ "a, b, c and 7 more": for messages of one line."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
-    return printable(", ".join(names[:count])) + more
+    return printable(", ".join(name if len(name) <= 200 else f"{name[:200]}..." for name in names[:count])) + more
 
 
 def printable(text: str) -> str:

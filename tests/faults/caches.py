@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-import ldm.data.pixels as pixels_module
 import ldm.data.render as render_module
 import ldm.latents as latents_module
 from ldm.autoencoder import build_vae, load_vae
 from ldm.config import DataOptions, VaeModel
-from ldm.data import Splits, build, digits
+from ldm.data import Splits, build, digits, workers
 from ldm.data.render import cached_glyphs, style_font
 
 PICTURES, SIDE = 12, 16
@@ -48,7 +47,7 @@ class Work:
 
             monkeypatch.setattr(module, name, call)
 
-        counted(pixels_module, "decode_image", "decoded")
+        counted(workers.Worker, "__call__", "decoded")
         counted(latents_module, "_encode", "encoded", lambda vae, data, indices: len(indices))
         counted(render_module, "render", "rendered", lambda font, characters, resolution: len(characters))
         counted(digits, "trace", "traced")
