@@ -25,8 +25,8 @@ WORDS = (
 )
 ODD = (
     "", " ", "\n", "\r\n", "\t", "\0", "\ufeff", "\u202e", "\u2066", "\u2028", "\u00a0", "\u3000", "\u200b",
-    "\x1b[31m", "\x85", "\x7f", "\ue000", "\U0010ffff", "\ufffe", "e" + "\u0301" * 300, "\"", "'", ",", ";", "\\", "\\n", "{}", "<|endoftext|>",
-    "<|startoftext|>", "</w>", "x" * 10_000, "word " * 2000, "\u6c34" * 3000, "%s{}$HOME",
+    "\x1b[31m", "\x85", "\x7f", "\ue000", "\U0010ffff", "\ufffe", "e" + "\u0301" * 300, "\"", "'", ",", ";", "\\",
+    "\\n", "{}", "<|endoftext|>", "<|startoftext|>", "</w>", "x" * 10_000, "word " * 2000, "\u6c34" * 3000, "%s{}$HOME",
 )  # fmt: skip
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "gb18030", "gbk", "big5", "latin-1", "shift_jis")
 
@@ -91,10 +91,10 @@ def test_fuzzed_caption_files_are_accepted_or_listed(tmp_path, tokenizers, trial
 @pytest.mark.parametrize("encoding", ["gb18030", "big5"])
 def test_a_caption_in_a_chinese_encoding_is_refused_with_the_way_out(encoding, tmp_path):
     (tmp_path / "a.png").write_bytes(png(8, 8))
-    (tmp_path / "a.txt").write_bytes(b"a glyph: " + "\u77f3\u7a7f".encode(encoding))
+    (tmp_path / "a.txt").write_bytes(b"a glyph: " + "\u7a7f".encode(encoding))
     [(_, reason)] = open_source(DataOptions(source=str(tmp_path))).encoded()
     assert "its .txt caption is not UTF-8 (byte 9)" in str(reason) and "iconv -f GB18030" in str(reason)
-    (tmp_path / "metadata.csv").write_bytes(codecs.BOM_UTF8 + b"file_name,text\na.png," + "\u77f3".encode(encoding))
+    (tmp_path / "metadata.csv").write_bytes(codecs.BOM_UTF8 + b"file_name,text\na.png," + "\u7a7f".encode(encoding))
     assert "metadata.csv is not UTF-8 (byte 24): convert it" in str(captions_of(tmp_path))
 
 
