@@ -4,10 +4,11 @@ One YAML file describes one project: shared keys (`data`, `seed`, `train`, `opti
 part (`clip`, `vae`, `ldm`) with what differs there. `extends: other.yaml` starts from another file.
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ldm.conditioning import CONDITIONINGS
 from ldm.noise import PREDICTIONS, SCHEDULES, TIMES, WEIGHTS
@@ -20,6 +21,7 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Widths = Annotated[list[Count], Field(min_length=1)]
 Weight = Annotated[float, Field(ge=0)]
+Place = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]  # "~/runs" is not a folder "~"
 if TYPE_CHECKING:
     Process: TypeAlias = str
     Prediction: TypeAlias = str
@@ -54,7 +56,7 @@ class CaptionOptions(Settings):
 
 class GlyphOptions(Settings):
     styles: list[Literal["hei", "song"]] = ["hei", "song"]
-    font_file: Path | None = None  # one's own .ttf/.otf/.ttc instead of the packaged fonts
+    font_file: Place | None = None  # one's own .ttf/.otf/.ttc instead of the packaged fonts
     characters: Literal["all", "common"] = "all"  # common = the GB2312 set, about 6,700
     limit: Annotated[int, Field(ge=0)] = 0  # keep the first N training characters (0 = all); for quick runs
     captions: CaptionOptions = CaptionOptions()
@@ -103,7 +105,7 @@ class DataOptions(Settings):
     source: str = "glyphs"
     resolution: Annotated[int, Field(ge=16, le=1024, multiple_of=8)] = 64
     channels: Literal[1, 3] = 1
-    cache_dir: Path = Path("cache")  # rendered glyphs and latents
+    cache_dir: Place = Path("cache")  # rendered glyphs and latents
     glyphs: GlyphOptions = GlyphOptions()
     files: FileOptions = FileOptions()
     toy: ToyOptions = ToyOptions()
@@ -143,7 +145,7 @@ class RunSettings(Settings):
     """What every trainer has."""
 
     name: str = "run"
-    output_dir: Path | None = None  # default: runs/<name>/<part>
+    output_dir: Place | None = None  # default: runs/<name>/<part>
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: DataOptions = DataOptions()
     optim: OptimOptions = OptimOptions()
@@ -305,7 +307,7 @@ class SamplingOptions(Settings):
 class DistillOptions(Settings):
     """A student of a finished model, for few steps without guidance."""
 
-    teacher: Path | None = None  # a finished LDM run or an exported folder; null = learn from the data, as usual
+    teacher: Place | None = None  # a finished LDM run or an exported folder; null = learn from the data, as usual
     steps: Annotated[int, Field(ge=0, le=100)] = 4  # of the student; 0 = any number: only the guidance is folded in
     substeps: Count = 2  # of the teacher, for each of the student's
     guidance_scale: Annotated[float, Field(ge=0)] = 3.0  # of the teacher

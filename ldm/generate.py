@@ -69,7 +69,7 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     job = _job(args)
-    output = args.output or "out.png"
+    output = os.path.expanduser(args.output or "out.png")
     columns, rows = _layout(job, output)
     _check_writable(Path(output))
 

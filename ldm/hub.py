@@ -1,6 +1,7 @@
 """`ldm export` and `ldm push`: the way of a model from its run to a folder, and from the folder to the Hub."""
 
 import argparse
+import os
 import re
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def run_export(args: argparse.Namespace) -> int:
     from ldm.export import export
 
     metrics = Path(args.metrics) if args.metrics else None
-    out = export(args.source, Path(args.output), args.dtype, args.name, metrics)
+    out = export(args.source, Path(os.path.expanduser(args.output)), args.dtype, args.name, metrics)
     size = sum(file.stat().st_size for file in files(out))
     print(f"{out}: {len(files(out))} files, {size / 2**20:.1f} MiB. Next: ldm generate -m {out} 'a prompt'")
     return 0

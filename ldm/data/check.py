@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -37,20 +38,23 @@ def run(args: argparse.Namespace) -> int:
     from ldm.disk import write_whole
     from ldm.errors import UserError
 
+    report_file = Path(os.path.expanduser(args.json)) if args.json else None
+    if report_file and not os.access(report_file.absolute().parent, os.W_OK | os.X_OK):  # told before the work
+        raise UserError(f"cannot write {report_file}: its folder does not exist or may not be written")
     options = _options(args)
     source = open_source(options)
-    report = inspect(source, options)
+    report = inspect(source, options, _text_length(args))
     print("\n".join(_lines(report, max(0, args.max))))
-    if args.json:
+    if report_file:
         try:
-            write_whole(args.json, json.dumps(report, indent=1).encode())
+            write_whole(report_file, json.dumps(report, indent=1).encode())
         except OSError as error:
-            raise UserError(f"cannot write {args.json}: {error.strerror or error}") from error
+            raise UserError(f"cannot write {report_file}: {error.strerror or error}") from error
     return 1 if report["skipped"] else 0
 
 
-def inspect(source: "Source", options: "DataOptions") -> dict[str, Any]:
-    """The report as plain data (the keys are those of `--json`)."""
+def inspect(source: "Source", options: "DataOptions", text_length: int) -> dict[str, Any]:
+    """The report as plain data (the keys are those of `--json`); `text_length` is what a caption may have of tokens."""
     from tqdm import tqdm
 
     from ldm.data.decode import ImageError
@@ -77,7 +81,7 @@ def inspect(source: "Source", options: "DataOptions") -> dict[str, Any]:
         "splits": {name: len(rows) for name, rows in splits.items()},
         **_pictures(used, looks, options.resolution),
         "duplicates": _duplicates(used, looks, splits),
-        "captions": _captions(used),
+        "captions": _captions(used, text_length),
     }
 
 
@@ -138,7 +142,14 @@ def _duplicates(samples: "list[Sample]", looks: list[dict], splits: dict[str, li
     ]
 
 
-def _captions(samples: "list[Sample]") -> dict[str, Any]:
+def _text_length(args: argparse.Namespace) -> int:
+    from ldm.config import ClipModel
+    from ldm.settings_io import load
+
+    return (load("clip", args.config, []).model if args.config else ClipModel()).context_length
+
+
+def _captions(samples: "list[Sample]", text_length: int) -> dict[str, Any]:
     """How many, how long, which words, and which captions several pictures share."""
     owners = defaultdict(list)
     for sample in samples:
@@ -156,6 +167,9 @@ def _captions(samples: "list[Sample]") -> dict[str, Any]:
         "distinct": len(owners),
         "without": [sample.id for sample in samples if not sample.captions],
         "words": {"least": min(lengths), "median": median(lengths), "most": max(lengths)} if lengths else {},
+        "text_length": text_length,
+        # a word is a token or more, and two tokens are marks: these are cut for certain
+        "cut": [caption for caption in owners if len(words[caption]) > text_length - 2],
         "longest": max(owners, key=lambda caption: len(words[caption]), default=""),
         "common_words": common.most_common(COMMON_WORDS),
         "shared": sorted(shared, key=lambda entry: -len(entry["ids"])),
@@ -213,6 +227,13 @@ def _caption_lines(captions: dict[str, Any], usable: int, most: int) -> list[str
         f"words: least {words['least']}, median {words['median']:g}, most {words['most']}",
         f"commonest words: {_counts(captions['common_words'])}",
     ]
+    cut = [f"{caption[:80]}..." for caption in captions["cut"]]
+    lines += _listed(
+        f"captions that lose their end, having more words than clip.model.context_length {captions['text_length']} "
+        f"holds: at least {len(cut)}",
+        cut,
+        most,
+    )
     lines += _listed(f"pictures without a caption: {len(without)}", without, most)
     rows = [f"{len(entry['ids'])}x {entry['caption'][:80]}" for entry in shared]
     return lines + _listed(f"captions shared by several pictures: {len(shared)}", rows, most)

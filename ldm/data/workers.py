@@ -112,14 +112,17 @@ class Worker:
         own = str(Path(__file__).resolve().parents[2])
         paths = os.pathsep.join([own, *(path for path in sys.path if path)])
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ldm.data.workers", self._work],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # where libtiff and others complain
-            env={**os.environ, **single, "PYTHONPATH": paths},
-            start_new_session=True,  # Ctrl-C is for the parent alone
-        )
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "ldm.data.workers", self._work],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # where libtiff and others complain
+                env={**os.environ, **single, "PYTHONPATH": paths},
+                start_new_session=True,  # Ctrl-C is for the parent alone
+            )
+        except OSError as error:
+            raise UserError(f"cannot start a process to decode pictures: {error}") from error
         if _receive(process.stdout) != _DONE:
             raise UserError(f"cannot start a process to decode pictures: {sys.executable} ended with {process.wait()}")
         return process

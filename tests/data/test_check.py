@@ -131,3 +131,16 @@ def test_what_cannot_be_checked_is_told(tmp_path):
     noise(0).save(tmp_path / "b.png")
     with pytest.raises(UserError, match="cannot write"):
         check(tmp_path, "--json", tmp_path / "no" / "such" / "r.json")
+
+
+def test_captions_that_are_too_long_for_the_text_encoder_are_counted(tmp_path, capsys):
+    data, config = tmp_path / "data", tmp_path / "mine.yaml"
+    data.mkdir()
+    for i, count in enumerate((10, 30, 31)):
+        noise(i).save(data / f"{i}.png")
+        (data / f"{i}.txt").write_text("word " * count)
+    assert check(data) == 0
+    assert "more words than clip.model.context_length 32 holds: at least 1\n" in capsys.readouterr().out
+    config.write_text("clip: {model: {context_length: 8}}")
+    assert check(data, "--config", config) == 0
+    assert "context_length 8 holds: at least 3\n" in capsys.readouterr().out
