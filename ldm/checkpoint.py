@@ -6,106 +6,42 @@ resume: batches, noise, timesteps and dropout are functions of (seed, step), and
 Formats of the manifest: 1, whose state is step, seed and EMA steps; 2, with settings and the digests of data and parts.
 """
 
-import errno
 import hashlib
 import json
-import os
 import re
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ldm import disk
 from ldm.errors import UserError
 
 FORMAT, READABLE = 2, (1, 2)
 MANIFEST = "manifest.json"
-# what a killed process leaves: .NAME.HOST-PID-START.tmp, and .old of what it was about to replace
-LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]*)-(?P<pid>\d+)-(?P<start>\d+)\.(?P<kind>tmp|old)")
-
-
-class DiskFull(UserError):
-    """There is no room for a file, or it may not grow so far."""
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A temporary sibling to fill; on success it is synced, given a manifest and renamed to `folder`.
+    """An empty folder to fill; on success it is synced, given a manifest and takes the place of `folder` as a whole.
 
-    An existing `folder` is replaced as a whole. On an error nothing is left behind; what a killed process left there
-    is swept away by the next.
-    Raises: UserError (`DiskFull` where that is the reason) if it cannot be written.
+    On an error nothing is left behind; what a killed process left there is swept away by the next.
+    Raises: UserError (`disk.DiskFull` where that is the reason) if it cannot be written.
     """
-    sweep(folder.parent)
-    temporary, old = (folder.with_name(f".{folder.name}.{_me()}.{kind}") for kind in ("tmp", "old"))
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        _write_manifest(temporary)
-        if folder.exists():
-            folder.rename(old)
-            temporary.rename(folder)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(folder)
-        _sync(folder.parent)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
-        raise unwritable(folder, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with disk.telling(folder, "make room or choose another folder"), disk.one_writer(folder):
+        with with_manifest(folder) as stage:
+            yield stage
 
 
-def unwritable(path: Path, error: Exception) -> UserError:
-    """What to tell a user whose disk is full, or who may not write there."""
-    reason = getattr(error, "strerror", None) or str(error)
-    number = getattr(error, "errno", None) or int((re.findall(r"os error (\d+)", reason) or [0])[0])
-    if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return UserError(f"cannot write {path}: {reason}")
-    existing = next(place for place in path.absolute().parents if place.exists())
-    free = shutil.disk_usage(existing).free / 2**20
-    return DiskFull(f"cannot write {path}: {reason}, {free:.1f} MiB are free there; make room and start again")
-
-
-def sweep(folder: Path) -> None:
-    """Clear away what processes of this machine that no longer live left half done in `folder`.
-
-    A whole folder that had been moved aside to be replaced, and was not, gets its name back.
-    """
-    found = [(path, LEFTOVER.fullmatch(path.name)) for path in folder.glob(".*")] if folder.is_dir() else []
-    for path, parts in found:
-        if not parts or parts["host"] != _host() or _lives(int(parts["pid"]), int(parts["start"])):
-            continue
-        if parts["kind"] == "old" and not (folder / parts["name"]).exists():
-            path.rename(folder / parts["name"])
-        elif path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _host() -> str:
-    return re.sub(r"[^\w-]", "_", socket.gethostname())
-
-
-def _me() -> str:
-    return f"{_host()}-{os.getpid()}-{psutil.Process().create_time():.0f}"
-
-
-def _lives(pid: int, start: int) -> bool:
-    """Whether that process still runs; another with its number does not count."""
-    try:
-        return abs(psutil.Process(pid).create_time() - start) < 10
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.Error:  # of another user, who may be at work
-        return True
+@contextmanager
+def with_manifest(folder: Path) -> Iterator[Path]:
+    """As `staged`, for the one writer of `folder`, who tells what went wrong."""
+    with disk.staged(folder) as stage:
+        yield stage
+        _write_manifest(stage)
 
 
 def digest(path: Path) -> str:
@@ -120,14 +56,17 @@ def verify(folder: Path) -> str | None:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
         return "no readable manifest"
-    if manifest.get("format") not in READABLE:
-        return f"format {manifest.get('format')}, this version reads {' and '.join(map(str, READABLE))}"
-    for name, entry in manifest["files"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != entry["size"]:
-            return f"{name} is missing or has another size"
-        if digest(path) != entry["sha256"]:
-            return f"{name} is damaged (sha256 differs)"
+    try:
+        if manifest["format"] not in READABLE:
+            return f"format {manifest['format']}, this version reads {' and '.join(map(str, READABLE))}"
+        for name, entry in manifest["files"].items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != entry["size"]:
+                return f"{name} is missing or has another size"
+            if digest(path) != entry["sha256"]:
+                return f"{name} is damaged (sha256 differs)"
+    except (AttributeError, KeyError, TypeError):  # JSON, but of another shape
+        return "no readable manifest"
     return None
 
 
@@ -189,31 +128,9 @@ def supersede(path: Path) -> Path:
     return path.rename(aside)
 
 
-def check_room(folder: Path, needed: int, what: str) -> None:
-    """Refuse at once what the disk cannot hold. Raises: UserError with both numbers of bytes."""
-    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise UserError(
-            f"{folder} has {free / 2**20:,.1f} MiB free, and {what} take {needed / 2**20:,.1f} MiB: "
-            "make room, or choose another place"
-        )
-
-
 def _write_manifest(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    entries = {}
-    for path in files:
-        _sync(path)
-        entries[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": digest(path)}
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"format": FORMAT, "files": entries}, indent=1))
-    _sync(manifest)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    entries = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest(path)} for path in files
+    }
+    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": entries}, indent=1))

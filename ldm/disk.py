@@ -4,6 +4,7 @@ A writer holds a lock, which the kernel lets go of when the process dies, howeve
 a target knows that what lies half done beside it was left by the dead, and clears it away.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -15,7 +16,13 @@ from pathlib import Path
 from ldm.errors import UserError
 
 NO_ROOM = "make room or set data.cache_dir to another folder"
-OURS = re.compile(r"\.((?:files-)?[0-9a-f]{24})\..*(?:tmp|old)")  # half done for a cache of any key
+# half done, or the lock of what was: a cache of any key, a checkpoint, a finished model
+OURS = re.compile(r"\.((?:files-)?[0-9a-f]{24}|step-\d{8}|final)\..*(?:tmp|old|lock)")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFull(UserError):
+    """There is no room for a file, or it may not grow so far."""
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -44,27 +51,34 @@ def read_sealed(path: Path) -> bytes:
     return data
 
 
-def require_room(folder: Path, size: int, what: str) -> None:
-    """Raises: UserError, before anything is written, if `folder` has less than `size` bytes free."""
-    there = next(place for place in [folder, *folder.absolute().parents] if place.exists())
-    free = shutil.disk_usage(there).free
+def require_room(folder: Path, size: int, what: str, advice: str = NO_ROOM) -> None:
+    """Raises: DiskFull, before anything is written, if `folder` has less than `size` bytes free."""
+    free = _free(folder)
     if size > free:
-        raise UserError(
-            f"cannot write {what} to {folder}: it needs {size / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free; "
-            + NO_ROOM
-        )
+        needs = f"it needs {size / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free"
+        raise DiskFull(f"cannot write {what} to {folder}: {needs}; {advice}")
 
 
 @contextmanager
 def telling(path: Path, advice: str) -> Iterator[None]:
-    """Raises: UserError in place of what libraries raise when `path` cannot be written, or the disk is full."""
+    """Raises: UserError in place of what libraries raise when `path` cannot be written, DiskFull for want of room."""
     try:
         yield
     except Exception as error:  # safetensors has an exception of its own for it, and tokenizers a bare one
         if isinstance(error, UserError) or not isinstance(error, OSError) and "os error" not in str(error):
             raise
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write {path}: {reason}; {advice}") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        number = getattr(error, "errno", None) or int((re.findall(r"os error (\d+)", reason) or [0])[0])
+        if number not in FULL:
+            raise UserError(f"cannot write {path}: {reason}; {advice}") from error
+        left = f"{_free(path.parent) / 2**20:.1f} MiB are free there"
+        raise DiskFull(f"cannot write {path}: {reason}, {left}; {advice}") from error
+
+
+def _free(folder: Path) -> int:
+    """Bytes left where `folder` is, or will be."""
+    there = next(place for place in [folder, *folder.absolute().parents] if place.exists())
+    return shutil.disk_usage(there).free
 
 
 @contextmanager
@@ -105,16 +119,23 @@ def staged(folder: Path) -> Iterator[Path]:
         _settle(old, folder)
 
 
+def sweep(folder: Path) -> None:
+    """Clear away what dead writers of caches, checkpoints and finished models left in `folder`."""
+    for path in list(folder.glob(".*")):
+        named = OURS.fullmatch(path.name)
+        if named and (descriptor := _take(lock := _lock_of(path, named[1]))) is not None:
+            if path != lock:
+                _settle(path, path.with_name(named[1]))
+            _release(lock, descriptor)
+
+
 def _sweep(target: Path) -> None:
-    """Clear away what dead writers left of `target`, and of caches beside it that nobody builds now."""
+    """The same beside a target whose lock is held, and for that target whatever its name."""
     own = re.compile(re.escape(f".{target.name}.") + r"\d+\.(tmp|old)")
     for path in list(target.parent.glob(".*")):
-        named = OURS.fullmatch(path.name)
-        if own.fullmatch(path.name) or named and named[1] == target.name:
+        if own.fullmatch(path.name):
             _settle(path, target)
-        elif named and (descriptor := _take(_lock_of(target, named[1]))) is not None:
-            _settle(path, target.with_name(named[1]))
-            _release(_lock_of(target, named[1]), descriptor)
+    sweep(target.parent)
 
 
 def _settle(path: Path, target: Path) -> None:

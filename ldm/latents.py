@@ -107,22 +107,15 @@ def cached_latents(vae: Autoencoder, data: ImageTextData, cache_dir: Path, batch
     if data.resolution % factor_of(vae):
         raise UserError(f"data.resolution {data.resolution} is no multiple of the VAE's factor {factor_of(vae)}")
     folder = latents_folder(vae, data, cache_dir)
-    if _fault(folder):
+    if checkpoint.verify(folder):
         with telling(folder, NO_ROOM), one_writer(folder):
             _renew(vae, data, folder, batch_size or pictures_at_once(vae, data.resolution))
     return Latents(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in NAMES))
 
 
-def _fault(folder: Path) -> str | None:
-    try:
-        return checkpoint.verify(folder)
-    except (AttributeError, KeyError, TypeError):  # JSON, but of another shape
-        return "no readable manifest"
-
-
 def _renew(vae: Autoencoder, data: ImageTextData, folder: Path, batch_size: int) -> None:
     """Build the cache, unless another process did while this one waited to be the only one."""
-    fault = _fault(folder)
+    fault = checkpoint.verify(folder)
     if fault is None:
         return
     if folder.exists():
@@ -132,7 +125,7 @@ def _renew(vae: Autoencoder, data: ImageTextData, folder: Path, batch_size: int)
     shape = (len(data), vae.config.latent_channels, side, side)
     require_room(folder.parent, len(NAMES) * math.prod(shape) * np.dtype(DTYPE).itemsize, "the latent cache")
     header = {"descr": DTYPE, "fortran_order": False, "shape": shape}
-    with checkpoint.staged(folder) as stage, ExitStack() as open_files:
+    with checkpoint.with_manifest(folder) as stage, ExitStack() as open_files:
         files = [open_files.enter_context(open(stage / f"{name}.npy", "wb")) for name in NAMES]
         for file in files:  # written front to back, so that a full disk is an error and not a crash of the memory map
             np.lib.format.write_array_header_1_0(file, header)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from ldm.config import RunSettings
-from ldm.data.pixels import write_whole
+from ldm.disk import write_whole
 from ldm.errors import UserError
 from ldm.settings_io import run_dir, to_yaml
 

@@ -62,6 +62,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def run_prune(args: argparse.Namespace) -> int:
     from ldm import checkpoint
+    from ldm.disk import sweep
     from ldm.runs import locked_by
 
     run = _run(args.run_folder)
@@ -80,7 +81,7 @@ def run_prune(args: argparse.Namespace) -> int:
         print(f"{'would delete' if args.dry_run else 'deleted'} {path} ({_size(path)})")
     if not args.dry_run:
         checkpoint.delete(old)
-        checkpoint.sweep(folder)
+        sweep(folder)
     return 0
 
 

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from ldm import checkpoint
 from ldm.averaging import Average
 from ldm.config import RunSettings, TrainOptions
+from ldm.disk import sweep
 from ldm.errors import UserError, out_of_memory
 from ldm.interrupts import Held, ignore_interrupts
 from ldm.optimizer import build_optimizer, lr_factor, native_bf16
@@ -367,7 +368,7 @@ class Trainer:
 
     def _resume(self, wanted: str, allow_changed: Collection[str]) -> None:
         if self.accelerator.is_main_process:
-            checkpoint.sweep(self.checkpoints)
+            sweep(self.checkpoints)
         self.accelerator.wait_for_everyone()
         found = find(self.run, wanted)
         notes = self.state.load(found, allow_changed) if found else []

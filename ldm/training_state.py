@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ldm import checkpoint, resume
 from ldm.averaging import Average
+from ldm.disk import DiskFull, require_room
 from ldm.errors import UserError
 from ldm.runs import replace_text
 
@@ -59,7 +60,7 @@ class TrainingState:
         state = {"step": self.step, "skipped": self.skipped, "ema_steps": self.ema.optimization_step, "scaler": scale}
         try:
             checkpoint.save(path, groups, state | self.origin)
-        except checkpoint.DiskFull:  # room may be made of what need not be kept
+        except DiskFull:  # room may be made of what need not be kept
             checkpoint.prune(folder, 2, superseded=True)
             checkpoint.save(path, groups, state | self.origin)
         checkpoint.prune(folder, keep)
@@ -85,7 +86,7 @@ class TrainingState:
         weights = sum(p.numel() * p.element_size() for p in _trainable(self.module).values())
         each = 3 * weights + sum(p.numel() * p.element_size() for p in self.ema.shadow_params)
         count = max(1, keep + 1 - len(checkpoint.saved(folder)))  # the oldest is deleted after the newest is written
-        checkpoint.check_room(folder, each * count, f"{count} checkpoints")
+        require_room(folder, each * count, f"{count} checkpoints", "make room or choose another --output-dir")
 
     def _gather(self) -> dict[str, dict[str, Tensor]]:
         """Tensors by group and name. Frozen parts belong to other runs."""
@@ -146,7 +147,7 @@ def rewind(run: Path, step: int) -> list[str]:
             reason = checkpoint.verify(aside) or "an earlier one was asked for"
             said.append(f"{path} set aside as {aside.name}: {reason}")
     log_file = run / "log.jsonl"
-    if log_file.exists():
+    if log_file.is_file():
         lines = [line for line in log_file.read_text().splitlines() if _step_of(line) <= step]
         replace_text(log_file, "".join(f"{line}\n" for line in lines))
     return said

@@ -22,7 +22,6 @@ from ldm.data.decode import DECODE_VERSION, ImageError
 from ldm.data.samples import Sample, Source
 from ldm.data.workers import map_pictures
 from ldm.disk import NO_ROOM, one_writer, read_sealed, require_room, telling, write_sealed
-from ldm.disk import write_whole as write_whole  # found here by others
 
 log = logging.getLogger(__name__)
 

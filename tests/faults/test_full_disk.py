@@ -15,6 +15,7 @@ from tiny_trainings import content, settings_of, task_of, train
 
 from ldm import checkpoint
 from ldm.averaging import Average
+from ldm.disk import DiskFull, telling
 from ldm.errors import UserError
 from ldm.training import Trainer
 from ldm.training_state import TrainingState
@@ -104,7 +105,7 @@ def test_a_training_that_the_disk_cannot_hold_is_refused_at_once(project, tmp_pa
         train("ldm", project, tmp_path / "run")
 
     child = Child(work, tmp_path / "said")
-    assert child.wait() == 2 and "4 checkpoints take" in child.said() and "0.0 MiB free" in child.said()
+    assert child.wait() == 2 and "cannot write 4 checkpoints to" in child.said() and "0.0 MiB are free" in child.said()
     assert "step 0 of" not in child.said()
 
 
@@ -137,9 +138,20 @@ def test_a_tracker_that_fails_ends_nothing(project, tmp_path, survived):
     survived("failing tracker", 1)
 
 
-@pytest.mark.parametrize("message", ["No space left on device (os error 28)", "File too large (os error 27)"])
-def test_a_full_disk_is_known_in_the_words_of_safetensors(tmp_path, message):
-    assert isinstance(checkpoint.unwritable(tmp_path / "x", RuntimeError(message)), checkpoint.DiskFull)
-    assert not isinstance(checkpoint.unwritable(tmp_path / "x", OSError(13, os.strerror(13))), checkpoint.DiskFull)
-    with pytest.raises(UserError, match="Permission denied"):
-        raise checkpoint.unwritable(tmp_path / "x", OSError(13, os.strerror(13)))
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("No space left on device (os error 28)"),
+        Exception("File too large (os error 27)"),
+    ],
+)
+def test_a_full_disk_is_known_in_the_words_of_every_library(tmp_path, error):
+    with pytest.raises(DiskFull, match="MiB are free there; make room"), telling(tmp_path / "x", "make room"):
+        raise error
+
+
+def test_what_may_not_be_written_for_another_reason_is_no_full_disk(tmp_path):
+    with pytest.raises(UserError, match="Permission denied") as told, telling(tmp_path / "x", "choose another"):
+        raise OSError(13, os.strerror(13))
+    assert not isinstance(told.value, DiskFull)
