@@ -41,6 +41,8 @@ COMMANDS: Registry = {
     "push": ("ldm.hub", "upload a model folder with its card to the Hub"),
     "evaluate": ("ldm.evaluation.command", "measure how well a model obeys its prompts"),
     "likelihood": ("ldm.likelihood_cli", "measure how probable held-out data are under a run"),
+    "app": ("ldm.app", "play with a model in the browser"),
+    "space": ("ldm.app", "write the page as a Space for the Hub"),
     "figures": ("ldm.figures", "draw the pictures that explain the method"),
     "doctor": ("ldm.doctor", "check this machine and this installation"),
 }
@@ -59,6 +61,7 @@ EXTRAS = {
     "sklearn": "viz",
     "scipy": "viz",
     "xformers": "xformers",
+    "gradio": "app",
 }
 
 

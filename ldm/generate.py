@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ldm.light import Light
-    from ldm.pipeline import Pipeline
+    from ldm.pipeline import Callback, Pipeline
 
 KEY = "ldm"  # of the PNG text entry with the settings, as JSON
 MOST = 4096  # pictures in one call
@@ -79,14 +79,15 @@ def run(args: argparse.Namespace) -> int:
     if args.source and job.get("digest") not in (None, digest):
         print(f"note: {args.source} was drawn by other weights ({job['digest']})", file=sys.stderr)
     job["digest"] = digest
-    _fill_in(job, folder.defaults)
+    complete(job, folder.defaults)
     light = open_light(folder) if _is_plain(job) and not _wants_gpu(args.device) else None
     if light is not None:
         images = _draw_light(light, job, columns * rows)
     else:
         from ldm.pipeline import load_pipeline
 
-        images = _draw(load_pipeline(job["model"], device=args.device), job, columns * rows)
+        pipeline = load_pipeline(job["model"], device=args.device)
+        images = draw(pipeline, job, columns * rows, _progress(job["steps"]))
     if "{seed}" in output:
         paths = [Path(output.replace("{seed}", str(job["seed"] + i))) for i in range(len(images))]
         for i, (path, image) in enumerate(zip(paths, images, strict=True)):
@@ -101,17 +102,12 @@ def run(args: argparse.Namespace) -> int:
 
 def save_png(image: "Image.Image", path: Path, job: dict) -> None:
     """Write `image` enlarged by job["scale"] with `job` in its metadata, whole or not at all."""
-    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    used = {name: value for name, value in job.items() if name not in (*GUIDANCE, "sampler") or value}
-    info.add_itxt(KEY, json.dumps(used, ensure_ascii=False))
-    for name in ("prompt", "negative", "seed", "steps", "guidance", "digest"):  # also one by one, for other viewers
-        if job.get(name) is not None:
-            info.add_itxt(name, str(job[name]))
-    if job["scale"] > 1:
-        image = image.resize((image.width * job["scale"], image.height * job["scale"]), Image.Resampling.NEAREST)
+    for name, text in entries(job).items():
+        info.add_itxt(name, text)
+    image = enlarged(image, job["scale"])
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent)
     try:
@@ -124,6 +120,21 @@ def save_png(image: "Image.Image", path: Path, job: dict) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def entries(job: dict) -> dict[str, str]:
+    """The text entries of a PNG: all of `job` under `KEY`, and the best known settings one by one for other viewers."""
+    used = {name: value for name, value in job.items() if name not in (*GUIDANCE, "sampler") or value}
+    single = ("prompt", "negative", "seed", "steps", "guidance", "digest")
+    told = {name: str(job[name]) for name in single if job.get(name) is not None}
+    return {KEY: json.dumps(used, ensure_ascii=False), **told}
+
+
+def enlarged(image: "Image.Image", scale: int) -> "Image.Image":
+    """Every pixel drawn as scale x scale."""
+    from PIL.Image import Resampling
+
+    return image.resize((image.width * scale, image.height * scale), Resampling.NEAREST) if scale > 1 else image
 
 
 def read_png(path: Path) -> dict:
@@ -198,7 +209,7 @@ def _check_writable(path: Path) -> None:
         raise UserError(f"--output {path} cannot be written: {place} is not a writable folder")
 
 
-def _fill_in(job: dict, defaults: dict) -> None:
+def complete(job: dict, defaults: dict) -> None:
     """What the model chooses by default is written into `job`, and so into the picture."""
     names = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
     names |= {name: f"guidance_{name}" for name in ("interval", "rescale")}
@@ -223,7 +234,7 @@ def _wants_gpu(device: str | None) -> bool:
 
 
 def _draw_light(light: "Light", job: dict, count: int) -> list["Image.Image"]:
-    """As `_draw`, without torch."""
+    """As `draw`, without torch."""
     from PIL import Image
 
     prompt, negative = job["prompt"] or "", job["negative"] or ""
@@ -235,7 +246,7 @@ def _draw_light(light: "Light", job: dict, count: int) -> list["Image.Image"]:
     return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in pixels]
 
 
-def _draw(pipeline: "Pipeline", job: dict, count: int) -> list["Image.Image"]:
+def draw(pipeline: "Pipeline", job: dict, count: int, callback: "Callback | None" = None) -> list["Image.Image"]:
     """The pictures, by the pipeline and all that it can do."""
     try:
         return pipeline(
@@ -251,7 +262,7 @@ def _draw(pipeline: "Pipeline", job: dict, count: int) -> list["Image.Image"]:
             weak=job["weak"],
             num_images_per_prompt=count,
             seed=job["seed"],
-            callback=_progress(job["steps"]),
+            callback=callback,
         ).images
     except ValueError as error:
         raise UserError(str(error)) from None

@@ -140,6 +140,11 @@ def offered(process: Process) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
+def samplers_for(scheduler: Any) -> list[str]:
+    """The names that `with_sampler` knows for a stock scheduler's process."""
+    return list(offered(_read(scheduler)))
+
+
 def _tabled_grids(process: Process, sampler: str, scheduler: str) -> dict[str, dict[str, Any]]:
     if scheduler == HEUN and process.largest > LARGEST:
         return {}  # from so large a sigma / alpha its first step is far off, and from zero SNR infinitely

@@ -288,7 +288,7 @@ def test_the_command_draws_the_same_either_way(tmp_path, model, monkeypatch, opt
 def test_the_command_leaves_more_to_the_pipeline(model, option):
     args = build_parser(["generate"]).parse_args(["generate", "water", "-m", str(model), *map(str, option)])
     job = generate._job(args)
-    generate._fill_in(job, {})
+    generate.complete(job, {})
     assert not (generate._is_plain(job) and not generate._wants_gpu(args.device))
 
 

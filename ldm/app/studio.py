@@ -1,0 +1,237 @@
+"""What the tabs of the app do, without the page: every input is checked here, and one picture is drawn at a time."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Lock
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ldm.app import limits
+from ldm.errors import UserError
+from ldm.generate import complete, draw, enlarged, entries
+from ldm.model_folder import read_yaml
+from ldm.pipeline import Pipeline, load_pipeline
+from ldm.schedulers import samplers_for
+
+OWN = "the model's own"  # sampler
+SIDE = 256  # pixels; pictures are enlarged to about this, every pixel by a whole number
+PREVIEWS = 4  # pictures of which previews are shown
+PAUSE = 0.1  # seconds between two previews
+EXAMPLES = 6
+JOB = {"grid": "1x1", "interval": None, "rescale": None, "cfg_zero": None, "zero_init": None, "weak": None}
+
+
+class Stopped(Exception):
+    """The visitor wants no more of it."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What there is to see: while it is drawn previews, at the end the pictures, each with its settings in `info`."""
+
+    text: str
+    previews: list[Image.Image] = field(default_factory=list)
+    images: list[Image.Image] = field(default_factory=list)
+
+
+class Studio:
+    """One model and what visitors do with it.
+
+    Args:
+        model: as for `load_pipeline`. No visitor can change it.
+        cache_dir: where rendered glyphs are kept.
+        known_as: what pictures say they were drawn by, in place of `model`.
+    """
+
+    def __init__(self, model: str | None = None, cache_dir: Path = Path("cache"), known_as: str | None = None):
+        self.model, self.cache_dir, self.known_as = model, cache_dir, known_as or model
+        self.pipeline = load_pipeline(model)
+        self._busy = Lock()  # the networks are one visitor's at a time, whatever the queue does
+        self._stops: dict[str, Event] = {}
+
+    @property
+    def name(self) -> str:
+        return str(self.pipeline.defaults.get("name") or Path(self.model or "model").name)
+
+    @cached_property
+    def samplers(self) -> list[str]:
+        return [OWN, *samplers_for(self.pipeline.scheduler)]
+
+    @cached_property
+    def config(self) -> dict:
+        """The settings that the model was trained with, {} where its folder does not tell."""
+        import yaml
+
+        folder = self.pipeline.folder
+        found = read_yaml(folder.paths["unet"].parents[1] / "config.yaml") if folder else {}
+        training = self.pipeline.defaults.get("training")
+        if not found and isinstance(training, dict):
+            found = yaml.safe_load(training.get("config") or "{}")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def examples(self) -> list[str]:
+        """Prompts that the model was watched with as it was trained."""
+        prompts = self.config.get("ldm", {}).get("sampling", {}).get("prompts") or []
+        return [prompt for prompt in prompts if isinstance(prompt, str) and prompt][:EXAMPLES]
+
+    # ---- drawing ------------------------------------------------------------------------------------------------
+
+    def job(self, prompt, negative, guidance, steps, sampler, seed) -> dict[str, Any]:
+        """The settings of one picture, as `ldm generate` writes them into it. Raises: UserError."""
+        sampler = limits.choice("sampler", sampler, self.samplers)
+        job = {
+            "model": self.known_as,
+            "prompt": limits.text("prompt", prompt),
+            "negative": limits.text("negative prompt", negative),
+            "seed": limits.whole("seed", seed),
+            "steps": limits.whole("steps", steps),
+            "guidance": limits.real("guidance", guidance),
+            "sampler": None if sampler == OWN else sampler,
+            "scale": max(1, SIDE // self.side),
+            "digest": self.pipeline.digest,
+        }
+        job |= JOB
+        complete(job, self.pipeline.defaults)
+        return job
+
+    @cached_property
+    def side(self) -> int:
+        """Height of a picture in pixels."""
+        return self.pipeline.latent_shape[1] * 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
+
+    def draw(self, visitor: str, job: dict, number: Any) -> Iterator[Shown]:
+        """Draw `number` pictures from seeds job["seed"] + i: previews, then all of them, or why there are none.
+
+        A visitor who goes away, or whose `stop` is called, ends it at the next step.
+        """
+        count = limits.whole("number", number)
+        stop = self._stops[visitor] = Event()
+        frames: SimpleQueue[Shown | None] = SimpleQueue()
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(self._drawn, job, count, stop, frames)
+            future.add_done_callback(lambda _: frames.put(None))
+            try:
+                last = Shown("waiting for the model ...")
+                yield last
+                while (frame := frames.get()) is not None:
+                    last = frame
+                    yield last
+                yield _ended(future, last)
+            finally:
+                stop.set()
+                if self._stops.get(visitor) is stop:
+                    del self._stops[visitor]
+
+    def stop(self, visitor: str) -> None:
+        """End what this visitor is drawing."""
+        if visitor in self._stops:
+            self._stops[visitor].set()
+
+    def _drawn(self, job: dict, count: int, stop: Event, frames: SimpleQueue) -> list[Image.Image]:
+        shown_at = 0.0
+
+        def callback(step: int, timestep: Tensor, latents: Tensor) -> None:
+            nonlocal shown_at
+            if stop.is_set():
+                raise Stopped
+            if monotonic() - shown_at >= PAUSE:
+                frames.put(Shown(f"step {step + 1} of {job['steps']}", self._previews(latents[:PREVIEWS])))
+                shown_at = monotonic()
+
+        with self._busy:
+            if stop.is_set():
+                raise Stopped
+            images = draw(self.pipeline, job, count, callback)
+        return [remembering(image, {**job, "seed": job["seed"] + i}) for i, image in enumerate(images)]
+
+    def _previews(self, latents: Tensor) -> list[Image.Image]:
+        pixels = (self.pipeline.preview(latents).permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
+        return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in pixels]
+
+    # ---- where words look ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def _in_torch(self) -> Pipeline:
+        """The same model for looking inside: an engine shows no attention."""
+        return load_pipeline(self.model, engine="torch")
+
+    def attention(self, job: dict) -> list[tuple[Image.Image, str]]:
+        """The picture, and over it where each word of its prompt looked. Raises: UserError without a prompt."""
+        from ldm.figures.attention import overlay, word_maps
+
+        if job["prompt"] is None:
+            raise UserError("write a prompt: there are no words to look for")
+        options = {"num_inference_steps": job["steps"], "guidance_scale": job["guidance"], "sampler": job["sampler"]}
+        options["negative_prompt"] = job["negative"]
+        with self._busy:
+            image, words, maps = word_maps(self._in_torch, job["prompt"], job["seed"], **options)
+        ink = 1 - np.asarray(image.convert("L").resize(maps.shape[1:]), float) / 255
+        drawn = [(Image.fromarray((overlay(each, ink) * 255).astype(np.uint8)), each.mean()) for each in maps]
+        pairs = [(enlarged(tinted, 4), f"{word}: {share:.0%}") for word, (tinted, share) in zip(words, drawn)]
+        return [(remembering(image, job), "the picture"), *pairs]
+
+    # ---- has it been seen? --------------------------------------------------------------------------------------
+
+    @cached_property
+    def _training_glyphs(self):
+        """The glyphs that the model was trained on, and the pool that others are compared with."""
+        from ldm.config import DataOptions, GlyphOptions
+        from ldm.data.glyphs import splits
+        from ldm.evaluation.glyph_pictures import pictures, styles_of
+        from ldm.evaluation.novelty import Pool
+
+        if self.config.get("data", {}).get("source") != "glyphs":
+            raise UserError("only for models that were trained on the glyphs that come with ldm")
+        options = GlyphOptions(styles=styles_of(self.pipeline))
+        try:
+            data = splits(DataOptions(glyphs=options, cache_dir=self.cache_dir))["train"]
+        except ModuleNotFoundError:
+            raise UserError("the host has no glyph fonts: pip install -c constraints.txt -e '.[glyphs]'") from None
+        return data, Pool(pictures(data))
+
+    def nearest(self, job: dict, number: Any) -> tuple[list[tuple[Image.Image, str]], str]:
+        """Pictures, each followed by the training glyph most like it; and what that says."""
+        from ldm.evaluation.novelty import COPY, nearest
+
+        count = limits.whole("number", number)
+        with self._busy:
+            data, pool = self._training_glyphs
+            images = draw(self.pipeline, job, count)
+            found = nearest(np.stack([np.asarray(image.convert("L")) for image in images]), pool)
+        pairs, copies = [], 0
+        for i, image in enumerate(images):
+            near, alike = data.meta(int(found.index[i])), float(found.similarity[i])
+            copies += alike >= COPY
+            verdict = "a copy of" if alike >= COPY else "nearest"
+            theirs = Image.fromarray(data.image(int(found.index[i]))[..., 0])
+            pairs += [
+                (remembering(image, {**job, "seed": job["seed"] + i}), f"seed {job['seed'] + i}"),
+                (enlarged(theirs, max(1, SIDE // theirs.height)), f"{verdict} {near['char']}: {alike:.2f} alike"),
+            ]
+        of_them = f"copies of one of {len(pool):,} training glyphs ({COPY} alike or more; 1 = the same)"
+        return pairs, f"{copies} of {count} are {of_them}"
+
+
+def remembering(image: Image.Image, job: dict) -> Image.Image:
+    """The picture enlarged by job["scale"], with the settings that `ldm generate --from` reads in its `info`."""
+    image = enlarged(image, job["scale"])
+    image.info.update(entries(job))
+    return image
+
+
+def _ended(future: "Future[list[Image.Image]]", last: Shown) -> Shown:
+    """The pictures, or what was last seen of them. Raises: what drawing raised."""
+    try:
+        images = future.result()
+    except Stopped:
+        return Shown(f"stopped ({last.text})", last.previews)
+    return Shown(f"{len(images)} picture{'s' * (len(images) > 1)}", images=images)
