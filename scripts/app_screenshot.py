@@ -1,7 +1,7 @@
 """Draw with a running `ldm app` in Chromium and save what it looks like: the figure of docs/use/app.md.
 
-    ldm app --port 7860 &
-    python scripts/app_screenshot.py http://127.0.0.1:7860 docs/figures/app.png
+ldm app --port 7860 &
+python scripts/app_screenshot.py http://127.0.0.1:7860 docs/figures/app.png
 """
 
 import io
@@ -28,7 +28,7 @@ def main(address: str, target: Path) -> None:
         page.wait_for_timeout(1000)
         shot = Image.open(io.BytesIO(page.screenshot()))
         browser.close()
-    shot.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(target, optimize=True)
+    shot.convert("RGB").save(target, optimize=True)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,8 @@ def test_a_copy_is_known_as_one_and_named(model, tmp_path, monkeypatch):
     shown = [Image.fromarray(glyphs[7]), Image.fromarray(stripes)]
     monkeypatch.setattr("ldm.app.studio.draw", lambda *args: shown)
     pairs, said = studio.nearest(job(studio), 2)
-    assert pairs[1][1] == f"a copy of {data.meta(7)['char']}: 1.00 alike" and pairs[3][1].startswith("nearest ")
+    name = "{char} {codepoint}".format(**data.meta(7))
+    assert pairs[1][1] == f"a copy of {name}: 1.00" and pairs[3][1].startswith("nearest ")
     assert said.startswith("1 of 2 are copies of one of 64 training glyphs")
 
 

@@ -56,7 +56,7 @@ ONLY = {
     },
 }
 # ... and these rooms may never import those, at any depth of a function.
-SURFACE = {"export", "hub", "generate", "card", "doctor", "checkup", "cli"}
+SURFACE = {"app", "export", "hub", "generate", "card", "doctor", "checkup", "cli"}
 NEVER = {
     **{room: {"pipeline", "evaluation"} | SURFACE for room in ("autoencoder", "text", "denoiser", "openclip")},
     "diffusion": {"evaluation"},
@@ -158,6 +158,12 @@ def test_open_clip_stays_behind_its_door():
     for path in SOURCES:
         used = {name.split(".")[0] for name in imports(tree(path))} & behind
         assert not used or name_of(path) == "ldm.openclip", f"{path} imports {used}"
+
+
+def test_the_web_framework_stays_behind_its_door():
+    for path in SOURCES:
+        used = {name.split(".")[0] for name in imports(tree(path))} & {"gradio", "starlette", "fastapi"}
+        assert not used or name_of(path) == "ldm.app.page", f"{path} imports {used}"
 
 
 def test_imports_at_module_level_form_no_cycle():

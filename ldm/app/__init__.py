@@ -73,8 +73,6 @@ def serve(
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    import gradio  # noqa: F401  (missing: say so before the model is read)
-
     from ldm.app.page import launch
     from ldm.app.studio import Studio
 

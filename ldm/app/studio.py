@@ -215,7 +215,10 @@ class Studio:
             theirs = Image.fromarray(data.image(int(found.index[i]))[..., 0])
             pairs += [
                 (remembering(image, {**job, "seed": job["seed"] + i}), f"seed {job['seed'] + i}"),
-                (enlarged(theirs, max(1, SIDE // theirs.height)), f"{verdict} {near['char']}: {alike:.2f} alike"),
+                (
+                    enlarged(theirs, max(1, SIDE // theirs.height)),
+                    f"{verdict} {near['char']} {near['codepoint']}: {alike:.2f}",
+                ),
             ]
         of_them = f"copies of one of {len(pool):,} training glyphs ({COPY} alike or more; 1 = the same)"
         return pairs, f"{copies} of {count} are {of_them}"
