@@ -194,9 +194,17 @@ def _watch_tab(runs: Path) -> None:
 # ---- what several tabs have -----------------------------------------------------------------------------------------
 
 
+class Words(gr.Textbox):
+    """A text box that takes texts alone: gradio's own draws a list or a dict by its letters."""
+
+    def preprocess(self, payload: Any) -> str | None:
+        with _told():
+            return limits.text("prompt", payload)
+
+
 def _prompt(label: str, examples: list[str] | None = None) -> gr.Textbox:
     hint = f"for example: {examples[0]}" if examples else ""
-    return gr.Textbox(label=label, placeholder=hint, max_length=limits.MOST_LETTERS, max_lines=3)
+    return Words(label=label, placeholder=hint, max_length=limits.MOST_LETTERS, max_lines=3)
 
 
 def _examples(studio: Studio, prompt: gr.Textbox) -> None:
