@@ -130,8 +130,8 @@ def sweep(folder: Path) -> None:
 
 
 def _sweep(target: Path) -> None:
-    """The same beside a target whose lock is held, and for that target whatever its name."""
-    own = re.compile(re.escape(f".{target.name}.") + r"\d+\.(tmp|old)")
+    """The same beside a target whose lock is held here, and for that target whatever its name."""
+    own = re.compile(re.escape(f".{target.name}.") + r".*(tmp|old)")
     for path in list(target.parent.glob(".*")):
         if own.fullmatch(path.name):
             _settle(path, target)
