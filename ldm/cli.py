@@ -19,6 +19,18 @@ from ldm.torchvision_guard import mend_torchvision
 Registry = dict[str, tuple[Any, str]]
 COMMANDS: Registry = {
     "generate": ("ldm.generate", "draw pictures from a prompt"),
+    "edit": (
+        {
+            "image-to-image": ("ldm.edit_cli", "draw on from a picture"),
+            "inpaint": ("ldm.edit_cli", "draw a part of a picture anew"),
+            "invert": ("ldm.edit_cli", "draw a picture again with another prompt"),
+            "interpolate": ("ldm.edit_cli", "pictures on the way from one prompt or seed to another"),
+            "vary": ("ldm.edit_cli", "relatives of the picture of a seed"),
+            "compose": ("ldm.edit_cli", "one picture of several prompts, AND and NOT"),
+            "weigh": ("ldm.edit_cli", "draw with weights on words"),
+        },
+        "edit pictures, mix and weigh prompts",
+    ),
     "sample": ("ldm.sample", "draw many samples into one file"),
     "data": (
         {

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     job = _job(args)
     output = os.path.expanduser(args.output or "out.png")
     columns, rows = _layout(job, output)
-    _check_writable(Path(output))
+    check_writable(Path(output))
 
     folder = locate(job["model"])
     job["model"] = job["model"] and folder.source  # of a model of the Hub, with the commit
@@ -87,25 +87,25 @@ def run(args: argparse.Namespace) -> int:
         from ldm.pipeline import load_pipeline
 
         pipeline = load_pipeline(job["model"], device=args.device)
-        images = draw(pipeline, job, columns * rows, _progress(job["steps"]))
+        images = draw(pipeline, job, columns * rows, progress(job["steps"]))
     if "{seed}" in output:
         paths = [Path(output.replace("{seed}", str(job["seed"] + i))) for i in range(len(images))]
         for i, (path, image) in enumerate(zip(paths, images, strict=True)):
             save_png(image, path, {**job, "seed": job["seed"] + i, "grid": "1x1"})
     else:
         paths = [Path(output)]
-        save_png(_sheet(images, columns), paths[0], job)
+        save_png(sheet(images, columns), paths[0], job)
     shown = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {paths[-1]}"
     print(f"{shown}: {len(images)} picture{'s' * (len(images) > 1)} in {time.perf_counter() - start:.1f} s")
     return 0
 
 
-def save_png(image: "Image.Image", path: Path, job: dict) -> None:
-    """Write `image` enlarged by job["scale"] with `job` in its metadata, whole or not at all."""
+def save_png(image: "Image.Image", path: Path, job: dict, key: str = KEY) -> None:
+    """Write `image` enlarged by job["scale"] with `job` in its metadata under `key`, whole or not at all."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    for name, text in entries(job).items():
+    for name, text in entries(job, key).items():
         info.add_itxt(name, text)
     image = enlarged(image, job["scale"])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,12 +122,12 @@ def save_png(image: "Image.Image", path: Path, job: dict) -> None:
         raise
 
 
-def entries(job: dict) -> dict[str, str]:
-    """The text entries of a PNG: all of `job` under `KEY`, and the best known settings one by one for other viewers."""
+def entries(job: dict, key: str = KEY) -> dict[str, str]:
+    """The text entries of a PNG: all of `job` under `key`, and the best known settings one by one for other viewers."""
     used = {name: value for name, value in job.items() if name not in (*GUIDANCE, "sampler") or value}
     single = ("prompt", "negative", "seed", "steps", "guidance", "digest")
     told = {name: str(job[name]) for name in single if job.get(name) is not None}
-    return {KEY: json.dumps(used, ensure_ascii=False), **told}
+    return {key: json.dumps(used, ensure_ascii=False), **told}
 
 
 def enlarged(image: "Image.Image", scale: int) -> "Image.Image":
@@ -198,10 +198,10 @@ def _layout(job: dict, output: str) -> tuple[int, int]:
     return columns, rows
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path, endings: tuple[str, ...] = (".png",)) -> None:
     """Fail before the work, not after it."""
-    if path.suffix.lower() != ".png":
-        raise UserError(f"--output must end in .png, got {str(path)!r}")
+    if path.suffix.lower() not in endings:
+        raise UserError(f"--output must end in {' or '.join(endings)}, got {str(path)!r}")
     if path.is_dir():
         raise UserError(f"--output {path} is a folder: name a file in it")
     place = next(parent for parent in path.absolute().parents if parent.exists())
@@ -239,7 +239,7 @@ def _draw_light(light: "Light", job: dict, count: int) -> list["Image.Image"]:
 
     prompt, negative = job["prompt"] or "", job["negative"] or ""
     scale = 1.0 if job["prompt"] is None and job["negative"] is None else float(job["guidance"])
-    show = _progress(job["steps"])
+    show = progress(job["steps"])
     callback = None if show is None else lambda step: show(step, None, None)
     times, seed = tuple(job["interval"] or (0, 1)), job["seed"]
     pixels = light.draw([prompt] * count, [negative] * count, job["steps"], scale, times, seed, callback)
@@ -268,7 +268,7 @@ def draw(pipeline: "Pipeline", job: dict, count: int, callback: "Callback | None
         raise UserError(str(error)) from None
 
 
-def _progress(steps: int):
+def progress(steps: int):
     """A callback that shows the step on a terminal, and nothing in a log file."""
     if not sys.stderr.isatty():
         return None
@@ -280,7 +280,7 @@ def _progress(steps: int):
     return show
 
 
-def _sheet(images: list["Image.Image"], columns: int) -> "Image.Image":
+def sheet(images: list["Image.Image"], columns: int) -> "Image.Image":
     """Pictures in reading order, edge to edge."""
     from PIL import Image
 

@@ -9,9 +9,13 @@ weaker network told the same prompt: autoguidance (Karras et al. 2024, arXiv 240
 The rule is linear, so at one (x_t, t) it is the same for eps, v, x0, score and flow velocity. Of the refinements in
 `Guidance` the interval keeps that. The optimized scale and zero-init are about velocities, and other predictions are
 taken there and back. The rescale acts on what the network predicts, as in its paper and in stock diffusers.
+
+Several prompts of one picture make one `toward`, away + sum of w_i (toward_i - away): with positive weights all of them
+hold (AND), a negative weight leads away from its prompt (NOT), as in composable diffusion (Liu et al. 2022, arXiv
+2206.01714, eq. 11, whose weights are scale times ours).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +70,7 @@ def guide(
     negative: Tensor | None,
     guidance: Guidance | float,
     *,
+    weights: Sequence[float] | None = None,
     weak: Denoiser | None = None,
     process: NoiseProcess | None = None,
     time: Callable[[Tensor], Tensor] | None = None,
@@ -73,33 +78,37 @@ def guide(
     """Bind the conditions and the rule to `denoiser`.
 
     Costs per call, for a batch of B: one pass of B when off or outside the interval; else one pass of 2B, negatives
-    first; with `weak` one pass of B of each network.
+    first; with `weak` one pass of B of each network; with `weights` always one pass of (1 + K) B.
 
     Args:
         denoiser: the network; x_t is as the network sees it. Where it gives twice as many channels, the others are a
             learned variance: not guided, the prompted one is kept.
-        condition: text states of the prompts, (B, L, D).
+        condition: text states of the prompts, (B, L, D), or with `weights` (B, K, L, D).
         negative: text states to lead away from, (B, L, D), for `weak` where that is given. None = off, or, with
             `weak`, the same as `condition`.
         guidance: the rule, or only its scale.
-        weak: a worse denoiser of the same samples, to lead away from.
+        weights: of the K prompts that each sample has, any numbers; a weight of 1 on one prompt changes nothing.
+        weak: a worse denoiser of the same samples, to lead away from. Not together with `weights`.
         process: the noise process, for the rules about velocities; None = `denoiser` predicts velocities.
         time: gives the time of our convention from what `denoiser` is told; None = it is told that.
 
     Returns: a callable (x_t (B, ...), t: one for all or (B,)) -> guided prediction (B, ...).
-    Raises: ValueError if the two conditions differ in shape.
+    Raises: ValueError if the two conditions differ in shape, or weights do not fit.
     """
     rule = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
-    if weak is None and negative is not None and negative.shape != condition.shape:
-        raise ValueError(f"negative must have condition's shape {tuple(condition.shape)}, got {tuple(negative.shape)}")
+    if weights is not None and (weak is not None or negative is None or len(weights) != condition.shape[1]):
+        raise ValueError(f"weights {weights!r} need a negative, no weak denoiser and as many prompts for each sample")
+    one = condition if weights is None else condition[:, 0]
+    if weak is None and negative is not None and negative.shape != one.shape:
+        raise ValueError(f"negative must have condition's shape {tuple(one.shape)}, got {tuple(negative.shape)}")
     off = rule.scale == 1 or (negative is None and weak is None)
     everywhere = rule.interval == (0, 1)
 
     def steered(x_t: Tensor, t: Tensor, ours: Tensor) -> Tensor:
         inside = None if everywhere else rule.inside(ours)
-        if off or (inside is not None and not inside.any()):
+        if weights is None and (off or (inside is not None and not inside.any())):
             return denoiser(x_t, t, condition)
-        away, toward = _both(denoiser, weak, x_t, t, condition, negative)
+        away, toward = _both(denoiser, weak, x_t, t, condition, negative, weights)
         prediction = _combine(rule, away, toward, x_t, ours, process)
         return prediction if inside is None else prediction.where(rows(inside, x_t).bool(), toward)
 
@@ -111,14 +120,23 @@ def guide(
     return guided
 
 
-def _both(denoiser, weak, x_t: Tensor, t: Tensor, condition: Tensor, negative: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What to lead away from (no learned variance), and what the prompt gives."""
+def _both(
+    denoiser, weak, x_t: Tensor, t: Tensor, condition: Tensor, negative: Tensor | None, weights: Sequence[float] | None
+) -> tuple[Tensor, Tensor]:
+    """What to lead away from (no learned variance), and what the prompt gives, or the prompts together."""
     channels = x_t.shape[1]
     if weak is not None:
         return weak(x_t, t, condition if negative is None else negative)[:, :channels], denoiser(x_t, t, condition)
-    times = torch.cat([t, t]) if t.ndim else t
-    away, toward = denoiser(torch.cat([x_t, x_t]), times, torch.cat([negative, condition])).chunk(2)
-    return away[:, :channels], toward
+    told = [negative, *([condition] if weights is None else condition.unbind(1))]
+    times = torch.cat([t] * len(told)) if t.ndim else t
+    away, *towards = denoiser(torch.cat([x_t] * len(told)), times, torch.cat(told)).chunk(len(told))
+    away, toward = away[:, :channels], towards[0]
+    if weights is not None:
+        mean = (1 - sum(weights)) * away
+        for weight, each in zip(weights, towards, strict=True):
+            mean = mean + weight * each[:, :channels]
+        toward = torch.cat([mean, toward[:, channels:]], dim=1)
+    return away, toward
 
 
 def _combine(rule: Guidance, away: Tensor, toward: Tensor, x_t: Tensor, t: Tensor, process) -> Tensor:

@@ -28,11 +28,11 @@ from ldm.schedulers import with_sampler
 from ldm.stock import stock_class
 from ldm.stock_noise import process_of
 from ldm.vetting import count
+from ldm.walk import Callback, Walk
 
 log = logging.getLogger(__name__)
 ENGINES = ("auto", "torch", "onnx")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-Callback = Callable[[int, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,7 @@ class Pipeline:
         zero_init: float = 0.0,
         weak: "Pipeline | torch.nn.Module | str | Path | None" = None,
         sampler: str | None = None,
+        change: Callable[[Walk], Walk] | None = None,
     ) -> PipelineOutput:
         """Draw pictures.
 
@@ -147,6 +148,7 @@ class Pipeline:
             weak: a worse model of the same latents to lead away from (autoguidance), see `ldm.autoguidance.as_weak`.
                 It is told the prompt too, or the negative prompt where there is one.
             sampler: a name in `ldm.sampler.SAMPLERS` that a stock scheduler takes the steps of; None = the model's.
+            change: what is done to the text states, the noise and the way from it before it is taken; see `ldm.verbs`.
 
         Raises: ValueError naming the argument, what it was and what is allowed; UserError for a sampler without one.
         """
@@ -173,15 +175,15 @@ class Pipeline:
         scheduler = self.scheduler if sampler is None else with_sampler(self.scheduler, sampler)
         engine = self._engine("unet")
         predict = self._predict if engine is None else partial(_predict_with, engine)
+        whole = Walk(condition, negative, noise.to(self.device, self.dtype), generators)
+        whole = whole if change is None else change(whole)
         results = []
         for start in range(0, total, batch_size):
-            part = slice(start, start + batch_size)
-            away = None if negative is None else negative[part]
-            denoise = guide(predict, condition[part], away, rule, **more)
-            chosen = generators[part] if isinstance(generators, list) else generators
-            z0 = self._sample(scheduler, denoise, noise[part], steps, chosen, callback)
+            walk = whole.part(slice(start, start + batch_size))
+            denoise = guide(predict, walk.condition, walk.negative, rule, weights=walk.weights, **more)
+            z0 = walk.take(walk, scheduler, denoise, steps, callback)
             results.append(z0 if output_type == "latent" else self.decode(z0))
-        return PipelineOutput(_convert(torch.cat(results), output_type))
+        return PipelineOutput(as_output(torch.cat(results), output_type))
 
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
         """Text states (B, L, D) of the prompts; equal prompts go through the encoder once."""
@@ -211,6 +213,14 @@ class Pipeline:
         else:
             pictures = self.vae.decode(latents, return_dict=False)[0].float()
         return (pictures / 2 + 0.5).clamp(0, 1)
+
+    @torch.inference_mode()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Model latents (B, c, h, w) of pictures (B, C, H, W) in [0, 1]: the posterior's mean, what `decode` undoes."""
+        found = self.vae.encode((pictures * 2 - 1).to(self.device, self.vae.dtype))
+        latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
+        latents = (latents - (getattr(self.vae.config, "shift_factor", None) or 0)) * self.vae.config.scaling_factor
+        return latents.to(self.dtype)
 
     def preview(self, latents: Tensor) -> Tensor:
         """As `decode`, but quick and rough, by the tiny decoder of `ldm preview-decoder` where the run has one."""
@@ -243,17 +253,6 @@ class Pipeline:
             return needs
         process = process_of(self.scheduler)
         return needs | {"process": process, "time": process.schedule.from_timestep}
-
-    def _sample(self, scheduler, denoise, noise: Tensor, steps: int, generator, callback: Callback | None) -> Tensor:
-        scheduler.set_timesteps(steps, device=self.device)
-        takes = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        x_t = noise.to(self.device, self.dtype) * scheduler.init_noise_sigma
-        for step, t in enumerate(scheduler.timesteps):
-            prediction = denoise(scheduler.scale_model_input(x_t, t), t)
-            x_t = scheduler.step(prediction, t, x_t, return_dict=False, **takes)[0]
-            if callback is not None:
-                callback(step, t, x_t)
-        return x_t
 
     def _default(self, name: str, value):
         """`value`, or the model's own setting when it is None; checked."""
@@ -333,7 +332,7 @@ def _fingerprint(network: torch.nn.Module) -> list[tuple]:
     return [*modules, *weights]
 
 
-def _convert(images: Tensor, output_type: str):
+def as_output(images: Tensor, output_type: str):
     """Pictures (B, C, H, W) in [0, 1] as the caller wants them; grey ones become mode "L"."""
     if output_type in ("latent", "pt"):
         return images
