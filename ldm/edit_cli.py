@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.errors import UserError
-from ldm.generate import check_writable, progress, save_png, sheet
+from ldm.generate import MOST, MOST_SCALE, check_writable, enlarged, progress, save_png, sheet
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -90,10 +90,12 @@ def _parser(subparsers, name: str, description: str, draw) -> argparse.ArgumentP
 
 
 def run(args: argparse.Namespace) -> int:
-    start, output = time.perf_counter(), Path(args.output)
+    start, output = time.perf_counter(), Path(args.output).expanduser()
     check_writable(output, (".png", ".gif") if args.verb == "interpolate" else (".png",))
-    if args.scale < 1:
-        raise UserError(f"--scale must be 1 or more, got {args.scale}")
+    for name, most in (("scale", MOST_SCALE), ("number", MOST), ("frames", MOST)):
+        value = getattr(args, name, None)
+        if value is not None and not 1 <= value <= most:
+            raise UserError(f"--{name} must be from 1 to {most}, got {value}")
     given = {name: value for name, value in vars(args).items() if name not in ("run", "draw", "help_of", "device")}
     job = {name: value for name, value in given.items() if value not in (None, [], "")}
     from ldm.pipeline import load_pipeline
@@ -187,8 +189,7 @@ def _term(told: str) -> tuple[str, float]:
 def _save_gif(images: "list[Image.Image]", path: Path, job: dict[str, Any]) -> None:
     from ldm.disk import write_whole
 
-    scale, buffer = job["scale"], io.BytesIO()
-    frames = [image.resize((image.width * scale, image.height * scale), 0) for image in images]
+    buffer, frames = io.BytesIO(), [enlarged(image, job["scale"]) for image in images]
     about = json.dumps({KEY: job})
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0, comment=about)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ldm.data.decode import ImageError, decode_image, fit_image
+from ldm.data.decode import MAX_BYTES, ImageError, decode_image, fit_image
 from ldm.errors import UserError
 from ldm.pipeline import Pipeline, PipelineOutput, as_output
 from ldm.sampler import standard_normal
@@ -345,10 +345,17 @@ def _read(picture: Picture, channels: int, background: int) -> np.ndarray:
     """uint8 (H, W, channels), upright. Raises: UserError, in one line, whatever the file holds."""
     name = picture if isinstance(picture, str | Path) else f"the {type(picture).__name__}"
     try:
-        source = Path(picture) if isinstance(picture, str | Path) else _encoded(picture)
+        source = _ordinary(Path(picture)) if isinstance(picture, str | Path) else _encoded(picture)
         return decode_image(source, channels, background)
     except ImageError as error:
         raise UserError(f"{name} cannot be used: {error}; give a picture such as a PNG or JPEG") from None
+
+
+def _ordinary(path: Path) -> Path:
+    """The path, unless to read what is there would take forever."""
+    if path.exists() and (not path.is_file() or path.stat().st_size > MAX_BYTES):
+        raise ImageError(f"it is no file, or larger than {MAX_BYTES:,} bytes")
+    return path
 
 
 def _encoded(picture: Image.Image | np.ndarray) -> bytes:

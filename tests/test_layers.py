@@ -26,6 +26,8 @@ ONLY = {
     "codebook": set(),
     "guidance": {"noise", "errors"},
     "stock_noise": {"noise"},
+    "walk": {"noise", "sampler", "stock_noise", "time_grids"},
+    "verbs": {"data", "errors", "pipeline", "sampler", "walk"},
     "averaging": set(),
     "checkpoint": {"disk", "errors"},
     "assets": {"errors"},
@@ -56,7 +58,7 @@ ONLY = {
     },
 }
 # ... and these rooms may never import those, at any depth of a function.
-SURFACE = {"app", "export", "hub", "generate", "card", "doctor", "checkup", "cli"}
+SURFACE = {"app", "export", "hub", "generate", "edit_cli", "card", "doctor", "checkup", "cli"}
 NEVER = {
     **{room: {"pipeline", "evaluation"} | SURFACE for room in ("autoencoder", "text", "denoiser", "openclip")},
     "diffusion": {"evaluation"},
