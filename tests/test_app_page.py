@@ -192,14 +192,14 @@ def test_no_file_of_the_host_is_given_away(app, place):
 @pytest.mark.slow
 def test_every_abuse_is_refused_and_the_app_goes_on(app):
     tried = [[value if i == SETTINGS[name] else each for i, each in enumerate(DRAW)] for name, value in WRONG]
-    tried += [[], DRAW[:3], DRAW * 2, "water", None, {"prompt": "water"}]
+    tried += [[], DRAW[:3], "water", None, {"prompt": "water"}]
     for data in tried:
         assert refused(app, data), str(data)[:80]
     for name in ("nothing", "../draw", "lambda", "load_example", "__class__"):
         assert refused(app, DRAW, name), name
     assert refused(app, ["../.."], "watch") and refused(app, [None, "x"], "watch")
     for body in (b"", b"{", b"[" * 60_000, b"\xff\xfe", b'{"data": NaN}', b'{"fn_index": 99999, "data": []}'):
-        for route in ("call/draw", "queue/join", "run/draw", "cancel", "component_server"):
+        for route in ("queue/join", "run/draw", "call/nothing", "component_server", "reset", "vibe-edit"):
             assert 400 <= app.post(route, body)[0] < 500, (route, body[:20])
     assert app.ask("POST", "/gradio_api/upload", b"x" * 5 * 2**20, **{"Content-Type": "application/x"})[0] == 413
     assert app.ask("POST", "/gradio_api/upload", b"x", **{"Content-Type": "multipart/form-data"})[0] in (400, 422)
@@ -214,7 +214,7 @@ def test_a_flood_is_answered_or_told_that_the_queue_is_full(app):
     assert full and all(b"ueue" in body and b"full" in body for body in full)
     assert len(answers) - len(full) >= 16
     deadline = time.monotonic() + 300
-    while app.post("call/draw", {"data": DRAW})[0] != 200:  # the flood is over
+    while app.call("draw", DRAW)[0] != 200:  # the flood is over
         assert time.monotonic() < deadline
         time.sleep(1)
 

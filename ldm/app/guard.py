@@ -5,13 +5,20 @@ point there; such a request tells of it by its Origin or by its Host.
 """
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from ldm.app.limits import MOST_BYTES, MOST_JSON
 
 SLACK = 4096  # bytes of an upload around the picture
 REMOTE = ("http:", "https:", "ftp:", "//")
+# What the page and clients of it need. Gradio has more, some of which go around the queue or break on strange input.
+READ = re.compile(
+    r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?|/(static|assets)/.+"
+    r"|/gradio_api/(info|app_id|theme\.css|startup-events|upload_progress|queue/data|heartbeat/\w+|call/\w+/\w+|file=.+)/?"
+)
+WRITTEN = re.compile(r"/gradio_api/(upload|cancel|queue/join|call/(?P<name>\w+))/?")
 
 
 class Guard:
@@ -21,10 +28,11 @@ class Guard:
         app: the ASGI application behind it.
         hosts: the names that requests may be addressed to, such as ("localhost", "127.0.0.1"); empty = any, and from
             any page.
+        functions: number -> name of what can be called, "" for what only the page itself calls.
     """
 
-    def __init__(self, app, hosts: Sequence[str] = ()):
-        self.app, self.hosts = app, tuple(hosts)
+    def __init__(self, app, hosts: Sequence[str] = (), functions: Mapping[int, str] | None = None):
+        self.app, self.hosts, self.functions = app, tuple(hosts), functions or {}
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
@@ -33,7 +41,7 @@ class Guard:
         refused = self._refused(scope, headers)
         if refused is None and scope["method"] == "POST" and not _is_upload(scope):
             body = await _read(receive)
-            refused = (400, "a file is named by an address elsewhere") if _names_remote_file(body) else None
+            refused = self._misunderstood(scope["path"], body)
             receive = _replayed(body, receive)
         if refused is None:
             return await self.app(scope, receive, send)
@@ -53,13 +61,38 @@ class Guard:
                 return 403, "requests from other pages are not answered"
         if any(f"={scheme}" in scope["path"] for scheme in REMOTE):
             return 400, "addresses elsewhere are not fetched"
-        if scope["method"] != "POST":
+        known = {"GET": READ, "HEAD": READ, "POST": WRITTEN}.get(scope["method"])
+        found = known.fullmatch(scope["path"]) if known else None
+        if found is None or not {"", *self.functions.values()} >= {found.groupdict().get("name") or ""}:
+            return 404, "there is no such thing here"
+        if known is READ:
             return None
         length = headers.get("content-length", "")
         if not (length.isascii() and length.isdecimal() and len(length) < 16):
             return 411, "say how long it is (Content-Length)"
         most = MOST_BYTES + SLACK if _is_upload(scope) else MOST_JSON
         return (413, f"{most:,} bytes are allowed here") if int(length) > most else None
+
+    def _misunderstood(self, path: str, body: bytes) -> tuple[int, str] | None:
+        """What is wrong with the JSON of a request, None if nothing is."""
+        found: list[str] = []
+
+        def look(pairs):
+            found.extend(value for name, value in pairs if name == "path" and isinstance(value, str))
+            return dict(pairs)
+
+        try:
+            content = json.loads(body, object_pairs_hook=look, parse_constant=_no_number)
+        except (ValueError, RecursionError):
+            return 400, "this is no JSON"
+        if any(name.strip().lower().startswith(REMOTE) for name in found):  # gradio would fetch it
+            return 400, "addresses elsewhere are not fetched"
+        if not isinstance(content, dict) or not isinstance(content.get("data", []), list):
+            return 400, "an object with a list of data is wanted"
+        number = content.get("fn_index")
+        if "queue/join" in path and (not isinstance(number, int) or number not in self.functions):
+            return 404, "there is no such function"
+        return None
 
 
 def _name(host: str) -> str:
@@ -91,15 +124,5 @@ def _replayed(body: bytes, receive):
     return again
 
 
-def _names_remote_file(body: bytes) -> bool:
-    """Whether the JSON has a "path" that is an address: gradio would fetch it, if only from public places."""
-    found: list[str] = []
-
-    def look(pairs):
-        found.extend(value for name, value in pairs if name == "path" and isinstance(value, str))
-
-    try:
-        json.loads(body or b"null", object_pairs_hook=look)
-    except (ValueError, RecursionError):
-        return False  # gradio says what is wrong with it
-    return any(path.strip().lower().startswith(REMOTE) for path in found)
+def _no_number(name: str):
+    raise ValueError(f"{name} is no number of JSON")

@@ -39,6 +39,8 @@ def launch(studio: Studio, runs: Path | None, host: str, port: int | None) -> st
     Image.MAX_IMAGE_PIXELS = limits.MOST_PIXELS // 2  # Pillow refuses twice as many
     hosts = LOOPBACK if host in LOOPBACK else ()
     page = build(studio, runs)
+    named = {i: each.api_name if each.api_visibility == "public" else "" for i, each in page.fns.items()}
+    guard = Middleware(Guard, hosts=hosts, functions={i: name or "" for i, name in named.items()})
     page.queue(max_size=limits.MOST_WAITING, default_concurrency_limit=4)
     try:
         _, address, _ = page.launch(
@@ -55,7 +57,7 @@ def launch(studio: Studio, runs: Path | None, host: str, port: int | None) -> st
             footer_links=[],
             max_file_size=limits.MOST_BYTES,
             state_session_capacity=100,
-            app_kwargs={"middleware": [Middleware(Guard, hosts=hosts)], "docs_url": None, "redoc_url": None},
+            app_kwargs={"middleware": [guard]},
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css=CSS,
         )
@@ -194,17 +196,11 @@ def _watch_tab(runs: Path) -> None:
 # ---- what several tabs have -----------------------------------------------------------------------------------------
 
 
-class Words(gr.Textbox):
-    """A text box that takes texts alone: gradio's own draws a list or a dict by its letters."""
-
-    def preprocess(self, payload: Any) -> str | None:
-        with _told():
-            return limits.text("prompt", payload)
-
-
 def _prompt(label: str, examples: list[str] | None = None) -> gr.Textbox:
     hint = f"for example: {examples[0]}" if examples else ""
-    return Words(label=label, placeholder=hint, max_length=limits.MOST_LETTERS, max_lines=3)
+    box = gr.Textbox(label=label, placeholder=hint, max_length=limits.MOST_LETTERS, max_lines=3)
+    box.preprocess = lambda value: value  # gradio's own makes a text of a list or a dict; `limits.text` refuses it
+    return box
 
 
 def _examples(studio: Studio, prompt: gr.Textbox) -> None:
