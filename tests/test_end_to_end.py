@@ -86,7 +86,7 @@ def test_another_vae_is_refused_by_a_run_that_has_begun(smoke):
     command = [sys.executable, ROOT / "train_ldm.py", ROOT / "configs/smoke.yaml", "--vae", other]
     done = subprocess.run([str(c) for c in command], cwd=smoke, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "another vae" in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "vae was " in done.stderr
 
 
 @pytest.mark.slow  # tests/test_training.py has two processes on a small task
