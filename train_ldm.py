@@ -18,13 +18,14 @@ def main() -> None:
     from ldm.diffusion import LdmTask
     from ldm.distill import DistillTask
     from ldm.evaluation.watch import watch_for
+    from ldm.finetune import FinetuneTask
     from ldm.runs import open_run
     from ldm.training import Trainer, start_world
 
     state = start_world()
     with state.main_process_first():
         run = open_run(settings, "ldm")
-        kind = DistillTask if settings.distill.teacher else LdmTask
+        kind = DistillTask if settings.distill.teacher else FinetuneTask if settings.start.model else LdmTask
         task = kind(settings, build(settings.data), run, state.device, watch_for(settings))
     Trainer(task, settings, run).fit(invocation.resume, invocation.allow_changed)
 

@@ -56,7 +56,8 @@ def propose(config: Path, minutes: float, memory: float | None = None) -> list[P
     memory = device_memory() if memory is None else memory
     settings = load("ldm", config)
     wanted = {"clip": settings.text.source == "run", "vae": settings.vae == "run", "ldm": True}
-    parts = ["ldm"] if settings.distill.teacher else [part for part, needed in wanted.items() if needed]
+    begun = settings.distill.teacher or settings.start.model
+    parts = ["ldm"] if begun else [part for part, needed in wanted.items() if needed]
     whole = sum(SHARES[part] for part in parts)
     found: list[Proposal] = []
     for part in parts:

@@ -196,6 +196,7 @@ def _public(settings: dict) -> str:
         (kept.get("ldm"), "vae"),
         (kept.get("ldm", {}).get("text"), "source"),
         (kept.get("ldm", {}).get("distill"), "teacher"),
+        (kept.get("ldm", {}).get("start"), "model"),
     ):
         if block and key in block:
             block[key] = _public_source(block[key])

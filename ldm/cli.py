@@ -74,6 +74,7 @@ EXTRAS = {
     "scipy": "viz",
     "xformers": "xformers",
     "gradio": "app",
+    "peft": "lora",
 }
 
 

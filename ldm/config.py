@@ -315,6 +315,26 @@ class DistillOptions(Settings):
     sampler: SamplerName = "dpmpp_2m"  # of the teacher
 
 
+class StartOptions(Settings):
+    """A finished model to go on from: with all of its U-Net, or with low-rank adapters (LoRA) beside its layers."""
+
+    # an exported folder, a finished LDM run, a Hub id, or one that ships ("glyphs"); null = from random weights
+    model: str | None = None
+    lora_rank: Annotated[int, Field(ge=0, le=1024)] = 0  # of the adapters; 0 = none: the whole U-Net learns
+    lora_alpha: Positive = 8.0  # adapters count alpha / rank times
+    lora_text: bool = False  # adapters in the text encoder's attention too
+    # layers that get one: all whose name ends so
+    lora_targets: Annotated[list[str], Field(min_length=1)] = ["to_q", "to_k", "to_v", "to_out.0"]
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.lora_rank and self.model is None:
+            raise ValueError("lora_rank needs start.model, the model that the adapters are for")
+        if self.lora_text and not self.lora_rank:
+            raise ValueError("lora_text needs a lora_rank above 0; text.train trains the whole text encoder")
+        return self
+
+
 class AlignmentOptions(Settings):
     """The U-Net's middle is drawn towards the features of an image tower, early in training."""
 
@@ -335,6 +355,15 @@ class LdmSettings(RunSettings):
     caption_dropout: Fraction = 0.1
     sampling: SamplingOptions = SamplingOptions()
     distill: DistillOptions = DistillOptions()
+    start: StartOptions = StartOptions()
+
+    @model_validator(mode="after")
+    def _one_beginning(self):
+        if self.start.model and self.distill.teacher:
+            raise ValueError("start.model and distill.teacher exclude each other: a student starts as its teacher")
+        if self.start.lora_rank and self.text.train:
+            raise ValueError("start.lora_rank trains adapters alone: set start.lora_text in place of text.train")
+        return self
 
 
 PARTS: dict[str, type[RunSettings]] = {"clip": ClipSettings, "vae": VaeSettings, "ldm": LdmSettings}

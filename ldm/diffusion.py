@@ -329,8 +329,12 @@ class LdmTask:
 
     def finish(self, folder: Path) -> None:
         """All five components, so that the run stands by itself whatever becomes of the runs it was made from."""
-        for name, component in self._pipeline().components.items():
+        for name, component in self._finished().components.items():
             if name == "tokenizer":
                 save_tokenizer(component, folder / name)
             else:
                 component.save_pretrained(folder / name)
+
+    def _finished(self):
+        """The pipeline that is kept."""
+        return self._pipeline()

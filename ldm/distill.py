@@ -25,12 +25,11 @@ from ldm.data import Splits
 from ldm.denoiser import choose_attention
 from ldm.diffusion import LdmObjective, LdmTask
 from ldm.errors import UserError
+from ldm.finetune import load_start
 from ldm.guidance import Guidance, guide
 from ldm.latents import network_digest
 from ldm.noise import NoiseProcess, convert, rows
-from ldm.pipeline import load_pipeline
 from ldm.sampler import denoise_with, sample
-from ldm.stock_noise import process_of
 from ldm.time_grids import levels
 from ldm.training import precision
 
@@ -143,13 +142,6 @@ def load_teacher(source: str, process: NoiseProcess) -> UNet2DConditionModel:
 
     Raises: UserError if it is no U-Net, or if the processes differ.
     """
-    pipeline = load_pipeline(source, device="cpu")
-    if not isinstance(pipeline.unet, UNet2DConditionModel):
-        raise UserError(f"distill.teacher: {source} has a {type(pipeline.unet).__name__}; only a U-Net can be taught")
     if process.learned_variance:
         raise UserError("noise.learned_variance: a student has no use for it; set it to false")
-    its, t = process_of(pipeline.scheduler), torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
-    same = all(torch.allclose(a, b, atol=1e-3) for a, b in zip(its.scales(t), process.scales(t), strict=True))
-    if not same or its.prediction_type != process.prediction_type:
-        raise UserError(f"distill.teacher: {source} has another noise process: give this run the `noise` block it had")
-    return pipeline.unet
+    return load_start("distill.teacher", source, process).unet

@@ -60,6 +60,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--weak", metavar="MODEL", help="a worse model or a checkpoint to lead away from (autoguidance)"
     )
+    parser.add_argument("--lora", metavar="PATH[:SCALE]", help="adapters to draw with: a file, or the run that made it")
     parser.add_argument("--scale", type=int, help="enlarge every pixel this many times for viewing (default: 1)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the fastest there is)")
     parser.add_argument("--from", dest="source", metavar="PNG", help="draw this picture again; other options override")
@@ -75,7 +76,12 @@ def run(args: argparse.Namespace) -> int:
 
     folder = locate(job["model"])
     job["model"] = job["model"] and folder.source  # of a model of the Hub, with the commit
-    digest = folder.digest()
+    digest, lora, strength = folder.digest(), None, 1.0
+    if job["lora"]:
+        from ldm.lora import digest_with, split_scale
+
+        lora, strength = split_scale(job["lora"])
+        digest = digest_with(digest, lora, strength)
     if args.source and job.get("digest") not in (None, digest):
         print(f"note: {args.source} was drawn by other weights ({job['digest']})", file=sys.stderr)
     job["digest"] = digest
@@ -86,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         from ldm.pipeline import load_pipeline
 
-        pipeline = load_pipeline(job["model"], device=args.device)
+        pipeline = load_pipeline(job["model"], device=args.device, lora=lora, lora_scale=strength)
         images = draw(pipeline, job, columns * rows, progress(job["steps"]))
     if "{seed}" in output:
         paths = [Path(output.replace("{seed}", str(job["seed"] + i))) for i in range(len(images))]
@@ -124,7 +130,7 @@ def save_png(image: "Image.Image", path: Path, job: dict, key: str = KEY) -> Non
 
 def entries(job: dict, key: str = KEY) -> dict[str, str]:
     """The text entries of a PNG: all of `job` under `key`, and the best known settings one by one for other viewers."""
-    used = {name: value for name, value in job.items() if name not in (*GUIDANCE, "sampler") or value}
+    used = {name: value for name, value in job.items() if name not in (*GUIDANCE, "sampler", "lora") or value}
     single = ("prompt", "negative", "seed", "steps", "guidance", "digest")
     told = {name: str(job[name]) for name in single if job.get(name) is not None}
     return {key: json.dumps(used, ensure_ascii=False), **told}
@@ -165,7 +171,7 @@ def read_png(path: Path) -> dict:
 def _job(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that decides the pictures: the options given, over the old picture's settings, over the defaults."""
     job: dict[str, Any] = {"model": None, "prompt": None, "negative": None, "grid": None, "number": None, "seed": 0}
-    job |= {"steps": None, "sampler": None, "guidance": None, "scale": 1, "digest": None}
+    job |= {"steps": None, "sampler": None, "guidance": None, "scale": 1, "digest": None, "lora": None}
     job |= dict.fromkeys(GUIDANCE)
     if args.source:
         told = read_png(Path(args.source))
@@ -219,7 +225,7 @@ def complete(job: dict, defaults: dict) -> None:
 
 def _is_plain(job: dict) -> bool:
     """Whether `ldm.light` can draw it. What is out of range is left to the pipeline too, which says so."""
-    if any(job[name] for name in ("sampler", "weak", "cfg_zero", "zero_init", "rescale")):
+    if any(job[name] for name in ("sampler", "weak", "lora", "cfg_zero", "zero_init", "rescale")):
         return False
     first, last = job["interval"] or (0, 1)
     in_range = 1 <= job["steps"] <= 1000 and 0 <= job["guidance"] < math.inf and 0 <= first <= last <= 1

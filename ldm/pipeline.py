@@ -23,6 +23,7 @@ from ldm.engine import GRAPHS, Engine, open_engine
 from ldm.errors import UserError
 from ldm.guidance import Guidance, guide
 from ldm.light import CUT
+from ldm.lora import merge, read_lora
 from ldm.model_folder import COMPONENTS, FALLBACKS, ModelFolder, locate, read_json
 from ldm.schedulers import with_sampler
 from ldm.stock import stock_class
@@ -348,6 +349,8 @@ def load_pipeline(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     engine: str = "auto",
+    lora: str | Path | None = None,
+    lora_scale: float = 1.0,
 ) -> Pipeline:
     """Load a model for drawing.
 
@@ -358,8 +361,10 @@ def load_pipeline(
         dtype: of the networks; None = float32.
         engine: what the networks run in: "torch", "onnx" (ONNX Runtime: a CPU, float32 and a folder with graphs), or
             "auto" for the latter where it can be. Changing a network in place goes on in torch by itself.
+        lora: adapters to draw with, a file in the stock format or a folder or run that holds one (`ldm.lora`).
+        lora_scale: how strongly; 0 = as if there were none, 1 = as they were trained.
 
-    Raises: UserError (one line) if there is no such model or it is incomplete or foreign.
+    Raises: UserError (one line) if there is no such model or it is incomplete or foreign, or the adapters do not fit.
     """
     folder = locate(path_or_id)
     try:
@@ -369,7 +374,10 @@ def load_pipeline(
     dtype = dtype or torch.float32
     parts = {name: _load(folder, name, dtype) for name in COMPONENTS}
     fast = _choose_engine(folder, device, dtype, engine)
-    return Pipeline(**parts, defaults=folder.defaults, folder=folder, engine=fast).to(device)
+    pipeline = Pipeline(**parts, defaults=folder.defaults, folder=folder, engine=fast).to(device)
+    if lora is not None:
+        merge(pipeline.components, read_lora(lora), lora_scale, lora)
+    return pipeline
 
 
 def _choose_engine(folder: ModelFolder, device: torch.device, dtype: torch.dtype, wanted: str) -> Engine | None:

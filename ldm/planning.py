@@ -288,7 +288,11 @@ def _vae(settings: VaeSettings, config: Path | None) -> Subject:
 
 def _ldm(settings: LdmSettings, config: Path | None) -> Subject:
     from ldm.denoiser import build_mlp, build_unet, choose_attention
+    from ldm.finetune import add_adapters, begin
 
+    start, begun = settings.start, None
+    if start.model:
+        begun, settings = begin(settings)
     tokens, width = _text(settings, config)
     learned = settings.noise.learned_variance
     if settings.denoiser == "mlp":
@@ -300,7 +304,12 @@ def _ldm(settings: LdmSettings, config: Path | None) -> Subject:
     def build() -> nn.Module:
         if settings.denoiser == "mlp":
             return build_mlp(settings.mlp, channels, width, learned)
-        unet = build_unet(settings.model, channels, size, width, learned)
+        if begun is None:
+            unet = build_unet(settings.model, channels, size, width, learned)
+        else:
+            unet = type(begun).from_config(begun.config)
+        if start.lora_rank:
+            add_adapters(unet, start, start.lora_targets)
         device = training_device()
         choose_attention(unet, settings.model.attention, device, _half_precision(settings, device) is not None)
         return unet

@@ -60,6 +60,8 @@ CLASSES = {
     "sampling": FREE,
     "distill": REFUSED,
     "distill.teacher": FREE,  # likewise
+    "start": REFUSED,
+    "start.model": FREE,  # likewise
 }
 
 

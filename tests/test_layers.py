@@ -41,6 +41,7 @@ ONLY = {
     "progress": {"config"},
     "interrupts": {"errors"},
     "resume": {"errors"},
+    "lora": {"errors"},
     "training_state": {"averaging", "checkpoint", "disk", "errors", "resume", "runs"},
     "optimizer": {"config"},
     # the loop is blind: no VAE, no text, no noise
@@ -62,6 +63,7 @@ SURFACE = {"app", "export", "hub", "generate", "edit_cli", "card", "doctor", "ch
 NEVER = {
     **{room: {"pipeline", "evaluation"} | SURFACE for room in ("autoencoder", "text", "denoiser", "openclip")},
     "diffusion": {"evaluation"},
+    "finetune": {"evaluation"} | SURFACE,
     "pipeline": {"training", "evaluation", "autoencoder", "runs"} | SURFACE,
     "model_folder": {"pipeline", "training"} | SURFACE,
 }

@@ -1,0 +1,96 @@
+"""The example of docs/use/lora.md: ten glyphs of a style that models/glyphs never saw, and what ten pictures change.
+
+`pictures FOLDER` writes them, thinned to two thirds of the width of stroke. `measure LORA` draws the same prompts and
+seeds with and without the adapters, judges layout and stroke width, and puts both on one sheet.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from ldm.data import spread
+from ldm.data.captions import layout_phrase, radical_phrase
+from ldm.data.glyphs import split_characters
+from ldm.data.render import cached_glyphs, style_font
+from ldm.evaluation.drawing import Drawing, draw
+from ldm.evaluation.glyph_classifier import GlyphClassifier
+from ldm.evaluation.prompts import glyph_prompts
+from ldm.evaluation.scores import wilson
+from ldm.evaluation.validity import ink, stroke_widths
+from ldm.pipeline import load_pipeline
+from ldm.sheet import sheet
+
+LARGE, SIDE, WIDTH = 512, 64, 11  # pixels; the filter takes 10 of 512 off each stroke
+GREAT = ("horizontal", "vertical")  # the layouts of most characters
+
+
+def write_pictures(folder: Path, cache: Path, count: int = 10) -> None:
+    """Common characters of the training split, light, each with its caption in a .txt beside it."""
+    glyphs = split_characters("common")["train"]
+    chosen = [glyphs[i] for i in spread(len(glyphs), count)]
+    images = light(cache, "".join(glyph.char for glyph in chosen))
+    folder.mkdir(parents=True, exist_ok=True)
+    for glyph, image in zip(chosen, images, strict=True):
+        Image.fromarray(image).save(folder / f"{glyph.codepoint:x}.png")
+        caption = f"{layout_phrase(glyph.structure)} {radical_phrase(glyph.radical)}"
+        (folder / f"{glyph.codepoint:x}.txt").write_text(caption, encoding="utf-8")
+
+
+def light(cache: Path, characters: str) -> np.ndarray:
+    """Characters of the sans font with thinner strokes: uint8 (n, 64, 64)."""
+    place, _ = cached_glyphs(style_font("hei"), characters, LARGE, cache)
+    large = [Image.fromarray(image) for image in np.load(place / "images.npy")]
+    thin = [image.filter(ImageFilter.MaxFilter(WIDTH)) for image in large]  # the lightest nearby: ink recedes
+    return np.stack([np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX)) for image in thin])
+
+
+def measure(model: str, lora: Path, out: Path, cache: Path, each: int) -> None:
+    """Print stroke widths and layout adherence without and with the adapters, and draw both in `out`."""
+    asked = [one for one in glyph_prompts(("layout",)) for _ in range(each)]
+    great = [one for one in glyph_prompts(("layout",)) if one.layout in GREAT for _ in range(8 * each)]
+    asked, split = asked + great, len(asked)
+    real = [glyph.char for glyph in split_characters("common")["validation"]]
+    target = light(cache, "".join(real[i] for i in spread(len(real), 100)))
+    print(f"real light glyphs: stroke width {_mean(stroke_widths(target)[0])}")
+    classifier, sheets = GlyphClassifier(), []
+    wanted = np.array([classifier.layout_class(one.layout) for one in asked])
+    for name, options in (("model", {}), ("with LoRA", {"lora": lora})):
+        pipeline = load_pipeline(model, **options)
+        images = draw(pipeline, [one.prompt for one in asked], range(len(asked)), Drawing())[..., 0]
+        right = np.array(classifier.judge(images).layouts) == wanted
+        print(f"{name}: stroke width {_mean(stroke_widths(images)[0])}, ink {_mean(ink(images))}")
+        for what, part in (("15 layouts", right[:split]), ("horizontal and vertical", right[split:])):
+            low, high = wilson(int(part.sum()), part.size)
+            print(f"  {what}: {part.mean():.1%} obey ({low:.1%} to {high:.1%}, n = {part.size})")
+        sheets.append([Image.fromarray(image) for image in images[:split:each]] + [Image.fromarray(images[-1])])
+    columns = len(sheets[0]) // 2
+    page = sheet([image for half in (0, 1) for row in sheets for image in row[half * columns :][:columns]], columns)
+    page.save(out, optimize=True)
+
+
+def _mean(values: np.ndarray) -> str:
+    return f"{values.mean():.3f} \u00b1 {values.std() / len(values) ** 0.5:.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("pictures").add_argument("folder", type=Path)
+    measuring = verbs.add_parser("measure")
+    measuring.add_argument("lora", type=Path)
+    measuring.add_argument("--model", default="models/glyphs")
+    measuring.add_argument("--each", type=int, default=14, help="pictures of each of the 15 layouts")
+    measuring.add_argument("-o", "--output", type=Path, default=Path("lora.png"))
+    for verb in verbs.choices.values():
+        verb.add_argument("--cache", type=Path, default=Path("cache"))
+    args = parser.parse_args()
+    if args.verb == "pictures":
+        write_pictures(args.folder, args.cache)
+    else:
+        measure(args.model, args.lora, args.output, args.cache, args.each)
+
+
+if __name__ == "__main__":
+    main()
