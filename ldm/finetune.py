@@ -38,6 +38,7 @@ def load_start(setting: str, source: str, process: NoiseProcess) -> Pipeline:
         raise UserError(f"{setting}: {source} has a {type(pipeline.unet).__name__}; only a U-Net can be taught")
     its, t = process_of(pipeline.scheduler), torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     same = all(torch.allclose(a, b, atol=1e-3) for a, b in zip(its.scales(t), process.scales(t), strict=True))
+    same &= (pipeline.unet.config.out_channels == 2 * pipeline.unet.config.in_channels) == process.learned_variance
     if not same or its.prediction_type != process.prediction_type:
         raise UserError(f"{setting}: {source} has another noise process: give this run the `noise` block it had")
     return pipeline

@@ -23,18 +23,22 @@ from ldm.pipeline import load_pipeline
 from ldm.sheet import sheet
 
 LARGE, SIDE, WIDTH = 512, 64, 11  # pixels; the filter takes 10 of 512 off each stroke
+TEN = {"horizontal": 4, "vertical": 3, "upper left": 1, "lower left": 1, "enclosed": 1}
 GREAT = ("horizontal", "vertical")  # the layouts of most characters
 
 
-def write_pictures(folder: Path, cache: Path, count: int = 10) -> None:
-    """Common characters of the training split, light, each with its caption in a .txt beside it."""
-    glyphs = split_characters("common")["train"]
-    chosen = [glyphs[i] for i in spread(len(glyphs), count)]
+def write_pictures(folder: Path, cache: Path) -> None:
+    """Ten common characters of the training split, light, each with all there is to say of it in a .txt beside it."""
+    chosen = []
+    for layout, count in TEN.items():
+        fitting = [g for g in split_characters("common")["train"] if g.structure == layout and 6 <= g.strokes <= 12]
+        chosen += [fitting[i] for i in spread(len(fitting), count)]
     images = light(cache, "".join(glyph.char for glyph in chosen))
     folder.mkdir(parents=True, exist_ok=True)
     for glyph, image in zip(chosen, images, strict=True):
         Image.fromarray(image).save(folder / f"{glyph.codepoint:x}.png")
-        caption = f"{layout_phrase(glyph.structure)} {radical_phrase(glyph.radical)}"
+        meaning = f", meaning {glyph.senses[0]}" if glyph.senses else ""
+        caption = f"{layout_phrase(glyph.structure)} {radical_phrase(glyph.radical)}{meaning}, {glyph.strokes} strokes"
         (folder / f"{glyph.codepoint:x}.txt").write_text(caption, encoding="utf-8")
 
 

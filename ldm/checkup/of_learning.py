@@ -65,6 +65,8 @@ def check_ema(case: Case) -> Finding:
     decay = settings.train.ema_decay
     if not decay:
         return Finding("ema", "ok", "none (train.ema_decay 0): the raw weights draw")
+    if settings.start.lora_rank:
+        return Finding("ema", "skip", "a run of adapters keeps them apart from the weights that they are added to")
     raw, averaged = (saved_weights(opened.checkpoint, kind) for kind in ("raw", "ema"))
     own = network_weights(case.pipeline)
     if raw.keys() - own.keys() or any(not torch.equal(own[name].cpu(), averaged[name]) for name in averaged):

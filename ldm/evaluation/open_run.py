@@ -107,6 +107,8 @@ def network_weights(pipeline: Pipeline) -> dict[str, Tensor]:
 def _assembled(run: Path, settings: LdmSettings, found: Path, device: str | None) -> Pipeline:
     from ldm.diffusion import LdmTask
 
+    if settings.start.lora_rank:
+        raise UserError(f"{run} trains adapters and has no final/ yet: let train_ldm.py run on")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     task = LdmTask(settings, build(settings.data), run, where)
     pipeline = task._pipeline().to(where)
