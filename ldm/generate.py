@@ -24,7 +24,7 @@ KEY = "ldm"  # of the PNG text entry with the settings, as JSON
 MOST = 4096  # pictures in one call
 MOST_SCALE = 64
 KINDS: dict[str, Any] = {  # of the settings in a PNG, which may be anyone's
-    **dict.fromkeys(("model", "prompt", "negative", "grid", "sampler", "weak", "digest"), str),
+    **dict.fromkeys(("model", "prompt", "negative", "grid", "sampler", "weak", "lora", "digest"), str),
     **dict.fromkeys(("seed", "number", "steps", "scale"), int),
     **dict.fromkeys(("guidance", "rescale", "zero_init"), int | float),
     "interval": list,
