@@ -2,6 +2,9 @@
 
 import argparse
 import json
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from ldm.cli import COMMANDS, build_parser
 from ldm.errors import UserError
 from ldm.pipeline import load_pipeline
 
+ROOT = Path(__file__).resolve().parents[1]
 VERBS = COMMANDS["edit"][0]
 
 
@@ -143,3 +147,27 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path, monkeypatch, model, source,
     with pytest.raises(UserError, match=words):
         call(verb, *[source if each == "SOURCE" else each for each in argv], "-m", model)
     assert not list(tmp_path.iterdir())
+
+
+# ---- the page -------------------------------------------------------------------------------------------------------
+
+
+def commands():
+    page = (ROOT / "docs/use/edit.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```", page, re.M | re.S)
+    return [shlex.split(block.replace("\\\n", " "))[1:] for block in blocks if block.startswith("ldm edit")]
+
+
+def test_the_page_shows_every_verb():
+    assert {words[1] for words in commands()} == set(VERBS)
+
+
+@pytest.mark.parametrize("words", commands(), ids=lambda words: Path(words[-1]).stem)
+def test_a_figure_of_the_page_was_made_by_the_command_on_it(words):
+    args = build_parser(words).parse_args(words)
+    with Image.open(ROOT / args.output) as image:
+        told = json.loads(image.info["ldm-edit"] if image.format == "PNG" else image.info["comment"])
+    told = told.get("ldm-edit", told)
+    assert told.pop("digest") == load_pipeline(ROOT / "models/glyphs").digest
+    assert {name: getattr(args, name) for name in told} == told
+    assert f"(../figures/{Path(args.output).name})" in (ROOT / "docs/use/edit.md").read_text(encoding="utf-8")
