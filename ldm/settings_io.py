@@ -172,7 +172,8 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
 def _read_one(path: Path, extended_by: Path | None) -> dict:
     try:
         raw = _document(_text(path))
-        raw = json.loads(json.dumps(raw))  # plain values with string keys; refuses a file that contains itself
+        # plain values with string keys; refuses a file that contains itself, and unpaired surrogates
+        raw = json.loads(json.dumps(raw, ensure_ascii=False).encode())
     except FileNotFoundError:
         raise UserError(_missing(path, extended_by)) from None
     except (OSError, UnicodeDecodeError) as error:

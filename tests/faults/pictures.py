@@ -231,6 +231,7 @@ def crafted() -> dict[str, tuple[bytes, str]]:
         "many_runs.bmp": (rle_bitmap(3000, 3000, b"\1\1" * 9_000_000), "takes more than 2 s|not enough"),
         "delta.bmp": (rle_bitmap(89_000_000, 1, b"\0\2\0\xff\0\1"), "not enough memory|takes more than"),
         "many_scans.jpg": (many_scans(6000, 1000), "takes more than 2 s to decode"),
+        "large.png": (png(9000, 9000), "not enough memory"),  # honest, and more than half a GiB
         "giant_tile.tif": (tiff(16, 16, zeros, 8, t322=32_768, t323=32_768), "decoder error|not enough memory"),
         "wider_tile.tif": (tiff(16, 16, zeros, 8, t322=65_536, t323=65_536), "decoder error|not enough memory"),
         "giant_strip.tif": (tiff(16, 16, zeros, 8, t278=2**31 - 1), ""),

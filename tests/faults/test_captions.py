@@ -98,6 +98,14 @@ def test_a_caption_in_a_chinese_encoding_is_refused_with_the_way_out(encoding, t
     assert "metadata.csv is not UTF-8 (byte 24): convert it" in str(captions_of(tmp_path))
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])
+def test_wide_characters_without_a_mark_are_not_taken_for_words_of_one_letter(encoding, tmp_path):
+    (tmp_path / "a.png").write_bytes(png(8, 8))
+    (tmp_path / "a.txt").write_bytes("a red cat".encode(encoding))
+    [(_, reason)] = open_source(DataOptions(source=str(tmp_path))).encoded()
+    assert "not UTF-8 but perhaps UTF-16 or UTF-32 (NUL at character" in str(reason)
+
+
 def csv_of(rng: random.Random, names: list[str]) -> bytes:
     stream = io.StringIO()
     columns = rng.choice(

@@ -203,6 +203,7 @@ HOSTILE = {
     "a long key": (f"? {'x' * 100_000}\n: 1", "unknown key"),
     "a long key within": (f"train: {{? {'x' * 100_000} : 1}}", "unknown key"),
     "a key of control characters": ('"\\e[31m\\a": 1', "?[31m?: unknown key"),
+    "a lone surrogate": ('name: "\\ud800"', "not a usable YAML file"),
     "utf-16": ("seed: 1".encode("utf-16"), "cannot be read as a text file"),
     "binary": (bytes(range(256)) * 20, "cannot be read as a text file"),
     "nul": (b"seed: 1\0", "not valid YAML"),
