@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ldm.light import Light
-    from ldm.pipeline import Callback, Pipeline
+    from ldm.pipeline import Callback, PipelineOutput
 
 KEY = "ldm"  # of the PNG text entry with the settings, as JSON
 MOST = 4096  # pictures in one call
@@ -252,8 +253,10 @@ def _draw_light(light: "Light", job: dict, count: int) -> list["Image.Image"]:
     return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in pixels]
 
 
-def draw(pipeline: "Pipeline", job: dict, count: int, callback: "Callback | None" = None) -> list["Image.Image"]:
-    """The pictures, by the pipeline and all that it can do."""
+def draw(
+    pipeline: Callable[..., "PipelineOutput"], job: dict, count: int, callback: "Callback | None" = None
+) -> list["Image.Image"]:
+    """The pictures, by a pipeline and all that it can do, or by a verb that takes the same options."""
     try:
         return pipeline(
             prompt=job["prompt"],

@@ -11,6 +11,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "guidance": (0, 20),
     "number": (1, 16),
     "seed": (0, 2**31 - 1),
+    "frames": (2, 24),
+    "strength": (0, 1),
+    "edge": (0, 100),  # per cent of a picture's side
 }
 MOST_LETTERS = 300  # of a prompt; a model reads far fewer tokens
 MOST_WAITING = 16  # in the queue

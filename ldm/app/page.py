@@ -28,6 +28,9 @@ CSS = """
 .pixels .previews img { width: 25%; max-width: 160px; border: 1px solid #8884; }
 .pixels .grid-wrap { max-height: none !important; }
 .pixels .thumbnail-item:has(.caption-label) img { padding-bottom: 28px; background: white; }
+.film { display: flex; flex-direction: column; gap: 8px; max-width: 256px; }
+.film img { width: 256px; image-rendering: pixelated; }
+.film img[hidden] { display: none; }
 .wide .thumbnail-item { aspect-ratio: auto !important; }
 .curves svg { max-width: 100%; height: auto; }
 footer { display: none !important; }
@@ -75,6 +78,12 @@ def build(studio: Studio, runs: Path | None) -> gr.Blocks:
                 _draw_tab(studio)
             with gr.Tab("Without words"):
                 _unconditional_tab(studio)
+            with gr.Tab("From a picture"):
+                _picture_tab(studio)
+            with gr.Tab("Part of a picture"):
+                _picture_tab(studio, part=True)
+            with gr.Tab("On the way"):
+                _way_tab(studio)
             with gr.Tab("Where words look"):
                 _attention_tab(studio)
             with gr.Tab("Has it been seen?"):
@@ -121,6 +130,53 @@ def _unconditional_tab(studio: Studio) -> None:
             outputs = _easel()
     inputs = [steps, sampler, seed, number]
     go.click(answer, inputs, outputs, api_name="unconditional", show_progress_on=outputs[0], **ALONE)
+    stop.click(_stop(studio), None, None, **HIDDEN)
+
+
+def _picture_tab(studio: Studio, part: bool = False) -> None:
+    def answer(picture, strength, prompt, guidance, steps, sampler, seed, number, request: gr.Request, *box):
+        with _told():
+            job = studio.job(prompt, None, guidance, steps, sampler, seed)
+            drawing = studio.draw_on(_visitor(request), job, number, picture, strength, box if part else None)
+            yield from _easels(drawing)
+
+    with gr.Row():
+        with gr.Column(min_width=280):
+            kinds = ["upload", "clipboard"]
+            picture = gr.Image(label="Picture", type="filepath", format="png", sources=kinds, height=220, buttons=[])
+            prompt = _prompt("Prompt", studio.examples)
+            go, stop = _go_and_stop()
+            strength = _slider("strength", "Strength: how much is forgotten", 1 if part else 0.6, 0.05)
+            edges = {"Left": 50, "Top": 0, "Right": 100, "Bottom": 100} if part else {}
+            box = [_slider("edge", f"{name} of what is drawn anew, %", at) for name, at in edges.items()]
+            guidance, number, seed = _guidance(studio), _number(), _seed()
+            steps, sampler = _steps(studio)
+        with gr.Column(min_width=280):
+            outputs = _easel()
+    inputs = [picture, strength, prompt, guidance, steps, sampler, seed, number, *box]
+    name = "part_of_a_picture" if part else "from_a_picture"
+    gr.on([go.click, prompt.submit], answer, inputs, outputs, api_name=name, show_progress_on=outputs[0], **ALONE)
+    stop.click(_stop(studio), None, None, **HIDDEN)
+
+
+def _way_tab(studio: Studio) -> None:
+    def answer(first, second, seed, last_seed, frames, guidance, steps, sampler, request: gr.Request):
+        with _told():
+            job = studio.job(first, None, guidance, steps, sampler, seed)
+            for text, shown, images in _easels(studio.between(_visitor(request), job, frames, second, last_seed)):
+                yield text, film(images) if images else shown, images
+
+    with gr.Row():
+        with gr.Column(min_width=280):
+            first, second = _prompt("From this prompt", studio.examples), _prompt("to this one (empty: the same)")
+            go, stop = _go_and_stop()
+            seed, last_seed = _seed("From this seed"), _seed("to this one", 1)
+            frames, guidance = _slider("frames", "Pictures on the way", 9), _guidance(studio)
+            steps, sampler = _steps(studio)
+        with gr.Column(min_width=280):
+            outputs = _easel()
+    inputs = [first, second, seed, last_seed, frames, guidance, steps, sampler]
+    go.click(answer, inputs, outputs, api_name="on_the_way", show_progress_on=outputs[0], **ALONE)
     stop.click(_stop(studio), None, None, **HIDDEN)
 
 
@@ -229,10 +285,10 @@ def _steps(studio: Studio, samplers: bool = True) -> tuple[gr.Slider, gr.Dropdow
         return steps, gr.Dropdown(studio.samplers, value=OWN, label="Sampler") if samplers else None
 
 
-def _seed() -> gr.Number:
+def _seed(label: str = "Seed of the first picture", value: int = 0) -> gr.Number:
     least, most = limits.RANGES["seed"]
     with gr.Row():
-        seed = gr.Number(0, label="Seed of the first picture", precision=0, minimum=least, maximum=most, scale=4)
+        seed = gr.Number(value, label=label, precision=0, minimum=least, maximum=most, scale=4)
         dice = gr.Button("Dice", min_width=60, scale=1)
     dice.click(lambda: random.randint(int(least), int(most)), None, seed, **HIDDEN)
     return seed
@@ -278,19 +334,40 @@ def _stop(studio: Studio) -> Callable:
 def _shown(studio: Studio, request: gr.Request, number: Any, *settings: Any) -> Iterator[tuple]:
     """What the easel shows, again and again, while pictures are drawn."""
     with _told():
-        for shown in studio.draw(_visitor(request), studio.job(*settings), number):
-            yield shown.text, previews(shown), shown.images
+        yield from _easels(studio.draw(_visitor(request), studio.job(*settings), number))
+
+
+def _easels(drawing: Iterator[Shown]) -> Iterator[tuple]:
+    for shown in drawing:
+        yield shown.text, previews(shown), shown.images
 
 
 def previews(shown: Shown) -> str:
     """The previews as HTML that carries its pictures, so that no file is written for each."""
-    parts = []
-    for image in shown.previews:
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        data = base64.b64encode(buffer.getvalue()).decode()
-        parts.append(f"<img alt='{html.escape(shown.text)}' src='data:image/png;base64,{data}'>")
+    parts = [f"<img alt='{html.escape(shown.text)}' src='{_data(image, 'PNG')}'>" for image in shown.previews]
     return f"<div class='previews'>{''.join(parts)}</div>" if parts else ""
+
+
+def film(images: list[Image.Image]) -> str:
+    """A slider through the pictures, and all of them as a GIF, as HTML that needs no file and no server."""
+    there_and_back = {"save_all": True, "append_images": [*images[1:], *images[-2:0:-1]], "duration": 120, "loop": 0}
+    show = "this.parentNode.querySelectorAll('img').forEach((each, i) => each.hidden = i != this.value)"
+    parts = [
+        f"<img alt='picture {i + 1}' src='{_data(image, 'PNG')}'{' hidden' * (i > 0)}>"
+        for i, image in enumerate(images)
+    ]
+    slider = (
+        f"<input type='range' aria-label='on the way' min='0' max='{len(images) - 1}' value='0' oninput=\"{show}\">"
+    )
+    link = f"<a download='on-the-way.gif' href='{_data(images[0], 'GIF', **there_and_back)}'>Download as a GIF</a>"
+    return f"<div class='film'>{''.join(parts)}{slider}{link}</div>"
+
+
+def _data(image: Image.Image, kind: str, **options: Any) -> str:
+    """The picture as an address that holds it."""
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _visitor(request: gr.Request) -> str:

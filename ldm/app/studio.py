@@ -1,9 +1,9 @@
 """What the tabs of the app do, without the page: every input is checked here, and one picture is drawn at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Lock
@@ -15,17 +15,21 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.app import limits
+from ldm.data.decode import ImageError, decode_image, fit_image
+from ldm.edit_cli import KEY as EDITED
 from ldm.errors import UserError
-from ldm.generate import complete, draw, enlarged, entries
+from ldm.generate import KEY, complete, draw, enlarged, entries
 from ldm.model_folder import read_yaml
-from ldm.pipeline import Pipeline, load_pipeline
+from ldm.pipeline import Pipeline, PipelineOutput, load_pipeline
 from ldm.schedulers import samplers_for
+from ldm.verbs import box_mask, image_to_image, inpaint, interpolate
 
 OWN = "the model's own"  # sampler
 SIDE = 256  # pixels; pictures are enlarged to about this, every pixel by a whole number
 PREVIEWS = 4  # pictures of which previews are shown
 PAUSE = 0.1  # seconds between two previews
 EXAMPLES = 6
+Verb = Callable[..., PipelineOutput]
 JOB = {"grid": "1x1", "interval": None, "rescale": None, "cfg_zero": None, "zero_init": None, "weak": None}
 
 
@@ -111,13 +115,59 @@ class Studio:
     def draw(self, visitor: str, job: dict, number: Any) -> Iterator[Shown]:
         """Draw `number` pictures from seeds job["seed"] + i: previews, then all of them, or why there are none.
 
-        A visitor who goes away, or whose `stop` is called, ends it at the next step.
+        A visitor who goes away, or whose `stop` is called, ends it at the next step. Raises: UserError.
         """
-        count = limits.whole("number", number)
+        return self._drawing(visitor, job, limits.whole("number", number))
+
+    def draw_on(
+        self, visitor: str, job: dict, number: Any, picture: str | None, strength: Any, box: Sequence[Any] | None = None
+    ) -> Iterator[Shown]:
+        """As `draw`, from a picture: all of it, or only what is in a box and the rest kept.
+
+        Args:
+            picture: a file.
+            strength: 0 to 1, how much of it is forgotten.
+            box: left, top, right and bottom in per cent of the picture as the model sees it, a square.
+        """
+        told = {"verb": "image-to-image" if box is None else "inpaint", "strength": limits.real("strength", strength)}
+        pixels = self._pixels(picture)
+        verb: Verb = partial(image_to_image, self.pipeline, pixels, strength=told["strength"])
+        if box is not None:
+            told["box"] = [round(limits.real("edge", edge) * len(pixels) / 100) for edge in box]
+            left, top, right, bottom = told["box"]
+            if left >= right or top >= bottom:
+                raise UserError("the box is empty: left must be less than right, and top less than bottom")
+            verb = partial(inpaint, self.pipeline, pixels, box_mask(pixels, told["box"]), strength=told["strength"])
+        return self._drawing(visitor, job, limits.whole("number", number), verb, told)
+
+    def between(self, visitor: str, job: dict, frames: Any, second: Any, last_seed: Any) -> Iterator[Shown]:
+        """As `draw`, pictures on the way from job["prompt"] to the second prompt and from job["seed"] to another."""
+        second, last_seed = limits.text("second prompt", second), limits.whole("seed", last_seed)
+
+        def verb(prompt: str | None, seed: int, num_images_per_prompt: int, **options) -> PipelineOutput:
+            return interpolate(self.pipeline, prompt, second, num_images_per_prompt, seed, last_seed, **options)
+
+        told = {"verb": "interpolate", "second": second, "last_seed": last_seed}
+        return self._drawing(visitor, job, limits.whole("frames", frames), verb, told)
+
+    def _pixels(self, picture: str | None) -> np.ndarray:
+        """A file as uint8 (side, side, C), the rest filled with white."""
+        if picture is None:
+            raise UserError("choose a picture first")
+        try:
+            decoded = decode_image(Path(picture), self.pipeline.vae.config.in_channels, 255)
+        except ImageError as error:
+            raise UserError(f"the picture cannot be used: {error}; give a PNG or a JPEG") from None
+        return fit_image(decoded, self.side, "pad", 255)
+
+    def _drawing(
+        self, visitor: str, job: dict, count: int, verb: Verb | None = None, told: dict | None = None
+    ) -> Iterator[Shown]:
+        """Draw by the pipeline, or by a verb of which `told` remembers the settings."""
         stop = self._stops[visitor] = Event()
         frames: SimpleQueue[Shown | None] = SimpleQueue()
         with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(self._drawn, job, count, stop, frames)
+            future = pool.submit(self._drawn, job, count, stop, frames, verb)
             future.add_done_callback(lambda _: frames.put(None))
             try:
                 last = Shown("waiting for the model ...")
@@ -125,7 +175,7 @@ class Studio:
                 while (frame := frames.get()) is not None:
                     last = frame
                     yield last
-                yield _ended(future, last)
+                yield _ended(future, last, job, told)
             finally:
                 stop.set()
                 if self._stops.get(visitor) is stop:
@@ -136,7 +186,7 @@ class Studio:
         if visitor in self._stops:
             self._stops[visitor].set()
 
-    def _drawn(self, job: dict, count: int, stop: Event, frames: SimpleQueue) -> list[Image.Image]:
+    def _drawn(self, job: dict, count: int, stop: Event, frames: SimpleQueue, verb: Verb | None) -> list[Image.Image]:
         shown_at = 0.0
 
         def callback(step: int, timestep: Tensor, latents: Tensor) -> None:
@@ -150,8 +200,7 @@ class Studio:
         with self._busy:
             if stop.is_set():
                 raise Stopped
-            images = draw(self.pipeline, job, count, callback)
-        return [remembering(image, {**job, "seed": job["seed"] + i}) for i, image in enumerate(images)]
+            return draw(verb or self.pipeline, job, count, callback)
 
     def _previews(self, latents: Tensor) -> list[Image.Image]:
         pixels = (self.pipeline.preview(latents).permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
@@ -224,17 +273,21 @@ class Studio:
         return pairs, f"{copies} of {count} are {of_them}"
 
 
-def remembering(image: Image.Image, job: dict) -> Image.Image:
-    """The picture enlarged by job["scale"], with the settings that `ldm generate --from` reads in its `info`."""
+def remembering(image: Image.Image, job: dict, key: str = KEY) -> Image.Image:
+    """The picture enlarged by job["scale"], its settings in its `info`: under `KEY` for `ldm generate --from`."""
     image = enlarged(image, job["scale"])
-    image.info.update(entries(job))
+    image.info.update(entries(job, key))
     return image
 
 
-def _ended(future: "Future[list[Image.Image]]", last: Shown) -> Shown:
-    """The pictures, or what was last seen of them. Raises: what drawing raised."""
+def _ended(future: "Future[list[Image.Image]]", last: Shown, job: dict, told: dict | None) -> Shown:
+    """The pictures with their settings, or what was last seen of them. Raises: what drawing raised."""
     try:
         images = future.result()
     except Stopped:
         return Shown(f"stopped ({last.text})", last.previews)
-    return Shown(f"{len(images)} picture{'s' * (len(images) > 1)}", images=images)
+    jobs = [
+        {**job, "seed": job["seed"] + i} if told is None else {**job, **told, "picture": i} for i in range(len(images))
+    ]
+    remembered = [remembering(*pair, KEY if told is None else EDITED) for pair in zip(images, jobs, strict=True)]
+    return Shown(f"{len(images)} picture{'s' * (len(images) > 1)}", images=remembered)
