@@ -20,7 +20,7 @@ def main(address: str, target: Path) -> None:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1100, "height": 640})
         page.goto(address)
-        page.get_by_role("tab", name="Where words look").click()
+        page.get_by_role("tab", name="Attention").click()
         panel = page.get_by_role("tabpanel").filter(visible=True)
         panel.get_by_label("Prompt", exact=True).fill("horizontal stacked glyph with the water radical")
         panel.get_by_role("button", name="Show").click()

@@ -116,7 +116,7 @@ def test_what_is_out_of_bounds_is_refused(studio, change, message):
 def test_the_number_of_pictures_is_bounded(studio):
     for number in (0, 17, 1.5, "4", None, -3):
         with pytest.raises(UserError, match="number must be a"):
-            next(studio.draw("me", job(studio), number))
+            studio.draw("me", job(studio), number)
 
 
 def test_a_prompt_is_taken_as_one_line_and_blanks_are_no_prompt():
@@ -165,6 +165,70 @@ def test_a_copy_is_known_as_one_and_named(model, tmp_path, monkeypatch):
     name = "{char} {codepoint}".format(**data.meta(7))
     assert pairs[1][1] == f"a copy of {name}: 1.00" and pairs[3][1].startswith("nearest ")
     assert said.startswith("1 of 2 are copies of one of 64 training glyphs")
+
+
+# ---- from pictures, and between -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """Left half black, right half white."""
+    path = tmp_path / "a.png"
+    Image.fromarray(np.tile(np.repeat(np.array([0, 255], np.uint8), 8), (16, 1))).save(path)
+    return str(path)
+
+
+def shrunk(image) -> np.ndarray:
+    return np.asarray(image.resize((16, 16), Image.Resampling.NEAREST)).astype(int)
+
+
+def test_what_is_outside_the_box_is_kept_and_what_is_inside_is_drawn(studio, picture):
+    *_, last = studio.draw_on("me", job(studio), 2, picture, 1, (50, 0, 100, 100))
+    for image in map(shrunk, last.images):
+        assert (image[:, :8] == 0).all() and (image[:, 8:] != 255).any()
+    told = json.loads(last.images[1].info["ldm-edit"])
+    assert (told["verb"], told["box"], told["picture"]) == ("inpaint", [8, 0, 16, 16], 1)
+    assert "ldm" not in last.images[0].info  # `ldm generate --from` would draw something else
+
+
+def test_at_full_strength_a_picture_is_forgotten(studio, picture):
+    *_, plain = studio.draw("me", job(studio), 1)
+    *_, forgotten = studio.draw_on("me", job(studio), 1, picture, 1)
+    *_, kept = studio.draw_on("me", job(studio), 1, picture, 0.3)
+    assert abs(shrunk(forgotten.images[0]) - shrunk(plain.images[0])).max() <= 1
+    assert abs(shrunk(kept.images[0]) - shrunk(plain.images[0])).max() > 1
+
+
+def test_the_way_begins_and_ends_with_what_its_ends_draw(studio):
+    *_, way = studio.between("me", job(studio, "water", seed=5), 4, "fire", 9)
+    *_, first = studio.draw("me", job(studio, "water", seed=5), 1)
+    *_, second = studio.draw("me", job(studio, "fire", seed=9), 1)
+    assert len(way.images) == 4
+    for one, other in ((way.images[0], first.images[0]), (way.images[-1], second.images[0])):
+        assert abs(shrunk(one) - shrunk(other)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"picture": None}, "choose a picture first"),
+        ({"picture": __file__}, "the picture cannot be used: "),
+        ({"strength": 2}, "strength must be a number from 0 to 1"),
+        ({"box": (50, 0, 50, 100)}, "the box is empty"),
+        ({"box": (-1, 0, 50, 100)}, "edge must be a number from 0 to 100"),
+    ],
+)
+def test_a_picture_or_box_that_will_not_do_is_refused(studio, picture, change, message):
+    asked = {"picture": picture, "strength": 0.5, "box": (0, 0, 50, 50), **change}
+    with pytest.raises(UserError, match=message) as caught:
+        studio.draw_on("me", job(studio), 1, **asked)
+    assert "/" not in str(caught.value)  # no path of the host
+
+
+def test_the_way_is_bounded(studio):
+    for frames, second, last_seed in ((1, "a", 0), (25, "a", 0), (4, "a" * 301, 0), (4, "a", -1)):
+        with pytest.raises(UserError, match="frames must|second prompt may|seed must"):
+            studio.between("me", job(studio), frames, second, last_seed)
 
 
 # ---- trainings ------------------------------------------------------------------------------------------------------
@@ -221,7 +285,7 @@ def test_a_long_curve_is_thinned_and_keeps_its_last_point():
 # ---- the guard ------------------------------------------------------------------------------------------------------
 
 
-CALL, JOIN = "/gradio_api/call/draw", "/gradio_api/queue/join"
+CALL, JOIN, RUN = (f"/gradio_api/{name}" for name in ("call/draw", "queue/join", "run/predict"))
 
 
 def ask(method="GET", path="/", body=b"", hosts=LOOPBACK, **headers) -> tuple[int, bytes | None]:
@@ -248,7 +312,7 @@ def ask(method="GET", path="/", body=b"", hosts=LOOPBACK, **headers) -> tuple[in
         sent.append(message)
 
     scope = {"type": "http", "method": method, "path": path, "headers": pairs}
-    asyncio.run(Guard(behind, hosts, {0: "draw", 1: ""})(scope, receive, send))
+    asyncio.run(Guard(behind, hosts, {0: "draw", 1: ""}, {7})(scope, receive, send))
     return (sent[0]["status"], None) if sent else (200, b"".join(heard))
 
 
@@ -256,6 +320,7 @@ def test_what_the_page_needs_passes_unchanged():
     body = json.dumps({"data": ["a", {"path": "/tmp/gradio/x.png"}], "fn_index": 1}).encode()
     assert ask("POST", JOIN, body, origin="http://127.0.0.1:7860") == (200, body)
     assert ask("POST", CALL, body) == (200, body)
+    assert ask("POST", RUN, b'{"data": [], "fn_index": 7}')[0] == 200  # Stop
     assert ask("POST", "/gradio_api/upload", b"0123456789") == (200, b"0123456789")
     assert ask(host="localhost:1") == ask(host="[::1]:7860") == (200, b"")
     assert ask(path="/gradio_api/file=/tmp/gradio/a b.png") == ask(path="/assets/a-1.js") == (200, b"")
@@ -276,6 +341,7 @@ def test_what_the_page_needs_passes_unchanged():
         ({"method": "PUT"}, 404),
         ({"path": "/gradio_api/dev/reload"}, 404),
         ({"method": "POST", "path": "/gradio_api/run/draw"}, 404),  # would go around the queue
+        ({"method": "POST", "path": RUN, "body": b'{"data": [], "fn_index": 0}'}, 404),  # so would this
         ({"method": "POST", "path": "/gradio_api/call/nothing"}, 404),
         ({"method": "POST", "path": CALL, "content_length": None}, 411),
         ({"method": "POST", "path": CALL, "content_length": "-1"}, 411),

@@ -197,7 +197,7 @@ def test_every_abuse_is_refused_and_the_app_goes_on(app):
         assert refused(app, data), str(data)[:80]
     for name in ("nothing", "../draw", "lambda", "load_example", "__class__"):
         assert refused(app, DRAW, name), name
-    assert refused(app, ["../.."], "watch") and refused(app, [None, "x"], "watch")
+    assert refused(app, ["../.."], "watch") and refused(app, [{"path": "/etc"}], "watch")
     for body in (b"", b"{", b"[" * 60_000, b"\xff\xfe", b'{"data": NaN}', b'{"fn_index": 99999, "data": []}'):
         for route in ("queue/join", "run/draw", "call/nothing", "component_server", "reset", "vibe-edit"):
             assert 400 <= app.post(route, body)[0] < 500, (route, body[:20])
@@ -237,3 +237,61 @@ def test_two_hundred_requests_from_four_clients_see_no_fault_and_leave_no_memory
     early, late = np.mean(sizes[40:80]), np.mean(sizes[-40:])
     print(f"\nmemory after 40 to 80 requests {early:.1f} MiB, after 160 to 200 {late:.1f} MiB")
     assert late - early < 10
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Chromium on a page of the shipped model, and what it complained of."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM.is_file():
+        pytest.skip("there is no Chromium")
+    a_run(tmp_path / "runs")
+    served = Served("--runs", "runs", cwd=tmp_path)
+    with playwright.sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page, complaints = chromium.new_page(accept_downloads=True), []
+        page.set_default_timeout(180_000)
+        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(served.address)
+        yield page, complaints
+        chromium.close()
+    served.stop()
+
+
+@pytest.mark.slow
+def test_a_person_uses_every_tab_and_the_browser_has_nothing_to_complain_of(browser, tmp_path):
+    page, complaints = browser
+
+    def tab(name: str, prompt: str | None = "horizontal stacked glyph", button: str = "Draw"):
+        page.get_by_role("tab", name=name).click()
+        panel = page.get_by_role("tabpanel").filter(visible=True)
+        if prompt is not None:
+            panel.get_by_role("textbox", name=re.compile("prompt", re.I)).first.fill(prompt)
+        if name in ("Image to image", "Inpaint"):
+            panel.locator("input[type=file]").set_input_files(tmp_path / "a.png")
+            panel.locator("img").first.wait_for()
+        if button:
+            panel.get_by_role("button", name=button, exact=True).click()
+        return panel
+
+    panel = tab("Draw")
+    panel.locator(".previews img").first.wait_for()
+    panel.get_by_text("4 pictures").wait_for()
+    panel.locator(".thumbnail-item").first.click()
+    with page.expect_download() as download:
+        panel.get_by_label("Download").first.click()
+    first, again = drawn_again(Path(download.value.path()).read_bytes(), tmp_path)
+    assert abs(first - again).max() <= 1
+    panel.get_by_role("button", name="Dice").click()
+    panel = tab("Unconditional", None)
+    panel.locator(".previews img").first.wait_for()
+    panel.get_by_role("button", name="Stop").click()
+    panel.get_by_text("stopped (step").wait_for()
+    for name, done in (("Image to image", "4 pictures"), ("Inpaint", "4 pictures"), ("Interpolate", "9 pictures")):
+        tab(name).get_by_text(done, exact=True).wait_for()
+    tab("Attention", button="Show").get_by_text("stacked: ").wait_for()
+    panel = tab("Seen before?", button="Compare")
+    panel.get_by_text(re.compile("training glyphs \\(|no glyph fonts")).first.wait_for()
+    tab("Trainings", None, button="").get_by_text("step 40 of 100").wait_for()
+    assert complaints == []

@@ -6,7 +6,7 @@ point there; such a request tells of it by its Origin or by its Host.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from ldm.app.limits import MOST_BYTES, MOST_JSON
@@ -18,7 +18,7 @@ READ = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?|/(static|assets)/.+"
     r"|/gradio_api/(info|app_id|theme\.css|startup-events|upload_progress|queue/data|heartbeat/\w+|call/\w+/\w+|file=.+)/?"
 )
-WRITTEN = re.compile(r"/gradio_api/(upload|cancel|queue/join|call/(?P<name>\w+))/?")
+WRITTEN = re.compile(r"/gradio_api/(upload|cancel|queue/join|run/predict|call/(?P<name>\w+))/?")
 
 
 class Guard:
@@ -28,11 +28,14 @@ class Guard:
         app: the ASGI application behind it.
         hosts: the names that requests may be addressed to, such as ("localhost", "127.0.0.1"); empty = any, and from
             any page.
-        functions: number -> name of what can be called, "" for what only the page itself calls.
+        queued: number -> name of what goes through the queue, "" for what only the page itself calls.
+        quick: numbers of what does not, such as Stop.
     """
 
-    def __init__(self, app, hosts: Sequence[str] = (), functions: Mapping[int, str] | None = None):
-        self.app, self.hosts, self.functions = app, tuple(hosts), functions or {}
+    def __init__(
+        self, app, hosts: Sequence[str] = (), queued: Mapping[int, str] | None = None, quick: Collection[int] = ()
+    ):
+        self.app, self.hosts, self.queued, self.quick = app, tuple(hosts), queued or {}, quick
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
@@ -63,7 +66,7 @@ class Guard:
             return 400, "addresses elsewhere are not fetched"
         known = {"GET": READ, "HEAD": READ, "POST": WRITTEN}.get(scope["method"])
         found = known.fullmatch(scope["path"]) if known else None
-        if found is None or not {"", *self.functions.values()} >= {found.groupdict().get("name") or ""}:
+        if found is None or not {"", *self.queued.values()} >= {found.groupdict().get("name") or ""}:
             return 404, "there is no such thing here"
         if known is READ:
             return None
@@ -89,8 +92,9 @@ class Guard:
             return 400, "addresses elsewhere are not fetched"
         if not isinstance(content, dict) or not isinstance(content.get("data", []), list):
             return 400, "an object with a list of data is wanted"
+        known = self.queued if "queue/join" in path else self.quick if "run/predict" in path else None
         number = content.get("fn_index")
-        if "queue/join" in path and (not isinstance(number, int) or number not in self.functions):
+        if known is not None and (not isinstance(number, int) or number not in known):
             return 404, "there is no such function"
         return None
 

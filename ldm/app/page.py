@@ -42,8 +42,8 @@ def launch(studio: Studio, runs: Path | None, host: str, port: int | None) -> st
     Image.MAX_IMAGE_PIXELS = limits.MOST_PIXELS // 2  # Pillow refuses twice as many
     hosts = LOOPBACK if host in LOOPBACK else ()
     page = build(studio, runs)
-    named = {i: each.api_name if each.api_visibility == "public" else "" for i, each in page.fns.items()}
-    guard = Middleware(Guard, hosts=hosts, functions={i: name or "" for i, name in named.items()})
+    public = {i: each.api_name if each.api_visibility == "public" else "" for i, each in page.fns.items() if each.queue}
+    guard = Middleware(Guard, hosts=hosts, queued=public, quick=set(page.fns) - set(public))
     page.queue(max_size=limits.MOST_WAITING, default_concurrency_limit=4)
     try:
         _, address, _ = page.launch(
@@ -76,17 +76,17 @@ def build(studio: Studio, runs: Path | None) -> gr.Blocks:
         with gr.Tabs():
             with gr.Tab("Draw"):
                 _draw_tab(studio)
-            with gr.Tab("Without words"):
+            with gr.Tab("Unconditional"):
                 _unconditional_tab(studio)
-            with gr.Tab("From a picture"):
+            with gr.Tab("Image to image"):
                 _picture_tab(studio)
-            with gr.Tab("Part of a picture"):
+            with gr.Tab("Inpaint"):
                 _picture_tab(studio, part=True)
-            with gr.Tab("On the way"):
+            with gr.Tab("Interpolate"):
                 _way_tab(studio)
-            with gr.Tab("Where words look"):
+            with gr.Tab("Attention"):
                 _attention_tab(studio)
-            with gr.Tab("Has it been seen?"):
+            with gr.Tab("Seen before?"):
                 _nearest_tab(studio)
             if runs is not None:
                 with gr.Tab("Trainings"):
@@ -134,6 +134,8 @@ def _unconditional_tab(studio: Studio) -> None:
 
 
 def _picture_tab(studio: Studio, part: bool = False) -> None:
+    """Draw on from a picture, or draw a part of it anew."""
+
     def answer(picture, strength, prompt, guidance, steps, sampler, seed, number, request: gr.Request, *box):
         with _told():
             job = studio.job(prompt, None, guidance, steps, sampler, seed)
@@ -154,7 +156,7 @@ def _picture_tab(studio: Studio, part: bool = False) -> None:
         with gr.Column(min_width=280):
             outputs = _easel()
     inputs = [picture, strength, prompt, guidance, steps, sampler, seed, number, *box]
-    name = "part_of_a_picture" if part else "from_a_picture"
+    name = "inpaint" if part else "image_to_image"
     gr.on([go.click, prompt.submit], answer, inputs, outputs, api_name=name, show_progress_on=outputs[0], **ALONE)
     stop.click(_stop(studio), None, None, **HIDDEN)
 
@@ -176,7 +178,7 @@ def _way_tab(studio: Studio) -> None:
         with gr.Column(min_width=280):
             outputs = _easel()
     inputs = [first, second, seed, last_seed, frames, guidance, steps, sampler]
-    go.click(answer, inputs, outputs, api_name="on_the_way", show_progress_on=outputs[0], **ALONE)
+    go.click(answer, inputs, outputs, api_name="interpolate", show_progress_on=outputs[0], **ALONE)
     stop.click(_stop(studio), None, None, **HIDDEN)
 
 

@@ -129,15 +129,16 @@ class Studio:
             strength: 0 to 1, how much of it is forgotten.
             box: left, top, right and bottom in per cent of the picture as the model sees it, a square.
         """
-        told = {"verb": "image-to-image" if box is None else "inpaint", "strength": limits.real("strength", strength)}
-        pixels = self._pixels(picture)
-        verb: Verb = partial(image_to_image, self.pipeline, pixels, strength=told["strength"])
+        share, pixels = limits.real("strength", strength), self._pixels(picture)
+        told: dict[str, Any] = {"verb": "image-to-image", "strength": share}
+        verb: Verb = partial(image_to_image, self.pipeline, pixels, strength=share)
         if box is not None:
-            told["box"] = [round(limits.real("edge", edge) * len(pixels) / 100) for edge in box]
-            left, top, right, bottom = told["box"]
+            edges = [round(limits.real("edge", edge) * len(pixels) / 100) for edge in box]
+            left, top, right, bottom = edges
             if left >= right or top >= bottom:
                 raise UserError("the box is empty: left must be less than right, and top less than bottom")
-            verb = partial(inpaint, self.pipeline, pixels, box_mask(pixels, told["box"]), strength=told["strength"])
+            told |= {"verb": "inpaint", "box": edges}
+            verb = partial(inpaint, self.pipeline, pixels, box_mask(pixels, edges), strength=share)
         return self._drawing(visitor, job, limits.whole("number", number), verb, told)
 
     def between(self, visitor: str, job: dict, frames: Any, second: Any, last_seed: Any) -> Iterator[Shown]:
