@@ -31,6 +31,7 @@ COMMANDS: Registry = {
         },
         "edit pictures, mix and weigh prompts",
     ),
+    "font": ("ldm.font_cli", "draw a font, a character for each prompt in a file"),
     "sample": ("ldm.sample", "draw many samples into one file"),
     "data": (
         {
@@ -68,6 +69,8 @@ EXTRAS = {
     "pylopdf_fonts_zh_cn": "glyphs",
     "tensorboard": "track",
     "mlxtend": "digits",
+    "fontTools": "font",
+    "contourpy": "font",
     "matplotlib": "viz",
     "umap": "viz",
     "sklearn": "viz",

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,7 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--lora", metavar="PATH[:SCALE]", help="adapters to draw with: a file, or the run that made it")
     parser.add_argument("--scale", type=int, help="enlarge every pixel this many times for viewing (default: 1)")
+    parser.add_argument("--svg", action="store_true", help="also write the outlines, as an SVG beside the PNG")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the fastest there is)")
     parser.add_argument("--from", dest="source", metavar="PNG", help="draw this picture again; other options override")
     parser.set_defaults(run=run)
@@ -74,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     output = os.path.expanduser(args.output or "out.png")
     columns, rows = _layout(job, output)
     check_writable(Path(output))
+    if args.svg:
+        import contourpy  # noqa: F401  # a missing extra is told before the work
 
     folder = locate(job["model"])
     job["model"] = job["model"] and folder.source  # of a model of the Hub, with the commit
@@ -87,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"note: {args.source} was drawn by other weights ({job['digest']})", file=sys.stderr)
     job["digest"] = digest
     complete(job, folder.defaults)
-    light = open_light(folder) if _is_plain(job) and not _wants_gpu(args.device) else None
+    light = open_light(folder) if _is_plain(job) and not wants_gpu(args.device) else None
     if light is not None:
         images = _draw_light(light, job, columns * rows)
     else:
@@ -96,12 +99,16 @@ def run(args: argparse.Namespace) -> int:
         pipeline = load_pipeline(job["model"], device=args.device, lora=lora, lora_scale=strength)
         images = draw(pipeline, job, columns * rows, progress(job["steps"]))
     if "{seed}" in output:
-        paths = [Path(output.replace("{seed}", str(job["seed"] + i))) for i in range(len(images))]
-        for i, (path, image) in enumerate(zip(paths, images, strict=True)):
-            save_png(image, path, {**job, "seed": job["seed"] + i, "grid": "1x1"})
+        names = [Path(output.replace("{seed}", str(job["seed"] + i))) for i in range(len(images))]
+        jobs = [{**job, "seed": job["seed"] + i, "grid": "1x1"} for i in range(len(images))]
+        files = [(path, [image], 1, told) for path, image, told in zip(names, images, jobs, strict=True)]
     else:
-        paths = [Path(output)]
-        save_png(sheet(images, columns), paths[0], job)
+        files = [(Path(output), images, columns, job)]
+    for path, part, across, told in files:
+        save_png(sheet(part, across), path, told)
+        if args.svg:
+            save_svg(part, across, path.with_suffix(".svg"), told)
+    paths = [path for path, *_ in files]
     shown = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {paths[-1]}"
     print(f"{shown}: {len(images)} picture{'s' * (len(images) > 1)} in {time.perf_counter() - start:.1f} s")
     return 0
@@ -127,6 +134,19 @@ def save_png(image: "Image.Image", path: Path, job: dict, key: str = KEY) -> Non
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def save_svg(images: Sequence["Image.Image"], columns: int, path: Path, job: dict) -> None:
+    """Write the outlines of pictures in reading order, with `job` in the description; blank pictures are told of."""
+    from ldm.disk import telling, write_whole
+    from ldm.outlines import svg, trace
+
+    outlines = [trace(image) for image in images]
+    with telling(path, "give another --output"):
+        write_whole(path, svg(outlines, columns, job["prompt"] or "", entries(job)[KEY]).encode())
+    blank = sum(not outline.contours for outline in outlines)
+    if blank:
+        print(f"note: {path}: {blank} of {len(images)} pictures are blank and have no outline", file=sys.stderr)
 
 
 def entries(job: dict, key: str = KEY) -> dict[str, str]:
@@ -205,15 +225,15 @@ def _layout(job: dict, output: str) -> tuple[int, int]:
     return columns, rows
 
 
-def check_writable(path: Path, endings: tuple[str, ...] = (".png",)) -> None:
+def check_writable(path: Path, endings: tuple[str, ...] = (".png",), option: str = "--output") -> None:
     """Fail before the work, not after it."""
     if path.suffix.lower() not in endings:
-        raise UserError(f"--output must end in {' or '.join(endings)}, got {str(path)!r}")
+        raise UserError(f"{option} must end in {' or '.join(endings)}, got {str(path)!r}")
     if path.is_dir():
-        raise UserError(f"--output {path} is a folder: name a file in it")
+        raise UserError(f"{option} {path} is a folder: name a file in it")
     place = next(parent for parent in path.absolute().parents if parent.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
-        raise UserError(f"--output {path} cannot be written: {place} is not a writable folder")
+        raise UserError(f"{option} {path} cannot be written: {place} is not a writable folder")
 
 
 def complete(job: dict, defaults: dict) -> None:
@@ -233,7 +253,7 @@ def _is_plain(job: dict) -> bool:
     return in_range and job["seed"] < 2**63 - MOST
 
 
-def _wants_gpu(device: str | None) -> bool:
+def wants_gpu(device: str | None) -> bool:
     """Whether a GPU was asked for; or nothing was, and a driver for CUDA is here."""
     if device is not None:
         return device != "cpu"

@@ -289,7 +289,7 @@ def test_the_command_leaves_more_to_the_pipeline(model, option):
     args = build_parser(["generate"]).parse_args(["generate", "water", "-m", str(model), *map(str, option)])
     job = generate._job(args)
     generate.complete(job, {})
-    assert not (generate._is_plain(job) and not generate._wants_gpu(args.device))
+    assert not (generate._is_plain(job) and not generate.wants_gpu(args.device))
 
 
 def test_a_picture_from_the_shell_loads_neither_torch_nor_diffusers(tmp_path, model):

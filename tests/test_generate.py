@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -98,6 +99,25 @@ def test_separate_files_are_named_and_drawn_by_seed(tmp_path, model, capsys):
     call("--from", tmp_path / "p-8.png", "-o", tmp_path / "again.png")
     difference = pixels(tmp_path / "again.png").astype(int) - pixels(tmp_path / "p-8.png")
     assert abs(difference).max() <= 1
+
+
+def test_outlines_lie_beside_the_pictures_and_remember_the_settings(tmp_path, capsys):
+    pytest.importorskip("contourpy")
+    call("enclosed glyph", "-m", "glyphs-fast", "-n", 2, "-o", tmp_path / "a.png", "--svg")
+    call("enclosed glyph", "-m", "glyphs-fast", "-n", 2, "-o", tmp_path / "{seed}.png", "--svg")
+    assert {path.name for path in tmp_path.iterdir()} == {f"{stem}.{kind}" for stem in "a01" for kind in ("png", "svg")}
+    both, *alone = (ElementTree.parse(tmp_path / name).getroot() for name in ("a.svg", "0.svg", "1.svg"))
+    assert both.attrib["viewBox"] == "0 0 128 64" and both[0].text == "enclosed glyph"
+    assert json.loads(both[1].text) == generate.read_png(tmp_path / "a.png")
+    assert [path.attrib["d"] for path in both[2:]] == [each[2].attrib["d"] for each in alone]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_blank_picture_has_an_empty_svg_and_a_note(tmp_path, capsys):
+    pytest.importorskip("contourpy")
+    generate.save_svg([Image.new("L", (16, 16), 250)], 1, tmp_path / "a.svg", {"prompt": None, "scale": 1})
+    assert len(ElementTree.parse(tmp_path / "a.svg").getroot()) == 1  # the settings
+    assert "1 of 1 pictures are blank" in capsys.readouterr().err
 
 
 def test_scale_repeats_pixels(tmp_path, model):
