@@ -109,6 +109,25 @@ def test_stock_image_to_image_gives_the_same_pictures(tmp_path, noise, strength)
     assert (drawn - theirs).abs().max() <= 2 / 255
 
 
+@pytest.mark.parametrize(
+    ("process", "sampler"),
+    [("flow", "dpmpp_2m"), ("flow", "unipc"), ("karras", "dpmpp_2m"), ("karras", "euler")]
+    + [("eps", name) for name in ("ddim", "ddpm", "euler", "heun_edm", "euler_ancestral")],
+)
+def test_a_picture_leaves_no_trace_in_the_scheduler(picture, process, sampler):
+    """And without steps every scheduler gives the picture back, with all of them plain drawing."""
+    pipeline = tiny_pipeline(PROCESSES[process])
+    pipeline.scheduler = with_sampler(pipeline.scheduler, sampler)
+    options = {"num_inference_steps": 4, "output_type": "latent", "seed": 3}
+    before = pipeline("water", **options).images
+    known = pipeline.encode(as_pt(picture))
+    half = verbs.image_to_image(pipeline, picture, "water", 0.5, **options).images
+    assert not torch.allclose(half, before) and not torch.allclose(half, known)
+    assert torch.equal(pipeline("water", **options).images, before)
+    assert torch.equal(verbs.image_to_image(pipeline, picture, "water", 1, **options).images, before)
+    assert torch.allclose(verbs.image_to_image(pipeline, picture, "water", 0, **options).images, known, atol=1e-6)
+
+
 def test_a_list_of_pictures_has_one_for_each_prompt(picture):
     pipeline = tiny_pipeline()
     options = {"num_images_per_prompt": 2, "num_inference_steps": 2, "output_type": "pt"}
