@@ -52,6 +52,7 @@ COMMANDS: Registry = {
     "preview-decoder": ("ldm.preview_cli", "teach a run a tiny decoder for previews"),
     "export": ("ldm.hub", "turn a run into one self-contained model folder"),
     "push": ("ldm.hub", "upload a model folder with its card to the Hub"),
+    "web": ("ldm.web.command", "write a page that draws in the browser"),
     "evaluate": ("ldm.evaluation.command", "measure how well a model obeys its prompts"),
     "likelihood": ("ldm.likelihood_cli", "measure how probable held-out data are under a run"),
     "app": ("ldm.app", "play with a model in the browser"),
