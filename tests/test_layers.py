@@ -59,7 +59,7 @@ ONLY = {
     },
 }
 # ... and these rooms may never import those, at any depth of a function.
-SURFACE = {"app", "export", "hub", "generate", "edit_cli", "card", "doctor", "checkup", "cli"}
+SURFACE = {"app", "web", "export", "hub", "generate", "edit_cli", "card", "doctor", "checkup", "cli"}
 NEVER = {
     **{room: {"pipeline", "evaluation"} | SURFACE for room in ("autoencoder", "text", "denoiser", "openclip")},
     "diffusion": {"evaluation"},

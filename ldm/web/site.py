@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from ldm import __version__
 from ldm.assets import shipped_models
@@ -18,7 +19,7 @@ SETTINGS = "settings.json"
 # what page/tokenizer.js does; transformers writes it for every CLIPTokenizer
 SPACES = {"type": "Replace", "pattern": {"Regex": "\\s+"}, "content": " "}
 NORMALIZER = {"type": "Sequence", "normalizers": [{"type": "NFC"}, SPACES, {"type": "Lowercase"}]}
-BPE = {
+BPE: dict[str, Any] = {
     "type": "BPE",
     "dropout": None,
     "continuing_subword_prefix": "",
@@ -45,8 +46,9 @@ def open_model(folder: ModelFolder) -> Light:
             f"{folder.source} asks for guidance_rescale, which the page does not do: set it to 0 in ldm.json"
         )
     content = read_json(folder.paths["tokenizer"] / "tokenizer.json")
-    same = content.get("normalizer") == NORMALIZER and content["post_processor"]["type"] == "RobertaProcessing"
-    if not same or any(content["model"].get(name) != value for name, value in BPE.items()):
+    ends = (content.get("post_processor") or {}).get("type")
+    same = content.get("normalizer") == NORMALIZER and ends == "RobertaProcessing"
+    if not same or content["model"] != content["model"] | BPE:
         raise UserError(f"{folder.source} has a tokenizer that the page cannot read: it reads those of CLIP")
     return light
 
@@ -71,9 +73,9 @@ def write_site(folder: ModelFolder, light: Light, runtime: Path, out: Path) -> l
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, stage / name)
         loaded = [name for name in (*carried, *model) if not name.endswith((".mjs", ".md"))]
-        sizes = [{"path": name, "bytes": (stage / name).stat().st_size} for name in loaded]
-        settings = {**describe(folder, light), "files": sizes}
-        settings["megabytes"] = round(sum(size["bytes"] for size in sizes) / 1e6)
+        sizes = {name: (stage / name).stat().st_size for name in loaded}
+        settings = {**describe(folder, light), "megabytes": round(sum(sizes.values()) / 1e6)}
+        settings["files"] = [{"path": name, "bytes": size} for name, size in sizes.items()]
         (stage / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return sorted(path for path in place.rglob("*") if path.is_file())
 
