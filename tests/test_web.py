@@ -158,12 +158,12 @@ def test_the_folder_holds_all_that_the_page_loads_and_names_no_other_place(tmp_p
     assert {"LICENSE", "ThirdPartyNotices.txt", *runtime.FILES} == {path.name for path in (out / "runtime").iterdir()}
     assert (settings["picture"], settings["steps"], settings["model"]) == ([1, 64, 64], 4, MODEL)
     for path in site.PAGE.iterdir():
-        text = path.read_text(encoding="utf-8").replace('xmlns="http://www.w3.org/2000/svg"', "")
+        text = path.read_text(encoding="utf-8").replace("xmlns='http://www.w3.org/2000/svg'", "")
         assert not re.search(r"(https?:)?//\w", re.sub(r"(?m)(^|\s)// .*$", "", text)), path
         assert (out / path.name).read_bytes() == path.read_bytes()
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', (out / "index.html").read_text())[1]
     allowed = {word for rule in policy.split(";") for word in rule.split()[1:]}
-    assert policy.startswith("default-src 'none'") and allowed == {"'none'", "'self'", "'wasm-unsafe-eval'"}
+    assert policy.startswith("default-src 'none'") and allowed == {"'none'", "'self'", "'wasm-unsafe-eval'", "data:"}
 
 
 def test_a_page_takes_the_place_of_an_earlier_one_and_of_nothing_else(tmp_path, fake):
@@ -300,9 +300,17 @@ def opened(browser, served, query="", **options):
     """A page, and the list of what it complains of and asks elsewhere."""
     page, wrong = browser.new_page(**options), []
     page.set_default_timeout(120_000)
-    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    page.on(
+        "console",
+        lambda message: (
+            wrong.append(f"{message.text} {message.location}") if message.type in ("error", "warning") else None
+        ),
+    )
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda asked: None if asked.url.startswith((served[1], "blob:")) else wrong.append(asked.url))
+    page.on(
+        "request",
+        lambda asked: None if asked.url.startswith((served[1], "blob:", "data:")) else wrong.append(asked.url),
+    )
     page.goto(served[1] + query)
     return page, wrong
 
