@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FAINT = 0.25  # a picture in which nothing stands out more than this from the ground is blank
 ENLARGE = 4  # times, before the level set is taken
 STEP = 0.25  # pixels between the points along a level set
-CALMED = 5  # times (1, 2, 1) / 4 over them, a Gaussian of 0.4 pixels: antialiased edges waver with the rows they cross
+CALMED = 3  # times (1, 2, 1) / 4 over them, a Gaussian of 0.3 pixels: antialiased edges waver with the rows they cross
 SPECK = 2.0  # square pixels: smaller islands and pinholes are left out
 SMALL = 16.0  # pixels around: a shape too small for corners with straight sides beside them
 TURN = 40.0  # degrees that the direction has to turn within 2 * REACH pixels to make a corner
@@ -114,7 +114,7 @@ def svg(outlines: Sequence[Outline], columns: int, title: str = "", note: str = 
     return "\n".join([*lines, "</svg>\n"])
 
 
-def trace(image: "Image.Image | np.ndarray", tolerance: float = 0.12) -> Outline:
+def trace(image: "Image.Image | np.ndarray", tolerance: float = 0.1) -> Outline:
     """Trace what stands out from a picture's ground.
 
     Args:
