@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ldm import __version__
 from ldm.assets import shipped_models
 from ldm.disk import one_writer, staged, telling
 from ldm.engine import GRAPHS, graph
@@ -87,7 +86,6 @@ def describe(folder: ModelFolder, light: Light) -> dict:
     tokens = light.tokenizer.padding
     prompts = defaults.get("training", {}).get("prompts", [])
     return {
-        "version": __version__,
         "name": defaults.get("name") or Path(folder.source).name,
         "model": folder.source if _is_public(folder.source) else None,  # no path of this machine
         "digest": folder.digest(),

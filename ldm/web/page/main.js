@@ -64,7 +64,7 @@ const answers = {
 function draw() {
   if (running) return worker.postMessage(null);
   if (!$("form").reportValidity()) return;
-  const job = { id: Date.now(), preview: $("preview").checked };
+  const job = { preview: $("preview").checked };
   for (const name of FIELDS) job[name] = $(name).type === "number" ? $(name).valueAsNumber : $(name).value;
   history.replaceState(null, "", `#${new URLSearchParams(FIELDS.map((name) => [name, job[name]]))}`);
   $("progress").value = 0;
