@@ -16,7 +16,8 @@ REMOTE = ("http:", "https:", "ftp:", "//")
 # What the page and clients of it need. Gradio has more, some of which go around the queue or break on strange input.
 READ = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?|/(static|assets)/.+"
-    r"|/gradio_api/(info|app_id|theme\.css|startup-events|upload_progress|queue/data|heartbeat/\w+|call/\w+/\w+|file=.+)/?"
+    r"|/gradio_api/(info|app_id|theme\.css|startup-events|upload_progress|queue/data)/?"
+    r"|/gradio_api/(heartbeat/\w+|call/\w+/\w+|file=.+)/?"
 )
 WRITTEN = re.compile(r"/gradio_api/(upload|cancel|queue/join|run/predict|call/(?P<name>\w+))/?")
 
