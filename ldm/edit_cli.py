@@ -48,7 +48,7 @@ def add_parser(subparsers) -> None:
     made.add_argument("picture", help="file of any size; it is brought to the model's square")
     made.add_argument("prompt", nargs="*", help="what to draw, one picture for each (default: the picture again)")
     made.add_argument("--was", default="", help="what the picture shows")
-    made.add_argument("--rounds", type=int, default=5, help="1 = DDIM inversion, more = nearer (5)")
+    made.add_argument("--rounds", type=int, default=1, help="1 = DDIM inversion, more may come nearer (1)")
 
     made = _parser(subparsers, "interpolate", "Pictures from one prompt or seed to another: .gif or .png.", _between)
     made.add_argument("first", help="prompt")

@@ -124,7 +124,7 @@ def invert(
     pipeline: Pipeline,
     picture: Picture | Sequence[Picture],
     prompt: Prompt = "",
-    rounds: int = 5,
+    rounds: int = 1,
     resize: str = "pad",
     background: int = 255,
     guidance_scale: float = 1.0,
@@ -136,7 +136,8 @@ def invert(
 
     Args:
         picture: as in `image_to_image`.
-        prompt: what the picture shows. rounds: 1 or more; 1 is plain DDIM inversion, more come nearer at their cost.
+        prompt: what the picture shows. rounds: 1 or more; 1 is plain DDIM inversion, more invert its very steps where
+            that converges.
 
     Raises: as `image_to_image`; UserError for a noise process without DDIM among stock schedulers.
     """
@@ -152,7 +153,7 @@ def edit(
     picture: Picture | Sequence[Picture],
     prompt: str | Sequence[str],
     was: Prompt = "",
-    rounds: int = 5,
+    rounds: int = 1,
     resize: str = "pad",
     background: int = 255,
     **options,
