@@ -333,9 +333,9 @@ def test_a_revision_cannot_lead_out_of_the_cache(hub, client, name):
 
 def test_a_listing_that_leads_out_of_the_cache_is_refused(hub, client, pushed):
     pushed("leading/out")
-    hub.repos["models/leading/out"].at("main")[1]["unet/../../../../../../canary.safetensors"] = b"x" * 99
+    hub.repos["models/leading/out"].at("main")[1]["unet/../../../../../../led-out.safetensors"] = b"x" * 99
     assert readable(client.run("locate", "leading/out"))
-    assert not list(client.home.parent.rglob("canary*"))
+    assert not list(client.home.parent.rglob("led-out*"))
 
 
 def test_the_client_did_send_its_token(hub):
