@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -64,11 +65,17 @@ def synchronize() -> None:
 
 def timed(call: Callable[[], object]) -> Timing:
     synchronize()
-    busy, cpu, wall = _busy_seconds(), time.process_time(), time.perf_counter()
+    busy, cpu, wall = _busy_seconds(), _own_seconds(), time.perf_counter()
     call()
     synchronize()
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    cpu, wall = _own_seconds() - cpu, time.perf_counter() - wall
     return Timing(cpu, wall, _foreign(busy, cpu, wall))
+
+
+def _own_seconds() -> float:
+    """CPU seconds of this process and of its children that have ended, as the workers that decode pictures."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
 def _busy_seconds() -> float | None:
