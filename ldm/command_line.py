@@ -182,4 +182,6 @@ def _sentence(box: str) -> str:
     text = " ".join(body).rstrip(".").replace("Error parsing ", "")
     if text.startswith("Missing from"):
         return "CONFIG.yaml is missing: give a file such as configs/glyphs.yaml first"
+    if len(text) > 600:  # what was typed stands in the middle of it
+        text = f"{text[:300]} ... {text[-300:]}"
     return text or "the command line was not understood"

@@ -63,20 +63,21 @@ def settings_of(part: str, project: Path, run: Path, **train) -> RunSettings:
 
 
 def task_of(part: str, settings: RunSettings, run: Path):
+    """The task, built by the main process first: it makes the caches and the tokenizer for the others."""
     run.mkdir(parents=True, exist_ok=True)
-    data = build(settings.data)
-    if part == "clip":
-        return ClipTask(settings, data, run)
-    return VaeTask(settings, data) if part == "vae" else LdmTask(settings, data, run, torch.device("cpu"))
+    with start_world().main_process_first():
+        data = build(settings.data)
+        if part == "clip":
+            return ClipTask(settings, data, run)
+        return VaeTask(settings, data) if part == "vae" else LdmTask(settings, data, run, torch.device("cpu"))
 
 
 def train(part: str, project: Path, run: Path, resume: str = "auto", **options) -> Trainer:
     """As train_<part>.py does it."""
     torch.set_num_threads(1)
     settings = settings_of(part, project, run, **options)
-    with start_world().main_process_first():
-        open_run(settings, part)
-        task = task_of(part, settings, run)
+    open_run(settings, part)
+    task = task_of(part, settings, run)
     trainer = Trainer(task, settings, run)
     trainer.fit(resume)
     return trainer

@@ -124,8 +124,9 @@ def prepare(root: Path, kind: str) -> Path:
 
 
 def contents(cache: Path) -> dict[str, bytes]:
-    """Every file of a cache, hidden ones too, by its relative name."""
-    return {str(path.relative_to(cache)): path.read_bytes() for path in sorted(cache.rglob("*")) if path.is_file()}
+    """Every file of a cache, hidden ones too, by its relative name; an empty lock that a kill left is no content."""
+    files = [path for path in sorted(cache.rglob("*")) if path.is_file() and path.suffix != ".lock"]
+    return {str(path.relative_to(cache)): path.read_bytes() for path in files}
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -49,8 +49,7 @@ def train_slowly(phase: str, project, run, mark, workers: int) -> None:
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"cache_dir": cache})})
     if phase == "cache build":
         slowed(ldm.latents, "posterior", mark, LONG)
-    with start_world().main_process_first():
-        task = task_of("ldm", settings, run)
+    task = task_of("ldm", settings, run)
     trainer = Trainer(task, settings, run)
     here = lambda: trainer.step == AT[phase]  # noqa: E731
     if phase in ("first step", "training"):
