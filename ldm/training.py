@@ -7,7 +7,6 @@ the number of processes.
 """
 
 import json
-import logging
 import math
 import os
 import time
@@ -36,8 +35,6 @@ from ldm.optimizer import build_optimizer, lr_factor, native_bf16
 from ldm.progress import Meter
 from ldm.runs import record
 from ldm.training_state import LOWER_RATE, TrainingState, find, rewind
-
-log = logging.getLogger("ldm")
 
 SKIPPED_AT_MOST = 3  # steps in a row whose gradients are no finite numbers
 SKIPPED_AT_MOST_FP16 = 24  # the scale of fp16 losses begins too high on purpose, and is halved each time
