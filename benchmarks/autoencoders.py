@@ -246,7 +246,7 @@ def _draw(folder: Path, args: argparse.Namespace) -> dict:
     from ldm.evaluation.novelty import READABLE
     from ldm.evaluation.ocr import GlyphReader
     from ldm.evaluation.scores import share
-    from ldm.pipeline import load_pipeline
+    from ldm.loading import load_pipeline
     from ldm.sheet import save_png, sheet
 
     pipeline, classifier, reader = load_pipeline(folder / "ldm", device="cpu"), GlyphClassifier(), GlyphReader()

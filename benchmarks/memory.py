@@ -105,7 +105,7 @@ def import_only(who: str, args: argparse.Namespace) -> None:
     if who == "peer":
         from diffusers import StableDiffusionPipeline  # noqa: F401
     else:
-        from ldm.pipeline import load_pipeline  # noqa: F401
+        from ldm.loading import load_pipeline  # noqa: F401
 
 
 def steps_of(run) -> None:
@@ -192,7 +192,7 @@ def sample(who: str, args: argparse.Namespace) -> None:
 
         pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None).to(args.device)
         return pipeline(PROMPT, generator=torch.Generator().manual_seed(0), **common).images[0].size
-    from ldm.pipeline import load_pipeline
+    from ldm.loading import load_pipeline
 
     load_pipeline(model, device=args.device)(PROMPT, seed=0, **common)
 

@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ldm.pipeline import load_pipeline
+    from ldm.loading import load_pipeline
 
 __all__ = ["__version__", "load_pipeline"]
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ def __getattr__(name: str):
 
     prepare_threads()  # has to come before torch
     mend_torchvision()  # has to come before diffusers
-    from ldm.pipeline import load_pipeline
+    from ldm.loading import load_pipeline
 
     return load_pipeline
 

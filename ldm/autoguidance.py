@@ -55,7 +55,7 @@ def load_weak(path: str | Path, main: "Pipeline") -> "Pipeline":
 
     Raises: UserError if there is no such model, or its autoencoder is another one.
     """
-    from ldm.pipeline import load_pipeline
+    from ldm.loading import load_pipeline
 
     folder = Path(path).expanduser()
     if not (folder / checkpoint.MANIFEST).is_file() or not (folder / "model.safetensors").is_file():
@@ -70,7 +70,7 @@ def load_weak(path: str | Path, main: "Pipeline") -> "Pipeline":
 
 def _from_checkpoint(folder: Path, main: "Pipeline") -> "Pipeline":
     """The run's pipeline as it was then; of an unfinished run it is the main one with that run's weights."""
-    from ldm.pipeline import load_pipeline
+    from ldm.loading import load_pipeline
 
     if fault := checkpoint.verify(folder):
         raise UserError(f"checkpoint {folder} cannot be used: {fault}")

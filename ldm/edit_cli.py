@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} must be from 1 to {most}, got {value}")
     given = {name: value for name, value in vars(args).items() if name not in ("run", "draw", "help_of", "device")}
     job = {name: value for name, value in given.items() if value not in (None, [], "")}
-    from ldm.pipeline import load_pipeline
+    from ldm.loading import load_pipeline
 
     pipeline = load_pipeline(args.model, device=args.device)
     job["digest"] = pipeline.digest

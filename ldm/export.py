@@ -14,8 +14,9 @@ import torch
 
 from ldm.disk import one_writer, staged, telling
 from ldm.errors import UserError
+from ldm.loading import load_pipeline, no_progress_bars
 from ldm.model_folder import COMPONENTS, locate, read_json
-from ldm.pipeline import Pipeline, load_pipeline, no_progress_bars
+from ldm.pipeline import Pipeline
 from ldm.stock import CLASSES, LIBRARY
 
 log = logging.getLogger(__name__)

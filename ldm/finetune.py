@@ -20,9 +20,10 @@ from ldm.data import Splits
 from ldm.diffusion import LdmObjective, LdmTask
 from ldm.errors import UserError
 from ldm.latents import network_digest
+from ldm.loading import load_pipeline
 from ldm.lora import Adapter, merge, save_lora
 from ldm.noise import NoiseProcess
-from ldm.pipeline import Pipeline, load_pipeline
+from ldm.pipeline import Pipeline
 from ldm.stock_noise import process_of
 
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]

@@ -144,7 +144,7 @@ def draw(
     if light is not None:
         first, last = settings.get("guidance_interval") or (0, 1)
         return light.draw(prompts, [""] * len(prompts), steps, guidance, (first, last), seed)
-    from ldm.pipeline import load_pipeline
+    from ldm.loading import load_pipeline
 
     try:
         pipeline = load_pipeline(folder.source if folder.source != "the shipped model" else None, device=device)

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     if light is not None:
         images = _draw_light(light, job, columns * rows)
     else:
-        from ldm.pipeline import load_pipeline
+        from ldm.loading import load_pipeline
 
         pipeline = load_pipeline(job["model"], device=args.device, lora=lora, lora_scale=strength)
         images = draw(pipeline, job, columns * rows, progress(job["steps"]))

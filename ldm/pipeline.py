@@ -4,11 +4,9 @@ Text is padded to the tokenizer's length and used without an attention mask; the
 about unit variance; `vae.config.scaling_factor` is honoured. Any scheduler of `stock.CLASSES` can be put in place.
 """
 
-import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,20 +17,16 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.autoguidance import as_weak
-from ldm.engine import GRAPHS, Engine, open_engine
-from ldm.errors import UserError
+from ldm.engine import GRAPHS, Engine
 from ldm.guidance import Guidance, guide
 from ldm.light import CUT
-from ldm.lora import merge, read_lora
-from ldm.model_folder import COMPONENTS, FALLBACKS, ModelFolder, locate, read_json
+from ldm.model_folder import COMPONENTS, FALLBACKS, ModelFolder
 from ldm.schedulers import with_sampler
 from ldm.stock import stock_class
 from ldm.stock_noise import process_of
-from ldm.vetting import count
-from ldm.walk import Callback, Walk
+from ldm.walk import Callback, Denoise, Walk
 
 log = logging.getLogger(__name__)
-ENGINES = ("auto", "torch", "onnx")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -154,34 +148,25 @@ class Pipeline:
         Raises: ValueError naming the argument, what it was and what is allowed; UserError for a sampler without one.
         """
         steps = self._default("num_inference_steps", num_inference_steps)
-        scale = float(self._default("guidance_scale", guidance_scale))
+        rule = self._rule(guidance_scale, guidance_interval, guidance_rescale, cfg_zero, zero_init)
         if prompt is None and negative_prompt is None and weak is None:
-            scale = 1.0
-        rule = self._rule(scale, guidance_interval, guidance_rescale, cfg_zero, zero_init)
-        prompts, negatives = _prompts(prompt, negative_prompt)
-        _check_count("num_images_per_prompt", num_images_per_prompt)
+            rule = replace(rule, scale=1.0)
+        prompts, negatives = _prompts(prompt, negative_prompt, num_images_per_prompt)
         _check_count("batch_size", batch_size)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
-        total = len(prompts) * num_images_per_prompt
-        noise, generators = self._noise(total, latents, generator, seed)
-
-        condition = self.encode_prompt(prompts).repeat_interleave(num_images_per_prompt, dim=0)
-        negative, worse = None, None
-        if scale != 1:
-            worse = None if weak is None else as_weak(weak, self)
-            words = negatives if worse is None or negative_prompt is not None else prompts
-            negative = (worse or self).encode_prompt(words).repeat_interleave(num_images_per_prompt, dim=0)
-        more = self._guidance_needs(rule, worse)
-        scheduler = self.scheduler if sampler is None else with_sampler(self.scheduler, sampler)
-        engine = self._engine("unet")
-        predict = self._predict if engine is None else partial(_predict_with, engine)
-        whole = Walk(condition, negative, noise.to(self.device, self.dtype), generators)
+        noise, generators = self._noise(len(prompts), latents, generator, seed)
+        worse = None if weak is None or rule.scale == 1 else as_weak(weak, self)
+        away = prompts if worse is not None and negative_prompt is None else negatives
+        negative = None if rule.scale == 1 else (worse or self).encode_prompt(away)
+        whole = Walk(self.encode_prompt(prompts), negative, noise.to(self.device, self.dtype), generators)
         whole = whole if change is None else change(whole)
+        scheduler = self.scheduler if sampler is None else with_sampler(self.scheduler, sampler)
+        guided = self._guided(rule, worse)
         results = []
-        for start in range(0, total, batch_size):
+        for start in range(0, len(prompts), batch_size):
             walk = whole.part(slice(start, start + batch_size))
-            denoise = guide(predict, walk.condition, walk.negative, rule, weights=walk.weights, **more)
+            denoise = guided(walk.condition, walk.negative, weights=walk.weights)
             z0 = walk.take(walk, scheduler, denoise, steps, callback)
             results.append(z0 if output_type == "latent" else self.decode(z0))
         return PipelineOutput(as_output(torch.cat(results), output_type))
@@ -241,19 +226,22 @@ class Pipeline:
     def _predict(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         return self.unet(x_t, t, encoder_hidden_states=condition, return_dict=False)[0]
 
-    def _rule(self, scale: float, interval, rescale, cfg_zero: bool, zero_init: float) -> Guidance:
+    def _rule(self, scale, interval, rescale, cfg_zero: bool, zero_init: float) -> Guidance:
         """The guidance asked for, with the model's own settings where nothing was."""
+        scale = float(self._default("guidance_scale", scale))
         interval = self.defaults.get("guidance_interval", (0, 1)) if interval is None else interval
         rescale = self.defaults.get("guidance_rescale", 0.0) if rescale is None else rescale
         return Guidance(scale, tuple(interval), rescale, cfg_zero, zero_init)
 
-    def _guidance_needs(self, rule: Guidance, weak: "Pipeline | None") -> dict[str, Any]:
-        """The options of `guide`: the noise process only where times or velocities matter to the rule."""
+    def _guided(self, rule: Guidance, weak: "Pipeline | None") -> Callable[..., Denoise]:
+        """`guide` without the states: the noise process is there only where times or velocities matter to the rule."""
+        engine = self._engine("unet")
+        predict = self._predict if engine is None else partial(_predict_with, engine)
         needs: dict[str, Any] = {"weak": weak._predict} if weak else {}
-        if rule == Guidance(rule.scale, rescale=rule.rescale):
-            return needs
-        process = process_of(self.scheduler)
-        return needs | {"process": process, "time": process.schedule.from_timestep}
+        if rule != Guidance(rule.scale, rescale=rule.rescale):
+            process = process_of(self.scheduler)
+            needs |= {"process": process, "time": process.schedule.from_timestep}
+        return partial(guide, predict, guidance=rule, **needs)
 
     def _default(self, name: str, value):
         """`value`, or the model's own setting when it is None; checked."""
@@ -293,15 +281,16 @@ def _draw(shape: tuple[int, ...], generator) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device if generator is not None else "cpu")
 
 
-def _prompts(prompt, negative) -> tuple[list[str], list[str]]:
-    """Both as lists of one length. Raises: ValueError for anything but text."""
+def _prompts(prompt, negative, each: int) -> tuple[list[str], list[str]]:
+    """Both as lists of one text per picture. Raises: ValueError for anything but text and a count."""
+    _check_count("num_images_per_prompt", each)
     prompts = _texts("prompt", prompt)
     negatives = _texts("negative_prompt", negative)
     if isinstance(negative, str) or negative is None:
         negatives = negatives * len(prompts)
     if len(negatives) != len(prompts):
         raise ValueError(f"negative_prompt must be one, or as many as prompts ({len(prompts)}), got {len(negatives)}")
-    return prompts, negatives
+    return [text for text in prompts for _ in range(each)], [text for text in negatives for _ in range(each)]
 
 
 def _texts(name: str, value) -> list[str]:
@@ -342,109 +331,3 @@ def as_output(images: Tensor, output_type: str):
         return pixels
     pixels = (pixels * 255).round().astype(np.uint8)
     return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in pixels]
-
-
-def load_pipeline(
-    path_or_id: str | Path | None = None,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    engine: str = "auto",
-    lora: str | Path | None = None,
-    lora_scale: float = 1.0,
-) -> Pipeline:
-    """Load a model for drawing.
-
-    Args:
-        path_or_id: an exported folder, an LDM run, a Hub id (`user/name`, `user/name@revision`), or None for the
-            model that ships with the project.
-        device: None = CUDA where there is one, else the CPU.
-        dtype: of the networks; None = float32.
-        engine: what the networks run in: "torch", "onnx" (ONNX Runtime: a CPU, float32 and a folder with graphs), or
-            "auto" for the latter where it can be. Changing a network in place goes on in torch by itself.
-        lora: adapters to draw with, a file in the stock format or a folder or run that holds one (`ldm.lora`).
-        lora_scale: how strongly; 0 = as if there were none, 1 = as they were trained.
-
-    Raises: UserError (one line) if there is no such model or it is incomplete or foreign, or the adapters do not fit.
-    """
-    folder = locate(path_or_id)
-    try:
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UserError(f"device {device!r} is unknown: use cpu, cuda, cuda:N or mps") from error
-    dtype = dtype or torch.float32
-    parts = {name: _load(folder, name, dtype) for name in COMPONENTS}
-    fast = _choose_engine(folder, device, dtype, engine)
-    pipeline = Pipeline(**parts, defaults=folder.defaults, folder=folder, engine=fast).to(device)
-    if lora is not None:
-        merge(pipeline.components, read_lora(lora), lora_scale, lora)
-    return pipeline
-
-
-def _choose_engine(folder: ModelFolder, device: torch.device, dtype: torch.dtype, wanted: str) -> Engine | None:
-    if wanted not in ENGINES:
-        raise UserError(f"engine must be one of {', '.join(ENGINES)}, got {wanted!r}")
-    if wanted == "torch":
-        return None
-    fits = device.type == "cpu" and dtype == torch.float32
-    found = open_engine(folder, torch.get_num_threads()) if fits else None
-    if wanted == "onnx" and found is None:
-        why = f"{folder.source} has no graphs, or onnxruntime is missing" if fits else f"not {dtype} on {device.type}"
-        raise UserError(
-            f"engine onnx draws on a CPU in float32: {why}; `ldm export` writes graphs, with onnx installed"
-        )
-    return found
-
-
-def _load(folder: ModelFolder, component: str, dtype: torch.dtype):
-    cls, path = stock_class(component, folder.classes[component]), folder.paths[component]
-    if component == "scheduler":
-        return _scheduler(cls, path)
-    weights = {
-        "vae": {"torch_dtype": dtype, "use_safetensors": True},
-        "unet": {"torch_dtype": dtype, "use_safetensors": True},
-        "text_encoder": {"dtype": dtype, "use_safetensors": True},
-    }.get(component, {})
-    try:
-        if weights:
-            _check_size(cls, path)
-        with no_progress_bars():
-            loaded = cls.from_pretrained(str(path), local_files_only=True, **weights)
-    except UserError:
-        raise
-    except Exception as error:  # each library has its own exceptions for a broken file
-        raise UserError(f"{component} in {path} could not be loaded: {str(error).split(chr(10))[0]}") from error
-    return loaded.requires_grad_(False) if weights else loaded
-
-
-def _check_size(cls: type[Any], path: Path) -> None:
-    """The libraries fill in weights that are missing: none may be. Raises: UserError."""
-    settings = read_json(path / "config.json")
-    with torch.device("meta"):  # takes no memory
-        described = cls(cls.config_class(**settings)) if hasattr(cls, "config_class") else cls.from_config(settings)
-    wanted, there = sum(weight.numel() for weight in described.parameters()), count(path)
-    if wanted > there:
-        raise UserError(f"{path / 'config.json'} describes {wanted:,} weights; the files beside it hold {there:,}")
-
-
-def _scheduler(cls: type[Any], path: Path):
-    """Built from its settings: `from_pretrained` would import every scheduler it could be swapped for (0.7 s)."""
-    known = inspect.signature(cls).parameters
-    settings = read_json(path / "scheduler_config.json")
-    try:
-        return cls(**{name: value for name, value in settings.items() if name in known})
-    except Exception as error:  # whatever a wrong setting leads to
-        raise UserError(f"scheduler in {path} could not be built: {str(error).splitlines()[0]}") from error
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Keep transformers from drawing a bar for each small file."""
-    from transformers.utils import logging as its_logging
-
-    shown = its_logging.is_progress_bar_enabled()
-    its_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            its_logging.enable_progress_bar()

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     _check(args)
 
-    from ldm.pipeline import load_pipeline
+    from ldm.loading import load_pipeline
 
     pipeline = load_pipeline(args.model, device=args.device)
     process, sampling = process_and_settings(args.model, pipeline)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ldm.pipeline import load_pipeline
+from ldm.loading import load_pipeline
 from ldm.sheet import save_png, sheet
 
 PROMPTS = (

@@ -19,7 +19,7 @@ from ldm.evaluation.glyph_classifier import GlyphClassifier
 from ldm.evaluation.prompts import glyph_prompts
 from ldm.evaluation.scores import wilson
 from ldm.evaluation.validity import ink, stroke_widths
-from ldm.pipeline import load_pipeline
+from ldm.loading import load_pipeline
 from ldm.sheet import sheet
 
 LARGE, SIDE, WIDTH = 512, 64, 11  # pixels; the filter takes 10 of 512 off each stroke

@@ -10,7 +10,7 @@ from tiny_model import COSINE, FLOW, tiny_folder, tiny_pipeline
 from ldm import checkpoint
 from ldm.autoguidance import load_weak
 from ldm.errors import UserError
-from ldm.pipeline import load_pipeline
+from ldm.loading import load_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from ldm.config import LdmSettings
 from ldm.data import Splits
 from ldm.diffusion import LdmObjective, LdmTask, Uncertainty
 from ldm.errors import UserError
+from ldm.loading import load_pipeline
 from ldm.noise import NoiseProcess
-from ldm.pipeline import load_pipeline
 from ldm.runs import record
 from ldm.text import null_text
 from ldm.training import Trainer

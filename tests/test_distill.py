@@ -16,8 +16,8 @@ from ldm.data import Splits
 from ldm.distill import DistillObjective, DistillTask
 from ldm.errors import UserError
 from ldm.guidance import guide
+from ldm.loading import load_pipeline
 from ldm.noise import NoiseProcess
-from ldm.pipeline import load_pipeline
 from ldm.runs import record
 from ldm.text import null_text
 from ldm.training import Trainer

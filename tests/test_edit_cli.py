@@ -14,7 +14,7 @@ from tiny_model import tiny_folder
 from ldm import edit_cli, verbs
 from ldm.cli import COMMANDS, build_parser
 from ldm.errors import UserError
-from ldm.pipeline import load_pipeline
+from ldm.loading import load_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = COMMANDS["edit"][0]

@@ -56,7 +56,7 @@ def test_the_shell_draws_from_the_export(smoke):
 def test_stock_diffusers_draws_the_same_picture(smoke):
     import torch
 
-    from ldm.pipeline import load_pipeline
+    from ldm.loading import load_pipeline
 
     prompt, pipeline = "horizontal stacked glyph", load_pipeline(smoke / "model", device="cpu")
     shape = pipeline.latent_shape

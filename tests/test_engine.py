@@ -21,8 +21,8 @@ from ldm.engine import GRAPHS, graph, open_engine
 from ldm.errors import UserError
 from ldm.graphs import SMALL, write_graphs
 from ldm.light import open_light, standard_normal
+from ldm.loading import load_pipeline
 from ldm.model_folder import locate
-from ldm.pipeline import load_pipeline
 
 
 def with_graphs(folder, *args, **options):

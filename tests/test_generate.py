@@ -11,7 +11,7 @@ from tiny_model import tiny_folder
 
 from ldm import generate
 from ldm.errors import UserError
-from ldm.pipeline import load_pipeline
+from ldm.loading import load_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from ldm.card import rows
 from ldm.doctor import check_model
 from ldm.errors import UserError
 from ldm.export import export
-from ldm.pipeline import load_pipeline
+from ldm.loading import load_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -61,11 +61,15 @@ ONLY = {
 # ... and these rooms may never import those, at any depth of a function.
 SURFACE = {"app", "web", "export", "hub", "generate", "edit_cli", "card", "doctor", "checkup", "cli"}
 NEVER = {
-    **{room: {"pipeline", "evaluation"} | SURFACE for room in ("autoencoder", "text", "denoiser", "openclip")},
+    **{
+        room: {"pipeline", "loading", "evaluation"} | SURFACE
+        for room in ("autoencoder", "text", "denoiser", "openclip")
+    },
     "diffusion": {"evaluation"},
     "finetune": {"evaluation"} | SURFACE,
-    "pipeline": {"training", "evaluation", "autoencoder", "runs"} | SURFACE,
-    "model_folder": {"pipeline", "training"} | SURFACE,
+    "pipeline": {"loading", "training", "evaluation", "autoencoder", "runs"} | SURFACE,
+    "loading": {"training", "evaluation", "autoencoder", "runs"} | SURFACE,
+    "model_folder": {"pipeline", "loading", "training"} | SURFACE,
 }
 PICKLES = {"pickle", "cPickle", "dill", "shelve", "marshal", "joblib", "cloudpickle"}
 

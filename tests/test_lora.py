@@ -21,8 +21,8 @@ from ldm.engine import GRAPHS
 from ldm.errors import UserError
 from ldm.export import export
 from ldm.finetune import FinetuneTask
+from ldm.loading import load_pipeline
 from ldm.lora import FILE, SETTINGS, Adapter, merge, read_lora, save_lora, split_scale
-from ldm.pipeline import load_pipeline
 from ldm.planning import forecast
 from ldm.runs import record
 from ldm.training import Rows, Sample, Trainer

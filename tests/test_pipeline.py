@@ -15,7 +15,7 @@ from tiny_model import COSINE, FLOW, LENGTH, tiny_folder, tiny_pipeline
 
 from ldm.errors import UserError
 from ldm.guidance import guide
-from ldm.pipeline import load_pipeline
+from ldm.loading import load_pipeline
 
 REPO = Path(__file__).resolve().parents[1]
 # Draws with stock diffusers in a process where `ldm` cannot be imported.
@@ -91,7 +91,7 @@ def test_loading_leaves_the_libraries_whole(tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {str(REPO)!r})
-from ldm.pipeline import load_pipeline
+from ldm.loading import load_pipeline
 pipeline = load_pipeline({str(folder)!r})
 assert "diffusers.models.transformers.transformer_flux" not in sys.modules, "the stand-in did nothing"
 import diffusers, transformers, diffusers.models.unets

@@ -14,8 +14,8 @@ from ldm.config import MlpModel
 from ldm.denoiser import build_mlp
 from ldm.errors import UserError
 from ldm.identity import IdentityAutoencoder
+from ldm.loading import load_pipeline
 from ldm.noise import NoiseProcess
-from ldm.pipeline import load_pipeline
 
 
 @pytest.fixture(scope="module")

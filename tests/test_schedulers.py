@@ -9,8 +9,8 @@ from tiny_model import tiny_pipeline
 from ldm.config import NoiseOptions, SamplingOptions
 from ldm.errors import UserError
 from ldm.export import save_folder
+from ldm.loading import load_pipeline
 from ldm.noise import NoiseProcess, convert
-from ldm.pipeline import load_pipeline
 from ldm.sampler import SAMPLERS, denoise_with, prior, sample
 from ldm.schedulers import RECIPES, _trained, export_scheduler, offered, with_sampler
 from ldm.stock import CLASSES

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ldm.assets import shipped_model
-from ldm.pipeline import load_pipeline
+from ldm.loading import load_pipeline
 
 PROMPTS = ["horizontal stacked glyph", "vertical stacked glyph with the grass radical"]
 STOCK = """

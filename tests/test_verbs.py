@@ -14,8 +14,8 @@ from ldm.config import NoiseOptions
 from ldm.errors import UserError
 from ldm.graphs import write_graphs
 from ldm.guidance import Guidance, guide
+from ldm.loading import load_pipeline
 from ldm.noise import convert
-from ldm.pipeline import load_pipeline
 from ldm.schedulers import with_sampler
 from ldm.stock_noise import process_of
 from ldm.walk import Walk, _up, backwards

@@ -15,7 +15,7 @@ from ldm.data import Splits
 from ldm.errors import UserError
 from ldm.export import export
 from ldm.latents import cached_latents
-from ldm.pipeline import load_pipeline
+from ldm.loading import load_pipeline
 from ldm.training import Trainer
 
 MODEL = VaeModel(kind="vq", codebook_size=8, block_out_channels=[8, 8], norm_num_groups=4, latent_channels=4)

@@ -19,8 +19,9 @@ from ldm.data.decode import ImageError, decode_image, fit_image
 from ldm.edit_cli import KEY as EDITED
 from ldm.errors import UserError
 from ldm.generate import KEY, complete, draw, enlarged, entries
+from ldm.loading import load_pipeline
 from ldm.model_folder import read_yaml
-from ldm.pipeline import Pipeline, PipelineOutput, load_pipeline
+from ldm.pipeline import Pipeline, PipelineOutput
 from ldm.schedulers import samplers_for
 from ldm.verbs import box_mask, image_to_image, inpaint, interpolate
 

@@ -14,9 +14,10 @@ from ldm.data import Splits, build, spread
 from ldm.errors import UserError
 from ldm.evaluation import denoising
 from ldm.evaluation.open_run import OpenRun, checkpoint_state, open_run
+from ldm.loading import load_pipeline
 from ldm.model_folder import locate, read_json
 from ldm.noise import NoiseProcess
-from ldm.pipeline import Pipeline, load_pipeline
+from ldm.pipeline import Pipeline
 from ldm.settings_io import load
 from ldm.stock_noise import process_of
 

@@ -24,8 +24,8 @@ from ldm.disk import write_whole
 from ldm.errors import UserError
 from ldm.evaluation.digit_judge import DigitJudge, agreement, pictures_of
 from ldm.evaluation.drawing import AGREE, DISAGREE, Drawing, draw
+from ldm.loading import load_pipeline
 from ldm.model_folder import read_yaml
-from ldm.pipeline import load_pipeline
 from ldm.sheet import save_png, sheet
 
 log = logging.getLogger(__name__)

@@ -27,8 +27,9 @@ from ldm.likelihood import (
     squared_errors,
     variational_bound,
 )
+from ldm.loading import load_pipeline
 from ldm.noise import NoiseProcess
-from ldm.pipeline import Pipeline, load_pipeline
+from ldm.pipeline import Pipeline
 from ldm.sampler import denoise_with
 from ldm.settings_io import load
 

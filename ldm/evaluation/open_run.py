@@ -14,8 +14,9 @@ from ldm import checkpoint
 from ldm.config import LdmSettings
 from ldm.data import Splits, build
 from ldm.errors import UserError
+from ldm.loading import load_pipeline
 from ldm.noise import NoiseProcess
-from ldm.pipeline import Pipeline, load_pipeline
+from ldm.pipeline import Pipeline
 from ldm.settings_io import load
 
 

@@ -34,7 +34,7 @@ from ldm.evaluation.statistics import bootstrap, over_seeds
 from ldm.evaluation.towers import ClipJudge
 from ldm.evaluation.validity import compare as compare_validity
 from ldm.evaluation.validity import measure as measure_validity
-from ldm.pipeline import load_pipeline
+from ldm.loading import load_pipeline
 from ldm.sheet import save_png, sheet
 from ldm.text import recall_at
 

@@ -29,8 +29,9 @@ from ldm.disk import write_whole
 from ldm.errors import UserError
 from ldm.evaluation.scores import share
 from ldm.likelihood import log_likelihood
+from ldm.loading import load_pipeline
 from ldm.model_folder import read_yaml
-from ldm.pipeline import Pipeline, load_pipeline
+from ldm.pipeline import Pipeline
 from ldm.sampler import denoise_with
 from ldm.stock_noise import process_of
 

@@ -16,8 +16,8 @@ from ldm.errors import UserError
 from ldm.figures import Drawing, Setting
 from ldm.figures.points import LIMIT, Denoise, arrows, shade
 from ldm.figures.style import BLUE, GREY, HEAT, INK, page
+from ldm.loading import load_pipeline
 from ldm.noise import Schedule
-from ldm.pipeline import load_pipeline
 from ldm.sampler import denoise_with, sample
 from ldm.stock_noise import process_of
 from ldm.time_grids import TIME_GRIDS

@@ -13,8 +13,9 @@ from ldm.data.glyphs import GlyphData, splits
 from ldm.data.render import render, style_font
 from ldm.figures import Setting
 from ldm.guidance import guide
+from ldm.loading import load_pipeline
 from ldm.noise import Schedule
-from ldm.pipeline import Pipeline, load_pipeline
+from ldm.pipeline import Pipeline
 from ldm.sampler import denoise_with
 from ldm.stock_noise import process_of
 

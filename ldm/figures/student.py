@@ -6,7 +6,7 @@ from ldm.assets import shipped_model
 from ldm.figures import Drawing, Setting
 from ldm.figures.sources import model
 from ldm.figures.style import grey, strip
-from ldm.pipeline import load_pipeline
+from ldm.loading import load_pipeline
 
 PROMPT = "horizontal stacked glyph with the water radical"
 SEEDS, FEW = 8, 4

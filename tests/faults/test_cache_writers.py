@@ -22,7 +22,7 @@ from ldm.config import DataOptions
 from ldm.data import glyphs
 from ldm.data.publish import write_repository
 from ldm.errors import UserError
-from ldm.pipeline import load_pipeline
+from ldm.loading import load_pipeline
 
 
 @pytest.fixture(autouse=True)

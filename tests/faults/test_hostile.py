@@ -21,7 +21,7 @@ from tiny_model import tiny_folder
 
 from ldm.cli import main
 from ldm.export import export
-from ldm.pipeline import load_pipeline
+from ldm.loading import load_pipeline
 
 MEMORY, SECONDS = 1.5 * 2**30, 60  # more than the process has when it starts
 

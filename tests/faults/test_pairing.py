@@ -21,7 +21,7 @@ from ldm.distill import DistillTask
 from ldm.errors import UserError
 from ldm.export import export
 from ldm.latents import network_digest
-from ldm.pipeline import load_pipeline
+from ldm.loading import load_pipeline
 from ldm.runs import record
 from ldm.text import ClipTask
 from ldm.training import Trainer
