@@ -2,32 +2,67 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from ldm.model_folder import read_json, read_yaml
+from ldm.gallery import pictures
+from ldm.model_folder import HUB_ID, read_json, read_yaml
+from ldm.runs import CORE_WATTS
+from ldm.vetting import count
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
+PLACE = "path/to/this/folder"  # in the card's examples; on the Hub it is the repository's name
 
 
-def write_card(folder: Path, metrics: dict[str, Any] | None = None) -> None:
-    """Write README.md into the exported `folder`, from its components, its ldm.json and `metrics` (see `rows`)."""
+def write_card(folder: Path) -> None:
+    """Write README.md into the exported `folder`, from all that lies there; for metrics.json see `rows`."""
     import jinja2
 
     environment = jinja2.Environment(undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     model = read_json(folder / "ldm.json")
+    training = model.get("training", {})
+    metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
+    gallery, curves = pictures(folder), (folder / "logs").is_dir()
     text = template.render(
+        place=PLACE,
         model=model,
-        training=model.get("training", {}),
+        training=training,
         scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
-        sizes={name: _parameters(folder / name) for name in ("text_encoder", "vae", "unet")},
+        sizes={name: count(folder / name) for name in ("text_encoder", "vae", "unet")},
+        variant=any(folder.glob("unet/*.fp16.safetensors")),
         context=read_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length"),
-        metrics=rows(metrics or {}),
-        index=model_index(model.get("name", folder.name), model.get("training", {}).get("data"), metrics or {}),
+        metrics=rows(metrics),
+        header=header(model, metrics, gallery, curves),
+        energy={part: energy(run) for part, run in training.get("runs", {}).items()},
         picture=next((path.name for path in sorted(folder.glob("*.png"))), None),
+        gallery=gallery,
+        curves=curves,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def header(model: dict[str, Any], metrics: dict[str, Any], gallery: list[dict[str, str]], curves: bool = False) -> str:
+    """The card's YAML, as the Hub reads it (https://huggingface.co/docs/hub/model-cards)."""
+    from huggingface_hub import ModelCardData
+
+    training = model.get("training", {})
+    before = training.get("start") or training.get("student", {}).get("teacher")
+    data = training.get("data")
+    shown = [{"text": each["prompt"] or "-", "output": {"url": each["file"]}} for each in gallery]
+    card = ModelCardData(
+        license=model.get("license"),
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["text-to-image", "latent-diffusion", "diffusers", *(["tensorboard"] if curves else [])],
+        datasets=data if training.get("data_on_hub") else None,
+        base_model=before if training.get("start_on_hub") else None,
+        widget=shown or None,
+        model_name=model.get("name", "model"),
+        eval_results=results(data, metrics) or None,
+    )
+    return card.to_yaml().strip()
 
 
 def training_facts(run: Path) -> dict[str, Any]:
@@ -36,22 +71,24 @@ def training_facts(run: Path) -> dict[str, Any]:
     if not settings:
         return {}
     own = settings.get("ldm", {})
-    facts = {
-        "data": _public_source(settings.get("data", {}).get("source")),
-        "prompts": own.get("sampling", {}).get("prompts", [])[:3],
-        "runs": {part: _trained(path) for part, path in _part_runs(run, own).items()},
-        "config": _public(settings),
-    }
+    source, start = settings.get("data", {}).get("source"), own.get("start", {}).get("model")
     student = own.get("distill", {})
-    if not student.get("teacher"):
-        return facts
-    before = _runs_of(Path(student["teacher"]))
-    before = {"teacher" if part == "ldm" else part: one for part, one in before.items()}
-    told = {name: student.get(name) for name in ("steps", "guidance_scale")}
-    return facts | {
-        "runs": before | facts["runs"],
-        "student": told | {"teacher": _public_source(student["teacher"])},
+    before = start or student.get("teacher")
+    unconditional = own.get("text", {}).get("source") == "none"
+    facts: dict[str, Any] = {
+        "data": _public_source(source),
+        "data_on_hub": _is_on_hub(source),
+        "prompts": [""] * 4 if unconditional else own.get("sampling", {}).get("prompts", []),
+        "runs": {part: _trained(path) for part, path in part_runs(run).items()},
     }
+    if not before:
+        return facts
+    earlier = {"before" if part == "ldm" else part: one for part, one in _runs_of(Path(before)).items()}
+    facts |= {"runs": earlier | facts["runs"], "start_on_hub": _is_on_hub(before)}
+    if start:
+        return facts | {"start": _public_source(start), "lora_rank": own["start"].get("lora_rank", 0)}
+    told = {name: student.get(name) for name in ("steps", "guidance_scale")}
+    return facts | {"student": told | {"teacher": _public_source(before)}}
 
 
 def _runs_of(model: Path) -> dict[str, Any]:
@@ -70,13 +107,11 @@ def rows(metrics: dict[str, Any]) -> dict[str, str]:
     return {name: text for name, metric in _metrics(metrics).items() if (text := _as_text(metric))}
 
 
-def model_index(name: str, data: str | None, metrics: dict[str, Any]) -> str:
-    """The same numbers as the Hub reads them: the "model-index" of the card's YAML header; "" where there are none."""
-    import yaml
+def results(data: str | None, metrics: dict[str, Any]) -> list:
+    """The same numbers for the header's "model-index"."""
     from huggingface_hub import EvalResult
-    from huggingface_hub.repocard_data import eval_results_to_model_index
 
-    results = [
+    return [
         EvalResult(
             task_type="text-to-image",
             dataset_type=data or "unknown",
@@ -90,10 +125,13 @@ def model_index(name: str, data: str | None, metrics: dict[str, Any]) -> str:
         for metric, number in _metrics(metrics).items()
         if _as_text(number)
     ]
-    if not results:
-        return ""
-    index = eval_results_to_model_index(name, results)
-    return yaml.safe_dump({"model-index": index}, sort_keys=False).strip()
+
+
+def energy(run: dict[str, Any]) -> float | None:
+    """Watt-hours of a training as far as they can be estimated: its time in steps at what its hardware may draw."""
+    cores = re.search(r"(\d+) cores", run.get("hardware") or "")
+    watts = run.get("watts") or (int(cores[1]) * CORE_WATTS if cores else None)
+    return watts * run["minutes"] / 60 if watts and run.get("minutes") else None
 
 
 def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -127,15 +165,21 @@ def _as_text(metric) -> str:
     return f"{form.format(value)} ({', '.join([interval, *more])})"
 
 
-def _part_runs(run: Path, settings: dict) -> dict[str, Path]:
+def part_runs(run: Path) -> dict[str, Path]:
     """Part -> the run that made it, in the order of training: the runs beside this one, or those it was pointed to."""
-    named = {"clip": settings.get("text", {}).get("source", "run"), "vae": settings.get("vae", "run")}
+    settings = read_yaml(run / "config.yaml")
+    if not settings:
+        return {}
+    own = settings.get("ldm", {})
+    if own.get("start", {}).get("model") or own.get("distill", {}).get("teacher"):
+        return {"ldm": run}  # the other parts are those of the model before
+    named = {"clip": own.get("text", {}).get("source", "run"), "vae": own.get("vae", "run")}
     runs = {part: run.parent / part if name == "run" else Path(name) for part, name in named.items()} | {"ldm": run}
     return {part: path for part, path in runs.items() if (path / "config.yaml").is_file()}
 
 
 def _trained(run: Path) -> dict[str, Any]:
-    """Steps, batch, minutes and hardware of one run, as far as it kept them."""
+    """Steps, batch, minutes, hardware and settings of one run, as far as it kept them."""
     settings = read_yaml(run / "config.yaml")
     versions = read_json(run / "versions.json") if (run / "versions.json").is_file() else {}
     train, log = settings.get("train", {}), _log(run / "log.jsonl")
@@ -144,7 +188,9 @@ def _trained(run: Path) -> dict[str, Any]:
         "batch_size": train.get("batch_size"),
         "minutes": _minutes(log, train.get("batch_size", 0)),
         "hardware": versions.get("hardware"),
+        "watts": versions.get("watts"),
         "versions": {name: versions[name] for name in ("torch", "diffusers", "transformers") if name in versions},
+        "config": _public(settings),
     }
 
 
@@ -169,21 +215,6 @@ def _log(path: Path) -> list[dict]:
     return [row for row in rows if isinstance(row, dict)]
 
 
-def _parameters(component: Path) -> int:
-    """Number of weights in a component, from the headers of its safetensors files."""
-    from safetensors import safe_open
-
-    total = 0
-    for file in component.glob("*.safetensors"):
-        with safe_open(file, "pt") as weights:
-            for key in weights.keys():
-                size = 1
-                for length in weights.get_slice(key).get_shape():
-                    size *= length
-                total += size
-    return total
-
-
 def _public(settings: dict) -> str:
     """The run's settings as YAML, without the places on the machine that trained it."""
     import yaml
@@ -201,6 +232,10 @@ def _public(settings: dict) -> str:
         if block and key in block:
             block[key] = _public_source(block[key])
     return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).strip()
+
+
+def _is_on_hub(source: object) -> bool:
+    return isinstance(source, str) and HUB_ID.fullmatch(source) is not None and not Path(source).exists()
 
 
 def _public_source(source: object) -> str | None:

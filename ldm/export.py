@@ -1,12 +1,15 @@
 """`ldm export`: one self-contained folder of stock classes from a finished run (or from another export).
 
-The folder is written beside its destination and renamed at the end, so a half-written export never has its name.
+The folder is written beside its destination and renamed at the end, so a half-written export never has its name. Beside
+the components it holds what its card shows: drawn pictures, the curves of its trainings, its metrics.
 """
 
 import importlib.util
 import json
 import logging
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,38 +24,59 @@ from ldm.stock import CLASSES, LIBRARY
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+BOTH = "both"  # fp32, and fp16 as the variant that stock loading takes with variant="fp16"
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")  # as the Hub writes them
+OURS = ("glyphs", "digits")  # data of which we know the licence that a model of it can have
 FORMAT = 1
 
 
 def export(
-    run: str | Path, out: Path, dtype: str = "fp32", name: str | None = None, metrics: Path | None = None
+    run: str | Path,
+    out: Path,
+    dtype: str = "fp32",
+    name: str | None = None,
+    metrics: Path | None = None,
+    prompts: Sequence[str] = (),
+    license: str | None = None,
 ) -> Path:
     """Write the model of `run` as one folder.
 
     Args:
         run: folder of a finished LDM run, or an exported model.
         out: the folder to write; an earlier export there is replaced, any other folder is refused.
-        dtype: "fp32" or "fp16" weights.
+        dtype: "fp32" or "fp16" weights, or "both": fp16 ones beside the others.
         name: of the model, in its card and ldm.json; None = the name of `out`.
-        metrics: JSON file for the card's table, as `ldm evaluate` writes it.
+        metrics: JSON file for the card's table, as `ldm evaluate` writes it; None = that of an earlier export.
+        prompts: of the card's pictures; none = those that the run's sample grids were drawn with.
+        license: the Hub's name of the weights' licence; None = as it was, and of our own data "apache-2.0".
 
     Raises: UserError if the run is unfinished or `out` is something else.
     """
     from ldm.card import training_facts, write_card
+    from ldm.gallery import draw_gallery
 
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if dtype not in (*DTYPES, BOTH):
+        raise UserError(f"--dtype must be one of {', '.join([*DTYPES, BOTH])}, got {dtype!r}")
+    if license is not None and not LICENSE.fullmatch(license):
+        raise UserError(f"--license must be a name as the Hub has it, such as apache-2.0 or cc-by-4.0, got {license!r}")
     out = Path(out)
     place = out.resolve()
     _refuse_foreign(out)
-    pipeline = load_pipeline(run, device="cpu", dtype=DTYPES[dtype])
+    pipeline = load_pipeline(run, device="cpu", dtype=DTYPES.get(dtype))
     _refuse_own(pipeline, run)
+    facts = training_facts(Path(run)) or pipeline.defaults.get("training", {})
+    facts |= {"prompts": list(prompts)} if prompts else {}
+    license = license or pipeline.defaults.get("license") or ("apache-2.0" if facts.get("data") in OURS else None)
     with telling(out, "choose another folder, or make room"), one_writer(place), staged(place) as stage:
-        pipeline.defaults |= {"training": training_facts(Path(run)) or pipeline.defaults.get("training", {})}
+        pipeline.defaults |= {"training": facts, "license": license}
         save_folder(pipeline, stage, name or place.name)
+        if dtype == BOTH:
+            _save_variant(load_pipeline(stage, device="cpu", dtype=torch.float16), stage)
         _write_graphs(stage)
         _keep_pictures(out, stage)
-        write_card(stage, read_json(metrics) if metrics else {})
+        _keep_records(pipeline, Path(run), metrics, stage)
+        draw_gallery(stage, facts.get("prompts", []))
+        write_card(stage)
     return out
 
 
@@ -62,12 +86,8 @@ def save_folder(pipeline: Pipeline, folder: Path, name: str) -> None:
     tokenizer = pipeline.tokenizer
     text.pad_token_id, text.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
     text.eos_token_id = tokenizer.eos_token_id
-    for component, part in pipeline.components.items():
-        safe: dict[str, Any] = {"safe_serialization": True} if component in ("vae", "unet") else {}
-        if component == "text_encoder":  # the key names that every version of transformers reads
-            safe = {"state_dict": {_prefixed(key): value for key, value in part.state_dict().items()}}
-        with no_progress_bars():
-            part.save_pretrained(str(folder / component), **safe)
+    for component in pipeline.components:
+        _save_component(pipeline, component, folder)
     for component in ("text_encoder", "vae", "unet"):
         config = folder / component / "config.json"
         values = {key: value for key, value in read_json(config).items() if key != "_name_or_path"}  # a path of ours
@@ -77,6 +97,25 @@ def save_folder(pipeline: Pipeline, folder: Path, name: str) -> None:
     _write_json(folder / "model_index.json", model_index(pipeline))
     digest = locate(folder).digest()  # of the components as they now lie there; ldm.json itself is not part of it
     _write_json(folder / "ldm.json", {**pipeline.defaults, **describe(pipeline), "name": name, "digest": digest})
+
+
+def _save_component(pipeline: Pipeline, component: str, folder: Path, **options) -> None:
+    part = pipeline.components[component]
+    if component in ("vae", "unet"):
+        options["safe_serialization"] = True
+    if component == "text_encoder":  # the key names that every version of transformers reads
+        options["state_dict"] = {_prefixed(key): value for key, value in part.state_dict().items()}
+    with no_progress_bars():
+        part.save_pretrained(str(folder / component), **options)
+
+
+def _save_variant(pipeline: Pipeline, stage: Path) -> None:
+    """The weights of a `pipeline` in fp16 as files of their own beside the others, whose settings stay as they are."""
+    for component in ("text_encoder", "vae", "unet"):
+        config = stage / component / "config.json"
+        kept = config.read_bytes()
+        _save_component(pipeline, component, stage, variant="fp16")
+        config.write_bytes(kept)
 
 
 def _write_graphs(stage: Path) -> None:
@@ -136,7 +175,7 @@ def _refuse_foreign(out: Path) -> None:
         return
     if not ((out / "model_index.json").is_file() and (out / "ldm.json").is_file()):
         raise UserError(f"{out} holds something that is no earlier export: name a new folder, or empty it")
-    known = {*COMPONENTS, "model_index.json", "ldm.json", "README.md", "metrics.json"}
+    known = {*COMPONENTS, "model_index.json", "ldm.json", "README.md", "metrics.json", "gallery", "logs"}
     strange = sorted(p.name for p in out.iterdir() if p.name not in known and p.suffix.lower() not in (".png", ".jpg"))
     if strange:
         raise UserError(f"{out} also holds {', '.join(strange[:3])}, which replacing it would delete: move that first")
@@ -146,3 +185,21 @@ def _keep_pictures(out: Path, stage: Path) -> None:
     """A contact sheet that was put beside an earlier export stays with the new one."""
     for picture in [p for p in out.glob("*") if p.suffix.lower() in (".png", ".jpg")]:
         shutil.copy2(picture, stage)
+
+
+def _keep_records(pipeline: Pipeline, run: Path, metrics: Path | None, stage: Path) -> None:
+    """The metrics that the card quotes, and the TensorBoard curves of every training that the run still knows."""
+    from ldm.card import part_runs
+
+    assert pipeline.folder is not None  # it was loaded from one: an earlier export, or final/ of a run
+    earlier = pipeline.folder.paths["unet"].parent
+    if metrics or (earlier / "metrics.json").is_file():
+        found = read_json(metrics or earlier / "metrics.json")
+        _write_json(stage / "metrics.json", {"summary": found["summary"]} if "summary" in found else found)
+    if (earlier / "logs").is_dir():
+        shutil.copytree(earlier / "logs", stage / "logs")
+    for part, path in part_runs(run).items():
+        for i, events in enumerate(sorted(path.glob("logs/**/events.out.tfevents.*"))):
+            (stage / "logs" / part).mkdir(parents=True, exist_ok=True)
+            began = events.name.split(".")[3]  # its name also tells the machine's
+            shutil.copyfile(events, stage / "logs" / part / f"events.out.tfevents.{began}.{i}")

@@ -189,11 +189,16 @@ def read_png(path: Path) -> dict:
     return job
 
 
-def _job(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything that decides the pictures: the options given, over the old picture's settings, over the defaults."""
+def empty_job() -> dict[str, Any]:
+    """All that decides pictures, with nothing asked for yet."""
     job: dict[str, Any] = {"model": None, "prompt": None, "negative": None, "grid": None, "number": None, "seed": 0}
     job |= {"steps": None, "sampler": None, "guidance": None, "scale": 1, "digest": None, "lora": None}
-    job |= dict.fromkeys(GUIDANCE)
+    return job | dict.fromkeys(GUIDANCE)
+
+
+def _job(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that decides the pictures: the options given, over the old picture's settings, over the defaults."""
+    job = empty_job()
     if args.source:
         told = read_png(Path(args.source))
         job |= {name: told[name] for name in job if name in told}

@@ -20,6 +20,7 @@ COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 DEFAULTS = ("num_inference_steps", "guidance_scale", "guidance_interval", "guidance_rescale")  # a run's own settings
 FALLBACKS = {"num_inference_steps": 20, "guidance_scale": 3.0}  # of a model that has none
 HUB_ID = re.compile(r"[\w][\w.\-]*/[\w][\w.\-]*(@\w[\w\-]*([./][\w\-]+)*)?")  # user/name or user/name@revision
+VARIANT = ".fp16."  # in the names of weights that are there in fp16 too
 HUB_FILES = [
     "model_index.json",
     "ldm.json",
@@ -46,11 +47,12 @@ class ModelFolder:
         """16 hex digits that change with any weight, token or scheduler setting, and not with the folder's name.
 
         Only the components count: ldm.json, which records the digest, and the card may change without changing it.
+        Weights that are there once more in fp16 do not.
         """
         total = hashlib.sha256()
         for component in sorted(self.paths):
             for file in sorted(self.paths[component].iterdir()):
-                if file.suffix in (".safetensors", ".json", ".txt"):
+                if file.suffix in (".safetensors", ".json", ".txt") and VARIANT not in file.name:
                     total.update(f"{component}/{file.name}\0".encode())
                     with file.open("rb") as stream:
                         total.update(hashlib.file_digest(stream, "sha256").digest())
@@ -83,7 +85,7 @@ def locate(path_or_id: str | Path | None = None) -> ModelFolder:
         )
     if HUB_ID.fullmatch(str(path_or_id)):
         repo_id, _, revision = str(path_or_id).partition("@")
-        found = pull(repo_id, revision or None, HUB_FILES)
+        found = pull(repo_id, revision or None, HUB_FILES, leaving=[f"*{VARIANT}*"])
         return _exported(found, f"{repo_id}@{found.name}")  # the commit: a name may come to mean another
     raise UserError(
         f"there is no folder {folder}: name an exported model, an LDM run, a Hub id like user/name, "

@@ -10,9 +10,10 @@ import fnmatch
 import hashlib
 import json
 import logging
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def passes(error: BaseException) -> bool:
 
 def push(
     folder: Path,
-    files: Sequence[Path],
+    files: Mapping[str, Path],
     repo_id: str,
     message: str,
     kind: str = "model",
@@ -76,15 +77,19 @@ def push(
     revision: str | None = None,
     replaces: Sequence[str] = (),
     mark: str = "",
+    place: str = "",
 ) -> str:
-    """Make a repository if needed, and its branch hold `files` of `folder` by at most one commit.
+    """Make a repository if needed, and its branch hold the files by at most one commit.
 
     Args:
+        folder: what they are of, for messages.
+        files: path in the repository -> file.
         kind: "model" or "dataset".
         revision: the branch; None = main.
         replaces: patterns of the files that only count together. Those of an earlier upload that are no more go with
             the same commit; other files are left alone.
         mark: the file by which an earlier upload of ours is known. Where it is missing nothing is removed: refused.
+        place: what stands for the repository's name in README.md, where the name is put.
 
     Returns: a line that says what happened, with the commit's address.
     Raises: UserError: what the Hub says, and how things stand now.
@@ -92,27 +97,48 @@ def push(
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 
-    api, upload = HfApi(), _Upload(folder, files, repo_id, kind, revision or "main", replaces, mark)
-    try:
-        patiently(api.create_repo, repo_id, repo_type=kind, private=private, exist_ok=True)
-        if revision is not None:
-            patiently(api.create_branch, repo_id, branch=revision, repo_type=kind, exist_ok=True)
-        return upload.run(api, message)
-    except LocalTokenNotFoundError:
-        raise UserError("no Hub token was found: run `hf auth login`, or set HF_TOKEN") from None
-    except (HTTPError, OSError, ValueError, RuntimeError) as error:
-        state = f"nothing was changed there, and {folder} is whole: push again later"
-        if upload.base and not upload.is_unchanged(api):
-            state = "the Hub may or may not have taken the commit: push again to find out, it is never made twice"
-        raise UserError(f"{repo_id} could not be uploaded: {reason(error)}; {state}") from None
+    with _addressed(files, place, repo_id) as files:
+        api, upload = HfApi(), _Upload(files, repo_id, kind, revision or "main", replaces, mark)
+        try:
+            patiently(api.create_repo, repo_id, repo_type=kind, private=private, exist_ok=True)
+            if revision is not None:
+                patiently(api.create_branch, repo_id, branch=revision, repo_type=kind, exist_ok=True)
+            return upload.run(api, message)
+        except LocalTokenNotFoundError:
+            raise UserError("no Hub token was found: run `hf auth login`, or set HF_TOKEN") from None
+        except (HTTPError, OSError, ValueError, RuntimeError) as error:
+            state = f"nothing was changed there, and {folder} is whole: push again later"
+            if upload.base and not upload.is_unchanged(api):
+                state = "the Hub may or may not have taken the commit: push again to find out, it is never made twice"
+            raise UserError(f"{repo_id} could not be uploaded: {reason(error)}; {state}") from None
+
+
+@contextmanager
+def _addressed(files: Mapping[str, Path], place: str, repo_id: str) -> Iterator[dict[str, Path]]:
+    """The files, with a README.md that names the repository."""
+    with tempfile.TemporaryDirectory() as scratch:
+        named = dict(files)
+        if place and "README.md" in files:
+            named["README.md"] = Path(scratch) / "README.md"
+            text = files["README.md"].read_text(encoding="utf-8").replace(place, repo_id)
+            named["README.md"].write_text(text, encoding="utf-8")
+        yield named
+
+
+def print_plan(files: Mapping[str, Path], repo_id: str) -> None:
+    """What a push would send."""
+    sizes = {name: file.stat().st_size for name, file in files.items()}
+    for name, size in sizes.items():
+        print(f"{size:>12,}  {name}")
+    print(f"{sum(sizes.values()):>12,}  in {len(sizes)} files would go to {repo_id} as one commit")
 
 
 class _Upload:
     """One push: see `push`."""
 
-    def __init__(self, folder: Path, files: Sequence[Path], repo_id: str, kind: str, branch: str, replaces, mark):
+    def __init__(self, files: Mapping[str, Path], repo_id: str, kind: str, branch: str, replaces, mark):
         self.repo_id, self.kind, self.branch, self.replaces, self.mark = repo_id, kind, branch, replaces, mark
-        self.files = {file.relative_to(folder).as_posix(): file for file in files}
+        self.files = files
         self.hashes = {name: (_sha256(file), git_oid(file)) for name, file in self.files.items()}
         self.base: str | None = None  # the commit that ours goes on top of, once it may have been sent
 
@@ -182,8 +208,8 @@ class _Upload:
 # ---- down ------------------------------------------------------------------------------------------------------------
 
 
-def pull(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The snapshot of a repository with the files that match: a folder whose name is the commit.
+def pull(repo_id: str, revision: str | None, patterns: Sequence[str], leaving: Sequence[str] = ()) -> Path:
+    """The snapshot of a repository with the files that match, `leaving` others: a folder whose name is the commit.
 
     Every file is compared with the hash that the Hub tells of it, also one that was downloaded before. One that differs
     is removed and fetched again. Without a Hub an earlier download has to do.
@@ -194,21 +220,22 @@ def pull(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
 
     faults = (HTTPError, OSError, ValueError, RuntimeError)
     try:
-        return patiently(_snapshot, repo_id, revision, patterns)
+        return patiently(_snapshot, repo_id, revision, patterns, leaving)
     except faults as error:
         if passes(error):
             with suppress(*faults):
-                kept = _snapshot(repo_id, revision, patterns, local_files_only=True)
+                kept = _snapshot(repo_id, revision, patterns, leaving, local_files_only=True)
                 log.warning("the Hub does not answer, so the download of before is taken: %s", kept.name)
                 return kept
         name = repo_id + (f"@{revision}" if revision else "")
         raise UserError(f"there is no folder {name}, and the Hub did not give it as a model: {reason(error)}") from None
 
 
-def _snapshot(repo_id: str, revision: str | None, patterns: Sequence[str], **options) -> Path:
+def _snapshot(repo_id: str, revision: str | None, patterns: Sequence[str], leaving: Sequence[str], **options) -> Path:
     from huggingface_hub import snapshot_download
 
-    folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns), **options))
+    wanted = {"allow_patterns": list(patterns), "ignore_patterns": list(leaving)}
+    folder = Path(snapshot_download(repo_id, revision=revision, **wanted, **options))
     wrong = [file for file in sorted(folder.rglob("*")) if file.is_symlink() and not _is_as_named(file.resolve())]
     for file in wrong:
         file.resolve().unlink(missing_ok=True)

@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import socket
+import subprocess
 import tempfile
 import time
 from importlib import metadata
@@ -27,8 +28,9 @@ PACKAGES = (
     "open_clip_torch",
     "xformers",
 )
-
-
+# For estimates of energy, on the high side: a server's CPU of 96 cores may draw 360 W, a desktop's of 10 cores 125 W.
+CORE_WATTS = 10.0
+GPU_WATTS = 300.0  # where nvidia-smi does not tell the limit
 LOCK = "lock.json"  # who writes to a run: process, machine and since when
 _locks: dict[Path, IO[str]] = {}  # held until this process ends, however it ends
 
@@ -102,9 +104,10 @@ def record(run: Path, settings: RunSettings) -> None:
     replace_text(run / "versions.json", json.dumps(versions(), indent=1))
 
 
-def versions() -> dict[str, str]:
+def versions() -> dict[str, str | float]:
     """Versions of Python, the platform and the packages that decide a run, and the hardware it runs on."""
-    found = {"python": platform.python_version(), "machine": platform.platform(), "hardware": hardware()}
+    found: dict[str, str | float] = {"python": platform.python_version(), "machine": platform.platform()}
+    found |= {"hardware": hardware(), "watts": watts()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
@@ -117,10 +120,32 @@ def hardware() -> str:
     """The GPU's name, or else the CPU's with its number of cores: what the minutes of a run were spent on."""
     import torch
 
-    asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    if torch.cuda.is_available() and not asked_for_cpu:
-        return torch.cuda.get_device_name()
+    number = int(os.environ.get("WORLD_SIZE", "1"))
+    if _on_gpu():
+        return f"{number} x " * (number > 1) + torch.cuda.get_device_name()
     return f"{cpu_name()}, {os.cpu_count()} cores"
+
+
+def watts() -> float:
+    """What the processes of this run may draw: the power limits of their GPUs, or CORE_WATTS for each busy core."""
+    import torch
+
+    number = int(os.environ.get("WORLD_SIZE", "1"))
+    if not _on_gpu():
+        return CORE_WATTS * min(os.cpu_count() or 1, number * torch.get_num_threads())
+    command = ["nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
+        return number * max(map(float, told.split()))
+    except (OSError, ValueError, subprocess.SubprocessError):  # no such program, or a device that does not tell
+        return number * GPU_WATTS
+
+
+def _on_gpu() -> bool:
+    import torch
+
+    asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return torch.cuda.is_available() and not asked_for_cpu
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

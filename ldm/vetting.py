@@ -92,8 +92,8 @@ def tensor_shapes(component: Path) -> dict[str, list[int]]:
 
 
 def count(component: Path) -> int:
-    """Number of weights in a component's files."""
-    return sum(math.prod(shape) for shape in tensor_shapes(component).values())
+    """Number of weights of a component."""
+    return sum(math.prod(shape) for shape in tensor_shapes(component).values())  # a variant has the same names
 
 
 def _header(file: Path) -> dict[str, list[int]]:

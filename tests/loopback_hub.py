@@ -356,7 +356,24 @@ def _locate(name: str) -> int:
     return 0
 
 
-ACTIONS = {"locate": _locate}
+def _draw(name: str, out: str, *stock_options: str) -> int:
+    """The same picture by stock diffusers and by us, (2, H, W, C) in [0, 1], into an .npy file."""
+    import numpy as np
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from ldm import load_pipeline
+
+    own = load_pipeline(name)
+    stock = DiffusionPipeline.from_pretrained(name, **dict(option.split("=") for option in stock_options))
+    stock.set_progress_bar_config(disable=True)
+    latents = torch.randn(1, *own.latent_shape, generator=torch.Generator().manual_seed(0))
+    same = {"latents": latents, "num_inference_steps": 5, "guidance_scale": 2.0, "output_type": "np"}
+    np.save(out, np.concatenate([np.asarray(each("water", **same).images) for each in (stock, own)]))
+    return 0
+
+
+ACTIONS = {"locate": _locate, "draw": _draw}
 
 
 def _work() -> None:

@@ -47,8 +47,8 @@ def write_space(model: str, out: Path, title: str | None = None) -> Path:
     title = title or folder.name
     with staged(out) as stage:
         shutil.copytree(PACKAGE, stage / "ldm", ignore=LEFT_OUT)
-        for file in files(folder) if is_folder else []:
-            copy = stage / "model" / file.relative_to(folder)
+        for name, file in files(folder).items() if is_folder else ():
+            copy = stage / "model" / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
         for name in LICENCES:

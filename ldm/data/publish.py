@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ldm.data.glyphs import GlyphData
 
 NOTICES = ("NOTICE.md", "LICENSE-UNICODE-V3.txt", "LICENSE-APACHE-2.0.txt")
+PLACE = "user/name"  # in the card's example
 CAPTIONS = 4  # captions written per picture, drawn with the default weights
 DESCRIPTION = "Write the glyph data set, or push it to the Hub, as a `datasets` repository."
 
@@ -20,6 +21,8 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write; new or empty")
     parser.add_argument("--push", metavar="USER/NAME", help="data set repository on the Hub, made where missing")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--revision", help="branch to commit to (default: main)")
+    parser.add_argument("--dry-run", action="store_true", help="list what --push would upload, and touch nothing there")
     parser.add_argument("--resolution", type=int, default=64, metavar="N", help="pixels per side (default: 64)")
     parser.add_argument("--styles", nargs="+", choices=("hei", "song"), default=["hei", "song"], metavar="STYLE")
     parser.add_argument("--font-file", type=Path, metavar="FONT", help="your own font instead of the packaged styles")
@@ -34,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ldm.data.glyphs import splits as glyph_splits
     from ldm.errors import UserError
+    from ldm.remote import print_plan
 
     if args.out is None and args.push is None:
         raise UserError("nothing to do: give --out DIR to write the data set, or --push USER/NAME to upload it")
@@ -52,7 +56,10 @@ def run(args: argparse.Namespace) -> int:
             folder = args.out or Path(scratch) / "glyphs"
             if args.out is None:
                 write_repository(splits, options, folder)
-            print(f"pushed {push(folder, args.push, args.private)}")
+            if args.dry_run:
+                print_plan(files(folder), args.push)
+            else:
+                print(f"pushed {push(folder, args.push, args.private, args.revision)}")
     return 0
 
 
@@ -76,15 +83,27 @@ def write_repository(splits: dict[str, "GlyphData"], options: "DataOptions", out
         (stage / "README.md").write_text(card(splits, options), encoding="utf-8")
 
 
-def push(folder: Path, repo_id: str, private: bool = False) -> str:
+def push(folder: Path, repo_id: str, private: bool = False, revision: str | None = None) -> str:
     """Upload `folder` as a data set repository, see `ldm.remote.push`: its parquet files replace those of before."""
     from ldm import remote
 
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    message = "Chinese glyphs with captions"
     return remote.push(
-        folder, files, repo_id, message, "dataset", private, replaces=["data/*.parquet"], mark=NOTICES[0]
+        folder,
+        files(folder),
+        repo_id,
+        "Chinese glyphs with captions",
+        kind="dataset",
+        private=private,
+        revision=revision,
+        replaces=["data/*.parquet"],
+        mark=NOTICES[0],
+        place=PLACE,
     )
+
+
+def files(folder: Path) -> dict[str, Path]:
+    """What was written, name -> file."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def card(splits: dict[str, "GlyphData"], options: "DataOptions") -> str:

@@ -10,7 +10,7 @@ import pytest
 from loopback_hub import TOKEN, Client, Fault, LoopbackHub
 from tiny_model import tiny_folder
 
-from ldm import hub as hub_command
+from ldm.card import PLACE
 from ldm.export import export
 
 PUSHED = r"POST /api/.*/commit/.*"
@@ -108,10 +108,16 @@ def hub(client):
     client.hub.faults, client.hub.down = [], False
 
 
-def content(folder: Path, files=None) -> dict[str, str]:
+def content(folder: Path) -> dict[str, str]:
     """Path -> sha256."""
-    found = files or [path for path in folder.rglob("*") if path.is_file()]
+    found = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+def uploaded(folder: Path, repo: str, place: str = PLACE) -> dict[str, str]:
+    """`content` as it has to be in a repository, whose name the card tells."""
+    card = (folder / "README.md").read_text().replace(place, repo)
+    return content(folder) | {"README.md": hashlib.sha256(card.encode()).hexdigest()}
 
 
 def readable(said) -> bool:
@@ -127,13 +133,14 @@ def number_fired(faults) -> int:
 
 
 def test_a_push_through_faults_is_one_commit_that_equals_the_folder(hub, client, model, trials, survived):
-    cases, local, fired = MET_BY_PUSH[: trials(7, 99)], content(model), 0
+    cases, fired = MET_BY_PUSH[: trials(7, 99)], 0
     for number, hub.faults in enumerate(cases):
         repo = f"through/push{number}"
         hub.objects.clear()  # so that every file goes up again
         said = client.run("push", model, repo)
         assert said.code == 0, (hub.faults, said.text)
-        assert hub.files(f"models/{repo}") == local and hub.commits(f"models/{repo}") == 1, hub.faults
+        assert hub.files(f"models/{repo}") == uploaded(model, repo), hub.faults
+        assert hub.commits(f"models/{repo}") == 1, hub.faults
         fired += number_fired(hub.faults)
     survived("Hub: pushed through", fired)
 
@@ -142,15 +149,16 @@ def test_a_push_that_gives_up_leaves_no_half_and_a_later_one_completes_it(hub, c
     local, fired = content(model), 0
     for number, (hub.faults, message, commits) in enumerate(GIVEN_UP_BY_PUSH[: trials(3, 99)]):
         repo = f"late/push{number}"
+        there = uploaded(model, repo)
         hub.objects.clear()
         said = client.run("push", model, repo)
         assert readable(said) and message in said.text, (hub.faults, said.text)
         if commits is not None:
-            assert hub.commits(f"models/{repo}") == commits and hub.files(f"models/{repo}") in ({}, local)
+            assert hub.commits(f"models/{repo}") == commits and hub.files(f"models/{repo}") in ({}, there)
         fired += number_fired(hub.faults)
         hub.faults, hub.down = [], False
         assert client.run("push", model, repo).code == 0 and content(model) == local
-        assert hub.files(f"models/{repo}") == local and hub.commits(f"models/{repo}") == 1
+        assert hub.files(f"models/{repo}") == there and hub.commits(f"models/{repo}") == 1
     survived("Hub: given up whole", fired)
 
 
@@ -178,7 +186,6 @@ def test_a_commit_on_top_of_ours_before_we_could_look_is_no_reason_to_commit_aga
 
 
 def test_a_push_killed_at_any_call_leaves_no_half(hub, client, model, tmp_path, trials, survived):
-    local = content(model)
     whole = Client(hub, tmp_path)
     try:
         hub.objects.clear()
@@ -187,16 +194,18 @@ def test_a_push_killed_at_any_call_leaves_no_half(hub, client, model, tmp_path, 
         count = len(hub.calls) - before
         chosen = range(1, count + 1)[:: max(1, count // trials(4, count))]
         for number in chosen:
+            repo = f"killed/{number}"
+            there = uploaded(model, repo)
             hub.objects.clear()
             sent = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)[number % 3]
             hub.faults = [Fault(r".*", lambda _, sent=sent: os.kill(whole.process.pid, sent), first=number)]
-            whole.run("push", model, f"killed/{number}")
+            whole.run("push", model, repo)
             fired = number_fired(hub.faults)
             hub.faults = []
-            if f"models/killed/{number}" in hub.repos:
-                assert hub.files(f"models/killed/{number}") in ({}, local)
-            assert whole.run("push", model, f"killed/{number}").code == 0
-            assert hub.files(f"models/killed/{number}") == local and hub.commits(f"models/killed/{number}") == 1
+            if f"models/{repo}" in hub.repos:
+                assert hub.files(f"models/{repo}") in ({}, there)
+            assert whole.run("push", model, repo).code == 0
+            assert hub.files(f"models/{repo}") == there and hub.commits(f"models/{repo}") == 1
             survived("Hub: pushes killed", fired)
     finally:
         whole.close()
@@ -227,7 +236,7 @@ def test_a_branch_gets_the_commit_and_main_does_not(hub, client, model):
     hub.faults = [Fault(r"POST .*/branch/v2", "reset"), Fault(PUSHED, "applied 504")]
     assert client.run("push", model, "two/branches", "--revision", "v2", "--private").code == 0
     assert hub.commits("models/two/branches", "v2") == 1 and hub.commits("models/two/branches") == 0
-    assert hub.files("models/two/branches", "v2") == content(model, hub_command.files(model))
+    assert hub.files("models/two/branches", "v2") == uploaded(model, "two/branches")
     number_fired(hub.faults)
 
 
@@ -237,11 +246,18 @@ def test_a_data_set_goes_up_by_the_same_rules(hub, client, tmp_path, survived):
     hub.faults = [Fault(CREATE, 503), Fault(PUT, "reset"), Fault(PUSHED, "applied reset")]
     said = client.run(*words, "--push", "a/set", "--out", tmp_path / "set", "--private")
     assert said.code == 0, said.text
-    assert hub.files("datasets/a/set") == content(tmp_path / "set") and hub.commits("datasets/a/set") == 1
+    there = uploaded(tmp_path / "set", "a/set", "user/name")
+    assert hub.files("datasets/a/set") == there and hub.commits("datasets/a/set") == 1
+    assert there != content(tmp_path / "set")  # the card names the repository
     assert "nothing to change" in client.run(*words, "--push", "a/set").text
     hub.repos["datasets/a/set"].at("main")[1]["data/old-00000-of-00001.parquet"] = b"a split that is no more"
+    calls = len(hub.calls)
+    assert "would go to a/set as one commit" in client.run(*words, "--push", "a/set", "--dry-run").text
+    assert len(hub.calls) == calls
     client.run(*words, "--push", "a/set")
-    assert hub.files("datasets/a/set") == content(tmp_path / "set") and hub.commits("datasets/a/set") == 2
+    assert hub.files("datasets/a/set") == there and hub.commits("datasets/a/set") == 2
+    client.run(*words, "--push", "a/set", "--revision", "small")
+    assert hub.files("datasets/a/set", "small") == there
     survived("Hub: data sets pushed through", number_fired(hub.faults))
 
 
