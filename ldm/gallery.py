@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ldm.generate import complete, draw, empty_job, read_png, save_png
-from ldm.pipeline import load_pipeline
+from ldm.loading import load_pipeline
 
 FOLDER = "gallery"
 MOST = 8

@@ -57,8 +57,7 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def run_push(args: argparse.Namespace) -> int:
-    if not HUB_NAME.fullmatch(args.repo_id):
-        raise UserError(f"the repository must be USER/NAME, got {args.repo_id!r}")
+    check_name(args.repo_id)
     with _exported(args) as folder:
         if args.dry_run:
             from ldm.remote import print_plan
@@ -67,6 +66,12 @@ def run_push(args: argparse.Namespace) -> int:
         else:
             print(push(folder, args.repo_id, args.private, args.revision))
     return 0
+
+
+def check_name(repo_id: str) -> None:
+    """Raises: UserError for what cannot be a repository's name."""
+    if not HUB_NAME.fullmatch(repo_id):
+        raise UserError(f"the repository must be USER/NAME, got {repo_id!r}")
 
 
 @contextmanager

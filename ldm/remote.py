@@ -84,7 +84,7 @@ def push(
     Args:
         folder: what they are of, for messages.
         files: path in the repository -> file.
-        kind: "model" or "dataset".
+        kind: "model", "dataset" or "space".
         revision: the branch; None = main.
         replaces: patterns of the files that only count together. Those of an earlier upload that are no more go with
             the same commit; other files are left alone.
@@ -100,7 +100,8 @@ def push(
     with _addressed(files, place, repo_id) as files:
         api, upload = HfApi(), _Upload(files, repo_id, kind, revision or "main", replaces, mark)
         try:
-            patiently(api.create_repo, repo_id, repo_type=kind, private=private, exist_ok=True)
+            sdk = {"space_sdk": "gradio"} if kind == "space" else {}
+            patiently(api.create_repo, repo_id, repo_type=kind, private=private, exist_ok=True, **sdk)
             if revision is not None:
                 patiently(api.create_branch, repo_id, branch=revision, repo_type=kind, exist_ok=True)
             return upload.run(api, message)

@@ -298,7 +298,7 @@ def _entry(path: str, data: bytes) -> dict:
     return {"oid": git_oid(large["oid"].encode()), "size": len(data), "lfs": large}
 
 
-_REPO, _REV = r"/api/(?P<repo>(?:models|datasets)/[^/]+/[^/]+)", r"(?P<rev>.+)"
+_REPO, _REV = r"/api/(?P<repo>(?:models|datasets|spaces)/[^/]+/[^/]+)", r"(?P<rev>.+)"
 _ROUTES = [
     (r"POST /api/repos/create", _Handler._create),
     (r"POST /api/validate-yaml", lambda handler, body: {"errors": [], "warnings": []}),

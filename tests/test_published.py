@@ -18,7 +18,7 @@ from tiny_model import tiny_folder
 
 from ldm.card import PLACE
 from ldm.generate import read_png
-from ldm.pipeline import load_pipeline
+from ldm.loading import load_pipeline
 from ldm.settings_io import load
 
 METRICS = {"summary": {"layout": {"value": 0.47, "interval": [0.4, 0.55], "n": 90}, "copies": 0.0}, "rest": [1]}
@@ -145,3 +145,13 @@ def test_what_is_chosen_when_exporting_is_refused_for_a_folder_that_was_exported
     done = client.run("push", folder, "user/other", "--license", "mit")
     assert done.code == 2 and "--license is a choice of exporting" in done.text
     assert "models/user/other" not in client.hub.repos
+
+
+def test_the_page_goes_up_as_a_space_that_holds_the_model(client, tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    assert client.run("space", folder, "--push", "user/page").code == 0
+    there = client.hub.repos["spaces/user/page"].at("main")[1]
+    assert yaml.safe_load(there["README.md"].decode().split("---")[1])["sdk"] == "gradio"
+    assert {"app.py", "requirements.txt", "ldm/app/page.py", "model/unet/config.json"} <= there.keys()
+    assert "nothing to change" in client.run("space", folder, "--push", "user/page").text
+    assert client.run("space", folder).code == 2

@@ -6,6 +6,7 @@
 
 import argparse
 import os
+import tempfile
 import threading
 from pathlib import Path
 
@@ -29,11 +30,13 @@ def add_parser(subparsers) -> None:
     app.set_defaults(run=run_app)
     space = subparsers.add_parser(
         "space",
-        help="write the page as a Space for the Hub",
-        description="Write a folder that is a Space: the page of `ldm app` with this model, for everyone.",
+        help="write the page as a Space, or push it to the Hub",
+        description="Write a folder that is a Space: the page of `ldm app` with this model, for everyone. Or push it.",
     )
     space.add_argument("model", metavar="DIR", help="exported model, the name of a shipped one, or a Hub id")
-    space.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write; must not exist yet")
+    space.add_argument("-o", "--output", metavar="OUT", help="folder to write; must not exist yet")
+    space.add_argument("--push", metavar="USER/NAME", help="Space on the Hub, made where missing")
+    space.add_argument("--private", action="store_true", help="make a new Space private")
     space.add_argument("--title", help="of the Space (default: the model's name)")
     space.set_defaults(run=run_space)
 
@@ -46,10 +49,19 @@ def run_app(args: argparse.Namespace) -> int:
 
 
 def run_space(args: argparse.Namespace) -> int:
-    from ldm.app.space import write_space
+    from ldm.app.space import push_space, write_space
+    from ldm.hub import check_name
 
-    out = write_space(args.model, Path(args.output), args.title)
-    print(f"{out}: a Space. To try it: cd {out} && python app.py. To publish: hf upload USER/NAME {out} --type space")
+    if args.output is None and args.push is None:
+        raise UserError("nothing to do: give -o DIR to write the Space, or --push USER/NAME to upload it")
+    if args.push is not None:
+        check_name(args.push)
+    with tempfile.TemporaryDirectory() as scratch:
+        out = write_space(args.model, Path(args.output or f"{scratch}/space").expanduser(), args.title)
+        if args.output is not None:
+            print(f"{out}: a Space. To try it: cd {out} && python app.py")
+        if args.push is not None:
+            print(push_space(out, args.push, args.private))
     return 0
 
 

@@ -60,6 +60,16 @@ def write_space(model: str, out: Path, title: str | None = None) -> Path:
     return out
 
 
+def push_space(folder: Path, repo_id: str, private: bool = False) -> str:
+    """Upload a written Space, see `ldm.remote.push`: its code and model replace those of before."""
+    from ldm import remote
+
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return remote.push(
+        folder, found, repo_id, "Page", "space", private, replaces=["ldm/*", "model/*"], mark="ldm/app/page.py"
+    )
+
+
 def requirements() -> list[str]:
     """What pip has to install there: the core's packages and those of the page, at the tested versions. No gradio: its
     version is in the front matter of README.md."""
