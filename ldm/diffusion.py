@@ -1,7 +1,5 @@
 """The third part: a denoiser taught to undo noise on cached latents, told by text."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ldm import checkpoint
 from ldm.alignment import Alignment, load_tower
 from ldm.autoencoder import load_vae, to_images
 from ldm.config import ClipModel, LdmSettings
@@ -19,10 +16,10 @@ from ldm.data import ImageTextData, Splits, identity_of, spread
 from ldm.denoiser import build_mlp, build_unet, choose_attention
 from ldm.errors import UserError
 from ldm.identity import IdentityAutoencoder, Uncached
-from ldm.latents import Latents, cached_latents, network_digest, weights_digest
+from ldm.latents import Latents, cached_latents, network_digest
 from ldm.model_folder import DEFAULTS
 from ldm.noise import NUM_TRAIN_TIMESTEPS, NoiseProcess, variational_loss
-from ldm.runs import replace_text, sibling
+from ldm.runs import sibling
 from ldm.schedulers import export_scheduler
 from ldm.sheet import points_picture, sheet
 from ldm.text import (
@@ -178,7 +175,6 @@ class LdmTask:
         self.text_encoder.requires_grad_(self.trains_text)
         if device.type == "cpu":  # torch's fused attention has a backward five times slower in bf16 there
             self.text_encoder.set_attn_implementation("eager")
-        self._record_parts(run)
         self.train_latents, self.validation_latents = (self._latents(part) for part in (data.train, data.validation))
         self.process = NoiseProcess(**settings.noise.model_dump())
         self._scheduler()  # a sampler that could not be exported is said now and not after the training
@@ -227,13 +223,6 @@ class LdmTask:
         if self.module.alignment is not None:
             named["tower"] = network_digest(self.module.alignment.tower)
         return named
-
-    def _record_parts(self, run: Path) -> None:
-        """Write down which VAE, text encoder and tokenizer the run begins with, for those who look at it later."""
-        if not checkpoint.saved(run / "checkpoints"):
-            words = hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-            parts = {"vae": weights_digest(self.vae), "text_encoder": weights_digest(self.text_encoder)}
-            replace_text(run / "parts.json", json.dumps(parts | {"tokenizer": words}, indent=1))
 
     def batch(self, samples: list[Sample], rows: Rows) -> dict[str, Tensor]:
         seed = self.settings.seed

@@ -33,6 +33,7 @@ def checks() -> "dict[str, tuple[Callable[[Case], Finding], tuple[str, ...]]]":
         "latents": (of_model.check_latents, sound),
         "tokenizer": (of_model.check_tokenizer, ("files",)),
         "text": (of_model.check_text, ("files", "weights", "tokenizer")),
+        "parts": (of_model.check_parts, ("files",)),
         "training": (of_learning.check_training, ("files",)),
         "schedule": (of_sampling.check_schedule, ("files",)),
         "scheduler": (of_sampling.check_scheduler, ("files",)),

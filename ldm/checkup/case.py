@@ -15,7 +15,7 @@ from ldm.errors import UserError
 from ldm.evaluation import denoising
 from ldm.evaluation.open_run import OpenRun, checkpoint_state, open_run
 from ldm.loading import load_pipeline
-from ldm.model_folder import locate, read_json
+from ldm.model_folder import locate
 from ldm.noise import NoiseProcess
 from ldm.pipeline import Pipeline
 from ldm.settings_io import load
@@ -101,16 +101,9 @@ class Case:
 
     @cached_property
     def state(self) -> dict | None:
-        """Of the newest checkpoint: step, seed, ema_steps; None without one."""
+        """Of the newest checkpoint: step, ema_steps, digests of the parts; None without one."""
         found = self.opened.checkpoint if self.opened else None
         return checkpoint_state(found) if found else None
-
-    def recorded_part(self, name: str) -> str | None:
-        """The digest of a part ("vae", "tokenizer", ...) when training began, or None where none is recorded."""
-        path = self.opened.folder / "parts.json" if self.opened else None
-        if path is None or not path.is_file():
-            return None
-        return read_json(path).get(name)
 
     # ---- measured ---------------------------------------------------------------------------------------------------
 

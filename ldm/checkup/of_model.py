@@ -1,8 +1,5 @@
 """Checks of the parts: files, weights, the autoencoder and its latents, the tokenizer and the text encoder."""
 
-import hashlib
-import json
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,7 +11,8 @@ from ldm.data import spread
 from ldm.errors import UserError
 from ldm.evaluation.denoising import channel_moments, pictures
 from ldm.findings import Finding
-from ldm.latents import weights_digest
+from ldm.latents import network_digest
+from ldm.text import tokenizer_digest
 
 GAIN = 1.0  # dB that a reconstruction must be better than the mean picture, or the VAE keeps nothing
 LITTLE_GAIN = 5.0
@@ -67,7 +65,7 @@ def check_weights(case: Case) -> Finding:
 
 @torch.no_grad()
 def check_vae(case: Case) -> Finding:
-    """It gives pictures back, better than their mean would; and it is the one that the latents were made with."""
+    """It gives pictures back, better than their mean would."""
     if case.identity:
         return Finding("vae", "ok", "none: the denoiser works on the data themselves")
     vae, data = case.pipeline.vae, case.data.validation
@@ -79,10 +77,6 @@ def check_vae(case: Case) -> Finding:
     if not ours > mean + GAIN:
         advice = "its decoder or encoder is not trained, or of another VAE: train_vae.py longer, or point --vae right"
         return Finding("vae", "fail", f"{text}: it keeps nothing of them", advice)
-    recorded = case.recorded_part("vae")
-    if recorded is not None and recorded != weights_digest(vae):
-        advice = "put back the VAE that it was trained with, or train the denoiser anew on this one"
-        return Finding("vae", "fail", f"{text}, but it is not the VAE that this run was trained with", advice)
     if ours < mean + LITTLE_GAIN:
         return Finding("vae", "warn", f"{text}: it keeps little", "train the VAE longer, lower loss.kl, more channels")
     return Finding("vae", "ok", text)
@@ -136,9 +130,6 @@ def check_tokenizer(case: Case) -> Finding:
     if ends[0] != ends[1] and ends[1] not in (None, 2):  # 2 stands in old CLIP configs, whatever the tokenizer
         what = f"its end mark is token {ends[0]}, the text encoder's is {ends[1]}"
         return Finding("tokenizer", "fail", f"{text}; {what}: of another vocabulary", advice)
-    recorded = case.recorded_part("tokenizer")
-    if recorded is not None and recorded not in _digests(tokenizer):
-        return Finding("tokenizer", "fail", f"{text}, but not the ones that this run was trained with", advice)
     captions = _captions(case)
     lost = [c for c in captions if _letters(tokenizer.decode(_ids(tokenizer, c), True)) not in _letters(c)]
     cut = [c for c in captions if len(tokenizer(c, verbose=False).input_ids) > tokenizer.model_max_length]
@@ -148,15 +139,6 @@ def check_tokenizer(case: Case) -> Finding:
         share = f"{len(cut) / len(captions):.0%} of captions are cut"
         return Finding("tokenizer", "warn", f"{text}; {share}", "shorter captions, or a larger clip context_length")
     return Finding("tokenizer", "ok", text)
-
-
-def _digests(tokenizer) -> set[str]:
-    """Of the tokenizer as the trainer records it: as it was saved, or before anything was padded or cut with it."""
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    plain = content | {"padding": None, "truncation": None}
-    backend = type(tokenizer.backend_tokenizer)
-    texts = [tokenizer.backend_tokenizer.to_str(), backend.from_str(json.dumps(plain)).to_str()]
-    return {hashlib.sha256(text.encode()).hexdigest() for text in texts}
 
 
 def _captions(case: Case) -> list[str]:
@@ -196,9 +178,19 @@ def check_text(case: Case) -> Finding:
         return Finding("text", "fail", f"{text}: the text encoder says the same of every caption", advice)
     if share < NEARLY_COLLAPSED:
         return Finding("text", "warn", text, advice)
-    recorded = case.recorded_part("text_encoder")
-    learns = case.settings is not None and (case.settings.text.train or case.settings.text.source == "new")
-    if recorded is not None and not learns and recorded != weights_digest(case.pipeline.text_encoder):
-        what = f"{text}, but it is not the text encoder that this run was trained with"
-        return Finding("text", "fail", what, "put it back, or train the denoiser anew on this one")
     return Finding("text", "ok", text)
+
+
+def check_parts(case: Case) -> Finding:
+    """VAE, tokenizer and text encoder are those that the run was trained with, where its newest checkpoint tells."""
+    told, pipeline = (case.state or {}).get("identity", {}), case.pipeline
+    digests = {"vae": network_digest(pipeline.vae), "tokenizer": tokenizer_digest(pipeline.tokenizer)}
+    if case.settings is not None and not case.settings.start.lora_text:  # with adapters it learned
+        digests["text"] = network_digest(pipeline.text_encoder)
+    known = [name for name in digests if name in told]
+    if others := [name for name in known if digests[name] != told[name]]:
+        advice = "put back what it was trained with, or train the denoiser anew on this"
+        return Finding("parts", "fail", f"of another run than this denoiser: {', '.join(others)}", advice)
+    if not known:
+        return Finding("parts", "skip", "no checkpoint tells what it was trained with")
+    return Finding("parts", "ok", f"as in training: {', '.join(known)}")

@@ -23,7 +23,7 @@ from ldm.export import export
 from ldm.latents import network_digest
 from ldm.loading import load_pipeline
 from ldm.runs import record
-from ldm.text import ClipTask
+from ldm.text import ClipTask, tokenizer_digest
 from ldm.training import Trainer
 
 TRAIN = {"num_steps": 2, "batch_size": 4, "mixed_precision": "no", "report_to": ["none"], "sample_every": 0}
@@ -213,5 +213,7 @@ def test_a_run_goes_on_where_its_folders_were_moved_and_keeps_its_own_vae(begun,
     assert network_digest(load_vae(begun / "model")) != task.identity["vae"]
     exported = export(begun / "run", begun / "exported")
     for folder in (begun / "run", exported):
-        assert network_digest(load_pipeline(folder, device="cpu", engine="torch").vae) == task.identity["vae"]
+        kept = load_pipeline(folder, device="cpu", engine="torch")
+        assert network_digest(kept.vae) == task.identity["vae"]
+        assert tokenizer_digest(kept.tokenizer) == task.identity["tokenizer"]
     survived("pairings: a VAE of another scale beside a finished run, not taken", 2)
