@@ -119,10 +119,10 @@ def data_set(vae, data: Any, folder: Path) -> dict:
     import torch
 
     from ldm import checkpoint
-    from ldm.latents import cached_latents, latents_folder
+    from ldm.latents import cached_latents, latents_folder, network_digest
 
     random = np.random.default_rng(0)
-    with checkpoint.staged(latents_folder(vae, data, folder)) as stage:
+    with checkpoint.staged(latents_folder(network_digest(vae), data, folder)) as stage:
         for name in ("mean", "std"):
             np.save(stage / f"{name}.npy", random.standard_normal((len(data), 4, 16, 16)).astype("<f2"))
     latents, noise = cached_latents(vae, data, folder), torch.zeros(16, 4, 16, 16)

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from ldm.errors import UserError
 
 FORMAT, READABLE = 2, (1, 2)
 MANIFEST = "manifest.json"
+Content = tuple[dict[str, dict[str, torch.Tensor]], dict]  # tensors by group and name, and the state
 
 
 @contextmanager
@@ -81,12 +82,20 @@ def save(folder: Path, tensors: dict[str, dict[str, torch.Tensor]], state: dict)
         (stage / "state.json").write_text(json.dumps(state, indent=1))
 
 
-def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict]:
+def load(folder: Path) -> Content:
     """Tensors and state of a checkpoint. Raises: UserError if it is not whole."""
     if fault := verify(folder) or (None if (folder / "state.json").is_file() else "it has no state.json"):
         raise UserError(f"checkpoint {folder} cannot be used: {fault}; --resume auto takes the newest whole one")
     groups = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
     return groups, json.loads((folder / "state.json").read_text())
+
+
+def load_newest(folder: Path) -> tuple[Path, Content] | None:
+    """The newest checkpoint that is whole and what is in it, read as soon as it is verified; None if there is none."""
+    for path in reversed(saved(folder)):
+        with suppress(UserError):
+            return path, load(path)
+    return None
 
 
 def name(step: int) -> str:

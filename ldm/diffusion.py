@@ -168,6 +168,7 @@ class LdmTask:
         if self.points != (settings.denoiser == "mlp") or self.points and settings.vae != "identity":
             raise UserError("points (data.source: toy) go with denoiser: mlp and vae: identity, pictures with unet")
         self.vae = find_vae(settings.vae, run, data.train).to(device)
+        self.vae_digest = network_digest(self.vae)
         torch.manual_seed(mix(settings.seed, 1))
         self.text_encoder, self.tokenizer = find_text(settings, run, data.train)
         self.token_rows = TokenRows(self.tokenizer)
@@ -194,7 +195,7 @@ class LdmTask:
     def _latents(self, data: ImageTextData) -> Latents | Uncached:
         if isinstance(self.vae, IdentityAutoencoder):
             return Uncached(data)
-        return cached_latents(self.vae, data, self.settings.data.cache_dir)
+        return cached_latents(self.vae, data, self.settings.data.cache_dir, digest=self.vae_digest)
 
     def _build(self) -> nn.Module:
         _, channels, size, _ = self.train_latents.shape
@@ -217,7 +218,7 @@ class LdmTask:
     def _identity(self) -> dict[str, str]:
         """Digests of what is not in a checkpoint and yet decides the training; a text encoder that learns is in it."""
         named = identity_of(self.data.train, captions=not self.unconditional)
-        named |= {"vae": network_digest(self.vae), "tokenizer": tokenizer_digest(self.tokenizer)}
+        named |= {"vae": self.vae_digest, "tokenizer": tokenizer_digest(self.tokenizer)}
         if not self.trains_text:
             named["text"] = network_digest(self.text_encoder)
         if self.module.alignment is not None:

@@ -79,9 +79,9 @@ def network_digest(module: torch.nn.Module) -> str:
     return hashlib.sha256(f"{weights_digest(module)} {settings}".encode()).hexdigest()
 
 
-def latents_folder(vae: Autoencoder, data: ImageTextData, cache_dir: Path) -> Path:
-    """Where the latents of just these pixels by just these weights lie."""
-    key = hashlib.sha256(f"latents {FORMAT} {network_digest(vae)} {data.fingerprint}".encode()).hexdigest()[:24]
+def latents_folder(digest: str, data: ImageTextData, cache_dir: Path) -> Path:
+    """Where the latents of just these pixels by the VAE of this `network_digest` lie."""
+    key = hashlib.sha256(f"latents {FORMAT} {digest} {data.fingerprint}".encode()).hexdigest()[:24]
     return cache_dir / "latents" / key
 
 
@@ -92,11 +92,14 @@ def pictures_at_once(vae: Autoencoder, resolution: int) -> int:
     return max(1, CACHED_BYTES // (4 * resolution**2 * vae.config.block_out_channels[0]))
 
 
-def cached_latents(vae: Autoencoder, data: ImageTextData, cache_dir: Path, batch_size: int | None = None) -> Latents:
+def cached_latents(
+    vae: Autoencoder, data: ImageTextData, cache_dir: Path, batch_size: int | None = None, digest: str | None = None
+) -> Latents:
     """The latents of a data set, encoded now unless a whole cache of just these pixels and weights exists.
 
     Args:
         batch_size: pictures encoded together; None = what suits the device.
+        digest: the VAE's `network_digest`, where it is known: a large one takes a second.
     Raises: UserError if the VAE takes other images than these.
     """
     if vae.config.in_channels != data.channels:
@@ -106,7 +109,7 @@ def cached_latents(vae: Autoencoder, data: ImageTextData, cache_dir: Path, batch
         )
     if data.resolution % factor_of(vae):
         raise UserError(f"data.resolution {data.resolution} is no multiple of the VAE's factor {factor_of(vae)}")
-    folder = latents_folder(vae, data, cache_dir)
+    folder = latents_folder(network_digest(vae) if digest is None else digest, data, cache_dir)
     if checkpoint.verify(folder):
         with telling(folder, NO_ROOM), one_writer(folder):
             _renew(vae, data, folder, batch_size or pictures_at_once(vae, data.resolution))

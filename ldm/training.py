@@ -368,13 +368,13 @@ class Trainer:
             sweep(self.checkpoints)
         self.accelerator.wait_for_everyone()
         found = find(self.run, wanted)
-        notes = self.state.load(found, allow_changed) if found else []
+        notes = self.state.put_back(*found, allow_changed) if found else []
         self.accelerator.wait_for_everyone()  # all have read
         if self.accelerator.is_main_process:
             notes += rewind(self.run, self.step if found else -1)  # the log of a start that was never saved goes too
         for note in notes:
             self._log(note)
-        self._log(f"resumed {found}" if found else f"{self.run} holds no checkpoint: a fresh start")
+        self._log(f"resumed {found[0]}" if found else f"{self.run} holds no checkpoint: a fresh start")
 
     def _report(self) -> None:
         """Pictures and validation of the raw and the EMA weights, by the main process, outside the training RNG."""

@@ -65,12 +65,12 @@ class TrainingState:
             checkpoint.save(path, groups, state | self.origin)
         checkpoint.prune(folder, keep)
 
-    def load(self, found: Path, allow_changed: Collection[str] = ()) -> list[str]:
-        """Put a checkpoint back, as it lay in memory; returns what is to be said of settings that changed.
+    def put_back(self, found: Path, content: checkpoint.Content, allow_changed: Collection[str] = ()) -> list[str]:
+        """Take over a checkpoint, as it lay in memory; returns what is to be said of settings that changed.
 
-        Raises: UserError if it is damaged, or of another training.
+        Raises: UserError if it is of another training.
         """
-        groups, state = checkpoint.load(found)
+        groups, state = content
         if not {"model", "optimizer"} <= groups.keys():
             raise UserError(f"{found} is no checkpoint of a training: it has no weights or no optimizer state")
         notes = resume.compare(state, self.origin, allow_changed, str(found))
@@ -120,17 +120,17 @@ class TrainingState:
             self.optimizer.state[parameter][key] = value if on_cpu else value.to(parameter.device)
 
 
-def find(run: Path, wanted: str) -> Path | None:
-    """The checkpoint of a run to go on from, None for a fresh start.
+def find(run: Path, wanted: str) -> tuple[Path, checkpoint.Content] | None:
+    """The checkpoint of a run to go on from and what is in it, None for a fresh start.
 
     Args:
         wanted: 'auto' (the newest whole one, if there is any), 'never', or a checkpoint's folder.
-    Raises: UserError where a fresh start would pass over checkpoints.
+    Raises: UserError where a fresh start would pass over checkpoints, or if the one that is named is damaged.
     """
     folder = run / "checkpoints"
     if wanted not in ("auto", "never"):
-        return Path(wanted)
-    found = checkpoint.newest(folder) if wanted == "auto" else None
+        return Path(wanted), checkpoint.load(Path(wanted))
+    found = checkpoint.load_newest(folder) if wanted == "auto" else None
     others = checkpoint.saved(folder)
     if found is None and others:
         fault = "" if wanted == "never" else f", none whole ({others[-1].name}: {checkpoint.verify(others[-1])})"

@@ -9,8 +9,10 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import CLIPTextModel
 
+from ldm import latents
+from ldm.autoencoder import build_vae
 from ldm.conditioning import CONDITIONINGS
-from ldm.config import LdmSettings
+from ldm.config import LdmSettings, VaeModel
 from ldm.data import Splits
 from ldm.diffusion import LdmObjective, LdmTask, Uncertainty
 from ldm.errors import UserError
@@ -183,6 +185,20 @@ def test_other_processes_train_and_draw(noise, tmp_path):
     fit(settings(tmp_path, noise=noise))
     picture = load_pipeline(tmp_path / "run")("dark", seed=0, output_type="np").images
     assert np.isfinite(picture).all()
+
+
+def test_a_start_hashes_the_vae_once(tmp_path, monkeypatch):
+    """However many splits look for their latents, whether these are there or not."""
+    vae = build_vae(VaeModel(block_out_channels=[8, 16], norm_num_groups=8, latent_channels=2), 1, 16)
+    vae.save_pretrained(tmp_path / "vae")
+    hashed, digest = [], latents.weights_digest
+    monkeypatch.setattr(latents, "weights_digest", lambda module: hashed.append(type(module)) or digest(module))
+    for starts in (1, 2):
+        task = LdmTask(
+            settings(tmp_path, vae=str(tmp_path / "vae")), Splits(Shades(12), Shades(4)), tmp_path, torch.device("cpu")
+        )
+        assert hashed.count(type(vae)) == starts and task.identity["vae"] == latents.network_digest(vae)
+        hashed.pop()
 
 
 def test_points_and_pictures_are_told_apart(tmp_path):

@@ -166,6 +166,16 @@ def test_auto_takes_the_newest_whole_checkpoint(tmp_path):
     assert sorted(losses(tmp_path)) == list(range(1, 13))
 
 
+@pytest.mark.parametrize("wanted", ["auto", checkpoint.name(12)])
+def test_what_a_run_goes_on_from_is_verified_once(wanted, tmp_path, monkeypatch):
+    fit(tmp_path)
+    newest, read, digest = tmp_path / "checkpoints" / checkpoint.name(12), [], checkpoint.digest
+    monkeypatch.setattr(checkpoint, "digest", lambda path: read.append(path) or digest(path))
+    fit(tmp_path, resume=wanted if wanted == "auto" else str(newest))
+    expected = {path for path in newest.iterdir() if path.name != checkpoint.MANIFEST}
+    assert sorted(path for path in read if path.parent == newest) == sorted(expected)
+
+
 def test_going_back_sets_the_later_checkpoints_aside(tmp_path):
     fit(tmp_path, keep_checkpoints=9)
     folder = tmp_path / "checkpoints"
