@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from ldm.errors import UserError
 
@@ -25,17 +26,24 @@ class DiskFull(UserError):
     """There is no room for a file, or it may not grow so far."""
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Put a file in place whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextmanager
+def drafted(path: Path) -> Iterator[IO[bytes]]:
+    """A file to fill, which takes the place of `path` when it is whole; on an error nothing is left of it."""
+    draft = _beside(path, f"{os.getpid()}.tmp")
     try:
         with draft.open("wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Put a file in place whole or not at all."""
+    with drafted(path) as stream:
+        stream.write(data)
 
 
 def write_sealed(path: Path, data: bytes) -> None:
@@ -84,7 +92,7 @@ def _free(folder: Path) -> int:
 @contextmanager
 def one_writer(target: Path) -> Iterator[None]:
     """Be the only process that writes `target`, after waiting for another that does. Raises: OSError."""
-    lock = _lock_of(target, target.name)
+    lock = _beside(target, "lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _take(lock)
     if descriptor is None:
@@ -103,7 +111,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
     To be called by its one writer. Raises: OSError.
     """
-    stage, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    stage, old = (_beside(folder, f"{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
         stage.mkdir(parents=True)
         yield stage
@@ -123,7 +131,7 @@ def sweep(folder: Path) -> None:
     """Clear away what dead writers of caches, checkpoints and finished models left in `folder`."""
     for path in list(folder.glob(".*")):
         named = OURS.fullmatch(path.name)
-        if named and (descriptor := _take(lock := _lock_of(path, named[1]))) is not None:
+        if named and (descriptor := _take(lock := _beside(path.with_name(named[1]), "lock"))) is not None:
             if path != lock:
                 _settle(path, path.with_name(named[1]))
             _release(lock, descriptor)
@@ -131,7 +139,7 @@ def sweep(folder: Path) -> None:
 
 def _sweep(target: Path) -> None:
     """The same beside a target whose lock is held here, and for that target whatever its name."""
-    own = re.compile(re.escape(f".{target.name}.") + r".*(tmp|old)")
+    own = re.compile(re.escape(_beside(target, "").name) + r".*(tmp|old)")
     for path in list(target.parent.glob(".*")):
         if own.fullmatch(path.name):
             _settle(path, target)
@@ -148,8 +156,9 @@ def _settle(path: Path, target: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _lock_of(target: Path, name: str) -> Path:
-    return target.with_name(f".{name}.lock")
+def _beside(target: Path, end: str) -> Path:
+    """How a draft of `target`, what it replaces, and its lock are named: `.name.end`, in the same folder."""
+    return target.with_name(f".{target.name}.{end}")
 
 
 def _take(lock: Path, wait: bool = False) -> int | None:

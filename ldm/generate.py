@@ -5,7 +5,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -118,22 +117,15 @@ def save_png(image: "Image.Image", path: Path, job: dict, key: str = KEY) -> Non
     """Write `image` enlarged by job["scale"] with `job` in its metadata under `key`, whole or not at all."""
     from PIL.PngImagePlugin import PngInfo
 
+    from ldm.disk import drafted
+
     info = PngInfo()
     for name, text in entries(job, key).items():
         info.add_itxt(name, text)
     image = enlarged(image, job["scale"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            image.save(stream, format="PNG", pnginfo=info)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp made it private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with drafted(path) as stream:
+        image.save(stream, format="PNG", pnginfo=info)
 
 
 def save_svg(images: Sequence["Image.Image"], columns: int, path: Path, job: dict) -> None:

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ldm.config import DataOptions
 from ldm.data.decode import DECODE_VERSION, ImageError
 from ldm.data.samples import Sample, Source
 from ldm.data.workers import map_pictures
-from ldm.disk import NO_ROOM, one_writer, read_sealed, require_room, telling, write_sealed
+from ldm.disk import NO_ROOM, drafted, one_writer, read_sealed, require_room, telling, write_sealed
 
 log = logging.getLogger(__name__)
 
@@ -83,28 +82,21 @@ def _build(stem: Path, key: str, source: Source, options: DataOptions) -> Pixels
     digests: list[str] = []
     bad: list[tuple[str, str]] = []
     path = stem.with_suffix(".npy")
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shape = (len(source.samples), size, size, channels)
-    try:
-        with draft.open("wb") as stream:  # appended, not mapped: a full disk is then an error and not a crash
-            _write_header(stream, shape)
-            work = map_pictures(
-                source, "fit", resolution=size, channels=channels, resize=files.resize, background=files.background
-            )
-            for index, result in tqdm(work, "decoding", len(source.samples), unit="img", disable=None):
-                if isinstance(result, ImageError):
-                    bad.append((source.samples[index].id, str(result)))
-                    continue
-                stream.write(result)
-                rows.append(index)
-                digests.append(hashlib.sha256(result).hexdigest())
-            stream.seek(0)
-            _write_header(stream, (len(rows), *shape[1:]))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with drafted(path) as stream:  # appended, not mapped: a full disk is then an error and not a crash
+        _write_header(stream, shape)
+        work = map_pictures(
+            source, "fit", resolution=size, channels=channels, resize=files.resize, background=files.background
+        )
+        for index, result in tqdm(work, "decoding", len(source.samples), unit="img", disable=None):
+            if isinstance(result, ImageError):
+                bad.append((source.samples[index].id, str(result)))
+                continue
+            stream.write(result)
+            rows.append(index)
+            digests.append(hashlib.sha256(result).hexdigest())
+        stream.seek(0)
+        _write_header(stream, (len(rows), *shape[1:]))
     manifest = {"format": 2, "key": key, "rows": rows, "digests": digests, "bad": bad}
     write_sealed(stem.with_suffix(".manifest"), json.dumps(manifest).encode())
     log.info("decoded %d pictures into %s", len(rows), path)
