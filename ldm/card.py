@@ -39,6 +39,7 @@ def write_card(folder: Path) -> None:
         picture=next((path.name for path in sorted(folder.glob("*.png"))), None),
         gallery=gallery,
         curves=curves,
+        adapters=(folder / "lora").is_dir(),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
 
@@ -55,7 +56,13 @@ def header(model: dict[str, Any], metrics: dict[str, Any], gallery: list[dict[st
         license=model.get("license"),
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        tags=["text-to-image", "latent-diffusion", "diffusers", *(["tensorboard"] if curves else [])],
+        tags=[
+            "text-to-image",
+            "latent-diffusion",
+            "diffusers",
+            *(["lora"] if training.get("lora_rank") else []),
+            *(["tensorboard"] if curves else []),
+        ],
         datasets=data if training.get("data_on_hub") else None,
         base_model=before if training.get("start_on_hub") else None,
         widget=shown or None,

@@ -175,7 +175,7 @@ def _refuse_foreign(out: Path) -> None:
         return
     if not ((out / "model_index.json").is_file() and (out / "ldm.json").is_file()):
         raise UserError(f"{out} holds something that is no earlier export: name a new folder, or empty it")
-    known = {*COMPONENTS, "model_index.json", "ldm.json", "README.md", "metrics.json", "gallery", "logs"}
+    known = {*COMPONENTS, "model_index.json", "ldm.json", "README.md", "metrics.json", "gallery", "logs", "lora"}
     strange = sorted(p.name for p in out.iterdir() if p.name not in known and p.suffix.lower() not in (".png", ".jpg"))
     if strange:
         raise UserError(f"{out} also holds {', '.join(strange[:3])}, which replacing it would delete: move that first")
@@ -188,7 +188,7 @@ def _keep_pictures(out: Path, stage: Path) -> None:
 
 
 def _keep_records(pipeline: Pipeline, run: Path, metrics: Path | None, stage: Path) -> None:
-    """The metrics that the card quotes, and the TensorBoard curves of every training that the run still knows."""
+    """The metrics that the card quotes, adapters, and the TensorBoard curves of each training that the run knows."""
     from ldm.card import part_runs
 
     assert pipeline.folder is not None  # it was loaded from one: an earlier export, or final/ of a run
@@ -196,8 +196,9 @@ def _keep_records(pipeline: Pipeline, run: Path, metrics: Path | None, stage: Pa
     if metrics or (earlier / "metrics.json").is_file():
         found = read_json(metrics or earlier / "metrics.json")
         _write_json(stage / "metrics.json", {"summary": found["summary"]} if "summary" in found else found)
-    if (earlier / "logs").is_dir():
-        shutil.copytree(earlier / "logs", stage / "logs")
+    for name in ("logs", "lora"):  # adapters are in the weights already, and may be wanted alone
+        if (earlier / name).is_dir():
+            shutil.copytree(earlier / name, stage / name)
     for part, path in part_runs(run).items():
         for i, events in enumerate(sorted(path.glob("logs/**/events.out.tfevents.*"))):
             (stage / "logs" / part).mkdir(parents=True, exist_ok=True)

@@ -119,7 +119,7 @@ def push(folder: Path, repo_id: str, private: bool = False, revision: str | None
         "Upload model",
         private=private,
         revision=revision,
-        replaces=[f"{name}/*" for name in (*COMPONENTS, "gallery", "logs")],
+        replaces=[f"{name}/*" for name in (*COMPONENTS, "gallery", "logs", "lora")],
         mark="ldm.json",
         place=PLACE,
     )

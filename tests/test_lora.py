@@ -236,6 +236,19 @@ def test_graphs_step_aside_for_adapters_and_the_merged_export_has_its_own(traine
     assert np.abs(pictures[1] - pictures[2]).max() <= 2 / 255 < np.abs(pictures[0] - pictures[1]).max()
 
 
+def test_an_export_has_the_adapters_alone_too_and_its_card_says_what_it_began_as(trained, tmp_path):
+    model, run = trained
+    out = export(run, tmp_path / "tuned")
+    stock = DiffusionPipeline.from_pretrained(str(model), safety_checker=None)
+    stock.load_lora_weights(str(out), subfolder="lora")
+    assert stock.get_active_adapters()
+    header, text = (out / "README.md").read_text().split("---\n")[1:]
+    assert "- lora" in header and "base_model" not in header  # which would be a name on the Hub
+    assert "began as `model`" in text and str(model) not in text and 'subfolder="lora"' in text
+    again = export(out, tmp_path / "again")
+    assert (again / "lora" / FILE).read_bytes() == (run / "final" / "lora" / FILE).read_bytes()
+
+
 def test_a_resumed_run_equals_one_that_never_stopped(trained, tmp_path):
     model, run = trained
     short = settings(model, tmp_path / "run", data={"resolution": 16, "cache_dir": tmp_path / "cache"})

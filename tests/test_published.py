@@ -17,6 +17,7 @@ from test_hub import finished_run
 from tiny_model import tiny_folder
 
 from ldm.card import PLACE
+from ldm.export import export
 from ldm.generate import read_png
 from ldm.loading import load_pipeline
 from ldm.settings_io import load
@@ -145,6 +146,17 @@ def test_what_is_chosen_when_exporting_is_refused_for_a_folder_that_was_exported
     done = client.run("push", folder, "user/other", "--license", "mit")
     assert done.code == 2 and "--license is a choice of exporting" in done.text
     assert "models/user/other" not in client.hub.repos
+
+
+@pytest.mark.slow
+def test_the_shipped_model_is_the_same_there_and_back(client, tmp_path):
+    model = export("glyphs", tmp_path / "glyphs", "both")
+    assert client.run("push", model, "user/glyphs").code == 0
+    for options in ((), ("variant=fp16",)):
+        assert client.run("draw", "user/glyphs", tmp_path / "both.npy", *options).code == 0
+        stock, own = np.load(tmp_path / "both.npy")
+        np.testing.assert_allclose(own, stock, atol=(8 if options else 1) / 255)
+        assert own.min() < 0.1 and own.max() > 0.9
 
 
 def test_the_page_goes_up_as_a_space_that_holds_the_model(client, tmp_path):
