@@ -50,14 +50,14 @@ def header(model: dict[str, Any], metrics: dict[str, Any], gallery: list[dict[st
 
     training = model.get("training", {})
     before = training.get("start") or training.get("student", {}).get("teacher")
-    data = training.get("data")
+    data, task = training.get("data"), task_of(training)
     shown = [{"text": each["prompt"] or "-", "output": {"url": each["file"]}} for each in gallery]
     card = ModelCardData(
         license=model.get("license"),
         library_name="diffusers",
-        pipeline_tag="text-to-image",
+        pipeline_tag=task,
         tags=[
-            "text-to-image",
+            task,
             "latent-diffusion",
             "diffusers",
             *(["lora"] if training.get("lora_rank") else []),
@@ -67,7 +67,7 @@ def header(model: dict[str, Any], metrics: dict[str, Any], gallery: list[dict[st
         base_model=before if training.get("start_on_hub") else None,
         widget=shown or None,
         model_name=model.get("name", "model"),
-        eval_results=results(data, metrics) or None,
+        eval_results=results(task, data, metrics) or None,
     )
     return card.to_yaml().strip()
 
@@ -81,11 +81,12 @@ def training_facts(run: Path) -> dict[str, Any]:
     source, start = settings.get("data", {}).get("source"), own.get("start", {}).get("model")
     student = own.get("distill", {})
     before = start or student.get("teacher")
-    unconditional = own.get("text", {}).get("source") == "none"
+    text = own.get("text", {}).get("source")
     facts: dict[str, Any] = {
         "data": _public_source(source),
         "data_on_hub": _is_on_hub(source),
-        "prompts": [""] * 4 if unconditional else own.get("sampling", {}).get("prompts", []),
+        "text": _public_source(text),
+        "prompts": [""] * 4 if text == "none" else own.get("sampling", {}).get("prompts", []),
         "runs": {part: _trained(path) for part, path in part_runs(run).items()},
     }
     if not before:
@@ -114,13 +115,18 @@ def rows(metrics: dict[str, Any]) -> dict[str, str]:
     return {name: text for name, metric in _metrics(metrics).items() if (text := _as_text(metric))}
 
 
-def results(data: str | None, metrics: dict[str, Any]) -> list:
+def task_of(training: dict[str, Any]) -> str:
+    """What the Hub calls that which the model does."""
+    return "unconditional-image-generation" if training.get("text") == "none" else "text-to-image"
+
+
+def results(task: str, data: str | None, metrics: dict[str, Any]) -> list:
     """The same numbers for the header's "model-index"."""
     from huggingface_hub import EvalResult
 
     return [
         EvalResult(
-            task_type="text-to-image",
+            task_type=task,
             dataset_type=data or "unknown",
             dataset_name=data or "unknown",
             dataset_split="test",

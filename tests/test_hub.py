@@ -79,6 +79,25 @@ def test_an_export_draws_like_its_run_and_says_where_it_comes_from(tmp_path, mod
         assert secret not in card + (out / "ldm.json").read_text()
 
 
+@pytest.mark.parametrize(
+    ("text", "task", "said"),
+    [
+        ("none", "unconditional-image-generation", "without text"),
+        ("open_clip:ViT-B-32/some", "text-to-image", "the text encoder of `open_clip:ViT-B-32/some`"),
+        ("run", "text-to-image", "A text-conditioned latent diffusion model, trained from scratch"),
+    ],
+)
+def test_a_card_says_where_the_words_come_in(model, tmp_path, text, task, said):
+    run = finished_run(model, tmp_path / "runs")
+    (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace("text: {source: run}", f"text: {{source: '{text}'}}")
+    )
+    card = (export(run, tmp_path / "out") / "README.md").read_text()
+    assert f"pipeline_tag: {task}\n" in card and said in card
+    shown = 4 if text == "none" else 1
+    assert card.count("url: gallery/") == shown and card.count("- text: '-'") == (shown if text == "none" else 0)
+
+
 def test_the_folder_is_stock(model, tmp_path):
     out = export(model, tmp_path / "out")
     index = json.loads((out / "model_index.json").read_text())
