@@ -25,5 +25,5 @@ slow:  ## the tests that take minutes
 faults:  ## every fault the project claims to survive, with counts; the quick part is in `make test`
 	$(PYTHON) -m pytest -q -n auto tests/faults --all-faults -m "not gpu"
 
-docs:  ## the chapters as pages, in site/
-	$(PYTHON) -m mkdocs build --strict
+docs:  ## tutorial, how-to, ideas and reference as pages, in site/
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict

@@ -58,6 +58,8 @@ def on_files(files, config):
     return files
 
 
-def on_page_markdown(markdown: str, **_) -> str:
+def on_page_markdown(markdown: str, page, **_) -> str:
     """../../models is right in the repository; in the pages it is one folder less."""
-    return markdown.replace("](../../models/", "](../models/")
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]  # there is but this page in its tab
+    return re.sub(r"\]\(\.\./((?:\.\./)*models/)", r"](\1", markdown)

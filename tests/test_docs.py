@@ -1,5 +1,7 @@
 """The chapters: they build without a warning, name only what exists, and their examples work."""
 
+import ast
+import contextlib
 import os
 import re
 import shlex
@@ -9,8 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from ldm import cli
+from ldm import cli, command_line
+from ldm.config import PARTS
+from ldm.settings_io import paths
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -43,12 +48,18 @@ def named(page: Path, pattern: str) -> set[str]:
     return {code for code in CODE.findall(prose_of(page)) if re.fullmatch(pattern, code)}
 
 
+def written_by(page: Path) -> dict[str, str]:
+    """The files that a reader of the page writes: blocks that begin with a comment that is a file's name alone."""
+    blocks = (re.fullmatch(r"# ([\w-]+\.\w+)\n(.*)", code, re.S) for _, code in BLOCK.findall(text_of(page)))
+    return {match[1]: match[0] for match in blocks if match}
+
+
 # ---- what the pages name --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.stem)
 def test_every_file_that_a_page_names_exists(page):
-    made = {example["path"] for example in examples()}
+    made = {example["path"] for example in examples()} | set(written_by(page))
     names = {name for code in CODE.findall(prose_of(page)) for name in re.findall(r"[\w./-]+", code)}
     paths = {n for n in names if re.fullmatch(r"((ldm|tests|configs|docs|scripts|benchmarks|models)/\S*\w|\w+\.py)", n)}
     assert {path for path in paths if not (ROOT / path).exists()} - made == set()
@@ -76,17 +87,66 @@ def test_the_path_leads_through_every_chapter_in_order():
     assert linked == [page.name for page in CHAPTERS]
 
 
+# ---- the tutorial ---------------------------------------------------------------------------------------------------
+
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A folder with the files that the tutorial has its reader write, and the pictures that they make."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name, text in written_by(TUTORIAL).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    subprocess.run([sys.executable, "make_shapes.py"], cwd=folder, check=True, timeout=120)
+    return folder
+
+
+def lines_of(page: Path, pattern: str) -> list[list[str]]:
+    """The words of each shell line of the page that begins so; lines that go on are one."""
+    blocks = "".join(code for kind, code in BLOCK.findall(text_of(page)) if kind == "bash").replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in blocks.splitlines() if re.match(pattern, line)]
+
+
+def test_every_command_of_the_tutorial_is_one(reader, monkeypatch):
+    """Every shell line is of a kind that is looked at: trainers' settings are read, commands' options parsed."""
+    monkeypatch.chdir(reader)
+    trained, commands = lines_of(TUTORIAL, "accelerate launch"), lines_of(TUTORIAL, "ldm ")
+    for _, _, script, *words in trained:
+        assert (ROOT / script).is_file()
+        settings, _ = command_line.parse(script.removeprefix("train_").removesuffix(".py"), words)
+        assert settings.data.source == "shapes" and settings.name == "shapes"
+    for _, *words in commands:
+        cli.build_parser(words).parse_args(words)
+    assert {script for _, _, script, *_ in trained} == {"train_clip.py", "train_vae.py", "train_ldm.py"}
+    others = lines_of(TUTORIAL, r"python3 -m venv|pip install|python (make|judge)_shapes\.py$|hf auth login$")
+    assert len(trained) + len(commands) + len(others) == len(lines_of(TUTORIAL, r"\S"))
+
+
+def test_the_pictures_of_the_tutorial_are_as_it_says(reader):
+    """Its check finds all of them usable, and none shows what the model is asked for at the end."""
+    from ldm.data.check import run
+
+    words = next(words for _, *words in lines_of(TUTORIAL, "ldm data check"))
+    with contextlib.chdir(reader):
+        assert run(cli.build_parser(words).parse_args(words)) == 0
+    captions = [path.read_text(encoding="utf-8") for path in (reader / "shapes").glob("*.txt")]
+    assert len(captions) > 900 and not any("green triangle" in caption for caption in captions)
+    assert len(captions) == len(list((reader / "shapes").glob("*.png")))
+
+
 # ---- pages ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The built pages. The build fails at the first warning: a missing link or figure, a page not in the path."""
-    pytest.importorskip("mkdocs")
-    pytest.importorskip("latex2mathml")
+    for package in ("material", "mkdocstrings", "latex2mathml"):
+        pytest.importorskip(package)
     out = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # the theme's own notice
+    done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
     return out
 
@@ -105,7 +165,7 @@ def test_the_pages_need_nothing_from_elsewhere(site):
 def test_every_formula_became_mathml_and_no_code_did(site):
     for page in WRITTEN:
         html = text_of(site / page.relative_to(ROOT / "docs").with_suffix(".html"))
-        body = html[html.index('role="main"') :]
+        body = html[html.index("<article") : html.index("</article>")]
         formulas = CODE.sub("", prose_of(page)).count("$$") / 2
         assert body.count('display="block"') == formulas
         outside = re.sub(r"<(pre|code)\b.*?</\1>", "", body, flags=re.S)
@@ -113,14 +173,83 @@ def test_every_formula_became_mathml_and_no_code_did(site):
         assert "<math" not in "".join(re.findall(r"<pre.*?</pre>", body, flags=re.S))
 
 
-def test_a_formula_that_cannot_be_drawn_stops_the_build():
+@pytest.fixture
+def scripts(monkeypatch):
+    """The modules that mkdocs calls can be imported."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+
+
+def test_the_reference_has_every_documented_name_of_its_modules(site):
+    rooms = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["extra"]["reference"]
+    for title, modules in rooms.items():
+        page = text_of(site / "reference" / f"{title.lower().replace(' ', '-')}.html")
+        for module in modules:
+            path = ROOT / module.replace(".", "/")
+            source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            for node in ast.parse(source.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+                    assert node.name.startswith("_") or f'id="{module}.{node.name}"' in page, (module, node.name)
+
+
+def test_the_reference_has_every_setting_and_every_command(site):
+    settings, commands = (text_of(site / "reference" / f"{name}.html") for name in ("settings", "commands"))
+    for kind in PARTS.values():
+        for path, _ in paths(kind):
+            assert f"<td><code>{path}</code></td>" in settings, path
+    for name, (place, _) in cli.COMMANDS.items():
+        for words in [f"{name} {inner}" for inner in place] if isinstance(place, dict) else [name]:
+            assert f"ldm {words}</h2>" in re.sub(r"<a class=.headerlink.*?</a>", "", commands), words
+    assert "<code>--guidance GUIDANCE</code>" in commands and "≥ 16, ≤ 1024, a multiple of 8" in settings
+
+
+def test_a_docstring_becomes_markdown_and_nothing_in_it_is_taken_for_markup(scripts):
+    from docs_docstrings import markdown
+
+    told = """One <line> with $ and `a * b`.
+
+    x = a * b
+
+Args:
+    one, two: either,
+        or both.
+    **more: the rest.
+
+Raises: ValueError if 2*x < 3, or
+    otherwise."""
+    assert markdown(told).splitlines() == [
+        *("One &lt;line> with &#36; and `a * b`.", "", "    x = a * b", ""),
+        *("**Parameters:**", "", "- `one, two`: either,", "    or both.", "- `more`: the rest.", ""),
+        *("**Raises:** ValueError if 2&#42;x &lt; 3, or", "otherwise."),
+    ]
+
+
+def test_a_page_opened_from_disk_asks_nothing_of_the_network_and_can_be_searched(site):
+    playwright = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no chromium is installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page, wrong = browser.new_page(), []
+        page.set_default_timeout(60_000)
+        page.on("console", lambda told: wrong.append(told.text) if told.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda asked: None if asked.url.startswith(site.as_uri()) else wrong.append(asked.url))
+        for name in ("index.html", "use/edit.html", "reference/verbs.html", "ideas/04-noise.html"):
+            page.goto((site / name).as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        page.click(".md-search__input")
+        page.keyboard.type("signal-to-noise")
+        page.wait_for_selector(".md-search-result__link[href*='04-noise.html']", state="attached")
+        browser.close()
+    assert [each for each in wrong if not each.startswith(("data:", "blob:"))] == []
+
+
+def test_a_formula_that_cannot_be_drawn_stops_the_build(scripts):
     pytest.importorskip("mkdocs")
     pytest.importorskip("latex2mathml")
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        from docs_hooks import to_mathml
-    finally:
-        sys.path.remove(str(ROOT / "scripts"))
+    from docs_hooks import to_mathml
+
     for wrong in (r"\nosuch x", r"x^", r"a &= b", r"\left( x"):
         with pytest.raises(ValueError, match="formula"):
             to_mathml(wrong)
