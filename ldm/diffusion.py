@@ -160,7 +160,8 @@ class LdmTask:
         watch: Callable[[Any], dict[str, float]] | None = None,
     ):
         """`watch`: judges a pipeline of the present weights; its numbers go with those of every report."""
-        self.settings, self.data, self.watch = settings, data, watch
+        settings = self._begin(settings, device)
+        self.settings, self.data, self.run, self.watch = settings, data, run, watch
         self.unconditional = settings.text.source == "none"
         if self.unconditional and settings.text.train:
             raise UserError("text.train: true has nothing to train with text.source: none")
@@ -183,14 +184,15 @@ class LdmTask:
         self.unet = self._build()
         half = precision(settings.train.mixed_precision, device) != "no"
         choose_attention(self.unet, settings.model.attention, device, half)
-        self.run = run
         self.module = self._objective()
         self.identity = self._identity()
-        self.model = (
-            nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder}) if self.trains_text else self.unet
-        )
+        self.model = self._kept()
         self.num_samples = len(data.train)
         self.find_unused_parameters = self.module.alignment is not None  # its network rests after a while
+
+    def _begin(self, settings: LdmSettings, device: torch.device) -> LdmSettings:
+        """Load what is begun with, before all else; the settings as they are with it."""
+        return settings
 
     def _latents(self, data: ImageTextData) -> Latents | Uncached:
         if isinstance(self.vae, IdentityAutoencoder):
@@ -207,6 +209,10 @@ class LdmTask:
 
     def _objective(self) -> LdmObjective:
         return LdmObjective(self.unet, self.text_encoder, self.process, self._alignment())
+
+    def _kept(self) -> nn.Module:
+        """What is saved, and averaged."""
+        return nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder}) if self.trains_text else self.unet
 
     def _alignment(self) -> Alignment | None:
         options, data = self.settings.alignment, self.data.train

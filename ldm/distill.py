@@ -11,9 +11,6 @@ Other than theirs, the guidance scale is fixed, and the student learns its few s
 """
 
 import copy
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -21,7 +18,6 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from ldm.config import DistillOptions, LdmSettings
-from ldm.data import Splits
 from ldm.denoiser import choose_attention
 from ldm.diffusion import LdmObjective, LdmTask
 from ldm.errors import UserError
@@ -111,20 +107,13 @@ class DistillTask(LdmTask):
 
     validation_items = 64  # each costs as much as several of a denoiser's own
 
-    def __init__(
-        self,
-        settings: LdmSettings,
-        data: Splits,
-        run: Path,
-        device: torch.device,
-        watch: Callable[[Any], dict[str, float]] | None = None,
-    ):
+    def _begin(self, settings: LdmSettings, device: torch.device) -> LdmSettings:
         source = str(settings.distill.teacher)
         self.teacher = load_teacher(source, NoiseProcess(**settings.noise.model_dump())).to(device)
         half = precision(settings.train.mixed_precision, device) != "no"
         choose_attention(self.teacher, settings.model.attention, device, half)
         text = settings.text.model_copy(update={"source": source, "train": False})
-        super().__init__(settings.model_copy(update={"vae": source, "text": text}), data, run, device, watch)
+        return settings.model_copy(update={"vae": source, "text": text})
 
     def _identity(self) -> dict[str, str]:
         return super()._identity() | {"teacher": network_digest(self.teacher)}

@@ -7,7 +7,6 @@ Source: Hu et al. 2021, arXiv 2106.09685, section 4.1.
 """
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ldm.config import LdmSettings, StartOptions
-from ldm.data import Splits
 from ldm.diffusion import LdmObjective, LdmTask
 from ldm.errors import UserError
 from ldm.latents import network_digest
@@ -57,20 +55,10 @@ def begin(settings: LdmSettings) -> tuple[UNet2DConditionModel, LdmSettings]:
 class FinetuneTask(LdmTask):
     """Teaches a finished model something more: see `ldm.training.Task`."""
 
-    def __init__(
-        self,
-        settings: LdmSettings,
-        data: Splits,
-        run: Path,
-        device: torch.device,
-        watch: Callable[[Any], dict[str, float]] | None = None,
-    ):
+    def _begin(self, settings: LdmSettings, device: torch.device) -> LdmSettings:
         self.begun, settings = begin(settings)
         self.rank = settings.start.lora_rank
-        super().__init__(settings, data, run, device, watch)
-        if self.rank:  # what is kept, and averaged, is the adapters alone
-            learned = self.module.named_parameters()
-            self.model = nn.ParameterDict({name.replace(".", "/"): p for name, p in learned if p.requires_grad})
+        return settings
 
     def _build(self) -> UNet2DConditionModel:
         _, channels, size, _ = self.train_latents.shape
@@ -87,6 +75,12 @@ class FinetuneTask(LdmTask):
         if self.rank and self.settings.start.lora_text:
             add_adapters(self.text_encoder, self.settings.start, TEXT_TARGETS)
         return super()._objective()
+
+    def _kept(self) -> nn.Module:
+        if not self.rank:
+            return super()._kept()
+        learned = self.module.named_parameters()  # the adapters alone
+        return nn.ParameterDict({name.replace(".", "/"): p for name, p in learned if p.requires_grad})
 
     def _identity(self) -> dict[str, str]:
         return super()._identity() | {"start": self.begun_digest}
