@@ -6,6 +6,7 @@ so a range error on the command line reads like one in a file.
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -67,7 +68,7 @@ def parse(part: str, argv: Sequence[str] | None = None) -> tuple[RunSettings, In
         print(usage(part, next((Path(a) for a in argv if a.endswith((".yaml", ".yml"))), None)))
         raise SystemExit(0)
     given = _tyro(part, argv, with_config=True)
-    config, resume = given.pop("config"), given.pop("resume", "auto")
+    config, resume = given.pop("config"), os.path.expanduser(given.pop("resume", "auto"))
     allow_changed = tuple(given.pop("allow_changed", ()))
     print_config, dry_run = given.pop("print_config", False), given.pop("dry_run", False)
     if resume not in ("auto", "never") and not Path(resume).is_dir():

@@ -22,6 +22,7 @@ Count = Annotated[int, Field(ge=1)]
 Widths = Annotated[list[Count], Field(min_length=1)]
 Weight = Annotated[float, Field(ge=0)]
 Place = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]  # "~/runs" is not a folder "~"
+Named = Annotated[str, AfterValidator(os.path.expanduser)]  # a place, or one of a few words, or a Hub id
 if TYPE_CHECKING:
     Process: TypeAlias = str
     Prediction: TypeAlias = str
@@ -102,7 +103,7 @@ class DigitOptions(Settings):
 
 class DataOptions(Settings):
     # "glyphs", "digits", "toy", a folder, a .parquet file, or a Hub data set id (user/name)
-    source: str = "glyphs"
+    source: Named = "glyphs"
     resolution: Annotated[int, Field(ge=16, le=1024, multiple_of=8)] = 64
     channels: Literal[1, 3] = 1
     cache_dir: Place = Path("cache")  # rendered glyphs and latents
@@ -223,7 +224,7 @@ class TextOptions(Settings):
     # "run" = the CLIP run beside this one, a folder with a CLIP run or a text_encoder, "none" = unconditional,
     # "new" = a small tower of its own, trained with the denoiser, or "open_clip:ARCH/TAG", "open_clip:hf-hub:...",
     # "open_clip:local-dir:..." = a pretrained tower
-    source: str = "run"
+    source: Named = "run"
     train: bool = False  # fine-tune the tower together with the denoiser; a new one always is
     width: Annotated[int, Field(ge=8, multiple_of=4)] = 64  # of a new tower, which has 4 heads
     layers: Count = 1  # of a new tower
@@ -319,7 +320,7 @@ class StartOptions(Settings):
     """A finished model to go on from: with all of its U-Net, or with low-rank adapters (LoRA) beside its layers."""
 
     # an exported folder, a finished LDM run, a Hub id, or one that ships ("glyphs"); null = from random weights
-    model: str | None = None
+    model: Named | None = None
     lora_rank: Annotated[int, Field(ge=0, le=1024)] = 0  # of the adapters; 0 = none: the whole U-Net learns
     lora_alpha: Positive = 8.0  # adapters count alpha / rank times
     lora_text: bool = False  # adapters in the text encoder's attention too
@@ -339,13 +340,13 @@ class AlignmentOptions(Settings):
     """The U-Net's middle is drawn towards the features of an image tower, early in training."""
 
     weight: Weight = 0.0  # of the cosine distance beside the loss; 0 = off
-    source: str = "run"  # "run" = the CLIP run beside this one, or the folder of one
+    source: Named = "run"  # "run" = the CLIP run beside this one, or the folder of one
     until: Fraction = 0.4  # of all steps
 
 
 class LdmSettings(RunSettings):
     # "run" = the VAE run beside this one, a folder with a VAE run or an AutoencoderKL, or "identity" = pixel space
-    vae: str = "run"
+    vae: Named = "run"
     text: TextOptions = TextOptions()
     denoiser: Literal["unet", "mlp"] = "unet"  # mlp = for points
     model: UNetModel = UNetModel()

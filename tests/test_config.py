@@ -40,6 +40,29 @@ def fault(part: str, path, *overrides: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("data.source", "data.cache_dir", "data.glyphs.font_file", "output_dir"),
+        *("vae", "text.source", "alignment.source", "start.model", "distill.teacher"),
+    ],
+)
+def test_home_may_be_named_by_its_sign_wherever_a_place_is_set(setting, write, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    value = "~/mine"
+    for key in reversed(setting.split(".")):
+        value = {key: value}
+    for found in (load("ldm", write(yaml.dump({"ldm": value}))), load("ldm", write(""), [f"--{setting}", "~/mine"])):
+        for key in setting.split("."):
+            found = getattr(found, key)
+        assert str(found) == f"{tmp_path}/mine"
+
+
+def test_home_may_be_named_by_its_sign_where_a_run_goes_on(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse("vae", [str(write("")), "--resume", "~"])[1].resume == str(tmp_path)
+
+
 # ---- layers --------------------------------------------------------------------------------------------------------
 
 

@@ -100,7 +100,7 @@ def _options(args: argparse.Namespace) -> "DataOptions":
         raise UserError(
             "'glyphs' is the built-in data set and needs no check; give a folder, a .parquet file or a Hub id"
         )
-    return options.model_copy(update={"source": args.path, "files": files})
+    return options.model_copy(update={"source": os.path.expanduser(args.path), "files": files})
 
 
 def _pictures(samples: "list[Sample]", looks: list[dict], resolution: int) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def file_splits(options: DataOptions) -> dict[str, FileData]:
         one picture each; it is in both where the source holds one picture only, or `validation_fraction` is 0.
     Raises: UserError: for a missing or empty source, wrong columns, or more bad pictures than allowed.
     """
-    _keep_out(Path(options.source).expanduser(), options.cache_dir)
+    _keep_out(Path(options.source), options.cache_dir)
     source = open_source(options)
     for note in source.notes:
         log.warning("%s: %s", options.source, note)
@@ -107,7 +107,7 @@ def open_source(options: DataOptions) -> Source:
 
     Raises: UserError: if it is neither, or holds no pictures.
     """
-    root = Path(options.source).expanduser()
+    root = Path(options.source)
     if root.is_dir():
         source = _open_folder(root, options)
     elif root.is_file() and root.suffix.lower() == ".parquet":
