@@ -1,4 +1,4 @@
-"""For mkdocs: docs/quickstart.ipynb becomes a page, its code, what it printed and its pictures as they are in the file."""
+"""For mkdocs: docs/quickstart.ipynb becomes a page, with its code, what it printed and its pictures."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Each thing that people do with a model has a page with its picture, and the command on the page makes that picture."""
+"""Each thing that people do with a model has a page with a picture, and the command on it makes that picture."""
 
 import json
 import re
