@@ -78,6 +78,7 @@ EXTRAS = {
     "scipy": "viz",
     "xformers": "xformers",
     "gradio": "app",
+    "av": "app",
     "peft": "lora",
 }
 

@@ -1,7 +1,6 @@
 """`ldm edit`: the verbs of `ldm.verbs` from the shell."""
 
 import argparse
-import io
 import json
 import time
 from pathlib import Path
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
 
     from ldm.pipeline import Pipeline
 
-KEY = "ldm-edit"  # of the PNG text entry, or of the GIF's comment
-MILLISECONDS = 120  # a frame of a GIF
+KEY = "ldm-edit"  # of the PNG text entry, or in the comment of a GIF or MP4
 # options of the drawing itself -> the pipeline's names
 OPTIONS = {
     "steps": "num_inference_steps",
@@ -50,7 +48,9 @@ def add_parser(subparsers) -> None:
     made.add_argument("--was", default="", help="what the picture shows")
     made.add_argument("--rounds", type=int, default=1, help="1 = DDIM inversion, more may come nearer (1)")
 
-    made = _parser(subparsers, "interpolate", "Pictures from one prompt or seed to another: .gif or .png.", _between)
+    made = _parser(
+        subparsers, "interpolate", "Pictures from one prompt or seed to another: .gif, .mp4, .png.", _between
+    )
     made.add_argument("first", help="prompt")
     made.add_argument("second", nargs="?", help="prompt (default: the first)")
     made.add_argument("--to-seed", type=int, help="seed at the end (default: the same)")
@@ -76,7 +76,7 @@ def _parser(subparsers, name: str, description: str, draw) -> argparse.ArgumentP
     """A parser with the options that every verb has."""
     parser = subparsers.add_parser(name, help=description, description=description)
     parser.add_argument("-m", "--model", help="exported folder, LDM run or Hub id (default: the shipped model)")
-    parser.add_argument("-o", "--output", default="out.png", help="PNG to write (default: out.png)")
+    parser.add_argument("-o", "--output", default="out.png", help="file to write (default: out.png)")
     parser.add_argument("--seed", type=int, help="of the first picture (default: 0)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--sampler", help="another way to take the steps, such as unipc or ddim (default: the model's)")
@@ -91,7 +91,9 @@ def _parser(subparsers, name: str, description: str, draw) -> argparse.ArgumentP
 
 def run(args: argparse.Namespace) -> int:
     start, output = time.perf_counter(), Path(args.output).expanduser()
-    check_writable(output, (".png", ".gif") if args.verb == "interpolate" else (".png",))
+    check_writable(output, (".png", ".gif", ".mp4") if args.verb == "interpolate" else (".png",))
+    if output.suffix.lower() == ".mp4":
+        import av  # noqa: F401  # a missing extra is told before the work
     for name, most in (("scale", MOST_SCALE), ("number", MOST), ("frames", MOST)):
         value = getattr(args, name, None)
         if value is not None and not 1 <= value <= most:
@@ -108,10 +110,10 @@ def run(args: argparse.Namespace) -> int:
         images, columns = args.draw(pipeline, args, options)
     except ValueError as error:
         raise UserError(str(error)) from None
-    if output.suffix.lower() == ".gif":
-        _save_gif(images, output, job)
-    else:
+    if output.suffix.lower() == ".png":
         save_png(sheet(images, columns), output, job, KEY)
+    else:
+        _save_film(images, output, job)
     many = "s" * (len(images) > 1)
     print(f"{output}: {len(images)} picture{many} in {time.perf_counter() - start:.1f} s")
     return 0
@@ -186,11 +188,11 @@ def _term(told: str) -> tuple[str, float]:
         return told, 1.0
 
 
-def _save_gif(images: "list[Image.Image]", path: Path, job: dict[str, Any]) -> None:
+def _save_film(images: "list[Image.Image]", path: Path, job: dict[str, Any]) -> None:
+    from ldm import film
     from ldm.disk import write_whole
 
-    buffer, frames = io.BytesIO(), [enlarged(image, job["scale"]) for image in images]
-    about = json.dumps({KEY: job})
-    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0, comment=about)
+    made = film.mp4 if path.suffix.lower() == ".mp4" else film.gif
+    content = made([enlarged(image, job["scale"]) for image in images], json.dumps({KEY: job}))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, buffer.getvalue())
+    write_whole(path, content)

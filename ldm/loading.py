@@ -52,6 +52,7 @@ def load_pipeline(
     pipeline = Pipeline(**parts, defaults=folder.defaults, folder=folder, engine=fast).to(device)
     if lora is not None:
         merge(pipeline.components, read_lora(lora), lora_scale, lora)
+        pipeline.lora = lora, lora_scale
     return pipeline
 
 

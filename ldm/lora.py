@@ -161,7 +161,12 @@ def split_scale(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
+def as_options(told: str | None) -> dict[str, Any]:
+    """PATH[:SCALE] as `load_pipeline` takes it; of None nothing."""
+    return {} if told is None else dict(zip(("lora", "lora_scale"), split_scale(told)))
+
+
 def digest_with(digest: str, path: str | Path, scale: float) -> str:
     """A model's digest, of 16 hex digits, as it is with a LoRA."""
     content = hashlib.sha256(find_lora(path).read_bytes()).hexdigest()
-    return hashlib.sha256(f"{digest} {content} {scale}".encode()).hexdigest()[:16] if scale else digest
+    return hashlib.sha256(f"{digest} {content} {float(scale)}".encode()).hexdigest()[:16] if scale else digest

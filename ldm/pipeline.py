@@ -20,6 +20,7 @@ from ldm.autoguidance import as_weak
 from ldm.engine import GRAPHS, Engine
 from ldm.guidance import Guidance, guide
 from ldm.light import CUT
+from ldm.lora import digest_with
 from ldm.model_folder import COMPONENTS, FALLBACKS, ModelFolder
 from ldm.schedulers import with_sampler
 from ldm.stock import stock_class
@@ -40,7 +41,8 @@ class Pipeline:
 
     Attributes: vae, text_encoder, tokenizer, unet, scheduler (stock objects, replaceable), defaults (a dict with
     num_inference_steps and guidance_scale), folder (where it came from, or None), engine (what computes in place of
-    the networks, for as long as nobody changes them, or None).
+    the networks, for as long as nobody changes them, or None), lora (the adapters in the weights and how strongly, or
+    None).
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Pipeline:
         for model in (vae, text_encoder, unet):
             model.eval()
         self.engine = engine
+        self.lora: tuple[str | Path, float] | None = None
         self._untouched = {name: _fingerprint(getattr(self, name)) for name in GRAPHS} if engine else {}
 
     def _engine(self, component: str) -> Engine | None:
@@ -90,8 +93,9 @@ class Pipeline:
 
     @cached_property
     def digest(self) -> str:
-        """The model folder's digest, or "" for a pipeline put together from objects."""
-        return self.folder.digest() if self.folder else ""
+        """The model folder's digest, with that of the adapters; "" for a pipeline put together from objects."""
+        digest = self.folder.digest() if self.folder else ""
+        return digest_with(digest, *self.lora) if self.lora else digest
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
         """Move and cast the three networks in place; returns itself."""

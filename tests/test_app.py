@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from tiny_model import tiny_folder
+from tiny_model import tiny_folder, tiny_lora
 
 from ldm import cli, generate
 from ldm.app import LOOPBACK, limits
@@ -20,6 +20,8 @@ from ldm.app.space import requirements, write_space
 from ldm.app.studio import OWN, Studio
 from ldm.app.watching import read_log, runs_in, series, watch
 from ldm.errors import UserError
+from ldm.loading import load_pipeline
+from ldm.lora import read_lora
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,25 @@ def test_a_picture_of_the_app_tells_the_command_line_how_to_draw_it_again(studio
         difference = np.asarray(again).astype(int) - np.asarray(second)
         assert again.size == (256, 256) and abs(difference).max() <= 1  # one grey level: another batch size
         assert generate.read_png(tmp_path / "b.png") == told
+
+
+def test_what_is_drawn_with_adapters_tells_of_them_and_is_drawn_again_with_them(studio, model, tmp_path):
+    told = f"{tiny_lora(tmp_path)}:0.5"
+    adapted = Studio(str(model), lora=told)
+    *_, last = adapted.draw("me", job(adapted), 1)
+    *_, plain = studio.draw("me", job(studio), 1)
+    assert abs(shrunk(last.images[0]) - shrunk(plain.images[0])).max() > 1
+    info = json.loads(last.images[0].info["ldm"])
+    assert info["lora"] == told and info["digest"] != studio.pipeline.digest
+    images = generate.draw(load_pipeline(str(model), lora=tmp_path / "lora", lora_scale=0.5), job(adapted), 1)
+    assert abs(shrunk(last.images[0]) - np.asarray(images[0])).max() <= 1
+    (torch_drawn, _), *_ = adapted.attention(job(adapted))
+    assert abs(shrunk(torch_drawn) - shrunk(last.images[0])).max() <= 1
+
+
+def test_the_host_s_folders_are_nobody_s_business(model, tmp_path):
+    told = job(Studio(str(model), lora=f"{tiny_lora(tmp_path)}:0.5", private=True))
+    assert (told["model"], told["lora"]) == ("model", "lora:0.5")
 
 
 def test_a_stopped_drawing_ends_at_the_next_step_and_keeps_what_was_seen(studio):
@@ -182,19 +203,39 @@ def shrunk(image) -> np.ndarray:
     return np.asarray(image.resize((16, 16), Image.Resampling.NEAREST)).astype(int)
 
 
-def test_what_is_outside_the_box_is_kept_and_what_is_inside_is_drawn(studio, picture):
-    *_, last = studio.draw_on("me", job(studio), 2, picture, 1, (50, 0, 100, 100))
+def paint(path: Path, size=(16, 16), box=(8, 0, 16, 16), alpha=153) -> str:
+    """A layer, transparent but for a box of paint."""
+    layer = Image.new("RGBA", size)
+    layer.paste((224, 69, 123, alpha), box)
+    layer.save(path)
+    return str(path)
+
+
+def test_what_is_not_painted_over_is_kept_and_the_rest_is_drawn(studio, picture, tmp_path):
+    layers = [paint(tmp_path / "b.png"), paint(tmp_path / "c.png", box=(8, 4, 16, 8))]
+    *_, last = studio.draw_on("me", job(studio), 2, picture, layers, 1)
     for image in map(shrunk, last.images):
         assert (image[:, :8] == 0).all() and (image[:, 8:] != 255).any()
     told = json.loads(last.images[1].info["ldm-edit"])
-    assert (told["verb"], told["box"], told["picture"]) == ("inpaint", [8, 0, 16, 16], 1)
+    assert (told["verb"], told["painted"], told["picture"]) == ("inpaint", 0.5, 1)
     assert "ldm" not in last.images[0].info  # `ldm generate --from` would draw something else
+
+
+def test_a_picture_that_was_enlarged_is_worked_on_as_it_was_before(studio, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "small.png")
+    seen = studio.seen(str(tmp_path / "small.png"))
+    seen.convert("RGBA").save(tmp_path / "large.png")  # as the canvas sends it
+    assert seen.size == (256, 256) and (shrunk(seen) == pixels).all()
+    layers = [paint(tmp_path / "b.png", (256, 256), (0, 0, 32, 256))]
+    *_, last = studio.draw_on("me", job(studio), 1, str(tmp_path / "large.png"), layers, 1)
+    assert (shrunk(last.images[0])[:, 2:] == pixels[:, 2:]).all()
 
 
 def test_at_full_strength_a_picture_is_forgotten(studio, picture):
     *_, plain = studio.draw("me", job(studio), 1)
-    *_, forgotten = studio.draw_on("me", job(studio), 1, picture, 1)
-    *_, kept = studio.draw_on("me", job(studio), 1, picture, 0.3)
+    *_, forgotten = studio.draw_on("me", job(studio), 1, picture, None, 1)
+    *_, kept = studio.draw_on("me", job(studio), 1, picture, None, 0.3)
     assert abs(shrunk(forgotten.images[0]) - shrunk(plain.images[0])).max() <= 1
     assert abs(shrunk(kept.images[0]) - shrunk(plain.images[0])).max() > 1
 
@@ -214,15 +255,27 @@ def test_the_way_begins_and_ends_with_what_its_ends_draw(studio):
         ({"picture": None}, "choose a picture first"),
         ({"picture": __file__}, "the picture cannot be used: "),
         ({"strength": 2}, "strength must be a number from 0 to 1"),
-        ({"box": (50, 0, 50, 100)}, "the box is empty"),
-        ({"box": (-1, 0, 50, 100)}, "edge must be a number from 0 to 100"),
+        ({"layers": []}, "paint over what is to be drawn anew"),
+        ({"layers": ["blank"]}, "paint over what is to be drawn anew"),
+        ({"layers": ["odd"]}, r"paint must have the picture's size \(16, 16\), got \(16, 15\)"),
+        ({"layers": ["good", "odd"]}, "paint must have"),
+        ({"layers": ["good"] * 5}, "4 layers of paint are allowed, got 5"),
+        ({"layers": [__file__]}, "the picture cannot be used: "),
+        ({"layers": ["huge"]}, "the picture cannot be used: "),
     ],
 )
-def test_a_picture_or_box_that_will_not_do_is_refused(studio, picture, change, message):
-    asked = {"picture": picture, "strength": 0.5, "box": (0, 0, 50, 50), **change}
+def test_a_picture_or_paint_that_will_not_do_is_refused(studio, picture, tmp_path, change, message):
+    files = {
+        "good": paint(tmp_path / "good.png"),
+        "blank": paint(tmp_path / "blank.png", alpha=0),
+        "odd": paint(tmp_path / "odd.png", (15, 16)),
+        "huge": paint(tmp_path / "huge.png", (2**12, 2**10 + 1)),
+    }
+    asked = {"picture": picture, "strength": 0.5, "layers": ["good"], **change}
+    asked["layers"] = [files.get(layer, layer) for layer in asked["layers"]]
     with pytest.raises(UserError, match=message) as caught:
         studio.draw_on("me", job(studio), 1, **asked)
-    assert "/" not in str(caught.value)  # no path of the host
+    assert str(tmp_path) not in str(caught.value) and __file__ not in str(caught.value)
 
 
 def test_the_way_is_bounded(studio):
@@ -382,6 +435,15 @@ def test_a_space_has_all_it_needs(model, tmp_path):
     assert done.stdout.strip() == str(out / "ldm" / "__init__.py"), done.stderr  # its own copy, not the installed one
     with pytest.raises(UserError, match="exists: name a new folder"):
         write_space(str(model), out)
+
+
+def test_a_space_brings_its_adapters(model, tmp_path):
+    out = write_space(str(model), tmp_path / "space", lora=f"{tiny_lora(tmp_path)}:0.5")
+    assert "lora='lora.safetensors:0.5'" in (out / "app.py").read_text()
+    assert read_lora(out / "lora.safetensors").keys() == {"unet.conv_in"}
+    with pytest.raises(UserError, match="no such file"):
+        write_space(str(model), tmp_path / "other", lora=str(tmp_path / "nowhere"))
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_space_of_a_hub_model_names_it_and_copies_nothing(tmp_path):

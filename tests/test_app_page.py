@@ -1,6 +1,8 @@
 """The app as it is served: driven by plain requests, as a stranger would send them, and by Chromium."""
 
+import base64
 import http.client
+import io
 import json
 import re
 import subprocess
@@ -217,6 +219,71 @@ def test_every_abuse_is_refused_and_the_app_goes_on(app):
     assert app.call("draw", DRAW)[1][-1][0] == "complete"
 
 
+def upload(app: Served, content: bytes, name: str = "a.png") -> tuple[int, bytes]:
+    head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    return app.ask("POST", "/gradio_api/upload", head + content + b"\r\n--x--\r\n", **kind)
+
+
+def sent(app: Served, image: Image.Image | bytes, kind: str = "PNG", name: str = "a.png") -> dict:
+    """A picture or any other content as a canvas names it, once it is uploaded."""
+    if isinstance(image, Image.Image):
+        buffer = io.BytesIO()
+        image.save(buffer, kind)
+        image = buffer.getvalue()
+    status, answer = upload(app, image, name)
+    assert status == 200, answer
+    return {"path": json.loads(answer)[0], "meta": {"_type": "gradio.FileData"}, "orig_name": name}
+
+
+def painted(size=(16, 16)) -> Image.Image:
+    layer = Image.new("RGBA", size)
+    layer.paste((224, 69, 123, 153), (8, 0, 16, 16))
+    return layer
+
+
+INPAINT = [1, "water", 2, 3, OWN, 5, 1]  # strength, prompt, guidance, steps, sampler, seed, number
+
+
+def test_a_program_paints_over_a_picture_and_the_rest_is_kept(app):
+    ground = Image.new("RGB", (16, 16), "white")
+    canvas = {"background": sent(app, ground), "layers": [sent(app, painted())], "composite": None}
+    status, events = app.call("inpaint", [canvas, *INPAINT])
+    assert status == 200 and events[-1][0] == "complete", events[-1]
+    (png,) = pictures(app, events[-1][1])
+    made = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
+    assert (made[:, :128] == 255).all() and (made[:, 128:] != 255).any()
+
+
+@pytest.mark.slow
+def test_no_canvas_but_two_pictures_of_one_size_is_painted_on(app, place):
+    ground, paint = sent(app, Image.new("RGB", (16, 16), "white")), sent(app, painted())
+    elsewhere = ["/etc/passwd", str(place / "model" / "ldm.json"), "../../etc/passwd", "", "\x00", "a" * 5000]
+    elsewhere += [paint["path"] + "/../../../../etc/passwd", f"{Path(paint['path']).parent}", "/proc/self/environ"]
+    remote = ["http://127.0.0.1:1/a.png", " HTTPS://10.0.0.1/", "ftp://a/b", "//evil.example/a.png"]
+    files = [{"path": path} for path in elsewhere + remote] + [{"url": "http://127.0.0.1:1/a.png"}, {}, [], "a.png", 7]
+    files += [{**paint, "path": path} for path in (None, 7, [paint["path"]])]
+    odd = [sent(app, painted(size)) for size in ((15, 16), (1, 1), (16, 4000), (2048, 2049))]
+    odd += [sent(app, content) for content in (b"", b"\x89PNG\r\n\x1a\n", b"<svg/>", b"%!PS\n(x) show")]
+    odd += [sent(app, Image.new("RGBA", (16, 16)))]
+    canvases = [{"background": file, "layers": [paint], "composite": None} for file in files]
+    canvases += [{"background": ground, "layers": [file], "composite": None} for file in [*files, *odd]]
+    canvases += [{"background": file, "layers": [paint], "composite": None} for file in odd[:-1]]
+    canvases += [{"background": ground, "layers": layers} for layers in ([], [paint] * 5, {}, paint, "a", None)]
+    canvases += [None, [], "a", ground, {"layers": [paint]}]
+    for canvas in canvases:
+        assert refused(app, [canvas, *INPAINT], "inpaint"), canvas
+    many = {"background": ground, "layers": [paint] * 500}
+    assert app.post("call/inpaint", {"data": [many, *INPAINT]})[0] == 413
+    assert upload(app, b"x" * (4 * 2**20 + 1))[0] == 413
+    assert app.post("component_server", {"fn_name": "accept_blobs"})[0] == 404
+    name = json.loads(upload(app, b"x", "../../../../tmp/escaped.png")[1])[0]
+    assert ".." not in name and not Path("/tmp/escaped.png").exists()
+    canvas = {"background": ground, "layers": [paint], "composite": {"path": "/etc/passwd"}}
+    assert refused(app, [canvas, *INPAINT], "inpaint")
+    assert app.call("inpaint", [{**canvas, "composite": None}, *INPAINT])[1][-1][0] == "complete"
+
+
 @pytest.mark.slow
 def test_a_flood_is_answered_or_told_that_the_queue_is_full(app):
     with ThreadPoolExecutor(60) as pool:
@@ -270,6 +337,36 @@ def browser(tmp_path):
     served.stop()
 
 
+def paint_over(page, canvas) -> None:
+    """Strokes of the mouse over the right half of the picture, which stands in the middle of a canvas."""
+    page.wait_for_timeout(3000)
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    for right in range(40, 130, 20):
+        page.mouse.move(x + right, y - 100)
+        page.mouse.down()
+        page.mouse.move(x + right, y + 100, steps=6)
+        page.mouse.up()
+    page.wait_for_timeout(1000)
+
+
+def played(page, panel, folder: Path) -> list:
+    """The MP4 is downloaded and played: its size, and whether it has run to its end."""
+    with page.expect_download() as download:
+        panel.get_by_role("link", name="MP4").click()
+    download.value.save_as(folder / "way.mp4")
+    return page.evaluate(
+        """content => new Promise((done, fail) => {
+            const video = Object.assign(document.createElement("video"), {muted: true, onerror: fail});
+            video.onended = () => done([video.videoWidth, video.videoHeight, video.currentTime > 1]);
+            video.src = "data:video/mp4;base64," + content;
+            video.play().catch(fail);
+        })""",
+        base64.b64encode((folder / "way.mp4").read_bytes()).decode(),
+    )
+
+
 @pytest.mark.slow
 def test_a_person_uses_every_tab_and_the_browser_has_nothing_to_complain_of(browser, tmp_path):
     page, complaints = browser
@@ -279,9 +376,13 @@ def test_a_person_uses_every_tab_and_the_browser_has_nothing_to_complain_of(brow
         panel = page.get_by_role("tabpanel").filter(visible=True)
         if prompt is not None:
             panel.get_by_role("textbox", name=re.compile("prompt", re.I)).first.fill(prompt)
-        if name in ("Image to image", "Inpaint"):
+        if name == "Image to image":
             panel.locator("input[type=file]").set_input_files(tmp_path / "a.png")
             panel.locator("img").first.wait_for()
+        if name == "Inpaint":
+            with page.expect_response(re.compile("file=.*png")):
+                panel.locator("input[type=file]").first.set_input_files(tmp_path / "a.png")
+            paint_over(page, panel.locator("canvas").first)
         if button:
             panel.get_by_role("button", name=button, exact=True).click()
         return panel
@@ -299,8 +400,16 @@ def test_a_person_uses_every_tab_and_the_browser_has_nothing_to_complain_of(brow
     panel.locator(".previews img").first.wait_for()
     panel.get_by_role("button", name="Stop").click()
     panel.get_by_text("stopped (step").wait_for()
-    for name, done in (("Image to image", "4 pictures"), ("Inpaint", "4 pictures"), ("Interpolate", "9 pictures")):
-        tab(name).get_by_text(done, exact=True).wait_for()
+    tab("Image to image").get_by_text("4 pictures", exact=True).wait_for()
+    panel = tab("Inpaint")
+    panel.get_by_text("4 pictures", exact=True).wait_for()
+    for made in panel.locator(".thumbnail-item img").all():
+        png = page.request.get(made.get_attribute("src")).body()
+        changed = np.asarray(Image.open(io.BytesIO(png)).convert("L")) != np.asarray(Image.open(tmp_path / "a.png"))
+        assert not changed[:, :128].any() and changed[:, 128:].any()  # painted was the right half
+    panel = tab("Interpolate")
+    panel.get_by_text("9 pictures", exact=True).wait_for()
+    assert played(page, panel, tmp_path) == [256, 256, True]
     tab("Attention", button="Show").get_by_text("stacked: ").wait_for()
     panel = tab("Seen before?", button="Compare")
     panel.get_by_text(re.compile("training glyphs \\(|no glyph fonts")).first.wait_for()

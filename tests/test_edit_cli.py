@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from tiny_model import tiny_folder
 
 from ldm import edit_cli, verbs
-from ldm.cli import COMMANDS, build_parser
+from ldm.cli import COMMANDS, build_parser, main
 from ldm.errors import UserError
 from ldm.loading import load_pipeline
 
@@ -125,11 +126,26 @@ def test_an_interpolation_may_be_a_moving_picture(tmp_path, model):
     assert [path.name for path in tmp_path.iterdir()] == ["out.gif"]
 
 
+def test_an_interpolation_may_be_a_video(tmp_path, model):
+    av, out = pytest.importorskip("av"), tmp_path / "out.mp4"
+    assert call("interpolate", "water", "fire", "-m", model, "-o", out, "--frames", 4, "--steps", 2) == 0
+    with av.open(str(out)) as film:
+        assert film.streams.video[0].frames == 4
+        assert json.loads(film.metadata["comment"])["ldm-edit"]["second"] == "fire"
+
+
+def test_a_video_without_its_encoder_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["edit", "interpolate", "a", "-m", "nowhere", "-o", str(tmp_path / "out.mp4")])
+    assert ended.value.code == 2 and ".[app]" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("verb", "argv", "words"),
     [
         ("vary", ["-o", "out.gif"], "must end in .png"),
-        ("interpolate", ["a", "-o", "out.mp4"], "must end in .png or .gif"),
+        ("interpolate", ["a", "-o", "out.webm"], "must end in .png or .gif or .mp4"),
         ("interpolate", ["a", "-n", 2], "--frames"),
         ("interpolate", ["a", "--frames", 1], "frames must be"),
         ("interpolate", ["a", "--words", "cubic"], "words must be one of"),

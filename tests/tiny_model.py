@@ -9,6 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm.config import NoiseOptions
 from ldm.export import save_folder
+from ldm.lora import Adapter, save_lora
 from ldm.pipeline import Pipeline
 from ldm.schedulers import export_scheduler
 
@@ -77,3 +78,11 @@ def tiny_folder(folder: Path, noise: NoiseOptions = FLOW, **options) -> Path:
     folder.mkdir(parents=True)
     save_folder(tiny_pipeline(noise, **options), folder, "tiny")
     return folder
+
+
+def tiny_lora(folder: Path) -> Path:
+    """Adapters for it, as a folder `lora` in `folder`: strong enough to be seen."""
+    unet, generator = tiny_pipeline().unet, torch.Generator().manual_seed(0)
+    out, into = unet.conv_in.weight.shape[:2]
+    down, up = (torch.randn(shape, generator=generator) for shape in ((2, into, 3, 3), (out, 2, 1, 1)))
+    return save_lora({"unet.conv_in": Adapter(down, up)}, folder / "lora").parent

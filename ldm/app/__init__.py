@@ -23,6 +23,8 @@ def add_parser(subparsers) -> None:
         epilog="Only this machine can open it unless --host says otherwise. No share link, no telemetry.",
     )
     app.add_argument("-m", "--model", help="exported folder, LDM run or Hub id (default: the shipped model)")
+    lora = {"metavar": "PATH[:SCALE]", "help": "adapters to draw with: a file, or the run that made it"}
+    app.add_argument("--lora", **lora)
     app.add_argument("--host", default=LOOPBACK[0], help=f"address to listen on (default: {LOOPBACK[0]}, this machine)")
     app.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
     app.add_argument("--runs", default="runs", metavar="DIR", help="trainings to watch (default: runs)")
@@ -37,6 +39,7 @@ def add_parser(subparsers) -> None:
     space.add_argument("-o", "--output", metavar="OUT", help="folder to write; must not exist yet")
     space.add_argument("--push", metavar="USER/NAME", help="Space on the Hub, made where missing")
     space.add_argument("--private", action="store_true", help="make a new Space private")
+    space.add_argument("--lora", **lora)
     space.add_argument("--title", help="of the Space (default: the model's name)")
     space.set_defaults(run=run_space)
 
@@ -44,7 +47,7 @@ def add_parser(subparsers) -> None:
 def run_app(args: argparse.Namespace) -> int:
     if not 0 <= args.port < 65536:
         raise UserError(f"--port must be from 0 to 65535 (0 = any free one), got {args.port}")
-    serve(args.model, args.host, args.port, Path(args.runs), Path(args.cache_dir))
+    serve(args.model, args.host, args.port, Path(args.runs), Path(args.cache_dir), args.lora)
     return 0
 
 
@@ -57,7 +60,8 @@ def run_space(args: argparse.Namespace) -> int:
     if args.push is not None:
         check_name(args.push)
     with tempfile.TemporaryDirectory() as scratch:
-        out = write_space(args.model, Path(args.output or f"{scratch}/space").expanduser(), args.title)
+        out = Path(args.output or f"{scratch}/space").expanduser()
+        write_space(args.model, out, args.title, args.lora)
         if args.output is not None:
             print(f"{out}: a Space. To try it: cd {out} && python app.py")
         if args.push is not None:
@@ -71,6 +75,7 @@ def serve(
     port: int | None = None,
     runs: Path | None = None,
     cache_dir: Path = Path("cache"),
+    lora: str | None = None,
 ) -> None:
     """Serve the page until the process is ended.
 
@@ -80,17 +85,16 @@ def serve(
         port: 0 = any free one, None = the one that the environment names (GRADIO_SERVER_PORT), or 7860.
         runs: folder of trainings to watch; None = no such tab.
         cache_dir: where rendered training glyphs are kept.
+        lora: PATH[:SCALE] of adapters to draw with.
 
-    Raises: UserError if there is no such model or the port is taken.
+    Raises: UserError if there is no such model, the adapters do not fit, or the port is taken.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     from ldm.app.page import launch
     from ldm.app.studio import Studio
 
-    place = Path(model or "").expanduser()
-    shown = place.name if model and place.is_dir() and host not in LOOPBACK else None  # its path is nobody's business
-    address = launch(Studio(model, cache_dir, shown), runs, host, port)
+    address = launch(Studio(model, cache_dir, lora, private=host not in LOOPBACK), runs, host, port)
     reach = "only from this machine" if host in LOOPBACK else "by everyone who reaches this machine"
     print(f"{address} can be opened {reach}; Ctrl-C ends it", flush=True)
     threading.Event().wait()

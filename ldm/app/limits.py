@@ -13,12 +13,13 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "frames": (2, 24),
     "strength": (0, 1),
-    "edge": (0, 100),  # per cent of a picture's side
 }
 MOST_LETTERS = 300  # of a prompt; a model reads far fewer tokens
 MOST_WAITING = 16  # in the queue
 MOST_BYTES = 4 * 2**20  # of an uploaded picture
 MOST_PIXELS = 4 * 2**20  # of it, once unpacked
+MOST_LAYERS = 4  # painted over it
+MOST_LAYERS = 4  # of paint over it
 MOST_JSON = 64 * 2**10  # bytes of any other request
 
 

@@ -6,6 +6,7 @@ import io
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from starlette.middleware import Middleware
 
 from ldm.app import LOOPBACK, limits
 from ldm.app.guard import Guard
-from ldm.app.studio import OWN, Shown, Studio
+from ldm.app.studio import OWN, SIDE, Shown, Studio
 from ldm.app.watching import runs_in, watch
 from ldm.errors import UserError
+from ldm.film import gif, mp4, there_and_back
 
 HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 ALONE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}  # one visitor at a time
@@ -26,7 +28,8 @@ CSS = """
 .pixels img, .pixels .thumbnail-item img { image-rendering: pixelated; }
 .pixels .previews { display: flex; gap: 4px; }
 .pixels .previews img { width: 25%; max-width: 160px; border: 1px solid #8884; }
-.pixels .grid-wrap { max-height: none !important; }
+.pixels .grid-wrap { min-height: 0 !important; max-height: none !important; }
+@media (max-width: 640px) { .pixels .grid-container { grid-template-columns: 1fr 1fr !important; } }
 .pixels .thumbnail-item:has(.caption-label) img { padding-bottom: 28px; background: white; }
 .film { display: flex; flex-direction: column; gap: 8px; max-width: 256px; }
 .film img { width: 256px; image-rendering: pixelated; }
@@ -79,9 +82,9 @@ def build(studio: Studio, runs: Path | None) -> gr.Blocks:
             with gr.Tab("Unconditional"):
                 _unconditional_tab(studio)
             with gr.Tab("Image to image"):
-                _picture_tab(studio)
+                _picture_tab(studio, "image_to_image", _picture, 0.6)
             with gr.Tab("Inpaint"):
-                _picture_tab(studio, part=True)
+                _picture_tab(studio, "inpaint", partial(_canvas, studio), 1)
             with gr.Tab("Interpolate"):
                 _way_tab(studio)
             with gr.Tab("Attention"):
@@ -133,30 +136,26 @@ def _unconditional_tab(studio: Studio) -> None:
     stop.click(_stop(studio), None, None, **HIDDEN)
 
 
-def _picture_tab(studio: Studio, part: bool = False) -> None:
-    """Draw on from a picture, or draw a part of it anew."""
+def _picture_tab(studio: Studio, name: str, source: Callable[[], Any], forgotten: float) -> None:
+    """Draw on from a picture, or where it is painted over."""
 
-    def answer(picture, strength, prompt, guidance, steps, sampler, seed, number, request: gr.Request, *box):
+    def answer(picture, strength, prompt, guidance, steps, sampler, seed, number, request: gr.Request):
         with _told():
             job = studio.job(prompt, None, guidance, steps, sampler, seed)
-            drawing = studio.draw_on(_visitor(request), job, number, picture, strength, box if part else None)
-            yield from _easels(drawing)
+            file, layers = picture
+            yield from _easels(studio.draw_on(_visitor(request), job, number, file, layers, strength))
 
     with gr.Row():
         with gr.Column(min_width=280):
-            kinds = ["upload", "clipboard"]
-            picture = gr.Image(label="Picture", type="filepath", format="png", sources=kinds, height=220, buttons=[])
+            picture = source()
             prompt = _prompt("Prompt", studio.examples)
             go, stop = _go_and_stop()
-            strength = _slider("strength", "Strength: how much is forgotten", 1 if part else 0.6, 0.05)
-            edges = {"Left": 50, "Top": 0, "Right": 100, "Bottom": 100} if part else {}
-            box = [_slider("edge", f"{name} of what is drawn anew, %", at) for name, at in edges.items()]
+            strength = _slider("strength", "Strength: how much is forgotten", forgotten, 0.05)
             guidance, number, seed = _guidance(studio), _number(), _seed()
             steps, sampler = _steps(studio)
         with gr.Column(min_width=280):
             outputs = _easel()
-    inputs = [picture, strength, prompt, guidance, steps, sampler, seed, number, *box]
-    name = "inpaint" if part else "image_to_image"
+    inputs = [picture, strength, prompt, guidance, steps, sampler, seed, number]
     gr.on([go.click, prompt.submit], answer, inputs, outputs, api_name=name, show_progress_on=outputs[0], **ALONE)
     stop.click(_stop(studio), None, None, **HIDDEN)
 
@@ -191,16 +190,8 @@ def _attention_tab(studio: Studio) -> None:
         "For every word the places that looked at it while the picture was drawn: pale is average, dark is 2.5 times "
         "as much. The share is how much of all looking went to the word."
     )
-    with gr.Row():
-        with gr.Column(min_width=280):
-            prompt = _prompt("Prompt", studio.examples)
-            go = gr.Button("Show", variant="primary")
-            _examples(studio, prompt)
-            guidance, seed = _guidance(studio), _seed()
-            steps, _ = _steps(studio, samplers=False)
-        with gr.Column(min_width=280):
-            maps = _gallery("Attention", columns=3)
-    gr.on([go.click, prompt.submit], answer, [prompt, guidance, steps, seed], maps, api_name="attention", **ALONE)
+    with _question(studio, "Show") as (asked, inputs), gr.Column(min_width=280):
+        gr.on(asked, answer, inputs, _gallery("Attention", columns=3), api_name="attention", **ALONE)
 
 
 def _nearest_tab(studio: Studio) -> None:
@@ -212,18 +203,22 @@ def _nearest_tab(studio: Studio) -> None:
         "Beside each picture the training glyph that is most like it, wherever on the page and however bold. "
         "The first time takes about a minute: the training glyphs are drawn."
     )
+    with _question(studio, "Compare", number=4) as (asked, inputs), gr.Column(min_width=280):
+        verdict, pairs = gr.Markdown(), _gallery("Picture and nearest training glyph, in turn", columns=2)
+        gr.on(asked, answer, inputs, [pairs, verdict], api_name="nearest", **ALONE)
+
+
+@contextmanager
+def _question(studio: Studio, button: str, number: int | None = None) -> Iterator[tuple[list, list]]:
+    """A row that begins with what a picture is asked for by; gives what asks, and what was asked for."""
     with gr.Row():
         with gr.Column(min_width=280):
             prompt = _prompt("Prompt", studio.examples)
-            go = gr.Button("Compare", variant="primary")
+            go = gr.Button(button, variant="primary")
             _examples(studio, prompt)
-            guidance, number, seed = _guidance(studio), _number(4), _seed()
+            guidance, many, seed = _guidance(studio), [_number(number)] if number else [], _seed()
             steps, _ = _steps(studio, samplers=False)
-        with gr.Column(min_width=280):
-            verdict = gr.Markdown()
-            pairs = _gallery("Picture and nearest training glyph, in turn", columns=2)
-    inputs = [prompt, guidance, steps, seed, number]
-    gr.on([go.click, prompt.submit], answer, inputs, [pairs, verdict], api_name="nearest", **ALONE)
+        yield [go.click, prompt.submit], [prompt, guidance, steps, seed, *many]
 
 
 def _watch_tab(runs: Path) -> None:
@@ -259,6 +254,52 @@ def _prompt(label: str, examples: list[str] | None = None) -> gr.Textbox:
     box = gr.Textbox(label=label, placeholder=hint, max_length=limits.MOST_LETTERS, max_lines=3)
     box.preprocess = lambda value: value  # gradio's own makes a text of a list or a dict; `limits.text` refuses it
     return box
+
+
+def _picture() -> gr.Image:
+    picture = gr.Image(
+        label="Picture", type="filepath", format="png", sources=["upload", "clipboard"], height=220, buttons=[]
+    )
+    picture.preprocess = lambda sent: (_place(sent), None)
+    return picture
+
+
+def _canvas(studio: Studio) -> gr.ImageEditor:
+    """A picture to paint on, a square as the model sees it: its pixels are those of the mask."""
+
+    def opened(sent):
+        with _told():
+            return {"background": studio.seen(sent), "layers": [], "composite": None}
+
+    choose = gr.UploadButton(
+        "Choose a picture, and paint over what shall be drawn anew", file_types=["image"], size="sm"
+    )
+    canvas = gr.ImageEditor(
+        label="Where to draw anew",
+        show_label=False,
+        type="filepath",
+        format="png",
+        sources=(),
+        transforms=(),
+        brush=gr.Brush(SIDE // 16, colors=[("#e0457b", 0.6)], color_mode="fixed"),
+        eraser=gr.Eraser(SIDE // 16),
+        layers=gr.LayerOptions(allow_additional_layers=False, disabled=True),
+        canvas_size=(SIDE, SIDE),
+        height=400,
+        buttons=[],
+    )
+    choose.preprocess = _place
+    canvas.preprocess = lambda sent: (
+        _place(sent and sent.background),
+        [_place(each) for each in sent.layers] if sent else [],
+    )
+    choose.upload(opened, choose, canvas, api_visibility="private")
+    return canvas
+
+
+def _place(sent: Any) -> str | None:
+    """Where a file lies that was sent. Gradio's own `preprocess` would open it, whatever kind of file it is."""
+    return getattr(sent, "path", None)
 
 
 def _examples(studio: Studio, prompt: gr.Textbox) -> None:
@@ -346,30 +387,35 @@ def _easels(drawing: Iterator[Shown]) -> Iterator[tuple]:
 
 def previews(shown: Shown) -> str:
     """The previews as HTML that carries its pictures, so that no file is written for each."""
-    parts = [f"<img alt='{html.escape(shown.text)}' src='{_data(image, 'PNG')}'>" for image in shown.previews]
+    parts = [f"<img alt='{html.escape(shown.text)}' src='{_png(image)}'>" for image in shown.previews]
     return f"<div class='previews'>{''.join(parts)}</div>" if parts else ""
 
 
 def film(images: list[Image.Image]) -> str:
-    """A slider through the pictures, and all of them as a GIF, as HTML that needs no file and no server."""
-    there_and_back = {"save_all": True, "append_images": [*images[1:], *images[-2:0:-1]], "duration": 120, "loop": 0}
+    """A slider through the pictures, and all of them as a GIF and an MP4, as HTML that needs no file and no server."""
+    loop = there_and_back(images)
+    kinds = {"gif": ("image/gif", gif(loop)), "mp4": ("video/mp4", mp4(loop))}
     show = "this.parentNode.querySelectorAll('img').forEach((each, i) => each.hidden = i != this.value)"
-    parts = [
-        f"<img alt='picture {i + 1}' src='{_data(image, 'PNG')}'{' hidden' * (i > 0)}>"
-        for i, image in enumerate(images)
-    ]
+    parts = [f"<img alt='picture {i + 1}' src='{_png(image)}'{' hidden' * (i > 0)}>" for i, image in enumerate(images)]
     slider = (
         f"<input type='range' aria-label='on the way' min='0' max='{len(images) - 1}' value='0' oninput=\"{show}\">"
     )
-    link = f"<a download='on-the-way.gif' href='{_data(images[0], 'GIF', **there_and_back)}'>Download as a GIF</a>"
-    return f"<div class='film'>{''.join(parts)}{slider}{link}</div>"
+    links = [
+        f"<a download='on-the-way.{ending}' href='{_data(content, kind)}'>{ending.upper()}</a>"
+        for ending, (kind, content) in kinds.items()
+    ]
+    return f"<div class='film'>{''.join(parts)}{slider}<span>Download as {' or '.join(links)}</span></div>"
 
 
-def _data(image: Image.Image, kind: str, **options: Any) -> str:
-    """The picture as an address that holds it."""
+def _png(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    image.save(buffer, format="PNG")
+    return _data(buffer.getvalue(), "image/png")
+
+
+def _data(content: bytes, kind: str) -> str:
+    """An address that holds its content."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _visitor(request: gr.Request) -> str:

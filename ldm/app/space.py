@@ -9,16 +9,18 @@ from ldm.checkpoint import staged
 from ldm.doctor import tested_versions
 from ldm.errors import UserError
 from ldm.hub import HUB_NAME, files
+from ldm.lora import find_lora, split_scale
 
 EXTRAS = ("app", "glyphs")  # whose packages the page needs, beside the core's
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "models", "configs", "*.tmp")
+LORA = "lora.safetensors"
 LICENCES = ("LICENSE", "THIRD_PARTY.md")
 APP = '''"""The page of `ldm app`, for everyone. What a visitor may ask for is in ldm/app/limits.py."""
 
 from ldm.app import serve
 
 if __name__ == "__main__":
-    serve({model!r}, host="0.0.0.0")
+    serve({model!r}, host="0.0.0.0", lora={lora!r})
 '''
 TEXT = """
 # {title}
@@ -30,13 +32,14 @@ A downloaded picture carries its settings: `ldm generate --from picture.png -m M
 """
 
 
-def write_space(model: str, out: Path, title: str | None = None) -> Path:
+def write_space(model: str, out: Path, title: str | None = None, lora: str | None = None) -> Path:
     """Write the Space, whole or not at all.
 
     Args:
         model: exported folder, which is copied; the name of a shipped one; or a Hub id, which the Space will fetch.
         out: must not exist.
-    Raises: UserError if it does, or if there is no such model.
+        lora: PATH[:SCALE] of adapters, which are copied too.
+    Raises: UserError if it does, or if there is no such model or LoRA.
     """
     if out.exists():
         raise UserError(f"{out} exists: name a new folder, or delete it first")
@@ -45,16 +48,21 @@ def write_space(model: str, out: Path, title: str | None = None) -> Path:
     if not is_folder and (folder.exists() or not HUB_NAME.fullmatch(model)):
         raise UserError(f"{model} is no exported model and no Hub id: `ldm export RUN -o DIR` makes one of a run")
     title = title or folder.name
+    path, strength = split_scale(lora or "")
+    adapters = find_lora(path) if path else None
     with staged(out) as stage:
         shutil.copytree(PACKAGE, stage / "ldm", ignore=LEFT_OUT)
         for name, file in files(folder).items() if is_folder else ():
             copy = stage / "model" / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
+        if adapters:
+            shutil.copyfile(adapters, stage / LORA)
         for name in LICENCES:
             if (PACKAGE.parent / name).is_file():
                 shutil.copyfile(PACKAGE.parent / name, stage / name)
-        (stage / "app.py").write_text(APP.format(model="model" if is_folder else model), encoding="utf-8")
+        told = {"model": "model" if is_folder else model, "lora": f"{LORA}:{strength:g}" if adapters else None}
+        (stage / "app.py").write_text(APP.format(**told), encoding="utf-8")
         (stage / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
         (stage / "README.md").write_text(_readme(title, None if is_folder else model), encoding="utf-8")
     return out

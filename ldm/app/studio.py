@@ -20,16 +20,18 @@ from ldm.edit_cli import KEY as EDITED
 from ldm.errors import UserError
 from ldm.generate import KEY, complete, draw, enlarged, entries
 from ldm.loading import load_pipeline
+from ldm.lora import as_options, split_scale
 from ldm.model_folder import read_yaml
 from ldm.pipeline import Pipeline, PipelineOutput
 from ldm.schedulers import samplers_for
-from ldm.verbs import box_mask, image_to_image, inpaint, interpolate
+from ldm.verbs import image_to_image, inpaint, interpolate
 
 OWN = "the model's own"  # sampler
 SIDE = 256  # pixels; pictures are enlarged to about this, every pixel by a whole number
 PREVIEWS = 4  # pictures of which previews are shown
 PAUSE = 0.1  # seconds between two previews
 EXAMPLES = 6
+Sent = str | None  # a file of a visitor's
 Verb = Callable[..., PipelineOutput]
 JOB = {"grid": "1x1", "interval": None, "rescale": None, "cfg_zero": None, "zero_init": None, "weak": None}
 
@@ -53,12 +55,22 @@ class Studio:
     Args:
         model: as for `load_pipeline`. No visitor can change it.
         cache_dir: where rendered glyphs are kept.
-        known_as: what pictures say they were drawn by, in place of `model`.
+        lora: PATH[:SCALE] of adapters to draw with.
+        private: whether pictures tell of model and adapters by name alone, without the folders that they lie in.
     """
 
-    def __init__(self, model: str | None = None, cache_dir: Path = Path("cache"), known_as: str | None = None):
-        self.model, self.cache_dir, self.known_as = model, cache_dir, known_as or model
-        self.pipeline = load_pipeline(model)
+    def __init__(
+        self,
+        model: str | None = None,
+        cache_dir: Path = Path("cache"),
+        lora: str | None = None,
+        private: bool = False,
+    ):
+        self.model, self.cache_dir, self.lora = model, cache_dir, as_options(lora)
+        self.known_as = {"model": model, "lora": lora}
+        if private:
+            self.known_as = {what: path and _without_folders(path) for what, path in self.known_as.items()}
+        self.pipeline = load_pipeline(model, **self.lora)
         self._busy = Lock()  # the networks are one visitor's at a time, whatever the queue does
         self._stops: dict[str, Event] = {}
 
@@ -94,14 +106,14 @@ class Studio:
         """The settings of one picture, as `ldm generate` writes them into it. Raises: UserError."""
         sampler = limits.choice("sampler", sampler, self.samplers)
         job = {
-            "model": self.known_as,
+            **self.known_as,
             "prompt": limits.text("prompt", prompt),
             "negative": limits.text("negative prompt", negative),
             "seed": limits.whole("seed", seed),
             "steps": limits.whole("steps", steps),
             "guidance": limits.real("guidance", guidance),
             "sampler": None if sampler == OWN else sampler,
-            "scale": max(1, SIDE // self.side),
+            "scale": self.scale,
             "digest": self.pipeline.digest,
         }
         job |= JOB
@@ -113,6 +125,10 @@ class Studio:
         """Height of a picture in pixels."""
         return self.pipeline.latent_shape[1] * 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
 
+    @property
+    def scale(self) -> int:
+        return max(1, SIDE // self.side)
+
     def draw(self, visitor: str, job: dict, number: Any) -> Iterator[Shown]:
         """Draw `number` pictures from seeds job["seed"] + i: previews, then all of them, or why there are none.
 
@@ -121,26 +137,28 @@ class Studio:
         return self._drawing(visitor, job, limits.whole("number", number))
 
     def draw_on(
-        self, visitor: str, job: dict, number: Any, picture: str | None, strength: Any, box: Sequence[Any] | None = None
+        self, visitor: str, job: dict, number: Any, picture: Sent, layers: Sequence[str] | None, strength: Any
     ) -> Iterator[Shown]:
-        """As `draw`, from a picture: all of it, or only what is in a box and the rest kept.
+        """As `draw`, from a picture: all of it, or only what is painted over and the rest kept.
 
         Args:
             picture: a file.
+            layers: files of its size with paint in them, transparent elsewhere; None = all is drawn on.
             strength: 0 to 1, how much of it is forgotten.
-            box: left, top, right and bottom in per cent of the picture as the model sees it, a square.
         """
-        share, pixels = limits.real("strength", strength), self._pixels(picture)
+        share, decoded = limits.real("strength", strength), self._decoded(picture)
         told: dict[str, Any] = {"verb": "image-to-image", "strength": share}
-        verb: Verb = partial(image_to_image, self.pipeline, pixels, strength=share)
-        if box is not None:
-            edges = [round(limits.real("edge", edge) * len(pixels) / 100) for edge in box]
-            left, top, right, bottom = edges
-            if left >= right or top >= bottom:
-                raise UserError("the box is empty: left must be less than right, and top less than bottom")
-            told |= {"verb": "inpaint", "box": edges}
-            verb = partial(inpaint, self.pipeline, pixels, box_mask(pixels, edges), strength=share)
+        verb: Verb = partial(image_to_image, self.pipeline, self._fitted(decoded), strength=share)
+        if layers is not None:
+            mask = fit_image(painted(layers, decoded.shape[:2]), self.side, "pad", 0)
+            told |= {"verb": "inpaint", "painted": round(float((mask > 127).mean()), 4)}
+            verb = partial(inpaint, self.pipeline, self._fitted(decoded), mask, strength=share)
         return self._drawing(visitor, job, limits.whole("number", number), verb, told)
+
+    def seen(self, picture: Sent) -> Image.Image:
+        """A file as the model sees it, a square, enlarged as its own pictures are."""
+        pixels = self._fitted(self._decoded(picture))
+        return enlarged(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), self.scale)
 
     def between(self, visitor: str, job: dict, frames: Any, second: Any, last_seed: Any) -> Iterator[Shown]:
         """As `draw`, pictures on the way from job["prompt"] to the second prompt and from job["seed"] to another."""
@@ -152,15 +170,17 @@ class Studio:
         told = {"verb": "interpolate", "second": second, "last_seed": last_seed}
         return self._drawing(visitor, job, limits.whole("frames", frames), verb, told)
 
-    def _pixels(self, picture: str | None) -> np.ndarray:
-        """A file as uint8 (side, side, C), the rest filled with white."""
+    def _decoded(self, picture: Sent) -> np.ndarray:
         if picture is None:
             raise UserError("choose a picture first")
-        try:
-            decoded = decode_image(Path(picture), self.pipeline.vae.config.in_channels, 255)
-        except ImageError as error:
-            raise UserError(f"the picture cannot be used: {error}; give a PNG or a JPEG") from None
-        return fit_image(decoded, self.side, "pad", 255)
+        return decoded(picture, self.pipeline.vae.config.in_channels, 255)
+
+    def _fitted(self, pixels: np.ndarray) -> np.ndarray:
+        """A picture as uint8 (side, side, C), the rest filled with white; one that we enlarged exactly as it was."""
+        times = len(pixels) // self.side
+        if times and np.array_equal(pixels[::times, ::times].repeat(times, 0).repeat(times, 1), pixels):
+            pixels = pixels[::times, ::times]
+        return fit_image(pixels, self.side, "pad", 255)
 
     def _drawing(
         self, visitor: str, job: dict, count: int, verb: Verb | None = None, told: dict | None = None
@@ -213,7 +233,7 @@ class Studio:
     @cached_property
     def _in_torch(self) -> Pipeline:
         """The same model for looking inside: an engine shows no attention."""
-        return load_pipeline(self.model, engine="torch")
+        return load_pipeline(self.model, engine="torch", **self.lora)
 
     def attention(self, job: dict) -> list[tuple[Image.Image, str]]:
         """The picture, and over it where each word of its prompt looked. Raises: UserError without a prompt."""
@@ -273,6 +293,35 @@ class Studio:
             ]
         of_them = f"copies of one of {len(pool):,} training glyphs ({COPY} alike or more; 1 = the same)"
         return pairs, f"{copies} of {count} are {of_them}"
+
+
+def decoded(file: str, channels: int, background: int) -> np.ndarray:
+    """What a visitor sent, as uint8 (H, W, channels). Raises: UserError, which tells no path of the host."""
+    try:
+        return decode_image(Path(file), channels, background, limits.MOST_PIXELS)
+    except ImageError as error:
+        raise UserError(f"the picture cannot be used: {error}; give a PNG or a JPEG") from None
+
+
+def painted(layers: Sequence[str], size: tuple[int, int]) -> np.ndarray:
+    """Where there is paint in files of height and width `size`: uint8 (H, W, 1), white there. Raises: UserError."""
+    if len(layers) > limits.MOST_LAYERS:
+        raise UserError(f"{limits.MOST_LAYERS} layers of paint are allowed, got {len(layers)}")
+    mask = np.zeros((*size, 1), np.uint8)
+    for layer in layers:
+        on_white, on_black = (decoded(layer, 1, ground).astype(int) for ground in (255, 0))
+        if on_white.shape != mask.shape:
+            raise UserError(f"paint must have the picture's size {size}, got {on_white.shape[:2]}")
+        mask[on_white - on_black < 255] = 255  # where nothing is painted, one ground is seen or the other
+    if not mask.any():
+        raise UserError("paint over what is to be drawn anew first")
+    return mask
+
+
+def _without_folders(path: str) -> str:
+    """The name alone of a file or folder that is here, its :SCALE kept; a Hub id as it is."""
+    place = Path(split_scale(path)[0]).expanduser()
+    return Path(path).name if place.exists() else path
 
 
 def remembering(image: Image.Image, job: dict, key: str = KEY) -> Image.Image:

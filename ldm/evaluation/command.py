@@ -26,6 +26,9 @@ def add_parser(subparsers) -> None:
         "index.html with everything in it, of pictures contact sheets.",
     )
     parser.add_argument("model", nargs="?", help="exported folder, LDM run or Hub id (default: the shipped model)")
+    parser.add_argument(
+        "--lora", metavar="PATH[:SCALE]", help="adapters to draw with (not --against): a file, or the run that made it"
+    )
     parser.add_argument("-o", "--output", type=Path, default=Path("report"), help="folder to write (default: report)")
     parser.add_argument(
         "--samples",
@@ -61,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"--quick, --against, --clip and --features are for glyph models; {args.model} was trained on {source}"
         )
+    if args.lora and source == "toy":
+        raise UserError(f"--lora is for models of pictures; {args.model} was trained on {source}")
     if args.quick and args.samples is not None:
         raise UserError(f"--quick is --samples {QUICK}: give one of them")
     if args.samples is None:

@@ -25,6 +25,7 @@ from ldm.errors import UserError
 from ldm.evaluation.digit_judge import DigitJudge, agreement, pictures_of
 from ldm.evaluation.drawing import AGREE, DISAGREE, Drawing, draw
 from ldm.loading import load_pipeline
+from ldm.lora import as_options
 from ldm.model_folder import read_yaml
 from ldm.sheet import save_png, sheet
 
@@ -64,14 +65,14 @@ def evaluate(run: Path | str, args: Namespace) -> dict:
 
     Args:
         run: a finished LDM run or an exported folder.
-        args: of `ldm evaluate`: output, samples, seed, steps, guidance, batch, device, cache_dir. `samples` is the
-            number of pictures of each held-out pair; the pairs of training and the whole descriptions get about as many
-            altogether as the held-out pairs.
+        args: of `ldm evaluate`: output, samples, seed, steps, guidance, batch, device, cache_dir, lora. `samples` is
+            the number of pictures of each held-out pair; the pairs of training and the whole descriptions get about as
+            many altogether as the held-out pairs.
     Raises: UserError when the package with the digits is missing, or the model draws no colour.
     """
     started = time.monotonic()
     judge = DigitJudge()
-    pipeline = load_pipeline(run, device=args.device)
+    pipeline = load_pipeline(run, device=args.device, **as_options(args.lora))
     if pipeline.vae.config.in_channels != 3:
         raise UserError(f"{run} draws pictures of {pipeline.vae.config.in_channels} channel(s); coloured digits have 3")
     output = Path(args.output)
@@ -90,7 +91,7 @@ def evaluate(run: Path | str, args: Namespace) -> dict:
             sections[name]["pairs"] = by_pair(asked, right)
         log.info("%s: %d of %d agree in digit and ink", name, sum(right), len(right))
     metrics = {
-        "model": {"source": str(run), "digest": pipeline.digest},
+        "model": {"source": str(run), "digest": pipeline.digest, "lora": args.lora},
         "settings": {"seed": args.seed, "samples": args.samples, **_settings(pipeline, args)},
         "judge": {name: judge.card[name] for name in ("sha256", "trained_on", "test")},
         "held_out_of_training": [list(pair) for pair in unseen],

@@ -35,6 +35,7 @@ from ldm.evaluation.towers import ClipJudge
 from ldm.evaluation.validity import compare as compare_validity
 from ldm.evaluation.validity import measure as measure_validity
 from ldm.loading import load_pipeline
+from ldm.lora import as_options
 from ldm.sheet import save_png, sheet
 from ldm.text import recall_at
 
@@ -68,17 +69,18 @@ def evaluate(model: str | Path | None, args: Namespace) -> dict:
 
     Args:
         model: exported folder, LDM run, Hub id, or None for the shipped one.
-        args: of `ldm evaluate`: output, samples, seed, steps, guidance, batch, device, cache_dir, against, features,
-            clip.
+        args: of `ldm evaluate`: output, samples, seed, steps, guidance, batch, device, cache_dir, lora, against,
+            features, clip.
     Raises: UserError when the font package, the OCR or the classifier is missing.
     """
     started, output = time.monotonic(), args.output
     plan = Plan(args.samples, seed=args.seed, drawing=Drawing(args.steps, args.guidance, args.batch))
-    pipeline = load_pipeline(model, device=args.device)
+    pipeline = load_pipeline(model, device=args.device, **as_options(args.lora))
     reference = Reference(pipeline, DataOptions(cache_dir=args.cache_dir), args.features, clip_of(pipeline, args.clip))
     rival = _rival(args, plan)  # now, and not after minutes of drawing, is the time to find that there is none
     metrics, found = measure(pipeline, plan, reference, output)
-    if model is not None and (Path(model) / "log.jsonl").is_file():
+    metrics["model"]["lora"] = args.lora
+    if model is not None and args.lora is None and (Path(model) / "log.jsonl").is_file():
         metrics["learning"] = learning_section(Path(model), plan, args.device)
     if rival is not None:
         metrics["against"] = against(found, rival, plan, reference)

@@ -40,7 +40,8 @@ def report_page(metrics: dict, output: Path) -> str:
         *_autoencoder(metrics["vae"], output),
         *_learning(metrics.get("learning")),
     ]
-    return page(f"Evaluation of {model['source']}", parts)
+    adapters = f" with {model['lora']}" if model["lora"] else ""
+    return page(f"Evaluation of {model['source']}{adapters}", parts)
 
 
 def _adherence(name: str, section: dict, output: Path) -> list[str]:

@@ -169,6 +169,7 @@ def judged(data, tmp_path, monkeypatch, glyph_cache):
         monkeypatch.setattr(digits, "load_pipeline", lambda run, device=None: Copier(data, wrong))
         monkeypatch.setattr(digits, "real_digits", lambda *args: data["test"])
         settings = {"seed": 0, "steps": None, "guidance": None, "batch": 64, "device": "cpu", "cache_dir": glyph_cache}
+        settings["lora"] = None
         return digits.evaluate(tmp_path, Namespace(output=tmp_path / "report", samples=3, **settings))
 
     return run
@@ -188,4 +189,4 @@ def test_a_model_that_obeys_is_told_from_one_that_draws_all_in_blue(judged, tmp_
 def test_grey_models_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(digits, "load_pipeline", lambda run, device=None: tiny_pipeline(channels=1))
     with pytest.raises(UserError, match="coloured digits have 3"):
-        digits.evaluate(tmp_path, Namespace(output=tmp_path, device="cpu"))
+        digits.evaluate(tmp_path, Namespace(output=tmp_path, device="cpu", lora=None))

@@ -18,7 +18,7 @@ from ldm.evaluation.comparison import SCORES
 from ldm.evaluation.drawing import Drawing, draw
 from ldm.evaluation.glyph_pictures import SET, Drawn, Plan, Reference, draw_section, pictures, styles_of
 from ldm.evaluation.prompts import Asked, glyph_prompts
-from tests.tiny_model import COSINE, tiny_folder, tiny_pipeline
+from tests.tiny_model import tiny_folder, tiny_lora, tiny_pipeline
 
 pytest.importorskip("pylopdf_fonts_zh_cn")
 pytest.importorskip("rapidocr")
@@ -146,9 +146,9 @@ def parse(*words):
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory, options):
-    """A tiny random model evaluated, and then again against its own report and against another model."""
+    """A tiny random model evaluated, again against its own report, and with adapters against itself without them."""
     folder = tmp_path_factory.mktemp("reports")
-    model, other = tiny_folder(folder / "model"), tiny_folder(folder / "other", COSINE)
+    model = tiny_folder(folder / "model")
 
     def evaluate(name, *words):
         args = parse(str(model), "--samples", "2", "--steps", "1", "-o", str(folder / name), *words)
@@ -162,7 +162,7 @@ def reports(tmp_path_factory, options):
         folder,
         first,
         evaluate("second", "--against", str(folder / "first")),
-        evaluate("third", "--against", str(other)),
+        evaluate("third", "--lora", f"{tiny_lora(folder)}:0.5", "--against", str(model)),
     )
 
 
@@ -188,11 +188,15 @@ def test_a_model_is_no_better_than_its_own_report(reports):
     assert "Against the other model" in (reports[0] / "second" / "index.html").read_text(encoding="utf-8")
 
 
-def test_another_model_is_drawn_and_compared(reports):
-    found = reports[3]["against"]
-    assert found["a"]["digest"] != reports[3]["model"]["digest"]
-    differences = [m["difference"]["value"] for section in found["sections"].values() for m in section.values()]
-    assert any(value != 0 for value in differences)
+def test_the_effect_of_adapters_is_measured_against_the_model_without_them(reports):
+    folder, plain, *_, found = reports
+    assert found["model"]["lora"] == f"{folder / 'lora'}:0.5" and found["against"]["a"] == {
+        name: plain["model"][name] for name in ("source", "digest")
+    }
+    assert found["model"]["digest"] not in (plain["model"]["digest"], "")
+    measures = [m["difference"]["value"] for section in found["against"]["sections"].values() for m in section.values()]
+    assert any(value != 0 for value in measures)
+    assert f"with {folder / 'lora'}:0.5" in (folder / "third" / "index.html").read_text(encoding="utf-8")
 
 
 def test_the_report_opens_in_a_browser(reports, tmp_path):
