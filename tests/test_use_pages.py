@@ -24,6 +24,7 @@ DOES = {  # what people do -> the page, the begin of the command that made its p
     "svg": ("generate.md", "ldm generate", "generate-outline.svg"),
     "font": ("font.md", "ldm font", "font.png"),
     "lora": ("lora.md", "python scripts/lora_example.py measure", "lora.png"),
+    "full fine-tuning": ("lora.md", "ldm generate", "finetune.png"),
     "evaluate": ("evaluate.md", "ldm figures obedience", "obedience.png"),
     "web": ("web.md", "python scripts/web_screenshot.py", "web.png"),
     "app": ("app.md", "python scripts/app_screenshot.py", "app.png"),
