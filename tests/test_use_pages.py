@@ -70,7 +70,12 @@ def test_every_figure_of_a_page_has_its_command_there_and_the_other_way_round(pa
     assert shown == {name for line in commands(page) for name in made_by(line)}
 
 
-DRAWN = [line for line in commands("generate.md") if line.startswith("ldm generate") and made_by(line)]
+QUICK = ("anything", "negative", "outline")  # one of each kind; the others ask the same of more pictures
+DRAWN = [
+    pytest.param(line, marks=[] if any(word in line for word in QUICK) else pytest.mark.slow)
+    for line in commands("generate.md")
+    if line.startswith("ldm generate") and made_by(line)
+]
 
 
 @pytest.mark.parametrize("line", DRAWN, ids=lambda line: Path(shlex.split(line)[-1]).stem)
