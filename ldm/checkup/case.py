@@ -56,7 +56,8 @@ class Case:
         """What it was trained with; None for an export that does not say so in today's words."""
         if self.opened:
             return self.opened.settings
-        written = self.pipeline.defaults.get("training", {}).get("config")
+        told = self.pipeline.defaults.get("training", {})
+        written = told.get("runs", {}).get("ldm", {}).get("config") or told.get("config")  # older exports
         if not written:
             return None
         with tempfile.TemporaryDirectory() as folder:
