@@ -29,7 +29,10 @@ CSS = """
 .pixels .previews { display: flex; gap: 4px; }
 .pixels .previews img { width: 25%; max-width: 160px; border: 1px solid #8884; }
 .pixels .grid-wrap { min-height: 0 !important; max-height: none !important; }
-@media (max-width: 640px) { .pixels .grid-container { grid-template-columns: 1fr 1fr !important; } }
+@media (max-width: 640px) {
+    .pixels .grid-container { grid-template-columns: 1fr 1fr !important; }
+    .wide .grid-container { grid-template-columns: 1fr !important; }
+}
 .pixels .thumbnail-item:has(.caption-label) img { padding-bottom: 28px; background: white; }
 .film { display: flex; flex-direction: column; gap: 8px; max-width: 256px; }
 .film img { width: 256px; image-rendering: pixelated; }
