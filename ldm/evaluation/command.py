@@ -1,19 +1,35 @@
 """`ldm evaluate`: does a model draw what the prompt says?
 
-Glyphs: what was asked for, as well as real ones, and anything of its own? Digits: the digit and the colour? Points: how
-far are they from the density they should have? What a run was trained on decides which.
+Glyphs: what was asked for, as well as real ones, and anything of its own? Digits: the digit and the colour? Pictures of
+one's own: what captions held out say, like real ones, and no copies? Points: how far are they from the density they
+should have? What a run was trained on decides which.
 """
 
 import argparse
 import importlib
 from pathlib import Path
+from typing import NamedTuple
 
 from ldm.errors import UserError
 
-# what a run was trained on (data.source) -> the module with its `evaluate(run, args)`, and what --samples is there
-OTHERS = {"toy": ("ldm.evaluation.toys", 20_000), "digits": ("ldm.evaluation.digits", 128)}
-GLYPHS = ("ldm.evaluation.report", 72)
-QUICK = 9  # samples of glyphs
+
+class Measure(NamedTuple):
+    """How models of some data are measured: the module with its `evaluate(run, args)`, and its --samples."""
+
+    module: str
+    samples: int
+    quick: int | None = None  # --samples of --quick
+
+
+# what a run was trained on (data.source); whatever is not here are pictures of one's own
+GLYPHS = Measure("ldm.evaluation.report", 72, 9)
+KNOWN = {
+    "": GLYPHS,
+    "glyphs": GLYPHS,
+    "toy": Measure("ldm.evaluation.toys", 20_000),
+    "digits": Measure("ldm.evaluation.digits", 128),
+}
+OWN = Measure("ldm.evaluation.pictures", 256, 32)
 
 
 def add_parser(subparsers) -> None:
@@ -22,8 +38,9 @@ def add_parser(subparsers) -> None:
         help="measure how well a model obeys its prompts",
         description="Measure a glyph model: obedience to a fixed list of prompts, likeness to real glyphs, novelty, "
         "composition, and the autoencoder, each beside its floor and ceiling. On digits: digit, colour and style. On "
-        "points (data.source: toy): distance to fresh data, modes, likelihood. Writes metrics.json, of glyphs "
-        "index.html with everything in it, of pictures contact sheets.",
+        "your own pictures (name the run): whether its CLIP knows the captions again, likeness to pictures held out, "
+        "near copies, the autoencoder. On points (data.source: toy): distance to fresh data, modes, likelihood. Writes "
+        "metrics.json, contact sheets and, of glyphs and your own pictures, index.html with everything in it.",
     )
     parser.add_argument("model", nargs="?", help="exported folder, LDM run or Hub id (default: the shipped model)")
     parser.add_argument(
@@ -34,17 +51,21 @@ def add_parser(subparsers) -> None:
         "--samples",
         type=int,
         help="pictures for each layout (default: 72; other prompts in proportion), for each held-out pair of digit and "
-        "colour (128), or points (20000)",
+        "colour (128), points (20000), or own pictures held out, one for the caption of each (at most 256)",
     )
-    parser.add_argument("--quick", action="store_true", help=f"glyphs: --samples {QUICK}, a few minutes on two cores")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"glyphs: --samples {GLYPHS.quick}, a few minutes on two cores; own pictures: {OWN.quick}",
+    )
     parser.add_argument(
         "--against", metavar="MODEL", help="glyphs: another model, or the report of one, to compare this one with"
     )
     parser.add_argument(
-        "--clip", type=Path, metavar="RUN", help="glyphs: a run of train_clip.py for the CLIP score (default: its own)"
+        "--clip", type=Path, metavar="RUN", help="glyphs, own pictures: a run of train_clip.py (default: its own)"
     )
     parser.add_argument(
-        "--features", metavar="MODEL", help="glyphs: folder of a vision model (DINOv2, say) to measure distances by"
+        "--features", metavar="MODEL", help="glyphs, own pictures: folder of a vision model (DINOv2, say) to compare by"
     )
     parser.add_argument("--seed", type=int, default=0, help="picture i of every prompt is drawn from seed + i")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
@@ -59,31 +80,55 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     source = source_of(args.model)
-    module, samples = OTHERS.get(source, GLYPHS)
-    if source in OTHERS and (args.quick or args.against or args.features or args.clip):
-        raise UserError(
-            f"--quick, --against, --clip and --features are for glyph models; {args.model} was trained on {source}"
-        )
-    if args.lora and source == "toy":
-        raise UserError(f"--lora is for models of pictures; {args.model} was trained on {source}")
-    if args.quick and args.samples is not None:
-        raise UserError(f"--quick is --samples {QUICK}: give one of them")
+    measure = KNOWN.get(source, OWN)
+    _refuse(args, source, measure)
     if args.samples is None:
-        args.samples = QUICK if args.quick else samples
+        args.samples = measure.quick if args.quick else measure.samples
     _check(args)
-    importlib.import_module(module).evaluate(Path(args.model) if source in OTHERS else args.model, args)
+    model = args.model if measure is GLYPHS else Path(args.model)
+    importlib.import_module(measure.module).evaluate(model, args)
     print(f"{args.output / 'metrics.json'}: everything")
     return 0
 
 
 def source_of(model: str | Path | None) -> str:
-    """`data.source` of a run's settings; "" for what is no run."""
+    """`data.source` of a run's settings, or what an exported model says that it was; "" where nothing is said.
+
+    What went on from a glyph model is one, whatever pictures it was shown.
+    """
     if model is None:
         return ""
-    from ldm.model_folder import read_yaml
+    from ldm.assets import shipped_model, shipped_models
+    from ldm.model_folder import read_json, read_yaml
 
-    data = read_yaml(Path(model) / "config.yaml").get("data")
-    return str(data.get("source", "")) if isinstance(data, dict) else ""
+    folder, name = Path(model), str(model).removeprefix("models/")
+    if not folder.exists() and name in shipped_models():
+        folder = shipped_model(name)
+    settings = read_yaml(folder / "config.yaml")
+    if isinstance(settings.get("data"), dict):
+        source, start = settings["data"].get("source"), settings.get("ldm", {}).get("start", {}).get("model")
+    else:
+        told = read_json(folder / "ldm.json").get("training", {}) if (folder / "ldm.json").is_file() else {}
+        source, start = told.get("data"), told.get("start")
+    return "glyphs" if start and source_of(start) == "glyphs" else str(source or "")
+
+
+def _refuse(args: argparse.Namespace, source: str, measure: Measure) -> None:
+    """Raises: UserError: options that do not apply, or a model whose pictures are not there to compare with."""
+    told = f"{args.model} was trained on {source}"
+    if measure is OWN and not (Path(args.model) / "config.yaml").is_file():
+        raise UserError(
+            f"{told}, pictures that an exported model does not hold: evaluate the run that it was made of, "
+            "as in `ldm evaluate runs/NAME/ldm`"
+        )
+    if measure is OWN and args.against:
+        raise UserError(f"--against is for glyph models; {told}: evaluate both runs and compare their metrics.json")
+    if measure not in (GLYPHS, OWN) and (args.quick or args.against or args.features or args.clip):
+        raise UserError(f"--quick, --against, --clip and --features are not for models of {source}; {told}")
+    if args.lora and source == "toy":
+        raise UserError(f"--lora is for models of pictures; {told}")
+    if args.quick and args.samples is not None:
+        raise UserError(f"--quick is --samples {measure.quick}: give one of them")
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -52,6 +52,16 @@ class ClipJudge:
             found.append(both.features(pixels, encode(self.tokenizer, prompts[part])))
         return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
 
+    @torch.no_grad()
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Features of pictures alone, float32 (n, d), each of length sqrt(d): KID's kernel is then (cosine + 1)^3."""
+        found = []
+        for start in range(0, len(images), 64):
+            seen = self.clip.vision_model(pixel_values=self._pixels(images[start : start + 64])).pooler_output
+            found.append(F.normalize(self.clip.visual_projection(seen).float(), dim=-1))
+        features = torch.cat(found)
+        return (features * features.shape[1] ** 0.5).numpy()
+
     def _pixels(self, images: np.ndarray) -> Tensor:
         """(n, channels, size, size) in [-1, 1], as the tower was trained on."""
         config = self.clip.config.vision_config

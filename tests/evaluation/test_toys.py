@@ -104,9 +104,9 @@ def test_what_a_run_was_trained_on_decides_how_it_is_judged(tmp_path, monkeypatc
     monkeypatch.setattr(toys, "process_of", lambda scheduler: SimpleNamespace(schedule=flow))
     monkeypatch.setattr(toys, "denoiser_of", lambda pipeline: exact_denoiser(toy, flow))
     given = {"quick": False, "seed": 0, "batch": 64, "steps": 10, "guidance": None}
-    given |= {"against": None, "clip": None, "features": None}
+    given |= {"against": None, "clip": None, "features": None, "lora": None}
     args = Namespace(model=str(tmp_path), output=tmp_path / "report", samples=None, device=None, **given)
-    monkeypatch.setitem(command.OTHERS, "toy", ("ldm.evaluation.toys", 800))
+    monkeypatch.setitem(command.KNOWN, "toy", command.Measure("ldm.evaluation.toys", 800))
     assert command.run(args) == 0
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert metrics["toy"] == "8_gaussians" and metrics["plan"]["samples"] == 800 and metrics["plan"]["steps"] == 10
