@@ -30,6 +30,7 @@ KNOWN = {
     "digits": Measure("ldm.evaluation.digits", 128),
 }
 OWN = Measure("ldm.evaluation.pictures", 256, 32)
+CHAIN = 8  # models that went on from one another that are asked
 
 
 def add_parser(subparsers) -> None:
@@ -79,7 +80,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    source = source_of(args.model)
+    source = source_of(_here(args.model))
     measure = KNOWN.get(source, OWN)
     _refuse(args, source, measure)
     if args.samples is None:
@@ -96,8 +97,18 @@ def source_of(model: str | Path | None) -> str:
 
     What went on from a glyph model is one, whatever pictures it was shown.
     """
-    if model is None:
-        return ""
+    first = ""
+    for _ in range(CHAIN):
+        source, start = ("", None) if model is None else _said(model)
+        first = first or source
+        if source == "glyphs" or not start:
+            break
+        model = start
+    return "glyphs" if source == "glyphs" else first
+
+
+def _said(model: str | Path) -> tuple[str, str | None]:
+    """What a model says of itself: its data, and the model that it went on from. Nothing is fetched from the Hub."""
     from ldm.assets import shipped_model, shipped_models
     from ldm.model_folder import read_json, read_yaml
 
@@ -105,12 +116,28 @@ def source_of(model: str | Path | None) -> str:
     if not folder.exists() and name in shipped_models():
         folder = shipped_model(name)
     settings = read_yaml(folder / "config.yaml")
-    if isinstance(settings.get("data"), dict):
-        source, start = settings["data"].get("source"), settings.get("ldm", {}).get("start", {}).get("model")
+    if data := _block(settings, "data"):
+        source, start = data.get("source"), _block(_block(settings, "ldm"), "start").get("model")
     else:
-        told = read_json(folder / "ldm.json").get("training", {}) if (folder / "ldm.json").is_file() else {}
-        source, start = told.get("data"), told.get("start")
-    return "glyphs" if start and source_of(start) == "glyphs" else str(source or "")
+        told = read_json(folder / "ldm.json") if (folder / "ldm.json").is_file() else {}
+        source, start = (_block(told, "training").get(name) for name in ("data", "start"))
+    return str(source or ""), str(start) if start else None
+
+
+def _block(settings: dict, name: str) -> dict:
+    """A mapping in a mapping, {} where there is none."""
+    found = settings.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _here(model: str | None) -> str | Path | None:
+    """The folder of a model on the Hub, fetched; any other as it is."""
+    from ldm.assets import shipped_models
+    from ldm.model_folder import HUB_ID, locate
+
+    if model is None or Path(model).exists() or model in shipped_models() or not HUB_ID.fullmatch(model):
+        return model
+    return locate(model).paths["unet"].parent
 
 
 def _refuse(args: argparse.Namespace, source: str, measure: Measure) -> None:

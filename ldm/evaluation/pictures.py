@@ -22,7 +22,7 @@ from ldm.disk import write_whole
 from ldm.errors import UserError
 from ldm.evaluation.drawing import Drawing, draw
 from ldm.evaluation.fidelity import yardstick
-from ldm.evaluation.open_run import OpenRun, open_run
+from ldm.evaluation.open_run import OpenRun, checkpoint_state, open_run
 from ldm.evaluation.pictures_page import report_page
 from ldm.evaluation.reconstruction import psnr, rate, reconstruct, ssim
 from ldm.evaluation.scores import share
@@ -75,14 +75,13 @@ def evaluate(run: Path, args: Namespace) -> dict:
     real, conditional = read(held, chosen), opened.settings.text.source != "none"
     rng = np.random.default_rng(0)
     captions = [held.caption(int(i), rng) if conditional else "" for i in chosen]
-    log.info("drawing %d pictures", len(captions))
     how = Drawing(args.steps, args.guidance if conditional else 1.0, args.batch)  # without words nothing to be told
-    drawn = draw(pipeline, captions, [args.seed + i for i in range(len(captions))], how)
+    drawn = draw_all(pipeline, captions, args.seed, how)
     metrics: dict[str, Any] = {
         "format": 1,
         "model": {"source": str(run), "digest": pipeline.digest, "lora": args.lora},
         "settings": {"samples": len(drawn), "seed": args.seed, "steps": args.steps, "guidance": args.guidance},
-        "pictures": {"held_out": len(held), "training": len(opened.data.train), "looked_at": TRAINING},
+        "pictures": {"held_out": len(held), "training": len(opened.data.train)},
         "features": {"name": eye.name, "digest": eye.digest},
         **sections(drawn, real, captions, opened.data.train, eye, clip, output),
         "autoencoder": autoencoder_section(pipeline.vae, real, output),
@@ -96,6 +95,16 @@ def evaluate(run: Path, args: Namespace) -> dict:
     print("\n".join([json.dumps(metrics["summary"], indent=1), *metrics["notes"]]))
     print(f"{output / 'index.html'}: numbers and pictures in one file")
     return metrics
+
+
+def draw_all(pipeline, captions: list[str], seed: int, how: Drawing) -> np.ndarray:
+    """Picture i of caption i from seed + i, uint8 (n, h, w, c), a batch at a time: as floats they take much memory."""
+    parts = []
+    for start in range(0, len(captions), how.batch):
+        part = captions[start : start + how.batch]
+        parts.append(draw(pipeline, part, [seed + start + i for i in range(len(part))], how))
+        log.info("%d of %d pictures drawn", start + len(part), len(captions))
+    return np.concatenate(parts)
 
 
 # ---- who looks, and at what -----------------------------------------------------------------------------------------
@@ -238,8 +247,12 @@ def autoencoder_section(vae, real: np.ndarray, output: Path) -> dict:
     """PSNR and SSIM of held-out pictures, uint8 (n, h, w, c), after encoding and decoding, with intervals; the rate."""
     after, latents = reconstruct(vae, real)
     save_pairs(real, after, output / "reconstructions.png")
-    measures = {"psnr": psnr(real, after), "ssim": ssim(real, after)}
-    return {name: bootstrap(x).rounded() for name, x in measures.items()} | {"rate": rate(vae, real, latents)}
+    parts = [slice(start, start + 16) for start in range(0, len(real), 16)]  # in float64 they take much memory
+    measures = {
+        name: bootstrap(np.concatenate([each(real[part], after[part]) for part in parts])).rounded()
+        for name, each in (("psnr", psnr), ("ssim", ssim))
+    }
+    return measures | {"rate": rate(vae, real, latents)}
 
 
 # ---- what is told ---------------------------------------------------------------------------------------------------
@@ -262,9 +275,20 @@ def notes(metrics: dict, captions: list[str], clip: ClipJudge | None, guides: bo
         found.append("Likeness is not measured: it takes 20 pictures of either kind that differ.")
     if metrics["features"]["name"].startswith("colours"):
         found.append("Pictures are compared by their coarse colours alone: name a vision model by --features.")
+    count = metrics["pictures"]["training"]
+    if count > TRAINING:
+        found.append(f"Of {count:,} training pictures {TRAINING:,} were looked at: a copy of another one is not found.")
+    if changed(opened):
+        found.append("The training pictures are others now than at the last checkpoint: what is held out may be too.")
     if set(opened.data.validation.ids) & set(opened.data.train.ids):
         found.append("Held-out pictures were trained on (data.files.validation_fraction): nothing here is unseen.")
     return found
+
+
+def changed(opened: OpenRun) -> bool:
+    """Whether the training pictures are others than those that the newest checkpoint was made with."""
+    then = checkpoint_state(opened.checkpoint).get("identity", {}).get("data") if opened.checkpoint else None
+    return then is not None and then != opened.data.train.fingerprint
 
 
 def summary(metrics: dict) -> dict:

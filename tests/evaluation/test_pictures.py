@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import time
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from ldm import model_folder
 from ldm.card import rows
 from ldm.config import ClipModel, ClipSettings, OptimOptions
 from ldm.data import build
@@ -18,6 +20,7 @@ from ldm.evaluation import command, pictures
 from ldm.evaluation.open_run import open_run
 from ldm.export import export
 from ldm.identity import IdentityAutoencoder
+from ldm.lora import Adapter, save_lora
 from ldm.text import ClipTask
 from ldm.training import Trainer
 from tests.tiny_run import COLOURS, data_options, ldm_settings, train_ldm, train_options, train_vae, write_pictures
@@ -209,6 +212,41 @@ def test_an_exported_model_has_no_pictures_beside_it_and_says_so_at_once(project
     assert time.monotonic() - started < 1 and not (tmp_path / "report").exists()
 
 
+def test_an_exported_model_on_the_hub_is_told_apart_too(project, tmp_path, monkeypatch):
+    folder = export(project / "ldm", tmp_path / "model")
+    monkeypatch.setattr(model_folder, "pull", lambda repo, revision, files, leaving: folder)
+    with pytest.raises(UserError, match="someone/model was trained on pictures, pictures that"):
+        evaluate("someone/model", tmp_path / "report")
+
+
+def test_an_unfinished_run_on_other_pictures_by_now_says_so(project, tmp_path):
+    write_pictures(tmp_path / "pictures")
+    shutil.copytree(project / "ldm", tmp_path / "ldm", ignore=shutil.ignore_patterns("final"))
+    settings = (
+        (project / "ldm" / "config.yaml").read_text().replace(str(project / "pictures"), str(tmp_path / "pictures"))
+    )
+    (tmp_path / "ldm" / "config.yaml").write_text(settings)
+    for part in ("clip", "vae"):
+        (tmp_path / part).symlink_to(project / part)
+    metrics = evaluate(tmp_path / "ldm", tmp_path / "same", "--samples", "4")
+    assert not any("others now" in text for text in metrics["notes"])
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "pictures" / "000.png")
+    metrics = evaluate(tmp_path / "ldm", tmp_path / "other", "--samples", "4", "--batch", "3")
+    assert any("others now" in text for text in metrics["notes"])
+
+
+def test_adapters_change_what_is_drawn(project, tmp_path):
+    out, into = open_run(project / "ldm").pipeline.unet.conv_in.weight.shape[:2]
+    down, up = torch.ones(2, into, 3, 3), torch.ones(out, 2, 1, 1)
+    lora = save_lora({"unet.conv_in": Adapter(down, up)}, tmp_path / "lora").parent
+    plain, other, none = (
+        evaluate(project / "ldm", tmp_path / "report", "--samples", "4", *words)
+        for words in ((), ("--lora", f"{lora}"), ("--lora", f"{lora}:0"))
+    )
+    assert plain["model"]["digest"] != other["model"]["digest"] and other["model"]["lora"] == str(lora)
+    assert plain["novelty"]["median_drawn"] == none["novelty"]["median_drawn"] != other["novelty"]["median_drawn"]
+
+
 @pytest.mark.parametrize(
     "words, said", [(("--against", "models/glyphs"), "--against"), (("--quick", "--samples", "9"), "--samples 32")]
 )
@@ -231,3 +269,7 @@ def test_what_went_on_from_a_glyph_model_is_one(tmp_path):
     assert command.source_of(tmp_path) == "glyphs" == command.source_of("glyphs")
     (tmp_path / "config.yaml").write_text("data: {source: mine}\nldm: {start: {model: digits}}\n")
     assert command.source_of(tmp_path) == "mine" and command.source_of("models/digits") == "digits"
+    (tmp_path / "config.yaml").write_text(f"data: {{source: mine}}\nldm: {{start: {{model: {tmp_path}}}}}\n")
+    assert command.source_of(tmp_path) == "mine"  # and no endless search
+    (tmp_path / "config.yaml").write_text("data: {source: mine}\nldm: [1]\n")
+    assert command.source_of(tmp_path) == "mine"
