@@ -27,7 +27,7 @@ from ldm.evaluation.pictures_page import report_page
 from ldm.evaluation.reconstruction import psnr, rate, reconstruct, ssim
 from ldm.evaluation.scores import share
 from ldm.evaluation.statistics import bootstrap
-from ldm.evaluation.towers import ClipJudge, VisionModel
+from ldm.evaluation.towers import ClipJudge, VisionModel, digest
 from ldm.lora import as_options, merge, read_lora
 from ldm.sheet import save_png, sheet
 
@@ -116,12 +116,12 @@ def judge_of(opened: OpenRun, named: Path | None) -> tuple[ClipJudge | None, boo
     settings = opened.settings
     elsewhere = settings.text.source not in ("run", "new", "none")
     own = Path(settings.text.source) if elsewhere else opened.folder.parent / "clip"
-    there = any((place / "clip" / "config.json").is_file() for place in (own / "final", own))
-    if named is None and not there:
+    place = next((place for place in (own / "final", own) if (place / "clip" / "config.json").is_file()), None)
+    if named is None and place is None:
         return None, False
-    found = named or own
-    guides = settings.text.source not in ("new", "none") and not settings.start.model and not settings.distill.teacher
-    return ClipJudge(found), guides and found.resolve() == own.resolve()
+    judge = ClipJudge(named or own)
+    told = settings.text.source not in ("new", "none") and not settings.start.model and not settings.distill.teacher
+    return judge, told and place is not None and judge.digest == digest(place / "clip")
 
 
 def eye_of(features: str | None, clip: ClipJudge | None) -> Eye:

@@ -184,6 +184,16 @@ def test_a_run_on_ones_own_pictures_is_measured_by_them(project, tmp_path, capsy
         assert sheet.width == 8 * (128 + 4)
 
 
+@pytest.mark.parametrize("source, guides", [("run", True), ("new", False), ("none", False), ("{clip}", True)])
+def test_a_judge_is_said_to_have_guided_the_model_where_it_has(project, source, guides):
+    opened = open_run(project / "ldm")
+    text = opened.settings.text.model_copy(update={"source": source.format(clip=project / "clip")})
+    opened.settings = opened.settings.model_copy(update={"text": text})
+    judge, found = pictures.judge_of(opened, None)
+    assert judge is not None and found is guides
+    assert pictures.judge_of(opened, project / "clip" / "final")[1] is guides  # under another name too
+
+
 def test_a_model_that_draws_the_held_out_pictures_gets_what_they_get(project, tmp_path, monkeypatch):
     held = open_run(project / "ldm").data.validation
     monkeypatch.setattr(pictures, "draw", lambda pipeline, captions, seeds, how: pictures.read(held, range(len(held))))
