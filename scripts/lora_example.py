@@ -58,17 +58,20 @@ def measure(model: str, lora: Path, out: Path, cache: Path, each: int) -> None:
     real = [glyph.char for glyph in split_characters("common")["validation"]]
     target = light(cache, "".join(real[i] for i in spread(len(real), 100)))
     print(f"real light glyphs: stroke width {_mean(stroke_widths(target)[0])}")
-    classifier, sheets = GlyphClassifier(), []
+    classifier, sheets, obeyed = GlyphClassifier(), [], []
     wanted = np.array([classifier.layout_class(one.layout) for one in asked])
     for name, options in (("model", {}), ("with LoRA", {"lora": lora})):
         pipeline = load_pipeline(model, **options)
         images = draw(pipeline, [one.prompt for one in asked], range(len(asked)), Drawing())[..., 0]
         right = np.array(classifier.judge(images).layouts) == wanted
+        obeyed.append(right.astype(float))
         print(f"{name}: stroke width {_mean(stroke_widths(images)[0])}, ink {_mean(ink(images))}")
         for what, part in (("15 layouts", right[:split]), ("horizontal and vertical", right[split:])):
             low, high = wilson(int(part.sum()), part.size)
-            print(f"  {what}: {part.mean():.1%} obey ({low:.1%} to {high:.1%}, n = {part.size})")
+            print(f"  {what}: {part.mean():.1%} obey ({low:.1%} to {high:.1%}, n = {part.size})", flush=True)
         sheets.append([Image.fromarray(image) for image in images[:split:each]] + [Image.fromarray(images[-1])])
+    change = 100 * (obeyed[1] - obeyed[0])  # picture by picture, in points
+    print(f"change of 15 layouts {_mean(change[:split])}, of horizontal and vertical {_mean(change[split:])}")
     columns = len(sheets[0]) // 2
     page = sheet([image for half in (0, 1) for row in sheets for image in row[half * columns :][:columns]], columns)
     page.save(out, optimize=True)
