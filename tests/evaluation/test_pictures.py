@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
+from transformers import Dinov2Config, Dinov2Model
 
 from ldm import model_folder
 from ldm.card import rows
@@ -120,6 +121,17 @@ def test_coarse_colours_are_the_means_of_fields():
     assert pictures.coarse(left[None, ..., :1]).shape == (1, 64)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_vision_model_that_is_named_comes_before_the_others(tmp_path, channels):
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, mlp_ratio=2
+    )
+    Dinov2Model(config).save_pretrained(tmp_path)
+    eye = pictures.eye_of(str(tmp_path), Knowing())
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, channels), dtype=np.uint8)
+    assert eye.name == "Dinov2Model" and eye.embed(images).shape == (3, 16)
+
+
 def test_in_pixel_space_nothing_is_lost(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     found = pictures.autoencoder_section(IdentityAutoencoder(3), images, tmp_path)
@@ -177,7 +189,11 @@ def test_a_run_on_ones_own_pictures_is_measured_by_them(project, tmp_path, capsy
     assert any("guided the model" in text for text in metrics["notes"]) and metrics["features"]["name"] == "CLIP"
     assert metrics["autoencoder"]["psnr"]["value"] > 10 and "near_copies" in capsys.readouterr().out
     quoted = rows(metrics)
-    assert "ceiling" in quoted["own_caption_first"] and {"kid", "kid_of_real", "near_copies", "psnr"} <= quoted.keys()
+    assert metrics["settings"]["guidance_scale"] == 2 and "%" not in quoted["ssim"]
+    assert (
+        "ceiling" in quoted["own_caption_first"]
+        and {"kid", "kid_of_real", "near_copies", "psnr", "ssim"} <= quoted.keys()
+    )
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert text.count("data:image/png;base64,") == 3 and "http" not in text
     with Image.open(tmp_path / "drawn.png") as sheet:
