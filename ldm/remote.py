@@ -126,6 +126,11 @@ def _addressed(files: Mapping[str, Path], place: str, repo_id: str) -> Iterator[
         yield named
 
 
+def files_in(folder: Path) -> dict[str, Path]:
+    """All files of a folder, path below it -> file."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def print_plan(files: Mapping[str, Path], repo_id: str) -> None:
     """What a push would send."""
     sizes = {name: file.stat().st_size for name, file in files.items()}

@@ -72,7 +72,7 @@ def push_space(folder: Path, repo_id: str, private: bool = False) -> str:
     """Upload a written Space, see `ldm.remote.push`: its code and model replace those of before."""
     from ldm import remote
 
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    found = remote.files_in(folder)
     return remote.push(
         folder, found, repo_id, "Page", "space", private, replaces=["ldm/*", "model/*"], mark="ldm/app/page.py"
     )

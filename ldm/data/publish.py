@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ldm.data.glyphs import splits as glyph_splits
     from ldm.errors import UserError
-    from ldm.remote import print_plan
+    from ldm.remote import files_in, print_plan
 
     if args.out is None and args.push is None:
         raise UserError("nothing to do: give --out DIR to write the data set, or --push USER/NAME to upload it")
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             if args.out is None:
                 write_repository(splits, options, folder)
             if args.dry_run:
-                print_plan(files(folder), args.push)
+                print_plan(files_in(folder), args.push)
             else:
                 print(f"pushed {push(folder, args.push, args.private, args.revision)}")
     return 0
@@ -89,7 +89,7 @@ def push(folder: Path, repo_id: str, private: bool = False, revision: str | None
 
     return remote.push(
         folder,
-        files(folder),
+        remote.files_in(folder),
         repo_id,
         "Chinese glyphs with captions",
         kind="dataset",
@@ -99,11 +99,6 @@ def push(folder: Path, repo_id: str, private: bool = False, revision: str | None
         mark=NOTICES[0],
         place=PLACE,
     )
-
-
-def files(folder: Path) -> dict[str, Path]:
-    """What was written, name -> file."""
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def card(splits: dict[str, "GlyphData"], options: "DataOptions") -> str:
