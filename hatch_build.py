@@ -1,6 +1,6 @@
 """Lets a wheel carry the shipped models, the presets and the tested versions inside the package.
 
-An editable install needs no copy of them (`ldm.assets` finds them in the checkout), which is why this is a hook.
+An editable install needs no copy of them (`ldm.utils.assets` finds them in the checkout), which is why this is a hook.
 """
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface

@@ -1,8 +1,8 @@
 """Train the text encoder against an image encoder: `accelerate launch train_clip.py configs/glyphs.yaml`."""
 
-from ldm.command_line import parse
-from ldm.errors import prepare_threads, run_main
-from ldm.torchvision_guard import mend_torchvision
+from ldm.config.overrides import parse
+from ldm.utils.errors import prepare_threads, run_main
+from ldm.utils.torchvision_compat import mend_torchvision
 
 
 def main() -> None:
@@ -10,14 +10,14 @@ def main() -> None:
     prepare_threads(settings.train.threads)
     mend_torchvision()
     if invocation.dry_run:
-        from ldm.planning import plan
+        from ldm.training.cost_estimate import plan
 
         return print(plan("clip", settings))
 
     from ldm.data import build
-    from ldm.runs import open_run
-    from ldm.text import ClipTask
-    from ldm.training import Trainer, start_world
+    from ldm.models.text_encoder import ClipTask
+    from ldm.training.run_directory import open_run
+    from ldm.training.trainer import Trainer, start_world
 
     with start_world().main_process_first():
         run = open_run(settings, "clip")

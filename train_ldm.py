@@ -1,8 +1,8 @@
 """Train the denoiser on the latents of a finished VAE: `accelerate launch train_ldm.py configs/glyphs.yaml`."""
 
-from ldm.command_line import parse
-from ldm.errors import prepare_threads, run_main
-from ldm.torchvision_guard import mend_torchvision
+from ldm.config.overrides import parse
+from ldm.utils.errors import prepare_threads, run_main
+from ldm.utils.torchvision_compat import mend_torchvision
 
 
 def main() -> None:
@@ -10,17 +10,17 @@ def main() -> None:
     prepare_threads(settings.train.threads)
     mend_torchvision()
     if invocation.dry_run:
-        from ldm.planning import plan
+        from ldm.training.cost_estimate import plan
 
         return print(plan("ldm", settings, invocation.config))
 
     from ldm.data import build
-    from ldm.diffusion import LdmTask
-    from ldm.distill import DistillTask
-    from ldm.evaluation.watch import watch_for
-    from ldm.finetune import FinetuneTask
-    from ldm.runs import open_run
-    from ldm.training import Trainer, start_world
+    from ldm.evaluation.training_hook import watch_for
+    from ldm.training.run_directory import open_run
+    from ldm.training.tasks.denoising import LdmTask
+    from ldm.training.tasks.distillation import DistillTask
+    from ldm.training.tasks.finetuning import FinetuneTask
+    from ldm.training.trainer import Trainer, start_world
 
     state = start_world()
     with state.main_process_first():

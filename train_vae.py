@@ -1,8 +1,8 @@
 """Train the autoencoder: `accelerate launch train_vae.py configs/glyphs.yaml [--optim.lr 2e-4 ...]`."""
 
-from ldm.command_line import parse
-from ldm.errors import prepare_threads, run_main
-from ldm.torchvision_guard import mend_torchvision
+from ldm.config.overrides import parse
+from ldm.utils.errors import prepare_threads, run_main
+from ldm.utils.torchvision_compat import mend_torchvision
 
 
 def main() -> None:
@@ -10,15 +10,15 @@ def main() -> None:
     prepare_threads(settings.train.threads)
     mend_torchvision()
     if invocation.dry_run:
-        from ldm.planning import plan
+        from ldm.training.cost_estimate import plan
 
         return print(plan("vae", settings))
 
-    from ldm.autoencoder import VaeTask, load_vae
     from ldm.data import build
-    from ldm.evaluation.reconstruction import write_report
-    from ldm.runs import open_run
-    from ldm.training import Trainer, start_world
+    from ldm.evaluation.autoencoder_report import write_report
+    from ldm.models.autoencoder import VaeTask, load_vae
+    from ldm.training.run_directory import open_run
+    from ldm.training.trainer import Trainer, start_world
 
     with start_world().main_process_first():
         run = open_run(settings, "vae")

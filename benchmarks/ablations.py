@@ -24,8 +24,8 @@ from pathlib import Path
 
 from protocol import markdown, write_report
 
-from ldm.errors import UserError, prepare_threads, run_main
-from ldm.torchvision_guard import mend_torchvision
+from ldm.utils.errors import UserError, prepare_threads, run_main
+from ldm.utils.torchvision_compat import mend_torchvision
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE: dict = {
@@ -57,7 +57,7 @@ ROUNDS = 6  # of timing, the first of which is a warm-up
 
 
 def settings_of(arm: str, seed: int, args: argparse.Namespace, **train):
-    from ldm.settings_io import resolve
+    from ldm.config.loading import resolve
 
     given = {"vae": str(args.parts), "text": {"source": str(args.parts)}, "seed": seed}
     parts: list[dict] = [BASE, {"data": {"cache_dir": str(args.output / "cache")}}, ARMS[arm], {"train": train}, given]
@@ -75,8 +75,8 @@ def trainer_of(arm: str, seed: int, run: Path, args: argparse.Namespace, **train
     import torch
 
     from ldm.data import build
-    from ldm.diffusion import LdmTask
-    from ldm.training import Trainer
+    from ldm.training.tasks.denoising import LdmTask
+    from ldm.training.trainer import Trainer
 
     class Quiet(LdmTask):
         def report(self, folder: Path, label: str) -> dict[str, float]:
@@ -128,7 +128,7 @@ def step_seconds(arms: list[str], args: argparse.Namespace) -> dict[str, float]:
 
 def stepper(arm: str, args: argparse.Namespace):
     """Each `next` takes one step of training, as `Trainer.fit` does."""
-    from ldm.progress import Meter
+    from ldm.training.progress import Meter
 
     trainer = trainer_of(arm, 0, args.output / "timing" / arm, args, num_steps=1000)
     module, optimizer = trainer.accelerator.prepare(trainer.task.module, trainer.optimizer)
@@ -164,7 +164,7 @@ def held_out_loss(task, base) -> float | None:
     """By the base's times and weights; None where the network predicts something else."""
     import torch
 
-    from ldm.noise import NoiseProcess
+    from ldm.diffusion.schedules import NoiseProcess
 
     own = task.settings.noise
     if (own.process, own.prediction_type) != (base.noise.process, base.noise.prediction_type):
@@ -180,12 +180,12 @@ def judged(task, args: argparse.Namespace) -> dict[str, float]:
     import numpy as np
 
     from ldm.data import spread
-    from ldm.data.captions import layout_phrase
-    from ldm.evaluation.drawing import Drawing, draw
-    from ldm.evaluation.fidelity import frechet_distance, kernel_distance
-    from ldm.evaluation.glyph_classifier import GlyphClassifier
-    from ldm.text import caption_of
-    from ldm.training import Sample
+    from ldm.data.glyphs.captions import layout_phrase
+    from ldm.evaluation.generation import Drawing, draw
+    from ldm.evaluation.glyphs.classifier import GlyphClassifier
+    from ldm.evaluation.metrics.distribution_distances import frechet_distance, kernel_distance
+    from ldm.models.text_encoder import caption_of
+    from ldm.training.trainer import Sample
 
     classifier, pipeline, data = GlyphClassifier(), task._pipeline(), task.data.validation
     chosen = spread(len(data), args.pictures).tolist()

@@ -18,8 +18,8 @@ from protocol import compared, markdown, quiet, ratio_text, rounds, timed, write
 from stacks import RESOLUTION, STACKS, write_pictures
 from stepping import Parts, Program, part_seconds
 
-from ldm.errors import prepare_threads, run_main
-from ldm.torchvision_guard import mend_torchvision
+from ldm.utils.errors import prepare_threads, run_main
+from ldm.utils.torchvision_compat import mend_torchvision
 
 
 def main() -> None:
@@ -69,10 +69,10 @@ def several(program: Program, args: argparse.Namespace) -> None:
 
 def ours(pictures: Path, args: argparse.Namespace, pause) -> None:
     """The real trainer and task; the settings give the peer's network."""
-    from ldm.autoencoder import VaeTask
-    from ldm.config import VaeSettings
+    from ldm.config.settings import VaeSettings
     from ldm.data import build
-    from ldm.training import Trainer
+    from ldm.models.autoencoder import VaeTask
+    from ldm.training.trainer import Trainer
 
     folder = args.work / "ours-vae"
     shutil.rmtree(folder, ignore_errors=True)
@@ -107,7 +107,7 @@ def parts_of(program: Program, steps: int = 4) -> dict:
     from diffusers import AutoencoderKL
     from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-    from ldm.image_losses import PatchDiscriminator, RandomFeatures
+    from ldm.models.reconstruction_losses import PatchDiscriminator, RandomFeatures
 
     methods = {
         "data": [(_BaseDataLoaderIter, "__next__")],

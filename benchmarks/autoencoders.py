@@ -15,8 +15,8 @@ import statistics
 import time
 from pathlib import Path
 
-from ldm.errors import UserError, prepare_threads, run_main
-from ldm.torchvision_guard import mend_torchvision
+from ldm.utils.errors import UserError, prepare_threads, run_main
+from ldm.utils.torchvision_compat import mend_torchvision
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "benchmarks" / "autoencoders.yaml"
@@ -65,8 +65,8 @@ def arguments() -> argparse.Namespace:
 
 def autoencoder(row: str, args: argparse.Namespace) -> None:
     """Train the row's autoencoder, unless it is finished."""
-    from ldm.autoencoder import VaeTask
     from ldm.data import build
+    from ldm.models.autoencoder import VaeTask
 
     if row == "identity" or (args.output / row / "vae" / "final").is_dir():
         return
@@ -76,7 +76,7 @@ def autoencoder(row: str, args: argparse.Namespace) -> None:
 
 
 def vae_settings(row: str, args: argparse.Namespace):
-    from ldm.settings_io import resolve
+    from ldm.config.loading import resolve
 
     kind, factor = row.split("-f")
     model = {"kind": kind, "latent_channels": CHANNELS[row], "block_out_channels": WIDTHS[: LEVELS[int(factor)]]}
@@ -85,9 +85,9 @@ def vae_settings(row: str, args: argparse.Namespace):
 
 def judged(row: str, args: argparse.Namespace) -> None:
     """PSNR, SSIM, OCR and rate on 512 validation glyphs: report.json beside the autoencoder."""
+    from ldm.config.loading import load
     from ldm.data import build
-    from ldm.evaluation.reconstruction import write_report
-    from ldm.settings_io import load
+    from ldm.evaluation.autoencoder_report import write_report
 
     run = args.output / row / "vae"
     if not (run / "report.json").is_file():
@@ -100,7 +100,7 @@ def generated(row: str, args: argparse.Namespace) -> None:
     import torch
 
     from ldm.data import build
-    from ldm.diffusion import LdmTask
+    from ldm.training.tasks.denoising import LdmTask
 
     class Quiet(LdmTask):  # validation and sample grids would cost as much as the training
         def report(self, folder: Path, label: str) -> dict[str, float]:
@@ -124,7 +124,7 @@ def budget(args: argparse.Namespace) -> None:
 
     Rows of one factor, whose U-Nets differ in a few channels at the ends, get the same number.
     """
-    from ldm.planning import measure_cost
+    from ldm.training.cost_estimate import measure_cost
 
     path = args.output / "steps.json"
     if path.is_file():
@@ -143,8 +143,8 @@ def subject(row: str, args: argparse.Namespace):
     """The U-Net of a row, as planning measures it."""
     import torch
 
-    from ldm.denoiser import build_unet
-    from ldm.planning import Subject, _text
+    from ldm.models.unet import build_unet
+    from ldm.training.cost_estimate import Subject, _text
 
     settings = _ldm_settings("identity", args)
     channels, side = CHANNELS.get(row, 1), settings.data.resolution // factor_of(row)
@@ -163,7 +163,7 @@ def factor_of(row: str) -> int:
 
 
 def _ldm_settings(row: str, args: argparse.Namespace, **train):
-    from ldm.settings_io import resolve
+    from ldm.config.loading import resolve
 
     source = "identity" if row == "identity" else str(args.output / row / "vae")
     return resolve("ldm", args.config, {"vae": source, "train": {"batch_size": BATCH} | train})
@@ -173,9 +173,9 @@ def timed(rows: list[str], args: argparse.Namespace) -> None:
     """CPU milliseconds per picture to encode and to decode 16 glyphs: medians over rounds through all rows."""
     import torch
 
-    from ldm.autoencoder import image_batches, posterior
+    from ldm.config.loading import load
     from ldm.data import build
-    from ldm.settings_io import load
+    from ldm.models.autoencoder import image_batches, posterior
 
     images = next(image_batches(build(load("vae", args.config).data).validation, 16, limit=16))
     vaes = {row: _vae(row, args) for row in rows}
@@ -197,7 +197,7 @@ def timed(rows: list[str], args: argparse.Namespace) -> None:
 
 
 def _train(build, settings, run: Path) -> None:
-    from ldm.training import Trainer, start_world
+    from ldm.training.trainer import Trainer, start_world
 
     start_world()
     run.mkdir(parents=True, exist_ok=True)
@@ -210,9 +210,9 @@ def _cpu_seconds(subjects: dict, rounds: int = 4) -> dict[str, float]:
     """Least CPU seconds of one training step of each, on zeros, in rounds through all, in the training's precision."""
     import torch
 
-    from ldm.denoiser import choose_attention
-    from ldm.planning import _step
-    from ldm.training import precision
+    from ldm.models.unet import choose_attention
+    from ldm.training.cost_estimate import _step
+    from ldm.training.trainer import precision
 
     device, batch = torch.device("cpu"), BATCH
     half = torch.bfloat16 if precision("auto", device) == "bf16" else None
@@ -229,8 +229,8 @@ def _cpu_seconds(subjects: dict, rounds: int = 4) -> dict[str, float]:
 
 
 def _vae(row: str, args: argparse.Namespace):
-    from ldm.autoencoder import load_vae
-    from ldm.identity import IdentityAutoencoder
+    from ldm.models.autoencoder import load_vae
+    from ldm.models.identity_autoencoder import IdentityAutoencoder
 
     return IdentityAutoencoder().eval() if row == "identity" else load_vae(args.output / row / "vae")
 
@@ -242,12 +242,12 @@ def _draw(folder: Path, args: argparse.Namespace) -> dict:
     """Layout agreement and OCR confidence of `samples` pictures per prompt, and a sheet of some."""
     import numpy as np
 
-    from ldm.evaluation.glyph_classifier import GlyphClassifier
-    from ldm.evaluation.novelty import READABLE
+    from ldm.evaluation.glyphs.classifier import GlyphClassifier
+    from ldm.evaluation.glyphs.novelty import READABLE
+    from ldm.evaluation.metrics.proportions import share
     from ldm.evaluation.ocr import GlyphReader
-    from ldm.evaluation.scores import share
-    from ldm.loading import load_pipeline
-    from ldm.sheet import save_png, sheet
+    from ldm.pipelines.loading import load_pipeline
+    from ldm.utils.image_grid import save_png, sheet
 
     pipeline, classifier, reader = load_pipeline(folder / "ldm", device="cpu"), GlyphClassifier(), GlyphReader()
     numbers, shown, started = {}, [], time.process_time()
@@ -273,11 +273,11 @@ def _real(args: argparse.Namespace) -> dict:
     """The same numbers for as many real validation glyphs of each layout: what perfect pictures would get."""
     import numpy as np
 
+    from ldm.config.loading import load
     from ldm.data import build
-    from ldm.evaluation.glyph_classifier import GlyphClassifier
+    from ldm.evaluation.glyphs.classifier import GlyphClassifier
+    from ldm.evaluation.metrics.proportions import share
     from ldm.evaluation.ocr import GlyphReader
-    from ldm.evaluation.scores import share
-    from ldm.settings_io import load
 
     path = args.output / "real.json"
     if path.is_file():

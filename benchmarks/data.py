@@ -19,8 +19,8 @@ from peer_training import Photos
 from protocol import compared, markdown, ratio_text, rounds, write_report
 from stacks import RESOLUTION, ldm_settings, write_pictures, write_stack
 
-from ldm.errors import prepare_threads, run_main
-from ldm.torchvision_guard import mend_torchvision
+from ldm.utils.errors import prepare_threads, run_main
+from ldm.utils.torchvision_compat import mend_torchvision
 
 BATCH = 16
 
@@ -110,8 +110,8 @@ def cached_epochs(model: Path, pictures: Path, run: Path, epochs: int) -> Callab
     from torch.utils.data import DataLoader
 
     from ldm.data import build
-    from ldm.diffusion import LdmTask
-    from ldm.training import Batches, rows_of
+    from ldm.training.tasks.denoising import LdmTask
+    from ldm.training.trainer import Batches, rows_of
 
     run.mkdir(parents=True, exist_ok=True)
     steps = epochs * len(list(pictures.glob("*.jpg"))) // BATCH
@@ -123,9 +123,9 @@ def cached_epochs(model: Path, pictures: Path, run: Path, epochs: int) -> Callab
 
 def rendering(args: argparse.Namespace) -> dict | None:
     """Glyphs drawn from their font, from nothing; None where the fonts are not installed."""
-    from ldm.config import DataOptions
+    from ldm.config.settings import DataOptions
     from ldm.data import build
-    from ldm.errors import UserError
+    from ldm.utils.errors import UserError
 
     count, folder = 500, args.work / "cold-glyphs"
 

@@ -18,8 +18,8 @@ from protocol import gpu_peak_mb, markdown, paired_ratio, process_rounds, ratio_
 from stacks import RESOLUTION, STACKS, ldm_settings, write_pictures, write_stack
 from stepping import Program
 
-from ldm.errors import prepare_threads, run_main
-from ldm.torchvision_guard import mend_torchvision
+from ldm.utils.errors import prepare_threads, run_main
+from ldm.utils.torchvision_compat import mend_torchvision
 
 STAGES = {  # who can do it
     "import": ("ours", "peer"),
@@ -105,7 +105,7 @@ def import_only(who: str, args: argparse.Namespace) -> None:
     if who == "peer":
         from diffusers import StableDiffusionPipeline  # noqa: F401
     else:
-        from ldm.loading import load_pipeline  # noqa: F401
+        from ldm.pipelines.loading import load_pipeline  # noqa: F401
 
 
 def steps_of(run) -> None:
@@ -117,7 +117,7 @@ def steps_of(run) -> None:
 
 def fit(task_of, settings, run: Path) -> None:
     """A few steps of our trainer, without a report or a checkpoint."""
-    from ldm.training import Trainer
+    from ldm.training.trainer import Trainer
 
     class Short(Trainer):
         def _report(self):
@@ -134,9 +134,9 @@ def fit(task_of, settings, run: Path) -> None:
 
 
 def train_clip(who: str, args: argparse.Namespace) -> None:
-    from ldm.config import ClipSettings
+    from ldm.config.settings import ClipSettings
     from ldm.data import build
-    from ldm.text import ClipTask
+    from ldm.models.text_encoder import ClipTask
 
     data, train = files_and_training(args)
     settings = ClipSettings(model={"patch_size": 16, "context_length": 77}, data=data, train=train)
@@ -148,9 +148,9 @@ def train_vae(who: str, args: argparse.Namespace) -> None:
         from peer_autoencoder import retold
 
         return steps_of(retold(args.stack, pictures_of(args), args.batch, args.precision, 50001))
-    from ldm.autoencoder import VaeTask
-    from ldm.config import VaeSettings
+    from ldm.config.settings import VaeSettings
     from ldm.data import build
+    from ldm.models.autoencoder import VaeTask
 
     data, train = files_and_training(args)
     shape = {"block_out_channels": STACKS[args.stack], "layers_per_block": 2, "norm_num_groups": 32}
@@ -170,8 +170,8 @@ def train_ldm(who: str, args: argparse.Namespace) -> None:
     from diffusers import UNet2DConditionModel
 
     from ldm.data import build
-    from ldm.diffusion import LdmTask
-    from ldm.training import start_world
+    from ldm.training.tasks.denoising import LdmTask
+    from ldm.training.trainer import start_world
 
     class SameNetwork(LdmTask):
         def _build(self):
@@ -192,7 +192,7 @@ def sample(who: str, args: argparse.Namespace) -> None:
 
         pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None).to(args.device)
         return pipeline(PROMPT, generator=torch.Generator().manual_seed(0), **common).images[0].size
-    from ldm.loading import load_pipeline
+    from ldm.pipelines.loading import load_pipeline
 
     load_pipeline(model, device=args.device)(PROMPT, seed=0, **common)
 

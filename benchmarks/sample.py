@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from protocol import ceilings, compared, markdown, quiet, ratio_text, rounds, write_report
 
-from ldm.errors import prepare_threads, run_main
+from ldm.utils.errors import prepare_threads, run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT, GUIDANCE = "horizontal stacked glyph", 3.0
@@ -173,7 +173,7 @@ def draw_ours(pipeline, noise, **options) -> np.ndarray:
 
 def matched(args: argparse.Namespace) -> list[dict]:
     """Quality and time of every recipe, and how many times faster it is than the baseline in the stock pipeline."""
-    from ldm.schedulers import with_sampler
+    from ldm.pipelines.diffusers_schedulers import with_sampler
 
     known = [r for r in RECIPES if (args.models / r.model).is_dir() and any(words in r.name for words in args.recipes)]
     pipelines = {model: list(load_ours(args, model).values())[-1] for model in {r.model for r in (BASELINE, *known)}}
@@ -236,8 +236,8 @@ class Judged:
     """Draws a recipe's pictures, once and for all, and says how good they are."""
 
     def __init__(self, pipeline, args: argparse.Namespace):
-        from ldm.config import DataOptions
-        from ldm.evaluation.glyph_pictures import Reference, pictures
+        from ldm.config.settings import DataOptions
+        from ldm.evaluation.glyphs.samples import Reference, pictures
 
         self.args, self.work = args, args.work
         self.reference = Reference(pipeline, DataOptions())
@@ -247,9 +247,9 @@ class Judged:
         self.real = self.classifier.embed(real)
 
     def __call__(self, recipe: Recipe, pipelines: dict) -> dict[str, Any]:
-        from ldm.evaluation.fidelity import frechet_distance, kernel_distance_in_blocks
-        from ldm.evaluation.prompts import glyph_prompts
-        from ldm.evaluation.scores import wilson
+        from ldm.evaluation.glyphs.prompts import glyph_prompts
+        from ldm.evaluation.metrics.distribution_distances import frechet_distance, kernel_distance_in_blocks
+        from ldm.evaluation.metrics.proportions import wilson
 
         count = self.args.pictures
         described = glyph_prompts(("character",))[:count]

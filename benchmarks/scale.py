@@ -18,8 +18,8 @@ from typing import Any
 
 from protocol import compared, markdown, process, ratio_text, rounds, summary, write_report
 
-from ldm.errors import prepare_threads, run_main
-from ldm.torchvision_guard import mend_torchvision
+from ldm.utils.errors import prepare_threads, run_main
+from ldm.utils.torchvision_compat import mend_torchvision
 
 TABLES = ("batch", "resolution", "data", "world")
 WORLD_STEPS = (4, 16)  # of the short and the long training, whose difference leaves out the start
@@ -62,8 +62,8 @@ def per_picture(cases: dict[str, tuple[int, int]], args: argparse.Namespace) -> 
     import torch
     from stacks import build_unet
 
-    from ldm.denoiser import choose_attention
-    from ldm.optimizer import parameter_groups
+    from ldm.models.unet import choose_attention
+    from ldm.training.optimizer import parameter_groups
 
     device, half = torch.device(args.device), args.precision == "bf16"
     unet = build_unet().to(device).train()
@@ -118,8 +118,8 @@ def data_set(vae, data: Any, folder: Path) -> dict:
     import numpy as np
     import torch
 
-    from ldm import checkpoint
-    from ldm.latents import cached_latents, latents_folder, network_digest
+    from ldm.training.latent_cache import cached_latents, latents_folder, network_digest
+    from ldm.utils import checkpoint_files as checkpoint
 
     random = np.random.default_rng(0)
     with checkpoint.staged(latents_folder(network_digest(vae), data, folder)) as stage:

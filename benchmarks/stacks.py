@@ -60,7 +60,7 @@ def write_stack(folder: Path, stack: str) -> Path:
     from diffusers import DDPMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from ldm.text import train_tokenizer
+    from ldm.models.text_encoder import train_tokenizer
 
     shutil.rmtree(folder, ignore_errors=True)
     torch.manual_seed(0)
@@ -115,7 +115,7 @@ def ldm_settings(model: Path, pictures: Path, run: Path, *, cache: Path | None =
         data: further keys of the data settings.
         train: keys of the training settings.
     """
-    from ldm.config import LdmSettings
+    from ldm.config.settings import LdmSettings
 
     options = {"source": str(pictures), "resolution": RESOLUTION, "channels": 3, "cache_dir": cache or run / "cache"}
     noise = {"process": "scaled_linear", "prediction_type": "epsilon", "timesteps": "uniform", "stratified": False}

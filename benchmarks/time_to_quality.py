@@ -27,8 +27,8 @@ from typing import Any
 
 from protocol import markdown, paired_ratio, ratio_text, write_report
 
-from ldm.errors import prepare_threads, run_main
-from ldm.torchvision_guard import mend_torchvision
+from ldm.utils.errors import prepare_threads, run_main
+from ldm.utils.torchvision_compat import mend_torchvision
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYOUTS = ("horizontal", "vertical")  # four glyphs in five have one of them
@@ -90,9 +90,9 @@ class Race:
         """The share of each layout's pictures that have it, and all pictures, uint8 (n, h, w)."""
         import numpy as np
 
-        from ldm.data.captions import layout_phrase
-        from ldm.evaluation.drawing import Drawing, draw
-        from ldm.evaluation.glyph_classifier import GlyphClassifier
+        from ldm.data.glyphs.captions import layout_phrase
+        from ldm.evaluation.generation import Drawing, draw
+        from ldm.evaluation.glyphs.classifier import GlyphClassifier
 
         prompts = [layout_phrase(layout) for layout in LAYOUTS for _ in range(each)]
         seeds = range(seed, seed + len(prompts))
@@ -110,8 +110,8 @@ def distance(images, args: argparse.Namespace) -> dict[str, float]:
     import numpy as np
 
     from ldm.data import build
-    from ldm.evaluation.fidelity import frechet_distance, kernel_distance
-    from ldm.evaluation.glyph_classifier import GlyphClassifier
+    from ldm.evaluation.glyphs.classifier import GlyphClassifier
+    from ldm.evaluation.metrics.distribution_distances import frechet_distance, kernel_distance
 
     def pictures(split, most: int | None = None):
         chosen = [i for i in range(len(split)) if split.meta(i)["structure"] in LAYOUTS][:most]
@@ -133,7 +133,7 @@ def distance(images, args: argparse.Namespace) -> dict[str, float]:
 
 
 def settings_of(args: argparse.Namespace, seed: int):
-    from ldm.settings_io import resolve
+    from ldm.config.loading import resolve
 
     parts = {"vae": str(args.parts), "text": {"source": str(args.parts)}}
     model = {"block_out_channels": args.widths, "norm_num_groups": 16}
@@ -154,9 +154,9 @@ def ours(seed: int, folder: Path, args: argparse.Namespace) -> dict:
     import torch
 
     from ldm.data import build
-    from ldm.diffusion import LdmTask
-    from ldm.latents import weights_digest
-    from ldm.training import Trainer
+    from ldm.training.latent_cache import weights_digest
+    from ldm.training.tasks.denoising import LdmTask
+    from ldm.training.trainer import Trainer
 
     race = Race(args)
 
@@ -199,8 +199,8 @@ def write_pictures(args: argparse.Namespace) -> Path:
     from PIL import Image
 
     from ldm.data import build
-    from ldm.diffusion import caption_or_null
-    from ldm.training import Sample
+    from ldm.training.tasks.denoising import caption_or_null
+    from ldm.training.trainer import Sample
 
     folder, settings = args.output / "pictures", settings_of(args, 0)
     if not (folder / "captions.json").exists():
@@ -251,11 +251,11 @@ def peer(seed: int, args: argparse.Namespace, choice: dict, limit: float) -> dic
     from diffusers import DDPMScheduler
     from diffusers.training_utils import EMAModel
 
-    from ldm.autoencoder import load_vae
-    from ldm.denoiser import build_unet
-    from ldm.latents import weights_digest
-    from ldm.text import load_text
-    from ldm.training import mix
+    from ldm.models.autoencoder import load_vae
+    from ldm.models.text_encoder import load_text
+    from ldm.models.unet import build_unet
+    from ldm.training.latent_cache import weights_digest
+    from ldm.training.trainer import mix
 
     settings, pictures = settings_of(args, seed), write_pictures(args)
     vae = load_vae(args.parts).requires_grad_(False)
@@ -307,9 +307,9 @@ def _drawer(vae, text_encoder, tokenizer, unet, ema) -> Callable[[], Any]:
     """Gives a pipeline of the EMA weights as they are when it is called, in float32, in networks of its own."""
     import copy
 
-    from ldm.config import NoiseOptions
-    from ldm.pipeline import Pipeline
-    from ldm.schedulers import export_scheduler
+    from ldm.config.settings import NoiseOptions
+    from ldm.pipelines.diffusers_schedulers import export_scheduler
+    from ldm.pipelines.pipeline import Pipeline
 
     parts = [copy.deepcopy(part) for part in (vae, text_encoder)]
     own = copy.deepcopy(unet)

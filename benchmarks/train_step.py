@@ -20,8 +20,8 @@ from protocol import ceilings, compared, markdown, quiet, ratio_text, rounds, ti
 from stacks import STACKS, build_unet, ldm_settings, write_pictures, write_stack
 from stepping import Parts, Program, part_seconds
 
-from ldm.errors import UserError, prepare_threads, run_main
-from ldm.torchvision_guard import mend_torchvision
+from ldm.utils.errors import UserError, prepare_threads, run_main
+from ldm.utils.torchvision_compat import mend_torchvision
 
 TOLERANCE = {"no": 1e-3, "bf16": 2e-2, "fp16": 2e-2}  # of a loss in a common step, relative; a tenth in the first
 EPOCHS = (1, 2, 5, 10)
@@ -123,8 +123,8 @@ class Ours:
         from diffusers import UNet2DConditionModel
 
         from ldm.data import build
-        from ldm.diffusion import LdmTask
-        from ldm.training import Trainer, start_world
+        from ldm.training.tasks.denoising import LdmTask
+        from ldm.training.trainer import Trainer, start_world
 
         outer = self
 
@@ -223,7 +223,7 @@ def parts_of(program: Program, steps: int = 3) -> dict:
     from torch.utils.data.dataloader import _BaseDataLoaderIter
     from transformers import CLIPTextModel
 
-    from ldm.averaging import Average
+    from ldm.training.ema import Average
 
     methods = {
         "data": [(_BaseDataLoaderIter, "__next__")],
@@ -256,9 +256,9 @@ def cache_cost(model: Path, pictures: Path, args: argparse.Namespace, clock: str
     """Seconds to decode and encode a picture and its mirror image once and for all: 64 of them, from nothing."""
     import torch
 
-    from ldm.autoencoder import load_vae
     from ldm.data import build
-    from ldm.latents import cached_latents
+    from ldm.models.autoencoder import load_vae
+    from ldm.training.latent_cache import cached_latents
 
     folder = args.work / "cold"
     shutil.rmtree(folder, ignore_errors=True)

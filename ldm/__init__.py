@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ldm.loading import load_pipeline
+    from ldm.pipelines.loading import load_pipeline
 
 __all__ = ["__version__", "load_pipeline"]
 __version__ = "0.1.0"
@@ -15,12 +15,12 @@ __version__ = "0.1.0"
 def __getattr__(name: str):
     if name != "load_pipeline":
         raise AttributeError(f"module 'ldm' has no attribute {name!r}")
-    from ldm.errors import prepare_threads
-    from ldm.torchvision_guard import mend_torchvision
+    from ldm.utils.errors import prepare_threads
+    from ldm.utils.torchvision_compat import mend_torchvision
 
     prepare_threads()  # has to come before torch
     mend_torchvision()  # has to come before diffusers
-    from ldm.loading import load_pipeline
+    from ldm.pipelines.loading import load_pipeline
 
     return load_pipeline
 

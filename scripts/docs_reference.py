@@ -13,8 +13,10 @@ from mkdocs.structure.files import File
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this file, wherever mkdocs was started
 
-from ldm import cli, command_line, schema
-from ldm.settings_io import dump
+from ldm.cli import main as cli
+from ldm.config import json_schema as schema
+from ldm.config import overrides as command_line
+from ldm.config.loading import dump
 
 BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
 TYPES = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text", "null": "null"}

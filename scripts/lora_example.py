@@ -11,16 +11,16 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from ldm.data import spread
-from ldm.data.captions import layout_phrase, radical_phrase
-from ldm.data.glyphs import split_characters
-from ldm.data.render import cached_glyphs, style_font
-from ldm.evaluation.drawing import Drawing, draw
-from ldm.evaluation.glyph_classifier import GlyphClassifier
-from ldm.evaluation.prompts import glyph_prompts
-from ldm.evaluation.scores import wilson
-from ldm.evaluation.validity import ink, stroke_widths
-from ldm.loading import load_pipeline
-from ldm.sheet import sheet
+from ldm.data.glyphs.captions import layout_phrase, radical_phrase
+from ldm.data.glyphs.dataset import split_characters
+from ldm.data.glyphs.rendering import cached_glyphs, style_font
+from ldm.evaluation.generation import Drawing, draw
+from ldm.evaluation.glyphs.classifier import GlyphClassifier
+from ldm.evaluation.glyphs.prompts import glyph_prompts
+from ldm.evaluation.glyphs.validity import ink, stroke_widths
+from ldm.evaluation.metrics.proportions import wilson
+from ldm.pipelines.loading import load_pipeline
+from ldm.utils.image_grid import sheet
 
 LARGE, SIDE, WIDTH = 512, 64, 11  # pixels; the filter takes 10 of 512 off each stroke
 TEN = {"horizontal": 4, "vertical": 3, "upper left": 1, "lower left": 1, "enclosed": 1}

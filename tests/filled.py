@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from ldm.outlines import Outline
+from ldm.apps.font.vectorize import Outline
 
 FINE = 16  # times finer than the picture, where a shape is drawn by its formula
 

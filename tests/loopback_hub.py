@@ -350,7 +350,7 @@ class Client:
 
 
 def _locate(name: str) -> int:
-    from ldm.model_folder import locate
+    from ldm.pipelines.model_folder import locate
 
     print(locate(name).paths["unet"].parent)
     return 0
@@ -381,8 +381,8 @@ def _work() -> None:
     import io
     from contextlib import redirect_stderr, redirect_stdout
 
-    from ldm.cli import main
-    from ldm.errors import run_main
+    from ldm.cli.main import main
+    from ldm.utils.errors import run_main
 
     answers, real_sleep = os.fdopen(os.dup(1), "w"), time.sleep
     time.sleep = lambda seconds: real_sleep(min(seconds, 0.01))

@@ -7,11 +7,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ldm.config import NoiseOptions
-from ldm.export import save_folder
-from ldm.lora import Adapter, save_lora
-from ldm.pipeline import Pipeline
-from ldm.schedulers import export_scheduler
+from ldm.config.settings import NoiseOptions
+from ldm.hub.export import save_folder
+from ldm.models.lora import Adapter, save_lora
+from ldm.pipelines.diffusers_schedulers import export_scheduler
+from ldm.pipelines.pipeline import Pipeline
 
 FLOW = NoiseOptions()
 COSINE = NoiseOptions(process="cosine", prediction_type="v_prediction")

@@ -7,12 +7,12 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from ldm.autoencoder import VaeTask
-from ldm.config import DataOptions, LdmSettings, OptimOptions, TrainOptions, VaeLoss, VaeModel, VaeSettings
+from ldm.config.settings import DataOptions, LdmSettings, OptimOptions, TrainOptions, VaeLoss, VaeModel, VaeSettings
 from ldm.data import Splits, build
-from ldm.diffusion import LdmTask
-from ldm.runs import record
-from ldm.training import Trainer
+from ldm.models.autoencoder import VaeTask
+from ldm.training.run_directory import record
+from ldm.training.tasks.denoising import LdmTask
+from ldm.training.trainer import Trainer
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 40), "blue": (30, 40, 230), "white": (250, 250, 250)}
 SIDE, ITEMS = 16, 240

@@ -9,14 +9,22 @@ import torch
 from PIL import Image
 from tiny_model import tiny_folder
 
-from ldm import checkpoint
-from ldm.autoencoder import VaeTask
-from ldm.config import ClipSettings, DataOptions, LdmSettings, OptimOptions, RunSettings, TrainOptions, VaeSettings
+from ldm.config.settings import (
+    ClipSettings,
+    DataOptions,
+    LdmSettings,
+    OptimOptions,
+    RunSettings,
+    TrainOptions,
+    VaeSettings,
+)
 from ldm.data import build
-from ldm.diffusion import LdmTask
-from ldm.runs import open_run
-from ldm.text import ClipTask
-from ldm.training import Trainer, start_world
+from ldm.models.autoencoder import VaeTask
+from ldm.models.text_encoder import ClipTask
+from ldm.training.run_directory import open_run
+from ldm.training.tasks.denoising import LdmTask
+from ldm.training.trainer import Trainer, start_world
+from ldm.utils import checkpoint_files as checkpoint
 
 PICTURES, SIDE = 20, 16
 PARTS = ("clip", "vae", "ldm")

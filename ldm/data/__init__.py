@@ -3,12 +3,13 @@
 import importlib
 import importlib.util
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:  # else every process that decodes pictures would import all settings
-    from ldm.config import DataOptions
+    from ldm.config.settings import DataOptions
 
 
 class ImageTextData(Protocol):
@@ -62,8 +63,8 @@ def identity_of(data: ImageTextData, captions: bool = True) -> dict[str, str]:
 def build(options: "DataOptions") -> Splits:
     """The splits of `options.source`. Raises: UserError for a source that is missing, empty or unreadable."""
     if is_own(options.source):
-        return Splits(**importlib.import_module(f"ldm.data.{options.source}").splits(options))
-    from ldm.data.files import file_splits
+        return Splits(**_maker(options.source).splits(options))
+    from ldm.data.image_files.dataset import file_splits
 
     return Splits(**file_splits(options))
 
@@ -72,4 +73,10 @@ def is_own(source: str) -> bool:
     """Whether a module of this package makes the data: one of that name with `splits(options) -> dict` for `Splits`."""
     if not source.isidentifier() or importlib.util.find_spec(f"ldm.data.{source}") is None:
         return False
-    return hasattr(importlib.import_module(f"ldm.data.{source}"), "splits")
+    return hasattr(_maker(source), "splits")
+
+
+def _maker(source: str) -> ModuleType:
+    """The module of a data set: a package has it in its `dataset`."""
+    module = importlib.import_module(f"ldm.data.{source}")
+    return importlib.import_module(f"ldm.data.{source}.dataset") if hasattr(module, "__path__") else module

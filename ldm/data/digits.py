@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.config import DataOptions, DigitOptions
-from ldm.disk import NO_ROOM, one_writer, read_sealed, require_room, telling, write_sealed
-from ldm.errors import UserError
+from ldm.config.settings import DataOptions, DigitOptions
+from ldm.utils.atomic_files import NO_ROOM, one_writer, read_sealed, require_room, telling, write_sealed
+from ldm.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

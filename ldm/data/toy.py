@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from ldm.config import DataOptions
-from ldm.errors import UserError
+from ldm.config.settings import DataOptions
+from ldm.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ldm.noise import Schedule
+    from ldm.diffusion.schedules import Schedule
 
     Scale: TypeAlias = float | Tensor  # one for all, or a tensor of shape () or (n,)
 

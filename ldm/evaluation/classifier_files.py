@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ldm.errors import UserError
+from ldm.utils.errors import UserError
 
 WEIGHTS, CARD = "model.safetensors", "classifier.json"
 

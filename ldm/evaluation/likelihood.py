@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.config.loading import load
 from ldm.data import ImageTextData, build, spread
-from ldm.errors import UserError
-from ldm.likelihood import (
+from ldm.diffusion.likelihood import (
     Bound,
     Denoise,
     Encoding,
@@ -27,11 +27,11 @@ from ldm.likelihood import (
     squared_errors,
     variational_bound,
 )
-from ldm.loading import load_pipeline
-from ldm.noise import NoiseProcess
-from ldm.pipeline import Pipeline
-from ldm.sampler import denoise_with
-from ldm.settings_io import load
+from ldm.diffusion.samplers import denoise_with
+from ldm.diffusion.schedules import NoiseProcess
+from ldm.pipelines.loading import load_pipeline
+from ldm.pipelines.pipeline import Pipeline
+from ldm.utils.errors import UserError
 
 BINS = 10
 SMALL = 16  # up to so many dimensions the trace is taken exactly

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ldm.errors import UserError
+from ldm.utils.errors import UserError
 
 HEIGHT, WIDTH = 48, 96
 BLANK = 0  # class 0 of the CTC head: 'no character'

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ldm.config import DataOptions, FileOptions
+from ldm.config.settings import DataOptions, FileOptions
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ldm.config import DataOptions, DigitOptions
+from ldm.config.settings import DataOptions, DigitOptions
 from ldm.data import build, digits
 from ldm.data.digits import (
     GROUNDS,
@@ -25,7 +25,7 @@ from ldm.data.digits import (
     split_originals,
     trace,
 )
-from ldm.errors import UserError
+from ldm.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

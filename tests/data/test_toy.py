@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.config import DataOptions
+from ldm.config.settings import DataOptions
 from ldm.data import toy as toys
 from ldm.data.toy import TOYS, EightGaussians, Gaussian, SwissRoll, exact_denoiser, toy_named
-from ldm.errors import UserError
-from ldm.noise import SCHEDULES
+from ldm.diffusion.schedules import SCHEDULES
+from ldm.utils.errors import UserError
 
 EVERY = sorted(TOYS)
 SCALES = [(1.0, 0.0), (0.8, 0.6), (0.3, 0.7), (1.0, 2.0)]

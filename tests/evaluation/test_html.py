@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import numpy as np
 
 from ldm.evaluation import html
-from ldm.sheet import save_png
+from ldm.utils.image_grid import save_png
 
 VOID = {"meta", "img", "rect", "polyline", "html", "p"}
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from ldm.data.render import cached_glyphs, style_font
-from ldm.errors import UserError
+from ldm.data.glyphs.rendering import cached_glyphs, style_font
 from ldm.evaluation import ocr
+from ldm.utils.errors import UserError
 
 COMMON = (
     "的一是不了人我在有他这为之大来以个中上们到说国和地也子时道出而要于就下得可你年生自会那后能对着事其里所去行过家"

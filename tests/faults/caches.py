@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-import ldm.data.render as render_module
-import ldm.latents as latents_module
-from ldm.autoencoder import build_vae, load_vae
-from ldm.config import DataOptions, VaeModel
-from ldm.data import Splits, build, digits, workers
-from ldm.data.render import cached_glyphs, style_font
+import ldm.data.glyphs.rendering as render_module
+import ldm.training.latent_cache as latents_module
+from ldm.config.settings import DataOptions, VaeModel
+from ldm.data import Splits, build, digits
+from ldm.data import decode_workers as workers
+from ldm.data.glyphs.rendering import cached_glyphs, style_font
+from ldm.models.autoencoder import build_vae, load_vae
 
 PICTURES, SIDE = 12, 16
 CHARACTERS = "\u6c34\u706b\u6728\u91d1\u571f\u65e5\u6708\u5c71\u77f3\u7530"

@@ -49,7 +49,7 @@ def graph(folder: Path, location: str | None = None, domain: str = "", bomb: boo
     """The U-Net's graph anew: it keeps the mark by which it is taken for one of these weights."""
     from onnx import TensorProto, helper
 
-    from ldm.engine import layout
+    from ldm.pipelines.onnx_runtime import layout
 
     taken = [helper.make_tensor_value_info(name, 1, None) for name in ("sample", "timestep", "states")]
     tensor = helper.make_tensor("w", 1, [1], [1.0])

@@ -16,13 +16,13 @@ from caches import KINDS, Work, contents, ended, fork, kill, leftovers, prepare
 from safetensors.torch import load_file
 from tiny_model import tiny_folder
 
-import ldm.export as export_module
-from ldm import disk
-from ldm.config import DataOptions
-from ldm.data import glyphs
-from ldm.data.publish import write_repository
-from ldm.errors import UserError
-from ldm.loading import load_pipeline
+import ldm.hub.export as export_module
+from ldm.config.settings import DataOptions
+from ldm.data.glyphs import dataset as glyphs
+from ldm.data.glyphs.publishing import write_repository
+from ldm.pipelines.loading import load_pipeline
+from ldm.utils import atomic_files as disk
+from ldm.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -196,8 +196,14 @@ def artefact(kind: str, project: Path, monkeypatch):
     """(build a new one, load the earlier one, where both lie) of a cache, an export or a data set."""
     if kind in KINDS:
         KINDS[kind](project)
-        constants = {"pixels": ("ldm.data.pixels.DECODE_VERSION", 99), "latents": ("ldm.latents.FORMAT", "99")}
-        constants |= {"glyphs": ("ldm.data.render.RENDERER_VERSION", 99), "digits": ("ldm.data.digits.VERSION", 99)}
+        constants = {
+            "pixels": ("ldm.data.image_files.pixel_cache.DECODE_VERSION", 99),
+            "latents": ("ldm.training.latent_cache.FORMAT", "99"),
+        }
+        constants |= {
+            "glyphs": ("ldm.data.glyphs.rendering.RENDERER_VERSION", 99),
+            "digits": ("ldm.data.digits.VERSION", 99),
+        }
 
         def build():
             with monkeypatch.context() as other:
@@ -248,7 +254,12 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_half_done(
     build, load, place = artefact(kind, project, monkeypatch)
     before, fired, made = contents(place), 0, Work().watch(monkeypatch)
     if not asked:
-        for module in ("ldm.data.pixels", "ldm.latents", "ldm.data.render", "ldm.data.digits"):
+        for module in (
+            "ldm.data.image_files.pixel_cache",
+            "ldm.training.latent_cache",
+            "ldm.data.glyphs.rendering",
+            "ldm.data.digits",
+        ):
             monkeypatch.setattr(f"{module}.require_room", lambda *_: None)
     size = sum(map(len, before.values()))
     for trial in range(trials(2, 6)):

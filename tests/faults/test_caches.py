@@ -26,15 +26,15 @@ from caches import (
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import ldm.data.pixels as pixels_module
-import ldm.data.render as render_module
-import ldm.latents as latents_module
-from ldm.autoencoder import build_vae, load_vae
-from ldm.config import VaeModel
+import ldm.data.glyphs.rendering as render_module
+import ldm.data.image_files.pixel_cache as pixels_module
+import ldm.training.latent_cache as latents_module
+from ldm.config.settings import VaeModel
 from ldm.data import digits
-from ldm.data.render import cached_glyphs, style_font
-from ldm.errors import UserError
-from ldm.latents import cached_latents
+from ldm.data.glyphs.rendering import cached_glyphs, style_font
+from ldm.models.autoencoder import build_vae, load_vae
+from ldm.training.latent_cache import cached_latents
+from ldm.utils.errors import UserError
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from pictures import damaged, png
 
-from ldm.config import DataOptions, FileOptions
-from ldm.data.files import open_source
-from ldm.errors import UserError
+from ldm.config.settings import DataOptions, FileOptions
+from ldm.data.image_files.dataset import open_source
+from ldm.utils.errors import UserError
 
 WORDS = (
     "a red cat",
@@ -34,7 +34,7 @@ ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "gb18030", "
 @pytest.fixture(scope="module")
 def tokenizers():
     """The project's own, trained on such words, and CLIP's class without any."""
-    from ldm.text import train_tokenizer
+    from ldm.models.text_encoder import train_tokenizer
 
     return [train_tokenizer(words, 600, length) for words, length in ((WORDS * 3, 32), ([], 77))]
 
@@ -62,7 +62,7 @@ def captions_of(path: Path, **files) -> list[tuple[str, ...]] | str:
 
 
 def assert_tokenised(captions: list[str], tokenizers) -> None:
-    from ldm.text import encode
+    from ldm.models.text_encoder import encode
 
     for tokenizer in tokenizers:
         ids = encode(tokenizer, captions)

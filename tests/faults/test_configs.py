@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ldm.assets import shipped_configs
-from ldm.command_line import parse
-from ldm.config import PARTS
-from ldm.errors import UserError
-from ldm.settings_io import load, paths, read, to_yaml
+from ldm.config.loading import load, paths, read, to_yaml
+from ldm.config.overrides import parse
+from ldm.config.settings import PARTS
+from ldm.utils.assets import shipped_configs
+from ldm.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = sorted(shipped_configs().glob("*.yaml"))

@@ -13,12 +13,12 @@ import torch
 from forked import Child
 from tiny_trainings import content, settings_of, task_of, train
 
-from ldm import checkpoint
-from ldm.averaging import Average
-from ldm.disk import DiskFull, telling
-from ldm.errors import UserError
-from ldm.training import Trainer
-from ldm.training_state import TrainingState
+from ldm.training.ema import Average
+from ldm.training.state import TrainingState
+from ldm.training.trainer import Trainer
+from ldm.utils import checkpoint_files as checkpoint
+from ldm.utils.atomic_files import DiskFull, telling
+from ldm.utils.errors import UserError
 
 
 def tensors(step: int):

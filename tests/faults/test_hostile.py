@@ -19,9 +19,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tiny_model import tiny_folder
 
-from ldm.cli import main
-from ldm.export import export
-from ldm.loading import load_pipeline
+from ldm.cli.main import main
+from ldm.hub.export import export
+from ldm.pipelines.loading import load_pipeline
 
 MEMORY, SECONDS = 1.5 * 2**30, 60  # more than the process has when it starts
 
@@ -141,7 +141,7 @@ def test_a_runs_settings_run_nothing(model, tmp_path, canary, name, survived):
 
 
 def test_a_checkpoint_of_pickles_is_no_weak_model(model, tmp_path, canary, survived):
-    from ldm.checkpoint import MANIFEST
+    from ldm.utils.checkpoint_files import MANIFEST
 
     folder = tmp_path / "run" / "checkpoints" / "step-00000001"
     folder.mkdir(parents=True)

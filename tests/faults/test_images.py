@@ -1,8 +1,8 @@
 """Damaged, odd and hostile pictures, through `ldm data check` and the data of a training.
 
 Each is used or listed with its reason, the counts add up, none hangs or takes more memory than a worker may have, and
-the folder stays as it was, to the byte and the time stamp. What right pixels are is in tests/data/test_decode.py; that
-too many bad pictures end the run, with names and what to do, in tests/data/test_files.py.
+the folder stays as it was, to the byte and the time stamp. What right pixels are is in tests/data/test_decoding.py;
+that too many bad pictures end the run, with names and what to do, in tests/data/image_files/test_dataset.py.
 """
 
 import contextlib
@@ -22,11 +22,12 @@ import pyarrow.parquet as pq
 import pytest
 from pictures import crafted, damaged, seeds
 
-from ldm.cli import build_parser
-from ldm.config import DataOptions, FileOptions
-from ldm.data import build, workers
-from ldm.data.decode import ImageError
-from ldm.errors import UserError
+from ldm.cli.main import build_parser
+from ldm.config.settings import DataOptions, FileOptions
+from ldm.data import build
+from ldm.data import decode_workers as workers
+from ldm.data.decoding import ImageError
+from ldm.utils.errors import UserError
 
 
 def tree_hash(folder: Path) -> str:

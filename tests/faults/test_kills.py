@@ -12,8 +12,8 @@ from forked import Child
 from stepped import killed_before_call
 from tiny_trainings import PARTS, assert_same_run, losses, train
 
-from ldm import checkpoint
-from ldm.disk import sweep
+from ldm.utils import checkpoint_files as checkpoint
+from ldm.utils.atomic_files import sweep
 
 EVERY, STEPS = 2, 10
 

@@ -7,8 +7,8 @@ from functools import partial
 
 from forked import Child, until
 
-from ldm.config import VaeSettings
-from ldm.runs import LOCK, locked_by, open_run
+from ldm.config.settings import VaeSettings
+from ldm.training.run_directory import LOCK, locked_by, open_run
 
 
 def hold(run, mark) -> None:

@@ -13,18 +13,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_model import tiny_folder
 
-from ldm.autoencoder import VaeTask, load_vae
-from ldm.config import ClipSettings, DataOptions, LdmSettings, VaeSettings
+from ldm.config.settings import ClipSettings, DataOptions, LdmSettings, VaeSettings
 from ldm.data import Splits, build
-from ldm.diffusion import LdmTask
-from ldm.distill import DistillTask
-from ldm.errors import UserError
-from ldm.export import export
-from ldm.latents import network_digest
-from ldm.loading import load_pipeline
-from ldm.runs import record
-from ldm.text import ClipTask, tokenizer_digest
-from ldm.training import Trainer
+from ldm.hub.export import export
+from ldm.models.autoencoder import VaeTask, load_vae
+from ldm.models.text_encoder import ClipTask, tokenizer_digest
+from ldm.pipelines.loading import load_pipeline
+from ldm.training.latent_cache import network_digest
+from ldm.training.run_directory import record
+from ldm.training.tasks.denoising import LdmTask
+from ldm.training.tasks.distillation import DistillTask
+from ldm.training.trainer import Trainer
+from ldm.utils.errors import UserError
 
 TRAIN = {"num_steps": 2, "batch_size": 4, "mixed_precision": "no", "report_to": ["none"], "sample_every": 0}
 

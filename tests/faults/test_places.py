@@ -8,10 +8,10 @@ import pytest
 from caches import write_pictures
 from forked import Child
 
-from ldm.cli import build_parser
-from ldm.command_line import parse
+from ldm.cli.main import build_parser
+from ldm.config.overrides import parse
 from ldm.data import build
-from ldm.runs import open_run
+from ldm.training.run_directory import open_run
 
 
 def command(*words) -> object:

@@ -10,8 +10,8 @@ import pytest
 from loopback_hub import TOKEN, Client, Fault, LoopbackHub
 from tiny_model import tiny_folder
 
-from ldm.card import PLACE
-from ldm.export import export
+from ldm.hub.export import export
+from ldm.hub.model_card import PLACE
 
 PUSHED = r"POST /api/.*/commit/.*"
 INFO, TREE = r"GET /api/.*/revision/main", r"GET /api/.*/tree/.*"
@@ -323,7 +323,7 @@ def test_a_hub_that_is_down_stops_a_first_pull_in_one_line_and_no_later_one(hub,
 
 
 def test_a_picture_of_a_hub_model_names_the_commit_and_is_drawn_from_it_again(hub, client, pushed, tmp_path):
-    from ldm.generate import read_png
+    from ldm.cli.generate import read_png
 
     pushed("pinned/model")
     head = hub.repos["models/pinned/model"].at("main")[0]

@@ -12,11 +12,12 @@ import pytest
 from forked import Child, world
 from tiny_trainings import PARTS, assert_same_run, losses, settings_of, task_of, train
 
-from ldm import checkpoint, config
-from ldm.errors import UserError
-from ldm.resume import CLASSES, class_of, compare
-from ldm.settings_io import paths
-from ldm.training import Trainer, start_world
+from ldm.config import settings as config
+from ldm.config.loading import paths
+from ldm.training.resume_rules import CLASSES, class_of, compare
+from ldm.training.trainer import Trainer, start_world
+from ldm.utils import checkpoint_files as checkpoint
+from ldm.utils.errors import UserError
 
 CUT = 5  # killed in this step: the last checkpoint is of step 3, in the middle of an epoch of 4
 
@@ -190,7 +191,7 @@ def test_allowing_what_did_not_change_is_a_slip():
 
 def test_a_checkpoint_of_the_first_format_is_read(tmp_path):
     """Frozen as version 1 wrote it; only its seed can be compared."""
-    from test_training import LineTask, settings
+    from tests.training.test_trainer import LineTask, settings
 
     fixture = os.path.join(os.path.dirname(__file__), "..", "fixtures", "checkpoint-format-1")
 

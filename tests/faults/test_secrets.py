@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from loopback_hub import TOKEN, Client, Fault, LoopbackHub
 
-from ldm.errors import redacted
+from ldm.utils.errors import redacted
 
 # a run of each part that takes no time, with everything recorded that a run records
 TRAIN = """
@@ -91,8 +91,8 @@ def test_no_command_takes_a_token(client, words):
 
 @pytest.mark.parametrize("key", ["token", "hub_token", "train.hub_token", "data.token"])
 def test_no_settings_take_a_token_and_the_refusal_does_not_repeat_it(tmp_path, key):
-    from ldm.errors import UserError
-    from ldm.settings_io import load
+    from ldm.config.loading import load
+    from ldm.utils.errors import UserError
 
     value = TOKEN
     for name in reversed(key.split(".")):

@@ -9,9 +9,9 @@ from functools import partial
 from forked import Child, until, world
 from tiny_trainings import assert_same_run, losses, settings_of, task_of, train
 
-import ldm.latents
-from ldm import checkpoint
-from ldm.training import Trainer, start_world
+import ldm.training.latent_cache
+from ldm.training.trainer import Trainer, start_world
+from ldm.utils import checkpoint_files as checkpoint
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 PHASES = ("first step", "training", "evaluation", "cache build", "saving", "finishing")
@@ -48,7 +48,7 @@ def train_slowly(phase: str, project, run, mark, workers: int) -> None:
     settings = settings_of("ldm", project, run, save_every=3, sample_every=3, num_workers=workers)
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"cache_dir": cache})})
     if phase == "cache build":
-        slowed(ldm.latents, "posterior", mark, LONG)
+        slowed(ldm.training.latent_cache, "posterior", mark, LONG)
     task = task_of("ldm", settings, run)
     trainer = Trainer(task, settings, run)
     here = lambda: trainer.step == AT[phase]  # noqa: E731
@@ -121,9 +121,9 @@ def test_a_second_signal_stops_at_once(project, tmp_path, survived):
     run, mark = tmp_path / "run", tmp_path / "mark"
 
     def work():
-        import ldm.interrupts
+        import ldm.utils.signals
 
-        ldm.interrupts.ONE_WISH = 0.2
+        ldm.utils.signals.ONE_WISH = 0.2
         trainer_step = Trainer._step
 
         def endless(self, *args):
@@ -152,7 +152,7 @@ def test_a_signal_while_a_model_is_pushed_ends_the_upload(project, tmp_path, sur
     def work():
         import huggingface_hub
 
-        from ldm.hub import push
+        from ldm.hub.push import push
 
         huggingface_hub.HfApi.create_repo = lambda *args, **values: linger(mark, LONG)
         push(project / "model", "user/name")

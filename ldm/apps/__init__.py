@@ -1,0 +1,1 @@
+"""What is built on top, and nobody imports: demo, browser page, fonts, figures."""

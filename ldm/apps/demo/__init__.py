@@ -1,0 +1,1 @@
+"""`ldm app`: the model in a browser, served by gradio."""

@@ -1,0 +1,344 @@
+"""What the tabs of the app do, without the page: every input is checked here, and one picture is drawn at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Lock
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ldm.apps.demo import limits
+from ldm.cli.edit import KEY as EDITED
+from ldm.cli.generate import KEY, complete, draw, enlarged, entries
+from ldm.data.decoding import ImageError, decode_image, fit_image
+from ldm.models.lora import as_options, split_scale
+from ldm.pipelines.diffusers_schedulers import samplers_for
+from ldm.pipelines.editing import image_to_image, inpaint, interpolate
+from ldm.pipelines.loading import load_pipeline
+from ldm.pipelines.model_folder import read_yaml
+from ldm.pipelines.pipeline import Pipeline, PipelineOutput
+from ldm.utils.errors import UserError
+
+OWN = "the model's own"  # sampler
+SIDE = 256  # pixels; pictures are enlarged to about this, every pixel by a whole number
+PREVIEWS = 4  # pictures of which previews are shown
+PAUSE = 0.1  # seconds between two previews
+EXAMPLES = 6
+Sent = str | None  # a file of a visitor's
+Verb = Callable[..., PipelineOutput]
+JOB = {"grid": "1x1", "interval": None, "rescale": None, "cfg_zero": None, "zero_init": None, "weak": None}
+
+
+class Stopped(Exception):
+    """The visitor wants no more of it."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What there is to see: while it is drawn previews, at the end the pictures, each with its settings in `info`."""
+
+    text: str
+    previews: list[Image.Image] = field(default_factory=list)
+    images: list[Image.Image] = field(default_factory=list)
+
+
+class Studio:
+    """One model and what visitors do with it.
+
+    Args:
+        model: as for `load_pipeline`. No visitor can change it.
+        cache_dir: where rendered glyphs are kept.
+        lora: PATH[:SCALE] of adapters to draw with.
+        private: whether pictures tell of model and adapters by name alone, without the folders that they lie in.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        cache_dir: Path = Path("cache"),
+        lora: str | None = None,
+        private: bool = False,
+    ):
+        self.model, self.cache_dir, self.lora = model, cache_dir, as_options(lora)
+        self.known_as = {"model": model, "lora": lora}
+        if private:
+            self.known_as = {what: path and _without_folders(path) for what, path in self.known_as.items()}
+        self.pipeline = load_pipeline(model, **self.lora)
+        self._busy = Lock()  # the networks are one visitor's at a time, whatever the queue does
+        self._stops: dict[str, Event] = {}
+
+    @property
+    def name(self) -> str:
+        return str(self.pipeline.defaults.get("name") or Path(self.model or "model").name)
+
+    @cached_property
+    def samplers(self) -> list[str]:
+        return [OWN, *samplers_for(self.pipeline.scheduler)]
+
+    @cached_property
+    def config(self) -> dict:
+        """The settings that the model was trained with, {} where its folder does not tell."""
+        import yaml
+
+        folder = self.pipeline.folder
+        found = read_yaml(folder.paths["unet"].parents[1] / "config.yaml") if folder else {}
+        training = self.pipeline.defaults.get("training")
+        if not found and isinstance(training, dict):
+            found = yaml.safe_load(training.get("config") or "{}")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def examples(self) -> list[str]:
+        """Prompts that the model was watched with as it was trained."""
+        prompts = self.config.get("ldm", {}).get("sampling", {}).get("prompts") or []
+        return [prompt for prompt in prompts if isinstance(prompt, str) and prompt][:EXAMPLES]
+
+    # ---- drawing ------------------------------------------------------------------------------------------------
+
+    def job(self, prompt, negative, guidance, steps, sampler, seed) -> dict[str, Any]:
+        """The settings of one picture, as `ldm generate` writes them into it. Raises: UserError."""
+        sampler = limits.choice("sampler", sampler, self.samplers)
+        job = {
+            **self.known_as,
+            "prompt": limits.text("prompt", prompt),
+            "negative": limits.text("negative prompt", negative),
+            "seed": limits.whole("seed", seed),
+            "steps": limits.whole("steps", steps),
+            "guidance": limits.real("guidance", guidance),
+            "sampler": None if sampler == OWN else sampler,
+            "scale": self.scale,
+            "digest": self.pipeline.digest,
+        }
+        job |= JOB
+        complete(job, self.pipeline.defaults)
+        return job
+
+    @cached_property
+    def side(self) -> int:
+        """Height of a picture in pixels."""
+        return self.pipeline.latent_shape[1] * 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
+
+    @property
+    def scale(self) -> int:
+        return max(1, SIDE // self.side)
+
+    def draw(self, visitor: str, job: dict, number: Any) -> Iterator[Shown]:
+        """Draw `number` pictures from seeds job["seed"] + i: previews, then all of them, or why there are none.
+
+        A visitor who goes away, or whose `stop` is called, ends it at the next step. Raises: UserError.
+        """
+        return self._drawing(visitor, job, limits.whole("number", number))
+
+    def draw_on(
+        self, visitor: str, job: dict, number: Any, picture: Sent, layers: Sequence[str] | None, strength: Any
+    ) -> Iterator[Shown]:
+        """As `draw`, from a picture: all of it, or only what is painted over and the rest kept.
+
+        Args:
+            picture: a file.
+            layers: files of its size with paint in them, transparent elsewhere; None = all is drawn on.
+            strength: 0 to 1, how much of it is forgotten.
+        """
+        share, decoded = limits.real("strength", strength), self._decoded(picture)
+        told: dict[str, Any] = {"verb": "image-to-image", "strength": share}
+        verb: Verb = partial(image_to_image, self.pipeline, self._fitted(decoded), strength=share)
+        if layers is not None:
+            mask = fit_image(painted(layers, decoded.shape[:2]), self.side, "pad", 0)
+            told |= {"verb": "inpaint", "painted": round(float((mask > 127).mean()), 4)}
+            verb = partial(inpaint, self.pipeline, self._fitted(decoded), mask, strength=share)
+        return self._drawing(visitor, job, limits.whole("number", number), verb, told)
+
+    def seen(self, picture: Sent) -> Image.Image:
+        """A file as the model sees it, a square, enlarged as its own pictures are."""
+        pixels = self._fitted(self._decoded(picture))
+        return enlarged(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), self.scale)
+
+    def between(self, visitor: str, job: dict, frames: Any, second: Any, last_seed: Any) -> Iterator[Shown]:
+        """As `draw`, pictures on the way from job["prompt"] to the second prompt and from job["seed"] to another."""
+        second, last_seed = limits.text("second prompt", second), limits.whole("seed", last_seed)
+
+        def verb(prompt: str | None, seed: int, num_images_per_prompt: int, **options) -> PipelineOutput:
+            return interpolate(self.pipeline, prompt, second, num_images_per_prompt, seed, last_seed, **options)
+
+        told = {"verb": "interpolate", "second": second, "last_seed": last_seed}
+        return self._drawing(visitor, job, limits.whole("frames", frames), verb, told)
+
+    def _decoded(self, picture: Sent) -> np.ndarray:
+        if picture is None:
+            raise UserError("choose a picture first")
+        return decoded(picture, self.pipeline.vae.config.in_channels, 255)
+
+    def _fitted(self, pixels: np.ndarray) -> np.ndarray:
+        """A picture as uint8 (side, side, C), the rest filled with white; one that we enlarged exactly as it was."""
+        times = len(pixels) // self.side
+        if times and np.array_equal(pixels[::times, ::times].repeat(times, 0).repeat(times, 1), pixels):
+            pixels = pixels[::times, ::times]
+        return fit_image(pixels, self.side, "pad", 255)
+
+    def _drawing(
+        self, visitor: str, job: dict, count: int, verb: Verb | None = None, told: dict | None = None
+    ) -> Iterator[Shown]:
+        """Draw by the pipeline, or by a verb of which `told` remembers the settings."""
+        stop = self._stops[visitor] = Event()
+        frames: SimpleQueue[Shown | None] = SimpleQueue()
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(self._drawn, job, count, stop, frames, verb)
+            future.add_done_callback(lambda _: frames.put(None))
+            try:
+                last = Shown("waiting for the model ...")
+                yield last
+                while (frame := frames.get()) is not None:
+                    last = frame
+                    yield last
+                yield _ended(future, last, job, told)
+            finally:
+                stop.set()
+                if self._stops.get(visitor) is stop:
+                    del self._stops[visitor]
+
+    def stop(self, visitor: str) -> None:
+        """End what this visitor is drawing."""
+        if visitor in self._stops:
+            self._stops[visitor].set()
+
+    def _drawn(self, job: dict, count: int, stop: Event, frames: SimpleQueue, verb: Verb | None) -> list[Image.Image]:
+        shown_at = 0.0
+
+        def callback(step: int, timestep: Tensor, latents: Tensor) -> None:
+            nonlocal shown_at
+            if stop.is_set():
+                raise Stopped
+            if monotonic() - shown_at >= PAUSE:
+                frames.put(Shown(f"step {step + 1} of {job['steps']}", self._previews(latents[:PREVIEWS])))
+                shown_at = monotonic()
+
+        with self._busy:
+            if stop.is_set():
+                raise Stopped
+            return draw(verb or self.pipeline, job, count, callback)
+
+    def _previews(self, latents: Tensor) -> list[Image.Image]:
+        pixels = (self.pipeline.preview(latents).permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
+        return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in pixels]
+
+    # ---- where words look ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def _in_torch(self) -> Pipeline:
+        """The same model for looking inside: an engine shows no attention."""
+        return load_pipeline(self.model, engine="torch", **self.lora)
+
+    def attention(self, job: dict) -> list[tuple[Image.Image, str]]:
+        """The picture, and over it where each word of its prompt looked. Raises: UserError without a prompt."""
+        from ldm.apps.figures.attention import overlay, word_maps
+
+        if job["prompt"] is None:
+            raise UserError("write a prompt: there are no words to look for")
+        options = {"num_inference_steps": job["steps"], "guidance_scale": job["guidance"], "sampler": job["sampler"]}
+        options["negative_prompt"] = job["negative"]
+        with self._busy:
+            image, words, maps = word_maps(self._in_torch, job["prompt"], job["seed"], **options)
+        ink = 1 - np.asarray(image.convert("L").resize(maps.shape[1:]), float) / 255
+        drawn = [(Image.fromarray((overlay(each, ink) * 255).astype(np.uint8)), each.mean()) for each in maps]
+        pairs = [(enlarged(tinted, 4), f"{word}: {share:.0%}") for word, (tinted, share) in zip(words, drawn)]
+        return [(remembering(image, job), "the picture"), *pairs]
+
+    # ---- has it been seen? --------------------------------------------------------------------------------------
+
+    @cached_property
+    def _training_glyphs(self):
+        """The glyphs that the model was trained on, and the pool that others are compared with."""
+        from ldm.config.settings import DataOptions, GlyphOptions
+        from ldm.data.glyphs.dataset import splits
+        from ldm.evaluation.glyphs.novelty import Pool
+        from ldm.evaluation.glyphs.samples import pictures, styles_of
+
+        if self.config.get("data", {}).get("source") != "glyphs":
+            raise UserError("only for models that were trained on the glyphs that come with ldm")
+        options = GlyphOptions(styles=styles_of(self.pipeline))
+        try:
+            data = splits(DataOptions(glyphs=options, cache_dir=self.cache_dir))["train"]
+        except ModuleNotFoundError:
+            raise UserError("the host has no glyph fonts: pip install -c constraints.txt -e '.[glyphs]'") from None
+        return data, Pool(pictures(data))
+
+    def nearest(self, job: dict, number: Any) -> tuple[list[tuple[Image.Image, str]], str]:
+        """Pictures, each followed by the training glyph most like it; and what that says."""
+        from ldm.evaluation.glyphs.novelty import COPY, nearest
+
+        count = limits.whole("number", number)
+        with self._busy:
+            data, pool = self._training_glyphs
+            images = draw(self.pipeline, job, count)
+            found = nearest(np.stack([np.asarray(image.convert("L")) for image in images]), pool)
+        pairs, copies = [], 0
+        for i, image in enumerate(images):
+            near, alike = data.meta(int(found.index[i])), float(found.similarity[i])
+            copies += alike >= COPY
+            verdict = "a copy of" if alike >= COPY else "nearest"
+            theirs = Image.fromarray(data.image(int(found.index[i]))[..., 0])
+            pairs += [
+                (remembering(image, {**job, "seed": job["seed"] + i}), f"seed {job['seed'] + i}"),
+                (
+                    enlarged(theirs, max(1, SIDE // theirs.height)),
+                    f"{verdict} {near['char']} {near['codepoint']}: {alike:.2f}",
+                ),
+            ]
+        of_them = f"copies of one of {len(pool):,} training glyphs ({COPY} alike or more; 1 = the same)"
+        return pairs, f"{copies} of {count} are {of_them}"
+
+
+def decoded(file: str, channels: int, background: int) -> np.ndarray:
+    """What a visitor sent, as uint8 (H, W, channels). Raises: UserError, which tells no path of the host."""
+    try:
+        return decode_image(Path(file), channels, background, limits.MOST_PIXELS)
+    except ImageError as error:
+        raise UserError(f"the picture cannot be used: {error}; give a PNG or a JPEG") from None
+
+
+def painted(layers: Sequence[str], size: tuple[int, int]) -> np.ndarray:
+    """Where there is paint in files of height and width `size`: uint8 (H, W, 1), white there. Raises: UserError."""
+    if len(layers) > limits.MOST_LAYERS:
+        raise UserError(f"{limits.MOST_LAYERS} layers of paint are allowed, got {len(layers)}")
+    mask = np.zeros((*size, 1), np.uint8)
+    for layer in layers:
+        on_white, on_black = (decoded(layer, 1, ground).astype(int) for ground in (255, 0))
+        if on_white.shape != mask.shape:
+            raise UserError(f"paint must have the picture's size {size}, got {on_white.shape[:2]}")
+        mask[on_white - on_black < 255] = 255  # where nothing is painted, one ground is seen or the other
+    if not mask.any():
+        raise UserError("paint over what is to be drawn anew first")
+    return mask
+
+
+def _without_folders(path: str) -> str:
+    """The name alone of a file or folder that is here, its :SCALE kept; a Hub id as it is."""
+    place = Path(split_scale(path)[0]).expanduser()
+    return Path(path).name if place.exists() else path
+
+
+def remembering(image: Image.Image, job: dict, key: str = KEY) -> Image.Image:
+    """The picture enlarged by job["scale"], its settings in its `info`: under `KEY` for `ldm generate --from`."""
+    image = enlarged(image, job["scale"])
+    image.info.update(entries(job, key))
+    return image
+
+
+def _ended(future: "Future[list[Image.Image]]", last: Shown, job: dict, told: dict | None) -> Shown:
+    """The pictures with their settings, or what was last seen of them. Raises: what drawing raised."""
+    try:
+        images = future.result()
+    except Stopped:
+        return Shown(f"stopped ({last.text})", last.previews)
+    jobs = [
+        {**job, "seed": job["seed"] + i} if told is None else {**job, **told, "picture": i} for i in range(len(images))
+    ]
+    remembered = [remembering(*pair, KEY if told is None else EDITED) for pair in zip(images, jobs, strict=True)]
+    return Shown(f"{len(images)} picture{'s' * (len(images) > 1)}", images=remembered)

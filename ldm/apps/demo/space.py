@@ -1,0 +1,116 @@
+"""`ldm space`: a folder that is a Space on the Hub: this package, a model, and the four lines that serve the page."""
+
+import importlib.metadata
+import shutil
+from pathlib import Path
+
+from ldm.evaluation.diagnostics.environment import tested_versions
+from ldm.hub.push import HUB_NAME, files
+from ldm.models.lora import find_lora, split_scale
+from ldm.utils.assets import PACKAGE, shipped_model, shipped_models
+from ldm.utils.checkpoint_files import staged
+from ldm.utils.errors import UserError
+
+EXTRAS = ("app", "glyphs")  # whose packages the page needs, beside the core's
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "models", "configs", "*.tmp")
+LORA = "lora.safetensors"
+LICENCES = ("LICENSE", "THIRD_PARTY.md")
+APP = '''"""The page of `ldm app`, for everyone. What a visitor may ask for is in ldm/apps/demo/limits.py."""
+
+from ldm.cli.app import serve
+
+if __name__ == "__main__":
+    serve({model!r}, host="0.0.0.0", lora={lora!r})
+'''
+TEXT = """
+# {title}
+
+Pictures from words by a small latent diffusion model, drawn while you watch: with and without words, where each word
+looks, and whether a glyph has been seen in training. Made by `ldm space`; `python app.py` serves it anywhere.
+
+A downloaded picture carries its settings: `ldm generate --from picture.png -m MODEL` draws it again.
+"""
+
+
+def write_space(model: str, out: Path, title: str | None = None, lora: str | None = None) -> Path:
+    """Write the Space, whole or not at all.
+
+    Args:
+        model: exported folder, which is copied; the name of a shipped one; or a Hub id, which the Space will fetch.
+        out: must not exist.
+        lora: PATH[:SCALE] of adapters, which are copied too.
+    Raises: UserError if it does, or if there is no such model or LoRA.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists: name a new folder, or delete it first")
+    folder = shipped_model(model) if model in shipped_models() and not Path(model).exists() else Path(model)
+    is_folder = (folder / "model_index.json").is_file()
+    if not is_folder and (folder.exists() or not HUB_NAME.fullmatch(model)):
+        raise UserError(f"{model} is no exported model and no Hub id: `ldm export RUN -o DIR` makes one of a run")
+    title = title or folder.name
+    path, strength = split_scale(lora or "")
+    adapters = find_lora(path) if path else None
+    with staged(out) as stage:
+        shutil.copytree(PACKAGE, stage / "ldm", ignore=LEFT_OUT)
+        for name, file in files(folder).items() if is_folder else ():
+            copy = stage / "model" / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+        if adapters:
+            shutil.copyfile(adapters, stage / LORA)
+        for name in LICENCES:
+            if (PACKAGE.parent / name).is_file():
+                shutil.copyfile(PACKAGE.parent / name, stage / name)
+        told = {"model": "model" if is_folder else model, "lora": f"{LORA}:{strength:g}" if adapters else None}
+        (stage / "app.py").write_text(APP.format(**told), encoding="utf-8")
+        (stage / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
+        (stage / "README.md").write_text(_readme(title, None if is_folder else model), encoding="utf-8")
+    return out
+
+
+def push_space(folder: Path, repo_id: str, private: bool = False) -> str:
+    """Upload a written Space, see `ldm.utils.hub_client.push`: its code and model replace those of before."""
+    from ldm.utils import hub_client as remote
+
+    found = remote.files_in(folder)
+    return remote.push(
+        folder, found, repo_id, "Page", "space", private, replaces=["ldm/*", "model/*"], mark="ldm/apps/demo/ui.py"
+    )
+
+
+def requirements() -> list[str]:
+    """What pip has to install there: the core's packages and those of the page, at the tested versions. No gradio: its
+    version is in the front matter of README.md."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    tested, lines = tested_versions(), set()
+    for need in map(Requirement, importlib.metadata.requires("ldm") or []):
+        wanted = need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in EXTRAS)
+        if wanted and need.name not in ("gradio", "ldm"):
+            version = tested.get(canonicalize_name(need.name))
+            lines.add(f"{need.name}=={version}" if version else f"{need.name}{need.specifier}")
+    return sorted(lines)
+
+
+def _readme(title: str, hub_id: str | None) -> str:
+    """The card of a Space, https://huggingface.co/docs/hub/spaces-config-reference."""
+    import yaml
+
+    front = {
+        "title": title,
+        "emoji": "\N{LOWER LEFT PAINTBRUSH}",
+        "colorFrom": "gray",
+        "colorTo": "yellow",
+        "sdk": "gradio",
+        "sdk_version": tested_versions().get("gradio", "6.31.0"),
+        "python_version": "3.11",
+        "app_file": "app.py",
+        "license": "apache-2.0",
+        "short_description": "Pictures from words, by latent diffusion",
+        "suggested_hardware": "cpu-basic",
+        "pinned": False,
+    }
+    if hub_id:
+        front["models"] = [hub_id.partition("@")[0]]
+    return f"---\n{yaml.safe_dump(front, allow_unicode=True, sort_keys=False)}---\n{TEXT.format(title=title)}"

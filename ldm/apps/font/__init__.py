@@ -1,0 +1,1 @@
+"""Outlines and font files from generated glyphs."""

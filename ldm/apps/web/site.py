@@ -1,0 +1,139 @@
+"""The folder: our page, the model's graphs, weights and tokens as they lie in the model folder, and the runtime."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ldm.apps.web.runtime import FILES, licences
+from ldm.pipelines.model_folder import FALLBACKS, HUB_ID, ModelFolder, read_json
+from ldm.pipelines.onnx_runtime import GRAPHS, graph
+from ldm.pipelines.torch_free import Light, open_light
+from ldm.utils.assets import shipped_models
+from ldm.utils.atomic_files import one_writer, staged, telling
+from ldm.utils.errors import UserError
+
+PAGE = Path(__file__).with_name("page")
+SETTINGS = "settings.json"
+# what page/tokenizer.js does; transformers writes it for every CLIPTokenizer
+SPACES = {"type": "Replace", "pattern": {"Regex": "\\s+"}, "content": " "}
+NORMALIZER = {"type": "Sequence", "normalizers": [{"type": "NFC"}, SPACES, {"type": "Lowercase"}]}
+BPE: dict[str, Any] = {
+    "type": "BPE",
+    "dropout": None,
+    "continuing_subword_prefix": "",
+    "end_of_word_suffix": "</w>",
+    "fuse_unk": False,
+    "byte_fallback": False,
+    "ignore_merges": False,
+}
+
+
+def open_model(folder: ModelFolder) -> Light:
+    """The model, if the page can draw with it. Raises: UserError saying what it lacks."""
+    missing = [path for path in (graph(folder, component) for component in GRAPHS) if not path.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]} is missing: write the model again with `ldm export`, with onnx installed")
+    light = open_light(folder)
+    if light is None:
+        raise UserError(
+            f"{folder.source} cannot be drawn in a browser: that takes graphs of these weights (`ldm export`) and a "
+            "rectified flow with its DPM-Solver++ scheduler, which is what models here have by default"
+        )
+    if folder.defaults.get("guidance_rescale"):
+        raise UserError(
+            f"{folder.source} asks for guidance_rescale, which the page does not do: set it to 0 in ldm.json"
+        )
+    content = read_json(folder.paths["tokenizer"] / "tokenizer.json")
+    ends = (content.get("post_processor") or {}).get("type")
+    same = content.get("normalizer") == NORMALIZER and ends == "RobertaProcessing"
+    if not same or content["model"] != content["model"] | BPE:
+        raise UserError(f"{folder.source} has a tokenizer that the page cannot read: it reads those of CLIP")
+    return light
+
+
+def write_site(folder: ModelFolder, light: Light, runtime: Path, out: Path) -> list[Path]:
+    """Write the folder whole, in place of an earlier one.
+
+    Args:
+        folder, light: of `open_model`.
+        runtime: of `ldm.apps.web.runtime.find_runtime`.
+        out: the folder to write.
+
+    Returns: its files, sorted. Raises: UserError if it cannot be written.
+    """
+    place = out.resolve()
+    carried = {f"runtime/{name}": runtime / name for name in FILES}
+    model = _model_files(folder)
+    with telling(out, "choose another folder, or make room"), one_writer(place), staged(place) as stage:
+        shutil.copytree(PAGE, stage, dirs_exist_ok=True)
+        licence = {f"runtime/{path.name}": path for path in licences()}
+        for name, path in (carried | model | licence).items():
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, stage / name)
+        loaded = [name for name in (*carried, *model) if not name.endswith((".mjs", ".md"))]
+        sizes = {name: (stage / name).stat().st_size for name in loaded}
+        settings = {**describe(folder, light), "megabytes": round(sum(sizes.values()) / 1e6)}
+        settings["files"] = [{"path": name, "bytes": size} for name, size in sizes.items()]
+        (stage / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return sorted(path for path in place.rglob("*") if path.is_file())
+
+
+def describe(folder: ModelFolder, light: Light) -> dict:
+    """What the page has to know of a model: how it draws, what it is called, where its parts are."""
+    vae, defaults = read_json(folder.paths["vae"] / "config.json"), {**FALLBACKS, **folder.defaults}
+    side = light.latent_shape[1] * 2 ** (len(vae["block_out_channels"]) - 1)
+    tokens = light.tokenizer.padding
+    prompts = defaults.get("training", {}).get("prompts", [])
+    return {
+        "name": defaults.get("name") or Path(folder.source).name,
+        "model": folder.source if _is_public(folder.source) else None,  # no path of this machine
+        "digest": folder.digest(),
+        "prompts": [prompt for prompt in prompts if isinstance(prompt, str)],
+        "steps": defaults["num_inference_steps"],
+        "guidance": defaults["guidance_scale"],
+        "interval": list(defaults.get("guidance_interval") or (0, 1)),
+        "shape": list(light.latent_shape),
+        "picture": [vae["out_channels"], side, side],
+        "scale": light.scale,
+        "order": light.scheduler["solver_order"],
+        "count": light.scheduler["num_train_timesteps"],
+        "shift": light.scheduler.get("flow_shift") or 1.0,
+        "length": tokens["length"],
+        "pad": tokens["pad_token"],
+        "words": "model/tokenizer/tokenizer.json",
+        "networks": {
+            component: {
+                "graph": f"model/{component}/{name}",
+                "weights": [f"model/{component}/{path.name}" for path in _weights(folder, component)],
+            }
+            for component, name in GRAPHS.items()
+        },
+    }
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raises: UserError if `out` is anything but an earlier site, an empty folder or nothing yet."""
+    if out.is_file():
+        raise UserError(f"{out} is a file: name a folder for the page")
+    earlier = (out / SETTINGS).is_file() and (out / "worker.js").is_file()
+    if out.is_dir() and any(out.iterdir()) and not earlier:
+        raise UserError(f"{out} holds something that is no earlier page of `ldm web`: name a new folder, or empty it")
+
+
+def _is_public(source: str) -> bool:
+    return source in shipped_models() or (HUB_ID.fullmatch(source) is not None and not Path(source).exists())
+
+
+def _weights(folder: ModelFolder, component: str) -> list[Path]:
+    return sorted(folder.paths[component].glob("*.safetensors"))
+
+
+def _model_files(folder: ModelFolder) -> dict[str, Path]:
+    """Name in the site -> file, in the order in which they are loaded."""
+    found = {"model/tokenizer/tokenizer.json": folder.paths["tokenizer"] / "tokenizer.json"}
+    for component in GRAPHS:
+        for path in (graph(folder, component), *_weights(folder, component)):
+            found[f"model/{component}/{path.name}"] = path
+    card = folder.paths["unet"].parent / "README.md"  # with the model's licence
+    return found | ({"model/README.md": card} if card.is_file() else {})

@@ -1,0 +1,1 @@
+"""The `ldm` command: one module for each subcommand."""

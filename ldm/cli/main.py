@@ -1,0 +1,159 @@
+"""The `ldm` command. Each subcommand lives beside its subject and is imported only when it is chosen.
+
+A subcommand's module offers `add_parser(subparsers)`, which adds its parser, and `run(args) -> int | None`. A module
+with several subcommands tells them apart by `parser.set_defaults(run=...)`.
+"""
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from typing import Any, NoReturn
+
+from ldm import __version__
+from ldm.utils.errors import UserError, prepare_threads, run_main
+from ldm.utils.torchvision_compat import mend_torchvision
+
+# name -> (module, one line of help), or for a group name -> ({name: (module, help)}, help)
+Registry = dict[str, tuple[Any, str]]
+COMMANDS: Registry = {
+    "generate": ("ldm.cli.generate", "draw pictures from a prompt"),
+    "edit": (
+        {
+            "image-to-image": ("ldm.cli.edit", "draw on from a picture"),
+            "inpaint": ("ldm.cli.edit", "draw a part of a picture anew"),
+            "invert": ("ldm.cli.edit", "draw a picture again with another prompt"),
+            "interpolate": ("ldm.cli.edit", "pictures on the way from one prompt or seed to another"),
+            "vary": ("ldm.cli.edit", "relatives of the picture of a seed"),
+            "compose": ("ldm.cli.edit", "one picture of several prompts, AND and NOT"),
+            "weigh": ("ldm.cli.edit", "draw with weights on words"),
+        },
+        "edit pictures, mix and weigh prompts",
+    ),
+    "font": ("ldm.cli.font", "draw a font, a character for each prompt in a file"),
+    "sample": ("ldm.cli.sample", "draw many samples into one file"),
+    "data": (
+        {
+            "glyphs": ("ldm.data.glyphs.publishing", "write or push the glyph data set"),
+            "check": ("ldm.data.inspection", "look over a data set of your own before training"),
+        },
+        "build, publish and check data sets",
+    ),
+    "runs": (
+        {
+            "ls": ("ldm.cli.runs", "list runs"),
+            "verify": ("ldm.cli.runs", "compare a run's checkpoints with their manifests"),
+            "prune": ("ldm.cli.runs", "delete old checkpoints of a run"),
+        },
+        "look over and tidy the folders of trainings",
+    ),
+    "plan": ("ldm.cli.plan", "fit a training into given minutes and memory"),
+    "preview-decoder": ("ldm.cli.preview_decoder", "teach a run a tiny decoder for previews"),
+    "export": ("ldm.hub.push", "turn a run into one self-contained model folder"),
+    "push": ("ldm.hub.push", "upload a model folder with its card to the Hub"),
+    "web": ("ldm.cli.web", "write a page that draws in the browser"),
+    "evaluate": ("ldm.cli.evaluate", "measure how well a model obeys its prompts"),
+    "likelihood": ("ldm.cli.likelihood", "measure how probable held-out data are under a run"),
+    "app": ("ldm.cli.app", "play with a model in the browser"),
+    "space": ("ldm.cli.app", "write the page as a Space for the Hub"),
+    "figures": ("ldm.cli.figures", "draw the pictures that explain the method"),
+    "doctor": ("ldm.evaluation.diagnostics.environment", "check this machine and this installation"),
+}
+EXTRAS = {
+    "open_clip": "openclip",
+    "torchvision": "openclip",
+    "rapidocr": "eval",
+    "onnx": "onnx",
+    "onnxruntime": "eval",
+    "skimage": "eval",
+    "pylopdf_fonts_zh_cn": "glyphs",
+    "tensorboard": "track",
+    "mlxtend": "digits",
+    "fontTools": "font",
+    "contourpy": "font",
+    "matplotlib": "viz",
+    "umap": "viz",
+    "sklearn": "viz",
+    "scipy": "viz",
+    "xformers": "xformers",
+    "gradio": "app",
+    "av": "app",
+    "peft": "lora",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are `UserError`s: one line, with the nearest name after a slip."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `{self.prog} --help` shows what is allowed")
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        names = [str(choice) for choice in action.choices]
+        near = difflib.get_close_matches(str(value), names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        what = "command" if isinstance(action, argparse._SubParsersAction) else argparse._get_action_name(action)
+        self.error(f"{what} must be one of {', '.join(names)}, got {value!r}{hint}")
+
+
+def build_parser(argv: list[str]) -> argparse.ArgumentParser:
+    """The parser for this command line: complete where `argv` leads, and with help lines only elsewhere."""
+    parser = Parser(prog="ldm", description="Latent diffusion from words to pictures, trained from scratch.")
+    parser.add_argument("--version", action="version", version=f"ldm {__version__}")
+    _fill(parser, COMMANDS, argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the console script; always ends in `sys.exit`."""
+    prepare_threads()
+    os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")  # we never ask for any: this makes sure
+    run_main(lambda: _dispatch(sys.argv[1:] if argv is None else argv))
+
+
+def _fill(parser: argparse.ArgumentParser, registry: Registry, argv: list[str]) -> None:
+    """Add every command of `registry`; import the module of the one `argv` chooses, and of no other."""
+    parser.set_defaults(help_of=parser)
+    subparsers = parser.add_subparsers(metavar="COMMAND", title="commands", parser_class=Parser)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    place, _ = registry.get(chosen or "", (None, ""))
+    if chosen is not None and isinstance(place, str):
+        _add_module(subparsers, chosen, place)  # first: it may bring more commands than the chosen one
+    for name, (place, help_line) in registry.items():
+        if isinstance(place, dict):
+            group = subparsers.add_parser(name, help=help_line, description=help_line.capitalize() + ".")
+            _fill(group, place, argv[argv.index(name) + 1 :] if name == chosen else [])
+        elif name not in subparsers.choices:
+            subparsers.add_parser(name, help=help_line)
+
+
+def _add_module(subparsers: argparse._SubParsersAction, name: str, place: str) -> None:
+    """Let the module add its parser, and remember which function runs it."""
+    module = importlib.import_module(place)
+    module.add_parser(subparsers)
+    parser = subparsers.choices[name]
+    if parser.get_default("run") is None:
+        parser.set_defaults(run=module.run)
+
+
+def _dispatch(argv: list[str]) -> int | None:
+    args = build_parser(argv).parse_args(argv)
+    if not hasattr(args, "run"):
+        args.help_of.print_help()
+        return 0
+    mend_torchvision()
+    try:
+        return args.run(args)
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+
+
+def _missing(error: ModuleNotFoundError) -> Exception:
+    """A readable error for a package that an extra would have installed; any other stays as it is."""
+    name = (error.name or "").split(".")[0]
+    if name not in EXTRAS:
+        return error
+    return UserError(f"{name} is not installed: pip install -c constraints.txt -e '.[{EXTRAS[name]}]'")

@@ -1,0 +1,108 @@
+"""`ldm plan`: what to train in so many minutes and so much memory, as flags and as a file that the trainers take."""
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ldm.utils.errors import UserError
+
+UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "plan",
+        help="fit a training into given minutes and memory",
+        description="Propose the U-Net's width, the batches and the steps of all parts that a config trains, from "
+        "what a few real steps take on this device, and foretell time and memory.",
+        epilog="A run that was planned says at its end how long it was meant to take.",
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="project file to start from")
+    parser.add_argument("--minutes", type=_minutes, required=True, help="for all parts together, one after the other")
+    parser.add_argument(
+        "--memory", type=_bytes, metavar="SIZE", help="8GiB, 900MiB, ... (default: the GPU's, or what RAM is free)"
+    )
+    parser.add_argument("-o", "--output", type=Path, help="write a project file that extends CONFIG")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ldm.utils.errors import prepare_threads
+
+    prepare_threads(args.threads)
+    from ldm.training.budget import propose
+
+    found = propose(args.config, args.minutes, args.memory)
+    print(table(found))
+    if args.output:
+        write(args.output, args.config, found)
+        print(f"\n{args.output} holds this:")
+    for one in found:
+        file = [args.output] if args.output else [args.config, *flags(one.changes)]
+        print(" ".join(map(str, [f"python train_{one.part}.py", *file])))
+    return 0
+
+
+def table(found: list) -> str:
+    """A line for each part, and the sum."""
+    from ldm.training.cost_estimate import duration_text, size_text
+
+    head = f"{'part':<5}{'parameters':>12}{'steps':>8}{'batch':>7}{'images/s':>10}{'memory':>10}{'time':>12}  U-Net"
+    lines = [head]
+    for one in found:
+        train = one.settings.train
+        speed = train.batch_size / one.forecast.step_seconds(train.batch_size)
+        batch = f"{train.batch_size}" + (f"/{n}" if (n := train.gradient_accumulation_steps) > 1 else "")
+        widths = one.changes.get("model", {}).get("block_out_channels", "")
+        lines.append(
+            f"{one.part:<5}{one.forecast.cost.exported / 1e6:>10.2f} M{train.num_steps:>8}{batch:>7}{speed:>10.1f}"
+            f"{size_text(one.memory):>10}{duration_text(one.seconds):>12}  {widths}"
+        )
+    whole = sum(one.seconds for one in found)
+    return "\n".join(
+        [*lines, f"{'all':<5}{max(one.memory for one in found) / 2**30:>47.2f} GiB{duration_text(whole):>12}"]
+    )
+
+
+def flags(changes: dict[str, Any], prefix: str = "--") -> Iterator[str]:
+    """{'train': {'num_steps': 9}} as --train.num_steps 9."""
+    for name, value in changes.items():
+        if isinstance(value, dict):
+            yield from flags(value, f"{prefix}{name}.")
+        else:
+            yield from (f"{prefix}{name}", *(map(str, value) if isinstance(value, list) else [str(value)]))
+
+
+def write(path: Path, config: Path, found: list) -> None:
+    """A project file with the changes of every part. Raises: UserError if it would extend itself or be another's."""
+    import os
+
+    from ldm.config.loading import dump
+
+    if path.resolve() == config.resolve():
+        raise UserError(f"-o {path} is the config itself: name another file")
+    if path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"-o {path} must end in .yaml")
+    base = os.path.relpath(config.resolve(), path.resolve().parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dump({"extends": base} | {one.part: one.changes for one in found}), encoding="utf-8")
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value
+
+
+def _bytes(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if not match or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"must be a size such as 8GiB or 900MiB, got {text!r}")
+    return float(match[1]) * UNITS[match[2]]

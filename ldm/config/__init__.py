@@ -1,0 +1,1 @@
+"""Every setting, its range, and how it is read."""

@@ -1,0 +1,213 @@
+"""Decoding in processes of its own: a picture that hangs, eats memory or crashes its decoder costs a line, not the run.
+
+A file of a kilobyte can do any of the three to Pillow's decoders: a BMP of one endless row, a JPEG of a thousand
+scans, a TIFF of giant tiles. A worker therefore runs under limits that the kernel keeps (where it can: Linux keeps
+both, macOS the time); when one dies its picture is refused with the reason, and the next starts another. Pictures go
+in and results come out over pipes, each led by its length.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import struct
+import subprocess
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from ldm.data.decoding import MAX_BYTES, ImageError, fit, look, quiet_decoders
+from ldm.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from ldm.data.image_files.records import Source
+
+SECONDS = 20  # of processor time for one picture; the slowest honest ones, 12-megapixel QOI, take 13
+MEMORY = 5 * 2**29  # of a worker; the largest honest picture, an animated WebP at the pixel cap, takes 1.6 GiB
+PICTURES_PER_WORKER = 16  # a start takes 0.3 s: a small folder is not worth many
+
+TASKS: dict[str, Callable[..., bytes]] = {"fit": fit, "look": look}
+_LENGTH = struct.Struct("<Q")
+_DONE, _BAD, _FAULT = b"+", b"-", b"!"  # how an answer begins: a result, the reason of an ImageError, a traceback
+_FROM_OUTSIDE = {-getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")}
+
+
+def map_pictures(source: "Source", task: str, **options: Any) -> Iterator[tuple[int, bytes | ImageError]]:
+    """(index, result of a task of `TASKS`) in sample order; an `ImageError` is given, not raised.
+
+    Raises: UserError: if workers cannot be started, or are killed from outside.
+    """
+    count = max(1, min(8, os.cpu_count() or 1, len(source.samples) // PICTURES_PER_WORKER))
+    workers = [Worker(task, options) for _ in range(count)]
+    idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
+
+    def attempt(data: bytes | ImageError) -> bytes | ImageError:
+        if isinstance(data, ImageError):
+            return data
+        worker = idle.get()
+        try:
+            return worker(data)
+        except ImageError as error:
+            return error
+        finally:
+            idle.put(worker)
+
+    waiting: deque[tuple[int, int, Future]] = deque()
+    pool = ThreadPoolExecutor(count)
+    try:
+        for index, data in source.encoded():
+            waiting.append((index, len(data) if isinstance(data, bytes) else 0, pool.submit(attempt, data)))
+            while len(waiting) > 2 * count or sum(size for _, size, _ in waiting) > MAX_BYTES:  # memory is bounded
+                first, _, result = waiting.popleft()
+                yield first, result.result()
+        for index, _, result in waiting:
+            yield index, result.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.stop()
+
+
+class Worker:
+    """One process at a time; started when first needed, and again after one died."""
+
+    def __init__(self, task: str, options: dict[str, Any]):
+        self._work = json.dumps([task, options, SECONDS, MEMORY])
+        self._process: subprocess.Popen | None = None
+        self._stopped = False
+
+    def __call__(self, data: bytes) -> bytes:
+        """The task's result for one encoded picture. Raises: ImageError; UserError as in `map_pictures`."""
+        process = self._process = self._process or self._start()
+        try:
+            _send(process.stdin, data)
+            answer = _receive(process.stdout)
+        except OSError:
+            answer = None
+        if answer is None:
+            self._process = None
+            raise _cause(process)
+        if answer[:1] == _FAULT:
+            raise RuntimeError(answer[1:].decode())
+        if answer[:1] == _BAD:
+            raise ImageError(answer[1:].decode())
+        return answer[1:]
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._process is not None:
+            self._process.kill()
+            _close(self._process)
+
+    def _start(self) -> subprocess.Popen:
+        if self._stopped:
+            raise UserError("decoding was stopped")
+        own = str(Path(__file__).resolve().parents[2])
+        paths = os.pathsep.join([own, *(path for path in sys.path if path)])
+        single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "ldm.data.decode_workers", self._work],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # where libtiff and others complain
+                env={**os.environ, **single, "PYTHONPATH": paths},
+                start_new_session=True,  # Ctrl-C is for the parent alone
+            )
+        except OSError as error:
+            raise UserError(f"cannot start a process to decode pictures: {error}") from error
+        if _receive(process.stdout) != _DONE:
+            raise UserError(f"cannot start a process to decode pictures: {sys.executable} ended with {process.wait()}")
+        return process
+
+
+def serve(task: str, options: dict[str, Any], seconds: float, memory: int) -> None:
+    """The worker's side: answer pictures until there are no more."""
+    _limit(memory)
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    _send(answers, _DONE)
+    with quiet_decoders():
+        while (data := _receive(requests)) is not None:
+            _timer(seconds)
+            try:
+                answer = _DONE + TASKS[task](data, **options)
+            except ImageError as error:
+                answer = _BAD + str(error).encode("utf-8", "replace")
+            except MemoryError:
+                answer = _BAD + b"not enough memory to decode it"
+            except Exception:  # a fault of ours, for the parent to raise
+                answer = _FAULT + traceback.format_exc().encode("utf-8", "replace")
+            _timer(0)
+            _send(answers, answer)
+
+
+def _limit(memory: int) -> None:
+    """Let the kernel end what takes too long (see `_timer`) or too much memory."""
+    from PIL import AvifImagePlugin
+
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each thread's stack would count as memory
+    for name in ("SIGINT", "SIGTERM"):  # the parent's business; when it ends, so does the pipe
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    with contextlib.suppress(ImportError, OSError, ValueError):  # not on Windows; not above a limit that is set
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _timer(seconds: float) -> None:
+    """After so much processor time the process dies of SIGPROF, also amid a decoder written in C; 0 = no more."""
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def _cause(process: subprocess.Popen) -> Exception:
+    """Why a worker died, as what to raise."""
+    _close(process)
+    code = process.returncode
+    if code in _FROM_OUTSIDE:
+        return UserError(
+            f"a process that decodes pictures was killed (signal {-code}), as systems do when memory runs out: "
+            "close other programs and start again"
+        )
+    if code == -getattr(signal, "SIGPROF", 0):
+        return ImageError(f"takes more than {SECONDS} s to decode: save it anew, for example as PNG")
+    return ImageError("crashes its decoder")
+
+
+def _close(process: subprocess.Popen) -> None:
+    for stream in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):  # what was still to be written has no reader
+            if stream is not None:
+                stream.close()
+    process.wait()
+
+
+def _send(stream: IO[bytes] | None, data: bytes) -> None:
+    assert stream is not None
+    stream.write(_LENGTH.pack(len(data)))
+    stream.write(data)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes] | None) -> bytes | None:
+    """The next message, or None when there will be no more."""
+    assert stream is not None
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    length = _LENGTH.unpack(head)[0]
+    data = stream.read(length)
+    return data if len(data) == length else None
+
+
+if __name__ == "__main__":
+    serve(*json.loads(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Rendered Chinese glyphs with English captions."""

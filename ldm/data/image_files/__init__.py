@@ -1,0 +1,1 @@
+"""The user's own images: folders, tables, Hub data sets, and the cache of their pixels."""

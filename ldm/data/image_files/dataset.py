@@ -1,0 +1,195 @@
+"""One's own pictures as training data: an image folder, parquet, or a Hub data set.
+
+Bad pictures are listed and left out, up to `data.files.max_bad_fraction`; the user's folder is only ever read. A
+source's own train/validation/test division is kept; otherwise a sample's id decides by hash whether it is validation,
+so adding pictures never moves one from one side to the other.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+
+from ldm.config.settings import DataOptions
+from ldm.data.image_files.folder import METADATA, FolderSource
+from ldm.data.image_files.pixel_cache import Pixels, load_pixels, transform
+from ldm.data.image_files.records import Sample, Source, first_few
+from ldm.data.image_files.safe_tree import Tree, reason
+from ldm.data.image_files.tables import HubSource, ParquetSource
+from ldm.utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class FileData:
+    """Pictures and captions of one split.
+
+    With `flip` the pictures follow once more, mirrored left to right, under the ids "name|flip".
+
+    Attributes:
+        ids: unique, stable sample ids.
+        channels, resolution: of every image.
+        has_captions: whether any sample of the whole source has a caption.
+        fingerprint: hex digest of ids, pixels and transform; captions have no part in it.
+        captions_fingerprint: hex digest of the captions of each picture, in order.
+    """
+
+    def __init__(self, pixels: Pixels, rows: list[int], samples: list[Sample], options: DataOptions, flip: bool):
+        chosen = [samples[pixels.rows[row]] for row in rows]
+        self.ids = [sample.id for sample in chosen] + [f"{sample.id}|flip" for sample in chosen if flip]
+        self.channels: int = options.channels
+        self.resolution = options.resolution
+        self.has_captions = any(sample.captions for sample in samples)
+        self._captions = [sample.captions for sample in chosen]
+        self._path, self._rows = pixels.path, rows
+        parts = [transform(options), flip, [(samples[pixels.rows[r]].id, pixels.digests[r]) for r in rows]]
+        self.fingerprint = _digest(parts)
+        self.captions_fingerprint = _digest(self._captions)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def image(self, i: int) -> np.ndarray:
+        """Picture i, uint8 (resolution, resolution, channels), a copy of its own."""
+        flipped, place = divmod(self._place(i), len(self._rows))
+        pixels = self._array[self._rows[place]]
+        return np.array(pixels[:, ::-1] if flipped else pixels)
+
+    def caption(self, i: int, rng: np.random.Generator) -> str:
+        """One of the captions of picture i, drawn anew; "" when it has none."""
+        captions = self._captions[self._place(i) % len(self._rows)]
+        return captions[int(rng.integers(len(captions)))] if captions else ""
+
+    def _place(self, i: int) -> int:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        return i % len(self)
+
+    @functools.cached_property
+    def _array(self) -> np.ndarray:
+        return np.load(self._path, mmap_mode="r")
+
+    def __getstate__(self) -> dict:
+        # a worker process opens the map itself instead of receiving a copy of all pictures
+        return {name: value for name, value in self.__dict__.items() if name != "_array"}
+
+
+def _digest(parts: list) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def file_splits(options: DataOptions) -> dict[str, FileData]:
+    """Read one's own pictures.
+
+    Returns: "train" and "validation", and "test" where the source itself has one. Train and validation have at least
+        one picture each; it is in both where the source holds one picture only, or `validation_fraction` is 0.
+    Raises: UserError: for a missing or empty source, wrong columns, or more bad pictures than allowed.
+    """
+    _keep_out(Path(options.source), options.cache_dir)
+    source = open_source(options)
+    for note in source.notes:
+        log.warning("%s: %s", options.source, note)
+    pixels = load_pixels(source, options)
+    _judge(pixels, len(source.samples), options)
+    splits = divide([source.samples[index] for index in pixels.rows], options.files.validation_fraction)
+    flip = options.files.horizontal_flip
+    return {
+        name: FileData(pixels, rows, source.samples, options, flip and name == "train") for name, rows in splits.items()
+    }
+
+
+def open_source(options: DataOptions) -> Source:
+    """The source that `data.source` names: what exists here comes first, then "user/name" on the Hub.
+
+    Raises: UserError: if it is neither, or holds no pictures.
+    """
+    root = Path(options.source)
+    if root.is_dir():
+        source = _open_folder(root, options)
+    elif root.is_file() and root.suffix.lower() == ".parquet":
+        source = ParquetSource(root, [], options.files)
+    elif root.exists():
+        raise UserError(f"data.source {options.source} is a single file; give a folder, a .parquet file or user/name")
+    elif re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", options.source):
+        source = HubSource(options.source, options.files)
+    else:
+        raise UserError(
+            f"data.source {options.source} does not exist; give a folder of pictures, a .parquet file, "
+            "a Hub data set (user/name) or 'glyphs'"
+        )
+    if not source.samples:
+        raise UserError(f"data.source {options.source} holds no pictures")
+    return source
+
+
+def _open_folder(root: Path, options: DataOptions) -> Source:
+    tree = Tree(root)
+    parquet = [n for n in tree.files if n.lower().endswith(".parquet") and Path(n).name.lower() not in METADATA]
+    if parquet:
+        for name in parquet:
+            try:
+                tree.check(name)
+            except OSError as error:
+                raise UserError(f"cannot read {root / name}: {reason(error)}") from error
+        return ParquetSource(root, parquet, options.files)
+    source = FolderSource(tree, options.files)
+    if not source.samples:
+        found = f"{len(tree.files)} other files" if tree.files else "nothing"
+        found += f", and links that lead out of it: {first_few(tree.strays)}" if tree.strays else ""
+        raise UserError(f"data.source {root} holds no pictures ({found}); put .png, .jpg or .webp files into it")
+    return source
+
+
+def _keep_out(root: Path, cache_dir: Path) -> None:
+    """The user's folder is never written to, so the cache may not lie in it."""
+    if root.is_dir() and cache_dir.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"data.cache_dir {cache_dir} lies in the data folder {root}: set it to a folder elsewhere")
+
+
+def _judge(pixels: Pixels, total: int, options: DataOptions) -> None:
+    """List the pictures left out; stop when they are too many."""
+    bad, allowed = len(pixels.bad), options.files.max_bad_fraction
+    if not bad:
+        return
+    few = first_few([f"{name} ({reason})" for name, reason in pixels.bad])
+    if bad == total or bad > allowed * total:
+        limit = f"data.files.max_bad_fraction allows {allowed:.1%}"
+        raise UserError(
+            f"{bad} of {total} pictures of {options.source} cannot be used ({limit}): {few}; "
+            f"`ldm data check {options.source}` lists them all"
+        )
+    log.warning("%s: %d of %d pictures are left out: %s", options.source, bad, total, few)
+
+
+def divide(samples: list[Sample], fraction: float) -> dict[str, list[int]]:
+    """Places in `samples` of each split: the source's own division, or validation by a hash of the id.
+
+    Raises: UserError: if nothing is left to train on.
+    """
+    rows: dict[str, list[int]] = {"train": [], "validation": []}
+    for row, sample in enumerate(samples):
+        rows.setdefault(sample.split or "train", []).append(row)
+    if not rows["train"]:
+        raise UserError("every picture of the train split is bad: `ldm data check` lists them")
+    if rows["validation"]:
+        return rows
+    chance = {row: hash_fraction(samples[row].id) for row in rows["train"]}
+    chosen = {row for row in chance if chance[row] < fraction}
+    order = sorted(chance, key=chance.__getitem__)
+    chosen = chosen or {order[0]}
+    if len(chosen) == len(order) > 1:
+        chosen.discard(order[-1])
+    rows["validation"] = sorted(chosen)
+    if fraction > 0 and len(order) > 1:
+        rows["train"] = [row for row in rows["train"] if row not in chosen]
+    return rows
+
+
+def hash_fraction(name: str) -> float:
+    """A number in [0, 1) that depends on nothing but the name, even over names."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56

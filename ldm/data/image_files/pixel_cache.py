@@ -1,0 +1,133 @@
+"""Pictures decoded once: uint8 rows in a memory-mapped .npy, found again by what the files contain.
+
+The key is a digest of every sample's id and encoded bytes and of the transform, so a changed picture or setting makes
+a new cache and a touched or moved folder does not. The .npy is written first and the sealed manifest last, each whole
+or not at all, by one process at a time; a cache without a manifest, of another size or with other bytes than the
+manifest says is built anew.
+"""
+
+import hashlib
+import io
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.config.settings import DataOptions
+from ldm.data.decode_workers import map_pictures
+from ldm.data.decoding import DECODE_VERSION, ImageError
+from ldm.data.image_files.records import Sample, Source
+from ldm.utils.atomic_files import NO_ROOM, drafted, one_writer, read_sealed, require_room, telling, write_sealed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Decoded pictures: row r of the array at `path` is sample `rows[r]`; `bad` are the (id, reason) left out."""
+
+    path: Path
+    rows: list[int]
+    digests: list[str]  # sha256 of each row's pixels
+    bad: list[tuple[str, str]]
+
+
+def transform(options: DataOptions) -> dict[str, Any]:
+    """Everything besides the files that decides the pixels."""
+    return {
+        "decode": DECODE_VERSION,
+        "resolution": options.resolution,
+        "channels": options.channels,
+        "resize": options.files.resize,
+        "background": options.files.background,
+    }
+
+
+def load_pixels(source: Source, options: DataOptions) -> Pixels:
+    """The decoded pictures of a source, from the cache under `options.cache_dir` or into it.
+
+    Raises: UserError: if the cache cannot be written.
+    """
+    key = _key(source, options)
+    stem = options.cache_dir / f"files-{key[:24]}"
+    kept = _open(stem, key, source.samples, options)
+    if kept is not None:
+        return kept
+    size = options.resolution**2 * options.channels * len(source.samples)
+    advice = f"it needs {size / 2**20:.1f} MiB: {NO_ROOM}"
+    with telling(stem.with_suffix(".npy"), advice), one_writer(stem):
+        kept = _open(stem, key, source.samples, options)
+        if kept is None:  # else another process built it while this one waited
+            require_room(options.cache_dir, size, "the picture cache")
+            kept = _build(stem, key, source, options)
+        return kept
+
+
+def _key(source: Source, options: DataOptions) -> str:
+    digest = hashlib.sha256(json.dumps(transform(options), sort_keys=True).encode())
+    for index, data in source.encoded():
+        content = hashlib.sha256(data).digest() if isinstance(data, bytes) else f"!{data}".encode()
+        digest.update(hashlib.sha256(source.samples[index].id.encode("utf-8", "surrogatepass")).digest() + content)
+    return digest.hexdigest()
+
+
+def _build(stem: Path, key: str, source: Source, options: DataOptions) -> Pixels:
+    from tqdm import tqdm
+
+    size, channels, files = options.resolution, options.channels, options.files
+    rows: list[int] = []
+    digests: list[str] = []
+    bad: list[tuple[str, str]] = []
+    path = stem.with_suffix(".npy")
+    shape = (len(source.samples), size, size, channels)
+    with drafted(path) as stream:  # appended, not mapped: a full disk is then an error and not a crash
+        _write_header(stream, shape)
+        work = map_pictures(
+            source, "fit", resolution=size, channels=channels, resize=files.resize, background=files.background
+        )
+        for index, result in tqdm(work, "decoding", len(source.samples), unit="img", disable=None):
+            if isinstance(result, ImageError):
+                bad.append((source.samples[index].id, str(result)))
+                continue
+            stream.write(result)
+            rows.append(index)
+            digests.append(hashlib.sha256(result).hexdigest())
+        stream.seek(0)
+        _write_header(stream, (len(rows), *shape[1:]))
+    manifest = {"format": 2, "key": key, "rows": rows, "digests": digests, "bad": bad}
+    write_sealed(stem.with_suffix(".manifest"), json.dumps(manifest).encode())
+    log.info("decoded %d pictures into %s", len(rows), path)
+    return Pixels(path, rows, digests, bad)
+
+
+def _write_header(stream, shape: tuple[int, ...]) -> None:
+    # numpy pads the header for a first axis of any length, so the second writing takes the place of the first
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def _open(stem: Path, key: str, samples: list[Sample], options: DataOptions) -> Pixels | None:
+    """The cache at a stem if it is whole and true to its manifest, else None."""
+    path = stem.with_suffix(".npy")
+    try:
+        manifest = json.loads(read_sealed(stem.with_suffix(".manifest")))
+        rows, digests, bad = manifest["rows"], manifest["digests"], [tuple(pair) for pair in manifest["bad"]]
+        array = np.load(path, mmap_mode="r")
+        size = (len(rows), options.resolution, options.resolution, options.channels)
+        header = io.BytesIO()
+        _write_header(header, size)
+        whole = manifest["format"] == 2 and manifest["key"] == key and len(rows) + len(bad) == len(samples)
+        with path.open("rb") as stream:
+            whole = whole and stream.read(header.tell()) == header.getvalue() and array.shape == size
+        whole = whole and [hashlib.sha256(row).hexdigest() for row in array] == digests
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("the picture cache %s is damaged (%s) and is built anew", path, error)
+        return None
+    if not whole:
+        log.warning("the picture cache %s is damaged and is built anew", path)
+        return None
+    return Pixels(path, rows, digests, bad)

@@ -1,0 +1,251 @@
+"""`ldm data check PATH`: what training would find in a folder, parquet file or Hub data set. It only reads."""
+
+import argparse
+import json
+import os
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ldm.config.settings import DataOptions
+    from ldm.data.image_files.records import Sample, Source
+
+ELONGATED = 2.0  # sides' ratio beyond which a centre crop loses more than half of a picture
+COMMON_WORDS = 15
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "check",
+        help="look over a data set of your own before training",
+        description="List unreadable, duplicate and off-size pictures, and count captions. Nothing is changed.",
+        epilog="Exit code: 0 = every picture would be used, 1 = some would be left out, 2 = the data cannot be read.",
+    )
+    parser.add_argument("path", metavar="PATH", help="folder of pictures, .parquet file or Hub data set (user/name)")
+    parser.add_argument("--config", type=Path, metavar="CONFIG.yaml", help="take resolution, columns, ... from here")
+    parser.add_argument("--image-column", metavar="NAME", help="overrides the config's")
+    parser.add_argument("--caption-column", metavar="NAME", help="overrides the config's; '' = no captions")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report here as well")
+    parser.add_argument("--max", type=int, default=10, metavar="N", help="rows of each list on the terminal (10)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ldm.data.image_files.dataset import open_source
+    from ldm.utils.atomic_files import write_whole
+    from ldm.utils.errors import UserError
+
+    report_file = Path(os.path.expanduser(args.json)) if args.json else None
+    if report_file and not os.access(report_file.absolute().parent, os.W_OK | os.X_OK):  # told before the work
+        raise UserError(f"cannot write {report_file}: its folder does not exist or may not be written")
+    options = _options(args)
+    source = open_source(options)
+    report = inspect(source, options, _text_length(args))
+    print("\n".join(_lines(report, max(0, args.max))))
+    if report_file:
+        try:
+            write_whole(report_file, json.dumps(report, indent=1).encode())
+        except OSError as error:
+            raise UserError(f"cannot write {report_file}: {error.strerror or error}") from error
+    return 1 if report["skipped"] else 0
+
+
+def inspect(source: "Source", options: "DataOptions", text_length: int) -> dict[str, Any]:
+    """The report as plain data (the keys are those of `--json`); `text_length` is what a caption may have of tokens."""
+    from tqdm import tqdm
+
+    from ldm.data.decode_workers import map_pictures
+    from ldm.data.decoding import ImageError
+    from ldm.data.image_files.dataset import divide
+
+    samples = source.samples
+    skipped, looks, used = [], [], []
+    for index, look in tqdm(map_pictures(source, "look"), "checking", len(samples), unit="img", disable=None):
+        if isinstance(look, ImageError):
+            skipped.append({"id": samples[index].id, "reason": str(look)})
+        else:
+            used.append(samples[index])
+            looks.append(json.loads(look))
+    splits = divide(used, options.files.validation_fraction) if used else {}
+    return {
+        "source": options.source,
+        "resolution": options.resolution,
+        "channels": options.channels,
+        "notes": source.notes,
+        "pictures": len(samples),
+        "allowed_bad_fraction": options.files.max_bad_fraction,
+        "skipped": skipped,
+        "splits": {name: len(rows) for name, rows in splits.items()},
+        **_pictures(used, looks, options.resolution),
+        "duplicates": _duplicates(used, looks, splits),
+        "captions": _captions(used, text_length),
+    }
+
+
+def _options(args: argparse.Namespace) -> "DataOptions":
+    from ldm.config.settings import DataOptions
+    from ldm.utils.errors import UserError
+
+    options = DataOptions()
+    if args.config:
+        from ldm.config.loading import load
+
+        options = load("vae", args.config, []).data
+    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
+    files = options.files.model_copy(update={key: name for key, name in columns.items() if name is not None})
+    if args.path == "glyphs":
+        raise UserError(
+            "'glyphs' is the built-in data set and needs no check; give a folder, a .parquet file or a Hub id"
+        )
+    return options.model_copy(update={"source": os.path.expanduser(args.path), "files": files})
+
+
+def _pictures(samples: "list[Sample]", looks: list[dict], resolution: int) -> dict[str, Any]:
+    """Sizes, kinds, and the pictures that look wrong."""
+
+    def those(test) -> list[str]:
+        return [sample.id for sample, look in zip(samples, looks, strict=True) if test(look["width"], look["height"])]
+
+    widths, heights = [look["width"] for look in looks], [look["height"] for look in looks]
+    sizes = {}
+    if looks:
+        sizes = {name: [f(widths), f(heights)] for name, f in (("least", min), ("median", median), ("most", max))}
+    return {
+        "sizes": sizes,
+        "common_sizes": Counter(f"{w}x{h}" for w, h in zip(widths, heights, strict=True)).most_common(5),
+        "too_small": those(lambda w, h: min(w, h) < resolution),
+        "elongated": those(lambda w, h: max(w, h) > ELONGATED * min(w, h)),
+        "formats": dict(Counter(look["format"] for look in looks).most_common()),
+        "modes": dict(Counter(look["mode"] for look in looks).most_common()),
+        "grey": sum(look["grey"] for look in looks),
+        "blank": [sample.id for sample, look in zip(samples, looks, strict=True) if look["blank"]],
+    }
+
+
+def _duplicates(samples: "list[Sample]", looks: list[dict], splits: dict[str, list[int]]) -> list[dict[str, Any]]:
+    """Groups of pictures with the same pixels, and whether their captions or their splits differ."""
+    groups = defaultdict(list)
+    for place, look in enumerate(looks):
+        groups[look["digest"]].append(place)
+    split_of = {place: name for name, places in splits.items() for place in places}
+    return [
+        {
+            "ids": [samples[place].id for place in places],
+            "captions_differ": len({samples[place].captions for place in places}) > 1,
+            "across_splits": len({split_of[place] for place in places}) > 1,
+        }
+        for places in groups.values()
+        if len(places) > 1
+    ]
+
+
+def _text_length(args: argparse.Namespace) -> int:
+    from ldm.config.loading import load
+    from ldm.config.settings import ClipModel
+
+    return (load("clip", args.config, []).model if args.config else ClipModel()).context_length
+
+
+def _captions(samples: "list[Sample]", text_length: int) -> dict[str, Any]:
+    """How many, how long, which words, and which captions several pictures share."""
+    owners = defaultdict(list)
+    for sample in samples:
+        for caption in sample.captions:
+            owners[caption].append(sample.id)
+    words = {caption: re.findall(r"\w+", caption.lower()) for caption in owners}
+    lengths = [len(words[caption]) for caption, ids in owners.items() for _ in ids]
+    common: Counter = Counter()
+    for caption, ids in owners.items():
+        for word in words[caption]:
+            common[word] += len(ids)
+    shared = [{"caption": caption, "ids": ids} for caption, ids in owners.items() if len(ids) > 1]
+    return {
+        "total": len(lengths),
+        "distinct": len(owners),
+        "without": [sample.id for sample in samples if not sample.captions],
+        "words": {"least": min(lengths), "median": median(lengths), "most": max(lengths)} if lengths else {},
+        "text_length": text_length,
+        # a word is a token or more, and two tokens are marks: these are cut for certain
+        "cut": [caption for caption in owners if len(words[caption]) > text_length - 2],
+        "longest": max(owners, key=lambda caption: len(words[caption]), default=""),
+        "common_words": common.most_common(COMMON_WORDS),
+        "shared": sorted(shared, key=lambda entry: -len(entry["ids"])),
+    }
+
+
+def _lines(report: dict[str, Any], most: int) -> list[str]:
+    """The report for a terminal, each list cut to `most` rows."""
+    from ldm.data.image_files.records import printable
+
+    total, skipped = report["pictures"], report["skipped"]
+    usable = total - len(skipped)
+    divided = ", ".join(f"{count} {name}" for name, count in report["splits"].items())
+    lines = [f"{report['source']}: {total} pictures, {usable} usable" + (f" ({divided})" if divided else "")]
+    lines += [f"note: {note}" for note in report["notes"]]
+    lines += _listed(
+        f"left out: {len(skipped)} ({len(skipped) / total:.1%}; data.files.max_bad_fraction allows "
+        f"{report['allowed_bad_fraction']:.1%})",
+        [f"{entry['id']}: {entry['reason']}" for entry in skipped],
+        most,
+    )
+    if usable:
+        lines += _picture_lines(report, usable, most) + _caption_lines(report["captions"], usable, most)
+    return [printable(line) for line in lines]
+
+
+def _picture_lines(report: dict[str, Any], usable: int, most: int) -> list[str]:
+    resolution, duplicates = report["resolution"], report["duplicates"]
+    sizes = ", ".join(f"{name} {w:g}x{h:g}" for name, (w, h) in report["sizes"].items())
+    lines = [f"sizes (each side by itself): {sizes}; commonest {_counts(report['common_sizes'])}"]
+    lines.append(f"formats: {_counts(report['formats'].items())}; modes: {_counts(report['modes'].items())}")
+    if report["channels"] == 1 and report["grey"] < usable:
+        lines.append(f"colour: {usable - report['grey']} pictures lose it (data.channels is 1)")
+    if report["channels"] == 3 and report["grey"] == usable:
+        lines.append("colour: none has any; data.channels 1 would do")
+    small, long, blank = report["too_small"], report["elongated"], report["blank"]
+    lines += _listed(f"smaller than {resolution} pixels, to be enlarged: {len(small)}", small, most)
+    lines += _listed(f"more than {ELONGATED:g} times as long as wide, or the reverse: {len(long)}", long, most)
+    lines += _listed(f"one colour all over: {len(blank)}", blank, most)
+    remarks = {"captions_differ": "captions differ", "across_splits": "in more than one split"}
+    groups = [
+        " = ".join(group["ids"]) + "".join(f" ({words})" for key, words in remarks.items() if group[key])
+        for group in duplicates
+    ]
+    return lines + _listed(f"groups of equal pictures: {len(groups)}", groups, most)
+
+
+def _caption_lines(captions: dict[str, Any], usable: int, most: int) -> list[str]:
+    if not captions["total"]:
+        return ["captions: none (the model would be unconditional)"]
+    words, without, shared = captions["words"], captions["without"], captions["shared"]
+    lines = [
+        f"captions: {captions['total']}, {captions['distinct']} of them distinct, "
+        f"for {usable - len(without)} pictures; "
+        f"words: least {words['least']}, median {words['median']:g}, most {words['most']}",
+        f"commonest words: {_counts(captions['common_words'])}",
+    ]
+    cut = [f"{caption[:80]}..." for caption in captions["cut"]]
+    lines += _listed(
+        f"captions that lose their end, having more words than clip.model.context_length {captions['text_length']} "
+        f"holds: at least {len(cut)}",
+        cut,
+        most,
+    )
+    lines += _listed(f"pictures without a caption: {len(without)}", without, most)
+    rows = [f"{len(entry['ids'])}x {entry['caption'][:80]}" for entry in shared]
+    return lines + _listed(f"captions shared by several pictures: {len(shared)}", rows, most)
+
+
+def _listed(title: str, rows: list[str], most: int) -> list[str]:
+    """A title and its first rows; nothing at all for an empty list."""
+    if not rows:
+        return []
+    more = [f"  ... and {len(rows) - most} more"] if len(rows) > most else []
+    return [title, *(f"  {row}" for row in rows[:most]), *more]
+
+
+def _counts(pairs) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in pairs)

@@ -1,0 +1,232 @@
+"""How much of a picture an autoencoder keeps, and in how few bits: PSNR, SSIM, whether the OCR still reads the same
+character, the rate, and how fast it codes."""
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import conv2d
+
+from ldm.data import spread
+from ldm.evaluation.glyphs.validity import ink
+from ldm.evaluation.ocr import GlyphReader
+from ldm.models.autoencoder import code_counts, posterior, to_images, to_pixels
+from ldm.models.vector_quantizer import code_usage
+from ldm.utils.atomic_files import write_whole
+from ldm.utils.errors import UserError
+from ldm.utils.image_grid import save_png, sheet
+
+log = logging.getLogger(__name__)
+
+DENSE_FRACTION = 0.1  # 'the densest decile': the tenth of the pictures with the most ink
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """10 log10(255^2 / mean squared error) per picture, in dB, for two uint8 arrays (n, h, w, c); float64 (n,).
+
+    Equal pictures give 99, so that means stay finite.
+    """
+    error = ((a.astype(np.float64) - b.astype(np.float64)) ** 2).mean(axis=tuple(range(1, a.ndim)))
+    return np.where(error == 0, 99.0, 10 * np.log10(255**2 / np.maximum(error, 1e-6)))
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Structural similarity per picture, float64 (n,), at most 1, for two uint8 arrays (n, h, w, c).
+
+    Gaussian window of 11 pixels with sigma 1.5, averaged over all windows that lie inside the picture and over
+    channels, with the constants of the paper. Source: Wang et al. 2004, Image quality assessment, IEEE TIP 13(4).
+    """
+    n, channels = a.shape[0], a.shape[3]
+    x, y = (torch.from_numpy(v.astype(np.float64)).permute(0, 3, 1, 2).flatten(0, 1)[:, None] for v in (a, b))
+    position = torch.arange(11, dtype=torch.float64) - 5
+    line = torch.exp(-(position**2) / (2 * 1.5**2))
+    line = line / line.sum()
+
+    def window(v: torch.Tensor) -> torch.Tensor:
+        return conv2d(conv2d(v, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
+
+    mean_x, mean_y = window(x), window(y)
+    var_x, var_y, cov = window(x * x) - mean_x**2, window(y * y) - mean_y**2, window(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similarity = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return similarity.mean(dim=(1, 2, 3)).view(n, channels).mean(dim=1).numpy()
+
+
+@torch.no_grad()
+def reconstruct(vae, images: np.ndarray, batch_size: int = 32) -> tuple[np.ndarray, torch.Tensor]:
+    """Encode to the posterior's mean and decode again.
+
+    Args:
+        vae: a diffusers `AutoencoderKL` or `VQModel`, or anything with `encode(x).latent_dist` and `decode(z).sample`.
+        images: uint8 (n, h, w, c).
+    Returns: the reconstructions, uint8 of the same shape, and the latents between, float32 (n, c, h, w).
+    """
+    training = vae.training
+    vae.eval()
+    done, latents = [], []
+    for start in range(0, len(images), batch_size):
+        x = to_images(images[start : start + batch_size]).to(_place(vae))
+        z = posterior(vae, x).mode()
+        latents.append(z.float().cpu())
+        done.append(to_pixels(vae.decode(z).sample))
+    vae.train(training)
+    return np.concatenate(done), torch.cat(latents)
+
+
+def vae_report(vae, data, reader, output: Path | None, limit: int = 512, pictures: int = 16) -> dict:
+    """Judge an autoencoder on (at most `limit`, evenly spaced) pictures of a data set.
+
+    Args:
+        vae: see `reconstruct`.
+        data: an ImageTextData, the validation split. Its pictures should be dark on white if they are to be read.
+        reader: a `GlyphReader`, or None to leave the OCR out (data that is not glyphs, or the extra not installed).
+        output: folder for reconstructions.png (originals over reconstructions), or None for no picture.
+        pictures: how many are drawn.
+    Returns: numbers ready for JSON: psnr, ssim, ink_error (mean absolute difference of the ink fractions), the same
+        under "densest_decile"; and with a reader "ocr": read_before (how many the OCR read as the character they
+        are), share_before, same_after (the share of those read as the same character after). "latents": mean and
+        standard deviation of the posterior means per channel. "rate": see `rate`. "milliseconds": see `speed`.
+    """
+    chosen = spread(len(data), limit)
+    before = np.stack([data.image(int(i)) for i in chosen])
+    after, latents = reconstruct(vae, before)
+    columns = {"psnr": psnr(before, after), "ssim": ssim(before, after), "ink_error": abs(ink(before) - ink(after))}
+    if reader is not None:
+        columns |= _read(reader, before, after, [data.ids[i] for i in chosen])
+    dense = np.argsort(-ink(before), kind="stable")[: max(1, round(DENSE_FRACTION * len(chosen)))]
+    report = {"images": len(chosen), **_summary(columns)}
+    report["densest_decile"] = {"images": len(dense), **_summary({k: v[dense] for k, v in columns.items()})}
+    mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+    report["latents"] = {"mean": [round(v, 4) for v in mean.tolist()], "std": [round(v, 4) for v in std.tolist()]}
+    report["rate"] = rate(vae, before, latents)
+    report["milliseconds"] = speed(vae, before[:16])
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        save_png(strip(before, after, pictures), output / "reconstructions.png")
+    return report
+
+
+@torch.no_grad()
+def rate(vae, images: np.ndarray, latents: torch.Tensor, batch_size: int = 32) -> dict:
+    """What the latents cost, in bits per pixel (a place of the picture, whatever its channels).
+
+    AutoencoderKL: bits_per_pixel is KL(q(z|x) || N(0, 1)) in bits, what sending z by bits back costs under that prior.
+    VQModel: bits_per_pixel is log2 of the number of codes per latent place; entropy_bits_per_pixel takes the entropy
+    of the codes' use in these pictures instead; codes_used and perplexity as in `code_usage`. Pixel space: 8 a channel.
+
+    Args:
+        images: uint8 (n, h, w, c).
+        latents: their posterior means (n, c, h, w).
+    """
+    per_pixel = latents[0, 0].numel() / (images.shape[1] * images.shape[2])  # latent places
+    if hasattr(vae, "quantize"):
+        usage = code_usage(code_counts(vae, latents.to(_place(vae))))
+        bits = {
+            "bits_per_pixel": per_pixel * math.log2(vae.config.num_vq_embeddings),
+            "entropy_bits_per_pixel": per_pixel * usage["entropy"],
+        }
+        return {name: round(value, 4) for name, value in (bits | usage).items()}
+    if not hasattr(vae, "quant_conv"):
+        return {"bits_per_pixel": 8.0 * images.shape[3]}
+    nats = 0.0
+    for start in range(0, len(images), batch_size):
+        q = vae.encode(to_images(images[start : start + batch_size]).to(_place(vae))).latent_dist
+        nats += q.kl().double().sum().item()
+    return {"bits_per_pixel": round(nats / math.log(2) / images[..., 0].size, 4)}
+
+
+@torch.no_grad()
+def speed(vae, images: np.ndarray, repeats: int = 5) -> dict[str, float]:
+    """Least milliseconds per picture over a few repeats, to encode and to decode these pictures as one batch."""
+    x = to_images(images).to(_place(vae))
+    z = posterior(vae, x).mode()
+
+    def least(call) -> float:
+        seconds = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            call()
+            if x.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+        return round(1000 * min(seconds) / len(images), 3)
+
+    return {"encode": least(lambda: vae.encode(x)), "decode": least(lambda: vae.decode(z)), "batch": len(images)}
+
+
+def write_report(vae, data, run: Path) -> dict:
+    """`vae_report` of a finished run: report.json and reconstructions.png in its folder, one line on the terminal.
+
+    The OCR takes part when the data are glyphs and the extra `eval` is installed.
+    """
+    try:
+        reader = GlyphReader() if any(character_of(name) for name in data.ids[:1]) else None
+    except UserError as error:
+        log.warning("no OCR in the report: %s", error)
+        reader = None
+    report = vae_report(vae, data, reader, run)
+    write_whole(run / "report.json", (json.dumps(report, indent=1) + "\n").encode())
+    same = report.get("ocr", {}).get("same_after")
+    read = "" if same is None else f"; of the glyphs the OCR reads, {same:.1%} are read the same after"
+    bits = f", {report['rate']['bits_per_pixel']:.3g} bits per pixel"
+    if "codes_used" in report["rate"]:
+        used, perplexity = report["rate"]["codes_used"], report["rate"]["perplexity"]
+        bits += f" with {used:.0%} of the codes in use, perplexity {perplexity:.0f}"
+    print(f"{run / 'report.json'}: PSNR {report['psnr']:.2f} dB, SSIM {report['ssim']:.4f}{bits}{read}")
+    return report
+
+
+def strip(before: np.ndarray, after: np.ndarray, pictures: int = 16):
+    """Originals over reconstructions: half of them evenly spaced, half the densest; an RGB PIL picture."""
+    half = min(pictures // 2, len(before))
+    even = np.linspace(0, len(before) - 1, half).round().astype(int)
+    dense = np.argsort(-ink(before), kind="stable")[: min(pictures - half, len(before))]
+    chosen = [*even, *dense]
+    scale = max(1, 96 // before.shape[1])
+    return sheet([before[i] for i in chosen] + [after[i] for i in chosen], len(chosen), scale=scale)
+
+
+def _place(vae) -> torch.Tensor:
+    """A tensor with the device and dtype of an autoencoder's weights."""
+    return next(iter(vae.state_dict().values()))
+
+
+def _read(reader, before: np.ndarray, after: np.ndarray, ids: list[str]) -> dict[str, np.ndarray]:
+    """Which pictures the OCR reads rightly before, and after; only those it can read are read again."""
+    grey_before, grey_after = (v.mean(axis=3).round().astype(np.uint8) for v in (before, after))
+    truth = [character_of(name) for name in ids]
+    right = np.zeros(len(ids), dtype=bool)
+    known = np.array([i for i, c in enumerate(truth) if c in reader.known], dtype=int)
+    if len(known):
+        right[known] = [char == truth[i] for i, char in zip(known, reader.read(grey_before[known])[0], strict=True)]
+    kept = np.zeros(len(ids), dtype=bool)
+    if right.any():
+        again = reader.read(grey_after[right])[0]
+        kept[right] = [char == truth[i] for i, char in zip(np.flatnonzero(right), again, strict=True)]
+    return {"read_before": right, "read_after": kept}
+
+
+def character_of(sample_id: str) -> str:
+    """The character in a glyph's sample id, 'U+6C34/hei' -> '水'; '' for an id of another kind."""
+    code = sample_id.split("/")[0]
+    try:
+        return chr(int(code.removeprefix("U+"), 16)) if code.startswith("U+") else ""
+    except (ValueError, OverflowError):
+        return ""
+
+
+def _summary(columns: dict[str, np.ndarray]) -> dict:
+    numbers: dict[str, Any] = {name: round(float(columns[name].mean()), 4) for name in ("psnr", "ssim", "ink_error")}
+    if "read_before" in columns:
+        right, kept = columns["read_before"], columns["read_after"]
+        numbers["ocr"] = {
+            "read_before": int(right.sum()),
+            "share_before": round(float(right.mean()), 4),
+            "same_after": round(float(kept.sum() / right.sum()), 4) if right.any() else None,
+        }
+    return numbers

@@ -1,0 +1,162 @@
+"""What is examined, read and measured when it is first asked for, and once."""
+
+import math
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm.config.loading import load
+from ldm.config.settings import LdmSettings
+from ldm.data import Splits, build, spread
+from ldm.diffusion.schedules import NoiseProcess
+from ldm.evaluation import loss_by_time as denoising
+from ldm.evaluation.run_loading import OpenRun, checkpoint_state, open_run
+from ldm.pipelines.loading import load_pipeline
+from ldm.pipelines.model_folder import locate
+from ldm.pipelines.pipeline import Pipeline
+from ldm.pipelines.stock_noise import process_of
+from ldm.utils.errors import UserError
+
+DRAWN = 16  # pictures
+SMALL = 16  # numbers that make an item
+
+
+@dataclass
+class Case:
+    """Attributes: path that the user named; limit of items of each split; device."""
+
+    path: Path
+    limit: int
+    device: str | None = None
+
+    def __post_init__(self):
+        if self.is_run:
+            return
+        locate(self.path)  # says what there is to name, if this is nothing
+
+    @cached_property
+    def is_run(self) -> bool:
+        """Whether it is a run or a checkpoint of one, and not an exported model."""
+        return self.path.parent.name == "checkpoints" or (self.path / "config.yaml").is_file()
+
+    @cached_property
+    def opened(self) -> OpenRun | None:
+        return open_run(self.path, self.device) if self.is_run else None
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        return self.opened.pipeline if self.opened else load_pipeline(self.path, device=self.device)
+
+    @cached_property
+    def settings(self) -> LdmSettings | None:
+        """What it was trained with; None for an export that does not say so in today's words."""
+        if self.opened:
+            return self.opened.settings
+        told = self.pipeline.defaults.get("training", {})
+        written = told.get("runs", {}).get("ldm", {}).get("config") or told.get("config")  # older exports
+        if not written:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "config.yaml"
+            path.write_text(written, encoding="utf-8")
+            try:
+                return load("ldm", path)
+            except UserError:
+                return None
+
+    @property
+    def unconditional(self) -> bool:
+        return self.settings is not None and self.settings.text.source == "none"
+
+    @cached_property
+    def data(self) -> Splits:
+        if self.settings is None:
+            raise UserError("it does not say which data it was trained on")
+        if self.opened:
+            return self.opened.data
+        return build(self.settings.data)
+
+    @cached_property
+    def readable(self) -> Splits | None:
+        """The data, or None where they are not known or cannot be read, of which there is a check."""
+        try:
+            return self.data
+        except UserError:
+            return None
+
+    @cached_property
+    def process(self) -> NoiseProcess:
+        """What it was trained with, or else what its scheduler says."""
+        if self.settings is None:
+            return process_of(self.pipeline.scheduler)
+        return NoiseProcess(**self.settings.noise.model_dump())
+
+    @property
+    def identity(self) -> bool:
+        """Whether there is no autoencoder: pixels or points."""
+        return hasattr(self.pipeline.vae, "unit")
+
+    @cached_property
+    def state(self) -> dict | None:
+        """Of the newest checkpoint: step, ema_steps, digests of the parts; None without one."""
+        found = self.opened.checkpoint if self.opened else None
+        return checkpoint_state(found) if found else None
+
+    # ---- measured ---------------------------------------------------------------------------------------------------
+
+    @property
+    def more(self) -> int:
+        """How many times as many items of few numbers, such as points, say as much."""
+        return 16 if math.prod(self.pipeline.latent_shape) <= SMALL else 1
+
+    @property
+    def plan(self) -> denoising.Plan:
+        return denoising.Plan(limit=self.more * self.limit, batch=self.more * 32)
+
+    @cached_property
+    def items(self) -> list[denoising.Items]:
+        """Of training and of validation."""
+        parts, told = (self.data.train, self.data.validation), not self.unconditional
+        return [denoising.choose_items(self.pipeline, data, self.plan, told) for data in parts]
+
+    @cached_property
+    def losses(self) -> dict:
+        """See `ldm.evaluation.loss_by_time.measure`."""
+        told = denoising.TOLD if self.data.train.has_captions and not self.unconditional else denoising.TOLD[:1]
+        found = [denoising.denoising_losses(self.pipeline, self.process, part, self.plan, told) for part in self.items]
+        return denoising.summarise(self.process, self.items, found, self.plan)
+
+    @cached_property
+    def _asked(self) -> list[int]:
+        return spread(len(self.items[1].captions), self.more * DRAWN).tolist()
+
+    @property
+    def asked_for(self) -> Tensor:
+        """Latents of the held-out items whose captions are drawn, (at most DRAWN, c, h, w)."""
+        return self.items[1].latents[self._asked]
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """What is drawn, DRAWN texts: captions of held-out items; of a model without its data, those it names."""
+        if self.readable is not None:
+            words = [self.items[1].captions[i] for i in self._asked]
+        else:
+            own = self.settings.sampling.prompts if self.settings else []
+            words = own or self.pipeline.defaults.get("training", {}).get("prompts") or [""]
+        return [words[i % len(words)] for i in range(self.more * DRAWN)]
+
+    def draw(self, steps: int, guidance_scale: float = 1.0, count: int | None = None) -> Tensor:
+        """Latents (count or as many as prompts, c, h, w), float32; picture i is always from the same noise."""
+        options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "latent"}
+        with torch.random.fork_rng(devices=[]):  # a stochastic sampler may draw from torch's own generator
+            torch.manual_seed(0)
+            return self.pipeline(self.prompts[:count], seed=0, **options).images.float().cpu()
+
+    @cached_property
+    def plain(self) -> Tensor:
+        """Drawn with the model's own number of steps, without guidance."""
+        return self.draw(self.pipeline.defaults["num_inference_steps"])

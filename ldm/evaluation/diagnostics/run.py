@@ -1,0 +1,70 @@
+"""Why does a run draw noise? The whole chain, from data to pictures, in the order in which a fault spreads.
+
+Each check passes, warns or fails, and then names the cause and the setting to change. What fails after the first
+failure may only be its consequence. A check whose footing has failed is skipped.
+
+The limits are where a fault of that kind stops being a matter of taste; each is a constant beside its check.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldm.evaluation.diagnostics.findings import Finding, guarded
+
+if TYPE_CHECKING:
+    from ldm.evaluation.diagnostics.context import Case
+
+
+def checks() -> "dict[str, tuple[Callable[[Case], Finding], tuple[str, ...]]]":
+    """Name -> (check, names of those that must not have failed or been skipped), in order."""
+    from ldm.evaluation.diagnostics import data as of_data
+    from ldm.evaluation.diagnostics import learning as of_learning
+    from ldm.evaluation.diagnostics import model as of_model
+    from ldm.evaluation.diagnostics import sampling as of_sampling
+
+    sound = ("files", "weights", "data", "channels")
+    return {
+        "files": (of_model.check_files, ()),
+        "weights": (of_model.check_weights, ("files",)),
+        "data": (of_data.check_data, ("files",)),
+        "channels": (of_data.check_channels, ("files",)),
+        "captions": (of_data.check_captions, ("files", "data")),
+        "dropout": (of_data.check_dropout, ("files", "data")),
+        "vae": (of_model.check_vae, sound),
+        "latents": (of_model.check_latents, sound),
+        "tokenizer": (of_model.check_tokenizer, ("files",)),
+        "text": (of_model.check_text, ("files", "weights", "tokenizer")),
+        "parts": (of_model.check_parts, ("files",)),
+        "training": (of_learning.check_training, ("files",)),
+        "schedule": (of_sampling.check_schedule, ("files",)),
+        "scheduler": (of_sampling.check_scheduler, ("files",)),
+        "ema": (of_learning.check_ema, (*sound, "tokenizer")),
+        "loss": (of_learning.check_loss, (*sound, "tokenizer")),
+        "gap": (of_learning.check_gap, (*sound, "tokenizer")),
+        "conditioning": (of_learning.check_conditioning, (*sound, "tokenizer", "captions")),
+        "sampler": (of_sampling.check_sampler, ("files", "weights", "channels", "tokenizer")),
+        "samples": (of_sampling.check_samples, (*sound, "tokenizer")),
+        "guidance": (of_sampling.check_guidance, ("files", "weights", "channels", "tokenizer")),
+    }
+
+
+def examine(path: Path, limit: int = 64, device: str | None = None) -> Iterator[Finding]:
+    """The findings about a run, one of its checkpoints or an exported model, each as soon as it is there.
+
+    Args: limit: items of each split that are measured on.
+    Raises: UserError if there is nothing at `path` that could be examined.
+    """
+    from ldm.evaluation.diagnostics.context import Case
+
+    case, unusable = Case(Path(path), limit, device), set()
+    for name, (check, needs) in checks().items():
+        blocked = [need for need in needs if need in unusable]
+        if blocked:
+            finding = Finding(name, "skip", f"not looked at, because of {blocked[0]}")
+        else:
+            finding = guarded(name, partial(check, case))
+        if finding.status in ("fail", "skip"):
+            unusable.add(name)
+        yield finding

@@ -1,0 +1,1 @@
+"""The coloured-digit benchmark."""

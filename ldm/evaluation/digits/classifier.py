@@ -1,0 +1,304 @@
+"""What is in a picture of a coloured digit: which digit, which ink, which ground, how thick, how slanted.
+
+The digit is told by a small network that sees where the ink is and never its colour, so it cannot know which pairs of
+digit and colour belong together. It is trained on the handwriting of the training split; `classifier.json` beside its
+weights states how right it is on handwriting it never saw. All else is measured without learning. To train it again:
+
+    python -m ldm.evaluation.digits.classifier --output ldm/evaluation/assets/digit_classifier
+"""
+
+import argparse
+import hashlib
+import json
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from ldm.config.settings import DataOptions
+from ldm.data.digits import GROUNDS, INKS, DigitData, Handwriting, draw, make_item, splits
+from ldm.evaluation.classifier_files import CARD, WEIGHTS, read_classifier
+from ldm.evaluation.glyphs.classifier import Block
+from ldm.evaluation.metrics.proportions import share
+from ldm.utils.atomic_files import write_whole
+
+SIZE = 32
+SHIPPED = Path(__file__).parents[1] / "assets" / "digit_classifier"
+FAINT = 24.0  # a picture whose ink differs from its ground by less, of 255, has no ink to speak of
+THIN_BELOW, THICK_FROM = 2.08, 3.2  # measured pen widths between the three that are drawn, in 32nds of the picture
+SLANTED_FROM = 0.17  # half of the slant that is drawn
+
+
+@dataclass(frozen=True)
+class Ink:
+    """Where the ink is in n pictures, and on what."""
+
+    cover: np.ndarray  # float32 (n, 32, 32), 0 = ground, 1 = ink
+    ground: np.ndarray  # float32 (n, 3), 0..255
+    offset: np.ndarray  # float32 (n, 32 * 32, 3), each pixel less the ground
+    contrast: np.ndarray  # float32 (n,), how far the ink is from the ground, in 0..255 per channel
+
+
+def find_ink(images: np.ndarray) -> Ink:
+    """Ground and ink of pictures, told apart without knowing either.
+
+    The ground is the median colour of the outermost ring; cover is the distance from it, over the distance of the
+    picture's farthest hundredth.
+
+    Args:
+        images: uint8 (n, h, w, 3), n >= 1; other sizes than 32 are scaled to it.
+    Raises: ValueError for another dtype or shape.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
+        raise ValueError(f"pictures of digits are uint8 (n, h, w, 3), got {images.dtype} {images.shape}")
+    if images.shape[1:3] != (SIZE, SIZE):
+        box = Image.Resampling.BOX
+        images = np.stack([np.asarray(Image.fromarray(image).resize((SIZE, SIZE), box)) for image in images])
+    pixels = images.astype(np.float32)
+    ring = [pixels[:, 0], pixels[:, -1], pixels[:, 1:-1, 0], pixels[:, 1:-1, -1]]
+    ground = np.median(np.concatenate(ring, axis=1), axis=1)
+    offset = pixels.reshape(len(pixels), -1, 3) - ground[:, None]
+    distance = np.sqrt((offset**2).mean(axis=2))
+    contrast = np.quantile(distance, 0.99, axis=1)
+    cover = np.clip(distance / np.maximum(contrast, FAINT)[:, None], 0, 1).reshape(-1, SIZE, SIZE)
+    return Ink(cover.astype(np.float32), ground, offset, contrast)
+
+
+def name_grounds(ink: Ink) -> list[str]:
+    """The named ground nearest to each picture's."""
+    named = np.array(list(GROUNDS.values()), dtype=np.float32)
+    nearest = ((ink.ground[:, None] - named) ** 2).sum(axis=2).argmin(axis=1)
+    return [list(GROUNDS)[i] for i in nearest]
+
+
+def name_inks(ink: Ink) -> list[str]:
+    """The named ink that explains each picture best; "" where there is no ink to speak of.
+
+    With the picture's own ground g and an ink c, a pixel covered by a share a of ink is g + a (c - g): for each ink the
+    best shares in 0..1 are found and the squares of what remains are added up. Soft edges and thin strokes, which never
+    show the pure ink, are explained as well as others.
+    """
+    errors = []
+    for colour in INKS.values():
+        towards = np.array(colour, dtype=np.float32) - ink.ground  # (n, 3)
+        length = np.maximum((towards**2).sum(axis=1), 1.0)[:, None]
+        a = np.clip(np.einsum("npc,nc->np", ink.offset, towards) / length, 0, 1)
+        errors.append(((ink.offset - a[..., None] * towards[:, None]) ** 2).sum(axis=(1, 2)))
+    best = np.stack(errors).argmin(axis=0)
+    return [list(INKS)[i] if enough else "" for i, enough in zip(best, ink.contrast >= FAINT, strict=True)]
+
+
+def pen_widths(ink: Ink) -> np.ndarray:
+    """Mean width of the strokes in 32nds of the picture, (n,): twice their area over the length of their edges."""
+    padded = np.pad(ink.cover, ((0, 0), (1, 1), (1, 1)))
+    down, right = padded[:, 1:, :-1] - padded[:, :-1, :-1], padded[:, :-1, 1:] - padded[:, :-1, :-1]
+    edges = np.sqrt(down**2 + right**2).sum(axis=(1, 2))
+    return 2 * ink.cover.sum(axis=(1, 2)) / np.maximum(edges, 1e-6)
+
+
+def name_thickness(ink: Ink) -> list[str]:
+    return ["thin" if w < THIN_BELOW else "thick" if w >= THICK_FROM else "plain" for w in pen_widths(ink)]
+
+
+def slopes(ink: Ink) -> np.ndarray:
+    """How far right the ink goes for one step up, (n,): minus the covariance of x and y over the variance of y."""
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+    weight = np.where(ink.cover > 0.4, ink.cover, 0)
+    weight = weight / np.maximum(weight.sum(axis=(1, 2), keepdims=True), 1e-6)
+    x = x - (weight * x).sum(axis=(1, 2), keepdims=True)
+    y = y - (weight * y).sum(axis=(1, 2), keepdims=True)
+    return -(weight * x * y).sum(axis=(1, 2)) / np.maximum((weight * y * y).sum(axis=(1, 2)), 1e-6)
+
+
+def name_slants(ink: Ink) -> list[str]:
+    found = slopes(ink)
+    return ["left" if s < -SLANTED_FROM else "right" if s >= SLANTED_FROM else "upright" for s in found]
+
+
+class DigitNet(nn.Module):
+    """(B, 1, 32, 32) cover in [0, 1] to logits (B, 10)."""
+
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 48, 64)):
+        super().__init__()
+        w = widths
+        self.stem = nn.Sequential(nn.Conv2d(1, w[0], 3, 1, 1, bias=False), nn.BatchNorm2d(w[0]), nn.ReLU())
+        self.blocks = nn.Sequential(*(Block(a, b, 2) for a, b in zip(w[:-1], w[1:], strict=True)))
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(w[-1] * (SIZE // 8) ** 2, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(self.stem(x))).float()
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is in n pictures."""
+
+    digits: np.ndarray  # int64 (n,)
+    inks: list[str]  # a key of INKS, "" = none
+    grounds: list[str]
+    thickness: list[str]
+    slants: list[str]
+
+
+class DigitJudge:
+    """The trained network and the measures.
+
+    Args:
+        folder: holds model.safetensors and classifier.json; None = the one that ships with the package.
+    Raises: UserError when files are missing or are not the ones that were written together.
+    """
+
+    def __init__(self, folder: Path | None = None):
+        tensors, self.card = read_classifier(SHIPPED if folder is None else Path(folder), "digit classifier")
+        self.net = DigitNet()
+        self.net.load_state_dict(tensors)
+        self.net.eval().requires_grad_(False)
+
+    def judge(self, images: np.ndarray) -> Judgement:
+        """Judge pictures, uint8 (n, h, w, 3), n >= 1. Raises: ValueError for another dtype or shape."""
+        ink = find_ink(images)
+        return Judgement(
+            digits=classify(self.net, ink.cover),
+            inks=name_inks(ink),
+            grounds=name_grounds(ink),
+            thickness=name_thickness(ink),
+            slants=name_slants(ink),
+        )
+
+
+@torch.no_grad()
+def classify(net: DigitNet, cover: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    """The likeliest digit of each cover, float32 (n, 32, 32) to int64 (n,)."""
+    parts = [net(torch.from_numpy(cover[i : i + batch_size])[:, None]) for i in range(0, len(cover), batch_size)]
+    return torch.cat(parts).argmax(dim=1).numpy()
+
+
+def agreement(judgement: Judgement, metas: list[dict[str, Any]]) -> dict[str, dict]:
+    """Shares, with intervals, in which a judgement agrees with what was asked for; parts not asked for are left out.
+
+    Args:
+        metas: for each picture a dict with 'digit' and 'ink', and perhaps 'ground', 'thickness' and 'slant'.
+    """
+    found: dict[str, Any] = {
+        "digit": judgement.digits.tolist(),
+        "ink": judgement.inks,
+        "ground": judgement.grounds,
+        "thickness": judgement.thickness,
+        "slant": judgement.slants,
+    }
+    asked = [name for name in found if name in metas[0]]
+    right = {name: [value == meta[name] for value, meta in zip(found[name], metas, strict=True)] for name in asked}
+    both = [a and b for a, b in zip(right["digit"], right["ink"], strict=True)]
+    return {name: share(values) for name, values in (right | {"both": both}).items()}
+
+
+def pictures_of(data: DigitData, chosen: list[int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Pictures uint8 (n, h, w, 3) of a split and what is drawn on them."""
+    return np.stack([data.image(i) for i in chosen]), [data.meta(i) for i in chosen]
+
+
+def any_item(original: int, copy: int, writing: Handwriting):
+    """An item in any ink: the judge may see every pair."""
+    return make_item(original, copy, writing.digit, list(INKS))
+
+
+def epoch_of(writing: dict[int, Handwriting], epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every original once, in another ink, pen and slant each epoch: cover (n, 32, 32) and digits (n,)."""
+    images = [draw(one, any_item(n, 1000 + epoch, one), SIZE) for n, one in writing.items()]
+    return find_ink(np.stack(images)).cover, np.array([one.digit for one in writing.values()])
+
+
+def fit(writing: dict[int, Handwriting], epochs: int, seed: int, bf16: bool = False, report=print) -> DigitNet:
+    """Train with AdamW, one cycle of the learning rate; returns the exponential average of the weights."""
+    import copy
+
+    from ldm.evaluation.glyphs.classifier_training import augment, update
+
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    net = DigitNet()
+    average = copy.deepcopy(net).requires_grad_(False)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=0.05)
+    size = 128
+    per_epoch = max(1, len(writing) // size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * per_epoch, pct_start=0.15)
+    step, started = 0, time.monotonic()
+    for epoch in range(epochs):
+        cover, digits = epoch_of(writing, epoch)
+        order = torch.randperm(len(digits), generator=generator)
+        total = 0.0
+        for start in range(0, per_epoch * size, size):
+            chosen = order[start : start + size].numpy()
+            x = augment(torch.from_numpy(cover[chosen])[:, None], generator)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                logits = net(x)
+            loss = F.cross_entropy(logits, torch.from_numpy(digits[chosen]), label_smoothing=0.05)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            step += 1
+            update(average, net, min(0.995, step / (step + 10)))
+            total += loss.item() / per_epoch
+        report(f"epoch {epoch + 1}/{epochs}  loss {total:.3f}  {time.monotonic() - started:.0f} s")
+    return average.eval()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, measure on handwriting never seen, write model.safetensors and classifier.json."""
+    from ldm.evaluation.glyphs.classifier_training import half_precision
+
+    parser = argparse.ArgumentParser(prog="python -m ldm.evaluation.digits.classifier", description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the weights and their card")
+    parser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="traced digits")
+    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="autocast; faster where the CPU has AMX or AVX512-BF16")
+    parser.add_argument("--limit", type=int, default=0, help="train on the first N digits only (0 = all)")
+    args = parser.parse_args(argv)
+    options = DataOptions(
+        source="digits", resolution=SIZE, channels=3, cache_dir=args.cache_dir, digits={"limit": args.limit}
+    )
+    data = splits(options)
+    net, weights = half_precision(
+        fit(data["train"].writing, args.epochs, args.seed, args.bf16, report=lambda line: print(line, flush=True))
+    )
+    flags = [
+        "--output",
+        str(args.output),
+        "--epochs",
+        str(args.epochs),
+        "--seed",
+        str(args.seed),
+        *(["--bf16"] if args.bf16 else []),
+    ]
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_whole(args.output / WEIGHTS, weights)
+    card: dict[str, Any] = {
+        "format": 1,
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "trained_on": {"split": "train", "originals": len(data["train"].writing)},
+        "command": shlex.join(["python", "-m", "ldm.evaluation.digits.classifier", *flags]),
+    }
+    write_whole(args.output / CARD, (json.dumps(card) + "\n").encode())
+    judge = DigitJudge(args.output)
+    for name in ("validation", "test", "heldout"):
+        images, metas = pictures_of(data[name], list(range(len(data[name]))))
+        card[name] = {"originals": len(data[name].writing)} | agreement(judge.judge(images), metas)
+    write_whole(args.output / CARD, (json.dumps(card, indent=1) + "\n").encode())
+    print(json.dumps({name: card[name]["digit"] for name in ("validation", "test", "heldout")}))
+    return 0
+
+
+if __name__ == "__main__":
+    from ldm.utils.errors import run_main
+
+    run_main(main)

@@ -1,0 +1,336 @@
+"""Is a drawn glyph new? Its nearest training glyph, whatever its place on the page, its weight and its sharpness.
+
+The share of ink that two glyphs have in common does not tell a copy from another character: a copy in a bolder weight
+has less in common than two characters that differ in a dot. Two ideas do. (1) A copy is a copy after being moved, made
+bolder or lighter, or blurred. So the sample is: its centre of ink is put upon the other's, and near moves, five weights
+and two degrees of sharpness are tried. (2) What tells characters apart is in one place, so what counts is the worst
+place: the greatest mean squared difference of ink, both a little blurred, in any window of 7 x 7 of 64 x 64 pixels.
+Similarity is 1 less its root; 1 is the same.
+
+The threshold lies between copies planted on purpose (moved, bolder, lighter or blurred training glyphs) and real
+characters that are not in the training set, which are the false alarms. To measure it again (some minutes on one core):
+
+    python -m ldm.evaluation.glyphs.novelty --calibrate
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ldm.evaluation.metrics.corruptions import blurred, moved, reweighted
+from ldm.evaluation.metrics.proportions import share
+from ldm.utils.errors import UserError
+
+COPY = (
+    0.733  # similarity from which a glyph is a copy: `python -m ldm.evaluation.glyphs.novelty --calibrate`, docs/log.md
+)
+READABLE = 0.5  # OCR confidence from which a glyph counts as read
+SIZE = 64  # side at which glyphs are compared
+CANVAS = 80  # side of the ring on which they are centred, so that no move loses ink
+CELL = 4  # pixels of a cell of the coarse picture
+WEIGHTS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of the sample, see `reweighted`
+MOVES = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]  # beyond the centring, in pixels
+BLUR = 1.0  # pixels; of both glyphs before they are compared
+SOFTER = (1.0, 1.28)  # of the other glyph, as if it had been blurred by another 0 and 0.8 pixels
+WINDOW = 3  # pixels to each side of the window's middle
+SHORTLIST = 8  # training glyphs that a sample is compared with in detail
+TRIES = 3  # weights and moves of each that are looked at window by window
+AGAIN = 3  # of them that are tried in every weight as well ...
+DOUBT = (0.45, 0.85)  # ... where the similarity is between these
+REACH = 3  # pixels at 64 by which planted copies are moved at most
+
+RING = (np.arange(CANVAS)[:, None] - np.arange(CANVAS) + CANVAS // 2) % CANVAS - CANVAS // 2  # distances on the ring
+WINDOWING = (abs(RING) <= WINDOW).astype(np.float32) / (2 * WINDOW + 1)
+
+
+class Pool:
+    """Glyphs that others are compared with.
+
+    Args:
+        images: uint8 (m, h, w) or (m, h, w, 1), dark ink on white.
+    """
+
+    def __init__(self, images: np.ndarray):
+        self.images = to_size(images)
+        self.features = _coarse(self.images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest glyph of each of n."""
+
+    index: np.ndarray  # int64 (n,), into the pool; -1 where there was none to compare with
+    similarity: np.ndarray  # float32 (n,), at most 1
+
+
+def nearest(images: np.ndarray, pool: Pool, *, earlier: bool = False, batch: int = 512) -> Neighbours:
+    """The most similar glyph of a pool: eight are chosen by coarse overlap and compared in detail.
+
+    Args:
+        images: uint8 (n, h, w) or (n, h, w, 1), dark on white.
+        earlier: the pool is of these very images, and each is compared with those before it only.
+    """
+    images = to_size(images)
+    index, similarity = np.full(len(images), -1), np.zeros(len(images), np.float32)
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        overlap = _coarse(part) @ pool.features.T
+        if earlier:
+            overlap[np.arange(len(pool)) >= np.arange(start, start + len(part))[:, None]] = -np.inf
+        weights = np.stack([reweighted(part, step) for step in WEIGHTS], axis=1)
+        for i, row in enumerate(overlap):
+            few = np.argpartition(-row, min(SHORTLIST, len(row)) - 1)[:SHORTLIST]
+            few = few[row[few] > -np.inf]
+            if len(few):
+                found = similarities(weights[i], pool.images[few])
+                _look_again(found, weights[i, len(WEIGHTS) // 2], pool.images[few])
+                index[start + i], similarity[start + i] = few[found.argmax()], found.max()
+    return Neighbours(index, similarity)
+
+
+def _look_again(found: np.ndarray, image: np.ndarray, others: np.ndarray) -> None:
+    """Where it is in doubt, try the most similar others in every weight too, and raise `found` (m,) accordingly.
+
+    A bold copy of a dense glyph has its gaps filled, and no lighter sample opens them again; but the glyph made bolder
+    is filled likewise.
+    """
+    for j in np.argsort(-found)[:AGAIN]:
+        if DOUBT[0] < found[j] < DOUBT[1]:
+            weights = np.concatenate([reweighted(others[j : j + 1], step) for step in WEIGHTS])
+            found[j] = max(found[j], similarities(weights, image[None])[0])
+
+
+def similarities(weights: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Of one glyph in five weights, uint8 (5, 64, 64), to others, uint8 (m, 64, 64): float32 (m,), at most 1."""
+    middle = len(weights) // 2
+    ours, theirs = _centred(weights, weights[middle : middle + 1]), _centred(others)
+    ours = _blurring(BLUR) @ ours @ _blurring(BLUR)
+    tried = np.concatenate([np.roll(ours, move, (1, 2)) for move in MOVES])
+    flat = tried.reshape(len(tried), -1)
+    least = np.full(len(others), np.inf, np.float32)
+    for softness in SOFTER:
+        other = _blurring(softness) @ theirs @ _blurring(softness)
+        away = (flat * flat).sum(1) - 2 * other.reshape(len(other), -1) @ flat.T  # less what a whole row has in common
+        best = np.argsort(away, axis=1)[:, :TRIES]
+        square = WINDOWING @ (tried[best] - other[:, None]) ** 2 @ WINDOWING
+        least = np.minimum(least, square.max((2, 3)).min(1))
+    return 1 - np.sqrt(least.clip(0))
+
+
+# ---- what is new ----------------------------------------------------------------------------------------------------
+
+
+def novelty(
+    neighbours: Neighbours,
+    right: np.ndarray | None = None,
+    read: Sequence[str] | None = None,
+    confidence: np.ndarray | None = None,
+    threshold: float = COPY,
+) -> dict:
+    """How new n drawn glyphs are, as a dict fit for JSON; shares with their Wilson intervals.
+
+    Args:
+        neighbours: of the drawn glyphs among the training glyphs.
+        right: bool (n,), whether each is what its prompt asked for.
+        read, confidence: what the OCR reads in each, and float (n,) in [0, 1] how surely.
+    Returns:
+        copies: similarity to a training glyph at or above `threshold`.
+        existing: read as one character with a confidence of one half or more; only with `read`. The OCR knows the
+            characters of its dictionary and no others, so one outside of it is not seen to exist.
+        new_and_well_formed: what the prompt asked for, no copy and not existing; only with `right` and `read`. It does
+            not say that a reader would take the glyph for a character: that is judged by the classifier alone.
+    """
+    similarity = neighbours.similarity
+    copies = similarity >= threshold
+    found = {
+        "copy_from_similarity": threshold,
+        "copies": share(copies),
+        "nearest_median": round(float(np.median(similarity)), 4),
+        "nearest_95th_percentile": round(float(np.quantile(similarity, 0.95)), 4),
+    }
+    if read is None or confidence is None:
+        return found
+    existing = np.array([len(text) == 1 for text in read]) & (np.asarray(confidence) >= READABLE)
+    found["existing"] = share(existing)
+    if right is not None:
+        found["new_and_well_formed"] = share(np.asarray(right, bool) & ~copies & ~existing)
+    return found
+
+
+def distinctness(pictures: Mapping[str, np.ndarray], threshold: float = COPY) -> dict:
+    """Do the pictures of one prompt repeat each other, a sign of mode collapse?
+
+    Args:
+        pictures: prompt -> uint8 (n, h, w).
+    Returns: "distinct": share of the pictures that no earlier one of their prompt is nearly the same as; "worst": that
+        share for the prompt where it is least, by name.
+    """
+    alone = {name: nearest(x, Pool(x), earlier=True).similarity < threshold for name, x in pictures.items() if len(x)}
+    if not alone:
+        return {"distinct": share([]), "worst": None}
+    worst = min(alone, key=lambda name: alone[name].mean())
+    return {"distinct": share(np.concatenate(list(alone.values()))), "worst": {worst: share(alone[worst])}}
+
+
+# ---- calibration ----------------------------------------------------------------------------------------------------
+
+
+def planted(images: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
+    """Copies of glyphs (n, h, w) as a model might make them, each moved by up to 3 pixels of 64 either way.
+
+    Returns: 'moved'; 'bolder' and 'lighter' by one weight step, a 64th of the side; 'blurred' by a Gaussian of one
+        pixel of 64; and, beyond what is calibrated for, 'bolder, blurred' and 'lighter, blurred' by 0.7 pixels.
+    """
+    rng, pixel = np.random.default_rng(seed), images.shape[1] / SIZE
+    bolder, lighter = reweighted(images, 1), reweighted(images, -1)
+    kinds = {
+        "moved": images,
+        "bolder": bolder,
+        "lighter": lighter,
+        "blurred": blurred(images, pixel),
+        "bolder, blurred": blurred(bolder, 0.7 * pixel),
+        "lighter, blurred": blurred(lighter, 0.7 * pixel),
+    }
+
+    def scattered(some: np.ndarray) -> np.ndarray:
+        moves = np.round(rng.integers(-REACH, REACH + 1, (len(some), 2)) * pixel).astype(int)
+        return np.concatenate([moved(image[None], y, x) for image, (y, x) in zip(some, moves.tolist(), strict=True)])
+
+    return {name: scattered(some) for name, some in kinds.items()}
+
+
+def calibrate(pool: Pool, unseen: np.ndarray, copies: int = 400, seed: int = 0) -> tuple[float, dict]:
+    """The threshold midway between the least similar planted copy and the 99th percentile of unseen real characters.
+
+    Args:
+        pool: training glyphs.
+        unseen: uint8 (n, h, w), real glyphs of characters that the pool lacks.
+        copies: training glyphs that copies are made of, at random.
+    Returns: the threshold, and what was seen: see `check`. The share of false alarms is that of the glyphs the
+        threshold was chosen by: measure it with `check` on others.
+    """
+    found = nearest(unseen, pool).similarity
+    each = _found(pool, copies, seed)
+    least = min(float(similarity.min()) for name, (_, similarity) in each.items() if "," not in name)
+    threshold = round((least + float(np.quantile(found, 0.99))) / 2, 3)
+    return threshold, _rates(threshold, found, each)
+
+
+def check(pool: Pool, unseen: np.ndarray, threshold: float = COPY, copies: int = 400, seed: int = 1) -> dict:
+    """How often planted copies are found (`copies`, by kind) and unseen real characters are taken for one."""
+    return _rates(threshold, nearest(unseen, pool).similarity, _found(pool, copies, seed))
+
+
+def _found(pool: Pool, copies: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """For each kind of planted copy whether its nearest glyph is its own, and its similarity."""
+    chosen = np.random.default_rng(seed).permutation(len(pool))[:copies]
+    found = {name: nearest(images, pool) for name, images in planted(pool.images[chosen], seed).items()}
+    return {name: (near.index == chosen, near.similarity) for name, near in found.items()}
+
+
+def _rates(threshold: float, unseen: np.ndarray, copies: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict:
+    percentiles = {f"{100 * q:g}%": round(float(np.quantile(unseen, q)), 3) for q in (0.5, 0.95, 0.99)}
+    return {
+        "threshold": threshold,
+        "false_alarms": share(unseen >= threshold),
+        "unseen": percentiles,
+        "copies": {
+            name: share(similarity >= threshold)
+            | {"least": round(float(similarity.min()), 3), "own_glyph": round(float(own.mean()), 4)}
+            for name, (own, similarity) in copies.items()
+        },
+    }
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+
+def to_size(images: np.ndarray) -> np.ndarray:
+    """uint8 (n, h, w) or (n, h, w, 1) to uint8 (n, 64, 64). Raises: UserError for another dtype or shape."""
+    if images.ndim == 4 and images.shape[-1] == 1:
+        images = images[..., 0]
+    if images.dtype != np.uint8 or images.ndim != 3:
+        raise UserError(f"glyphs to compare are uint8 (n, h, w), got {images.dtype} {images.shape}: make them grey")
+    if images.shape[1:] == (SIZE, SIZE):
+        return images
+    kind = Image.Resampling.BOX if min(images.shape[1:]) >= SIZE else Image.Resampling.BICUBIC
+    small = [np.asarray(Image.fromarray(image).resize((SIZE, SIZE), kind)) for image in images]
+    return np.array(small, dtype=np.uint8).reshape(-1, SIZE, SIZE)
+
+
+def _centred(images: np.ndarray, by: np.ndarray | None = None) -> np.ndarray:
+    """uint8 (n, 64, 64) to ink, float32 (n, 80, 80) in [0, 1], on a ring, centred by the ink (of `by`)."""
+    ink = (255 - images).astype(np.float32) / 255
+    weight = ink if by is None else (255 - by).astype(np.float32) / 255
+    total, steps = weight.sum((1, 2)).clip(1e-6), np.arange(SIZE, dtype=np.float32)
+    down, right = (np.round(CANVAS / 2 - (weight.sum(axis) @ steps) / total).astype(int) for axis in (2, 1))
+    ring = np.zeros((len(ink), CANVAS, CANVAS), np.float32)
+    for i, (y, x) in enumerate(zip(*np.broadcast_arrays(down, right, ink[:, 0, 0])[:2], strict=True)):
+        if 0 <= y <= CANVAS - SIZE and 0 <= x <= CANVAS - SIZE:
+            ring[i, y : y + SIZE, x : x + SIZE] = ink[i]
+        else:
+            ring[i, :SIZE, :SIZE] = ink[i]
+            ring[i] = np.roll(ring[i], (y, x), (0, 1))
+    return ring
+
+
+def _coarse(images: np.ndarray, chunk: int = 1024) -> np.ndarray:
+    """What the shortlist is chosen by: ink of soft cells of the centred glyph, less its mean, of length 1: (n, 400)."""
+    side, parts = CANVAS // CELL, [np.zeros((0, (CANVAS // CELL) ** 2), np.float32)]
+    for start in range(0, len(images), chunk):
+        ring = _centred(images[start : start + chunk])
+        cells = ring.reshape(-1, side, CELL, side, CELL).mean((2, 4))
+        near = sum(np.roll(cells, move, (1, 2)) for move in ((0, 1), (0, -1), (1, 0), (-1, 0)))
+        flat = (cells / 2 + near / 8).reshape(len(cells), -1)
+        flat -= flat.mean(1, keepdims=True)
+        parts.append(flat / np.linalg.norm(flat, axis=1, keepdims=True).clip(1e-6))
+    return np.concatenate(parts)
+
+
+def _blurring(pixels: float) -> np.ndarray:
+    """Matrix (80, 80) that blurs along the ring by a Gaussian."""
+    weights = np.exp(-(RING**2) / (2 * pixels**2)).astype(np.float32)
+    return weights / weights.sum(1)
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Print the calibration as JSON: the threshold by the validation split, its rates on the test and held-out ones."""
+    parser = argparse.ArgumentParser(prog="python -m ldm.evaluation.glyphs.novelty", description=main.__doc__)
+    parser.add_argument("--calibrate", action="store_true", required=True)
+    parser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="rendered glyphs (default: cache)")
+    parser.add_argument("--limit", type=int, default=0, help="training characters (default: all)")
+    parser.add_argument("--copies", type=int, default=400, help="training glyphs of which each kind of copy is made")
+    args = parser.parse_args()
+    from ldm.config.settings import DataOptions, GlyphOptions
+    from ldm.data.glyphs.dataset import splits
+
+    data = splits(DataOptions(glyphs=GlyphOptions(limit=args.limit), cache_dir=args.cache_dir))
+    images = {name: np.stack([part.image(i)[..., 0] for i in range(len(part))]) for name, part in data.items()}
+    started = time.process_time()
+    pool = Pool(images["train"])
+    ready = time.process_time()
+    nearest(images["test"][:1000], pool)
+    cost = {"pool": round(ready - started, 1), "thousand_samples": round(time.process_time() - ready, 1)}
+    threshold, seen = calibrate(pool, images["validation"], args.copies)
+    found = {"training_glyphs": len(pool), "cpu_seconds": cost, "calibrated_on_validation": seen}
+    found["checked_on_test"] = check(pool, images["test"], threshold, args.copies)
+    found["checked_on_heldout"] = share(nearest(images["heldout"], pool).similarity >= threshold)
+    print(json.dumps(found, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    from ldm.utils.errors import run_main
+
+    run_main(main)

@@ -1,0 +1,1 @@
+"""Measures for a user's own images."""

@@ -1,0 +1,1 @@
+"""The benchmark of 2-D points with exact answers."""

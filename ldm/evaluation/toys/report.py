@@ -1,0 +1,285 @@
+"""The measurements behind `ldm evaluate` for points, whose density is known: how far is the model from the truth?
+
+**Distance.** Sliced Wasserstein between equally many points: project on a direction, sort both, and take the mean of
+|difference|^p; then the mean over directions and the p-th root. It is exact on each line, and no direction is drawn by
+chance: in the plane 128 are spread evenly over a half turn. Two fresh sets of the truth are not at distance 0, so what
+counts is the ratio: mean distance of the model's sets to fresh sets, over the mean distance of fresh sets to each
+other. Data as good as the truth has ratio 1. The spread beside it is between the model's sets.
+
+Everything here is a function of the seed: fresh set j is drawn from (seed, j), point i of the model's set k from the
+pipeline's seed `seed + k n + i`.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.config.settings import DataOptions
+from ldm.data.toy import Toy, caption_for, splits, toy_named
+from ldm.diffusion.likelihood import log_likelihood
+from ldm.diffusion.samplers import denoise_with
+from ldm.evaluation.metrics.proportions import share
+from ldm.pipelines.loading import load_pipeline
+from ldm.pipelines.model_folder import read_yaml
+from ldm.pipelines.pipeline import Pipeline
+from ldm.pipelines.stock_noise import process_of
+from ldm.utils.atomic_files import write_whole
+from ldm.utils.errors import UserError
+
+FAR = 4.0  # standard deviations from the middle of a mode from which a point is in no mode: 1 of 3,000 true ones in 2-D
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is drawn."""
+
+    samples: int = 20_000  # points in a set
+    sets: int = 5  # of the model
+    fresh: int = 20  # sets of the truth
+    directions: int = 128
+    likelihoods: int = 1000  # validation points of which the model's own density is computed
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+
+
+def evaluate(run: Path, args: argparse.Namespace) -> dict:
+    """Measure the model of an LDM run on points; print its summary; write metrics.json into `args.output`.
+
+    Args:
+        run: the run's folder, whose config.yaml names the toy.
+        args: of `ldm evaluate`: output, samples, seed, steps, guidance, device.
+    Returns: the metrics; "summary" has those that count.
+    """
+    options = DataOptions.model_validate(read_yaml(run / "config.yaml")["data"])
+    plan = Plan(samples=args.samples, seed=args.seed, steps=args.steps, guidance=args.guidance)
+    pipeline, toy = load_pipeline(run, device=args.device), toy_named(options.toy.name)
+    metrics = measure(pipeline, toy, plan, options.toy.captions)
+    points = torch.from_numpy(splits(options)["validation"].points[: plan.likelihoods])
+    metrics["likelihood"] = likelihood_section(pipeline, toy, points)
+    metrics = {"toy": options.toy.name, "summary": summary(metrics)} | metrics
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_whole(args.output / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
+    print(json.dumps(metrics["summary"], indent=1))
+    return metrics
+
+
+def measure(pipeline: Pipeline, toy: Toy, plan: Plan, captions: bool = False) -> dict[str, Any]:
+    """All numbers as a dict fit for JSON; `captions`: whether the model knows the parts by name."""
+    started = time.monotonic()
+    sets = [draw(pipeline, "", plan, plan.seed + k * plan.samples) for k in range(plan.sets)]
+    seconds = (time.monotonic() - started) / plan.sets
+    fresh = [fresh_points(toy, plan, j) for j in range(plan.fresh)]
+    if sets[0].shape[1] != toy.dims:
+        raise UserError(f"the model draws points of {sets[0].shape[1]} numbers, the toy has {toy.dims}")
+    metrics: dict[str, Any] = {
+        "plan": asdict(plan) | {"defaults": pipeline.defaults},
+        "seconds_per_set": round(seconds, 2),
+        "distance": distance_section(sets, fresh, plan.directions),
+        "nll": {name: nll(toy, points) for name, points in (("model", sets), ("true", fresh))},
+        "moments": {name: moments(points) for name, points in (("model", sets), ("true", fresh))},
+    }
+    if toy.parts:
+        metrics["modes"] = mode_section(toy, torch.cat(sets))
+    if captions:
+        metrics["classes"] = class_section(pipeline, toy, plan)
+    metrics["seconds"] = round(time.monotonic() - started)
+    return metrics
+
+
+def draw(pipeline: Pipeline, prompt: str, plan: Plan, seed: int, count: int | None = None) -> Tensor:
+    """The model's points, float64 (n, d)."""
+    try:
+        latents = pipeline(
+            prompt,
+            num_images_per_prompt=plan.samples if count is None else count,
+            seed=seed,
+            num_inference_steps=plan.steps,
+            guidance_scale=plan.guidance,
+            batch_size=4096,
+            output_type="latent",
+        ).images
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    config = pipeline.vae.config
+    points = latents.cpu().double().flatten(1) / config.scaling_factor
+    return points + (getattr(config, "shift_factor", None) or 0.0)
+
+
+def fresh_points(toy: Toy, plan: Plan, index: int) -> Tensor:
+    """A set of the truth, float64 (n, d), that nothing was trained on."""
+    return torch.from_numpy(toy.sample(plan.samples, np.random.default_rng([plan.seed, 1, index])))
+
+
+# ---- distance -------------------------------------------------------------------------------------------------------
+
+
+def directions(dims: int, count: int) -> Tensor:
+    """Unit vectors, float64 (dims, count): spread evenly over half a turn in the plane, the one there is on a line."""
+    if dims == 1:
+        return torch.ones(1, 1, dtype=torch.float64)
+    if dims == 2:
+        angles = (torch.arange(count, dtype=torch.float64) + 0.5) / count * math.pi
+        return torch.stack([angles.cos(), angles.sin()])
+    vectors = torch.randn(dims, count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return vectors / vectors.norm(dim=0)
+
+
+def projected(points: Tensor, count: int) -> Tensor:
+    """Points (n, d) on each direction, sorted: float64 (n, directions)."""
+    return (points.double() @ directions(points.shape[1], count)).sort(0).values
+
+
+def distance(first: Tensor, second: Tensor, p: int) -> float:
+    """Sliced Wasserstein distance of two `projected` sets of one size."""
+    if first.shape != second.shape:
+        raise ValueError(f"both sets must have one shape, got {tuple(first.shape)} and {tuple(second.shape)}")
+    return (first - second).abs().pow(p).mean().item() ** (1 / p)
+
+
+def sliced_wasserstein(first: Tensor, second: Tensor, p: int = 2, count: int = 128) -> float:
+    """(mean over directions of W_p^p)^(1/p) between equally many points (n, d), exact along each direction.
+
+    Source: Bonneel et al. 2015, Sliced and Radon Wasserstein barycenters of measures; p = 2 there.
+    """
+    return distance(projected(first, count), projected(second, count), p)
+
+
+def distance_section(sets: list[Tensor], fresh: list[Tensor], count: int) -> dict[str, dict]:
+    """For p = 1 and 2: the model's mean distance to fresh sets, fresh sets' to each other, their ratio and spread."""
+    ours, true = ([projected(points, count) for points in some] for some in (sets, fresh))
+    section = {}
+    for p in (1, 2):
+        base = [distance(a, b, p) for i, a in enumerate(true) for b in true[:i]]
+        each = [float(np.mean([distance(a, b, p) for b in true])) for a in ours]
+        section[f"W{p}"] = {
+            "model": _round(np.mean(each)),
+            "fresh": _round(np.mean(base)),
+            "ratio": _round(np.mean(each) / np.mean(base)),
+            "ratio_spread": _round(np.std(each) / np.mean(base)),
+            "fresh_spread": _round(np.std(base) / np.mean(base)),  # between pairs of fresh sets
+        }
+    return section
+
+
+# ---- density and moments --------------------------------------------------------------------------------------------
+
+
+def nll(toy: Toy, sets: list[Tensor]) -> dict[str, float]:
+    """Mean of -ln p(x) under the true density, in nats, and its standard error. Of true points it is the entropy."""
+    values = -torch.cat([toy.log_density(points) for points in sets])
+    return {"nats": _round(values.mean()), "error": _round(values.std() / math.sqrt(len(values)))}
+
+
+def moments(sets: list[Tensor]) -> dict[str, list[float]]:
+    """Mean and standard deviation of each axis: on a line also the Gaussian of greatest likelihood."""
+    points = torch.cat(sets)
+    return {
+        "mean": [_round(m) for m in points.mean(0)],
+        "std": [_round(s) for s in points.std(0, correction=0)],
+    }
+
+
+def likelihood_section(pipeline: Pipeline, toy: Toy, points: Tensor) -> dict[str, float]:
+    """The model's own -ln p(x) by its probability-flow ODE, the true one, and their mean difference, in nats.
+
+    That difference is an estimate of KL(truth || model): 0 for a perfect model, and its error is that of the pairs.
+    """
+    found = -log_likelihood(denoiser_of(pipeline), points[..., None, None], process_of(pipeline.scheduler).schedule, 40)
+    true = -toy.log_density(points.double())
+    gap = found - true
+    return {
+        "points": len(points),
+        "model": _round(found.mean()),
+        "true": _round(true.mean()),
+        "gap": _round(gap.mean()),
+        "gap_error": _round(gap.std() / math.sqrt(len(gap))),
+    }
+
+
+def denoiser_of(pipeline: Pipeline) -> Callable:
+    """The network as denoise(x_t (n, d, 1, 1), t) -> x0_hat in float64, without prompt or guidance."""
+    states = pipeline.encode_prompt([""])
+
+    def network(x_t: Tensor, timestep: Tensor) -> Tensor:
+        told = states.expand(len(x_t), -1, -1)
+        return pipeline._predict(x_t.to(pipeline.device, pipeline.dtype), timestep, told).to(x_t)
+
+    return denoise_with(process_of(pipeline.scheduler), network)
+
+
+# ---- modes ----------------------------------------------------------------------------------------------------------
+
+
+def modes_of(toy: Toy, points: Tensor) -> Tensor:
+    """The mode each point lies in, int64 (n,): the likeliest, or -1 where even that is `FAR` off."""
+    likeliest = toy.responsibilities(points).argmax(1)
+    means = torch.from_numpy(toy.means)[likeliest]
+    deviations = torch.from_numpy(np.broadcast_to(toy.variances, toy.means.shape).copy()).sqrt()[likeliest]
+    off = ((points - means) / deviations).norm(dim=1)
+    return torch.where(off < FAR, likeliest, -1)
+
+
+def mode_section(toy: Toy, points: Tensor) -> dict[str, Any]:
+    """Share of each mode beside its weight; a mode is covered if it has half of what it should have."""
+    found = modes_of(toy, points)
+    shares = [(found == k).double().mean().item() for k in range(len(toy.parts))]
+    errors = [100 * (s - w) for s, w in zip(shares, toy.weights, strict=True)]
+    return {
+        "shares": {part: _round(s) for part, s in zip(toy.parts, shares, strict=True)},
+        "weights": {part: _round(w) for part, w in zip(toy.parts, toy.weights, strict=True)},
+        "covered": sum(s > w / 2 for s, w in zip(shares, toy.weights.tolist(), strict=True)),
+        "worst_points": _round(max(map(abs, errors))),
+        "in_no_mode": _round((found == -1).double().mean()),
+    }
+
+
+def class_section(pipeline: Pipeline, toy: Toy, plan: Plan) -> dict[str, Any]:
+    """How often a point that was asked for by name lies in that mode."""
+    count = max(1, plan.samples // len(toy.parts))
+    section: dict[str, Any] = {"per_class": {}}
+    hits = []
+    for k, part in enumerate(toy.parts):
+        points = draw(pipeline, caption_for(part), plan, plan.seed + k * count, count)
+        right = (modes_of(toy, points) == k).numpy()
+        section["per_class"][caption_for(part)] = share(right)
+        hits.append(right)
+    return section | {"accuracy": share(np.concatenate(hits))}
+
+
+# ---- the numbers that count -----------------------------------------------------------------------------------------
+
+
+def summary(metrics: dict) -> dict[str, Any]:
+    """The few numbers that are quoted."""
+    plan, distances = metrics["plan"], metrics["distance"]
+    found: dict[str, Any] = {
+        "drawn": f"{plan['sets']} sets of {plan['samples']} points from seed {plan['seed']} on, "
+        f"{plan['steps'] or plan['defaults']['num_inference_steps']} steps, no prompt",
+        "sliced_wasserstein_ratio": {name: entry["ratio"] for name, entry in distances.items()},
+        "spread_between_sets": {name: entry["ratio_spread"] for name, entry in distances.items()},
+        "nll_of_samples": metrics["nll"]["model"]["nats"],
+        "nll_of_data": metrics["nll"]["true"]["nats"],
+    }
+    if likelihood := metrics.get("likelihood"):
+        found["model_nll_of_data_less_the_true_one"] = [likelihood["gap"], likelihood["gap_error"]]
+    if modes := metrics.get("modes"):
+        found["modes_covered"] = f"{modes['covered']} of {len(modes['shares'])}"
+        found["worst_weight_error_in_points"] = modes["worst_points"]
+    if classes := metrics.get("classes"):
+        found["in_the_named_mode"] = classes["accuracy"]["share"]
+        found["in_the_named_mode_worst_class"] = min(entry["share"] for entry in classes["per_class"].values())
+    return found
+
+
+def _round(value) -> float:
+    return round(float(value), 6)

@@ -1,0 +1,1 @@
+"""A run as one folder with a card, and onto the Hub."""

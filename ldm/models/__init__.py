@@ -1,0 +1,1 @@
+"""Networks: autoencoder, text encoder, U-Net, adapters. No loss schedules, no training loop."""

@@ -1,0 +1,172 @@
+"""LoRA: a small addition to the weights of a finished model, W + scale B A, kept as one file that diffusers reads too.
+
+Layers keep the names they have in the model: `unet.<layer>.lora_A.weight` and `unet.<layer>.lora_B.weight`, likewise
+`text_encoder.<layer>`. What we write has alpha / rank already in B, so a reader needs no third number.
+Source: Hu et al. 2021, arXiv 2106.09685, eq. 3; the names are those of diffusers and peft.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ldm.utils.errors import UserError
+
+FILE = "pytorch_lora_weights.safetensors"
+SETTINGS = "lora_adapter_metadata"  # where diffusers keeps those of peft, as JSON
+KEY = re.compile(
+    r"(?P<layer>(unet|text_encoder)\.[\w.]+?)\."
+    r"((?P<down>lora_A|lora\.down|lora_linear_layer\.down)|lora_B|lora\.up|lora_linear_layer\.up)\.weight"
+)
+ALPHA = re.compile(r"(?P<layer>(unet|text_encoder)\.[\w.]+)\.alpha")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is added to the weight of one layer, in float32.
+
+    Attributes: down (A): (rank, in) or (rank, in, height, width); up (B): (out, rank) or (out, rank, 1, 1); scale: what
+    B A is multiplied by, alpha / rank.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight that it belongs to; () for a pair that cannot be multiplied."""
+        fits = self.down.ndim in (2, 4) and self.up.ndim == self.down.ndim
+        if not fits or self.up.shape[1] != len(self.down) or self.up[0, 0].numel() != 1:
+            return ()
+        return (len(self.up), *self.down.shape[1:])
+
+    def delta(self) -> Tensor:
+        """scale B A, in the weight's shape."""
+        return self.scale * (self.up.flatten(1) @ self.down.flatten(1)).reshape(self.shape)
+
+
+def save_lora(adapters: Mapping[str, Adapter], folder: Path) -> Path:
+    """Write `folder`/pytorch_lora_weights.safetensors; `adapters` as `read_lora` returns them."""
+    tensors = {}
+    for name, adapter in adapters.items():
+        part, _, layer = name.partition(".")
+        key = f"{part}.text_model.{layer}" if part == "text_encoder" else name  # as every version of diffusers reads it
+        tensors[f"{key}.lora_A.weight"] = adapter.down.contiguous()
+        tensors[f"{key}.lora_B.weight"] = (adapter.up * adapter.scale).contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / FILE, metadata={"format": "pt"})
+    return folder / FILE
+
+
+def find_lora(path: str | Path) -> Path:
+    """The file that `path` means: itself, or the one in a folder or in the final/lora of a run. Raises: UserError."""
+    path = Path(path).expanduser()
+    for candidate in (path, path / FILE, path / "lora" / FILE, path / "final" / "lora" / FILE):
+        if candidate.is_file():
+            if candidate.suffix != ".safetensors":
+                raise UserError(f"LoRA {candidate}: only .safetensors files are read")
+            return candidate
+    raise UserError(f"LoRA {path}: there is no such file, and no {FILE} in a folder of that name")
+
+
+def read_lora(path: str | Path) -> dict[str, Adapter]:
+    """The adapters in a file, by `unet.<layer>` or `text_encoder.<layer>`.
+
+    Args: path: see `find_lora`; in the stock format, with the names of peft or the older ones of diffusers.
+    Raises: UserError (one line) for a missing, broken or other file, and numbers that are not finite.
+    """
+    path = find_lora(path)
+    try:
+        with safe_open(path, "pt") as file:
+            settings = json.loads((file.metadata() or {}).get(SETTINGS, "{}"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise UserError(f"LoRA {path} cannot be read: {str(error).splitlines()[0]}") from None
+    halves: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        found = KEY.fullmatch(key) or ALPHA.fullmatch(key)
+        if not found:
+            raise UserError(f"LoRA {path} holds {key[:80]!r}: only LoRA weights of unet and text_encoder are read")
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise UserError(f"LoRA {path}: {key[:80]} holds something else than finite numbers")
+        side = "alpha" if found.re is ALPHA else "down" if found["down"] else "up"
+        layer = found["layer"].replace("text_encoder.text_model.", "text_encoder.")
+        halves.setdefault(layer, {})[side] = tensor.float()
+    if not halves:
+        raise UserError(f"LoRA {path} is empty")
+    return {layer: _adapter(layer, found, settings, path) for layer, found in halves.items()}
+
+
+def _adapter(layer: str, found: dict[str, Tensor], settings: Any, path: Path) -> Adapter:
+    if not {"up", "down"} <= found.keys():
+        raise UserError(f"LoRA {path}: {layer} has only one of its two matrices")
+    told = settings if isinstance(settings, dict) else {}
+    told = {key: told.get(f"{layer.split('.')[0]}.{key}") for key in ("lora_alpha", "alpha_pattern", "use_rslora")}
+    if told["alpha_pattern"] or told["use_rslora"]:
+        raise UserError(f"LoRA {path}: alpha_pattern and use_rslora are not read here; merge it with peft")
+    rank = found["up"].shape[1] if found["up"].ndim > 1 else 0
+    if not rank:
+        raise UserError(f"LoRA {path}: {layer} has no rank")
+    alpha = found["alpha"].flatten()[0].item() if "alpha" in found else told["lora_alpha"]
+    if alpha is not None and not (isinstance(alpha, int | float) and math.isfinite(alpha)):
+        raise UserError(f"LoRA {path}: lora_alpha must be a number, got {alpha!r}")
+    return Adapter(found["down"], found["up"], 1.0 if alpha is None else alpha / rank)
+
+
+@torch.no_grad()
+def merge(
+    networks: Mapping[str, Any], adapters: Mapping[str, Adapter], scale: float = 1.0, source: object = ""
+) -> None:
+    """Add `scale` times the adapters to the weights in place; with 0 nothing is touched.
+
+    Args: networks: by name, `unet` and `text_encoder` of them; source: of the adapters, for the message.
+    Raises: UserError, before anything is changed, if a layer is missing or of another shape.
+    """
+    if not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise UserError(f"lora_scale must be a finite number, got {scale!r}")
+    layers = {
+        f"{part}.{name}": layer
+        for part in ("unet", "text_encoder")
+        if part in networks
+        for name, layer in networks[part].named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    }
+    for name, adapter in adapters.items():
+        its = tuple(layers[name].weight.shape) if name in layers else None
+        if its is None or its != adapter.shape:
+            what = "has no such layer" if its is None else f"has {its} there"
+            pair = f"{tuple(adapter.up.shape)} by {tuple(adapter.down.shape)}"
+            raise UserError(f"LoRA {source} is for another model: {name[:80]} is {pair}, and this one {what}")
+    for name, adapter in adapters.items() if scale else ():
+        weight = layers[name].weight
+        weight.copy_(weight.float() + scale * adapter.delta().to(weight.device))
+
+
+def split_scale(text: str) -> tuple[str, float]:
+    """PATH[:SCALE] as both; the scale is 1 where none is given."""
+    path, colon, number = text.rpartition(":")
+    try:
+        return (path, float(number)) if colon and path else (text, 1.0)
+    except ValueError:
+        return text, 1.0
+
+
+def as_options(told: str | None) -> dict[str, Any]:
+    """PATH[:SCALE] as `load_pipeline` takes it; of None nothing."""
+    return {} if told is None else dict(zip(("lora", "lora_scale"), split_scale(told)))
+
+
+def digest_with(digest: str, path: str | Path, scale: float) -> str:
+    """A model's digest, of 16 hex digits, as it is with a LoRA."""
+    content = hashlib.sha256(find_lora(path).read_bytes()).hexdigest()
+    return hashlib.sha256(f"{digest} {content} {float(scale)}".encode()).hexdigest()[:16] if scale else digest

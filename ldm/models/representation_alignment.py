@@ -1,0 +1,65 @@
+"""Representation alignment: early in training the U-Net's middle is drawn towards what an image tower sees.
+
+A small network on each place of the middle block's output, scaled up to the tower's grid of patches, learns to agree
+with the tower's last features of the clean image; the U-Net has the gradient of that too. Sources: Yu et al. 2024,
+arXiv 2410.06940 (REPA); Tian et al. 2025, arXiv 2503.18414 (U-REPA: the middle of a U-Net, scaled up after the
+network); Wang et al. 2025, arXiv 2505.16792 (stopping early).
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPModel
+
+from ldm.pipelines.model_folder import vetted
+from ldm.utils.errors import UserError
+
+
+class Alignment(nn.Module):
+    """The tower, frozen, and the network that is compared with it; forget it when the training is over."""
+
+    def __init__(self, tower: nn.Module, unet: nn.Module, weight: float, hidden: int = 256):
+        """`tower`: the vision part of a CLIPModel. `unet`: has a `mid_block`, whose output is looked at."""
+        super().__init__()
+        inner = getattr(unet, "unet", unet)
+        if getattr(inner, "mid_block", None) is None:
+            raise UserError("alignment.weight needs denoiser: unet with model.mid_block: true")
+        self.tower, self.weight = tower.eval().requires_grad_(False), weight
+        channels, width = inner.config.block_out_channels[-1], tower.config.hidden_size
+        self.network = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.SiLU(), nn.Conv2d(hidden, width, 1))
+        self._middle: Tensor | None = None
+        inner.mid_block.register_forward_hook(self._keep)
+
+    def _keep(self, block: nn.Module, given: tuple, middle: Tensor) -> None:
+        self._middle = middle if self.training else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """1 - cosine similarity, mean over places, (B,), in [0, 2], for the U-Net's latest pass in training.
+
+        `images`: clean, of the same items, (B, C, H, W) in [-1, 1].
+        """
+        assert self._middle is not None, "the U-Net is called first"
+        with torch.no_grad():
+            patches = self.tower(pixel_values=images).last_hidden_state[:, 1:]  # the first is the class token
+        side = round(patches.shape[1] ** 0.5)
+        said = F.interpolate(self.network(self._middle), size=(side, side), mode="bilinear").flatten(2).transpose(1, 2)
+        return 1 - F.cosine_similarity(said.float(), patches.float(), dim=-1).mean(1)
+
+
+def load_tower(run: Path, resolution: int, channels: int) -> nn.Module:
+    """The image tower of a finished CLIP run, for images of this size. Raises: UserError if there is none."""
+    folder = next((place for place in (run / "final" / "clip", run / "clip", run) if _is_clip(place)), None)
+    if folder is None:
+        raise UserError(f"alignment.source: no finished CLIP run in {run}: run train_clip.py first, or name its folder")
+    tower = CLIPModel.from_pretrained(vetted(folder), use_safetensors=True, dtype=torch.float32).vision_model
+    takes = tower.config.num_channels, tower.config.image_size
+    if takes != (channels, resolution):
+        raise UserError(f"{folder} sees images of {takes[0]} x {takes[1]}, and the data have {channels} x {resolution}")
+    return tower
+
+
+def _is_clip(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.is_file() and '"vision_config"' in config.read_text(encoding="utf-8")

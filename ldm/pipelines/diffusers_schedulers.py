@@ -1,0 +1,235 @@
+"""Our samplers as stock diffusers schedulers, which is what an exported model carries.
+
+`export_scheduler` answers for a trained noise process, `with_sampler` for a scheduler that is there already. Both give
+the scheduler that takes the same steps as the sampler in `ldm.diffusion.samplers`, or say which ones there are.
+
+    process     stock schedulers
+    flow        DPM-Solver++ and UniPC over flow sigmas, the only ones that Stable Diffusion's own pipeline can drive:
+                flow-matching ones have no `scale_model_input`. First order is DDIM and Euler, or, as an SDE, DDPM.
+    tabled      each sampler's own
+    karras      EDM's DPM-Solver++ and Euler, data of deviation 1
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS, SCHEDULES, Karras, Tabled
+from ldm.diffusion.time_grids import LARGEST
+from ldm.pipelines.component_classes import stock_class
+from ldm.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from ldm.config.settings import NoiseOptions
+
+SOLVER, EDM_SOLVER, UNIPC = "DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler", "UniPCMultistepScheduler"
+EULER, HEUN, ANCESTRAL = "EulerDiscreteScheduler", "HeunDiscreteScheduler", "EulerAncestralDiscreteScheduler"
+
+
+def _ode(order: int) -> dict[str, Any]:
+    return {"solver_order": order, "algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
+
+
+def _sde(order: int) -> dict[str, Any]:
+    return _ode(order) | {"algorithm_type": "sde-dpmsolver++"}
+
+
+def _solvers(scheduler: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """What DPM-Solver++ of every order is."""
+    return {
+        "dpmpp_2m": (scheduler, _ode(2)),
+        "dpmpp_3m": (scheduler, _ode(3)),
+        "dpmpp_2m_sde": (scheduler, _sde(2)),
+        "ddim": (scheduler, _ode(1)),
+        "euler": (scheduler, _ode(1)),
+        "ddpm": (scheduler, _sde(1)),
+        "euler_ancestral": (scheduler, _sde(1)),
+    }
+
+
+# kind of process -> our sampler -> scheduler and its settings
+RECIPES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "flow": _solvers(SOLVER) | {"unipc": (UNIPC, {"solver_order": 2})},
+    "karras": _solvers(EDM_SOLVER) | {"euler": ("EDMEulerScheduler", {})},
+    "tabled": {
+        **{name: recipe for name, recipe in _solvers(SOLVER).items() if name.startswith("dpmpp")},
+        "unipc": (UNIPC, {"solver_order": 2}),
+        "ddpm": ("DDPMScheduler", {"clip_sample": False}),
+        "ddpm_large": ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large"}),
+        "ddim": ("DDIMScheduler", {"clip_sample": False}),
+        "euler": (EULER, {}),
+        "heun_edm": (HEUN, {}),
+        "euler_ancestral": (ANCESTRAL, {}),
+    },
+}
+_TRAILING = {name: {"timestep_spacing": "trailing"} for name in ("uniform", "trailing")}
+_LEADING = {"leading": {"timestep_spacing": "leading"}}
+_BOTH_ENDS = {"linspace": {"timestep_spacing": "linspace"}}
+_RATIOS = {"karras": {"use_karras_sigmas": True}, "logsnr": {"use_exponential_sigmas": True}}
+_FROM_BOTH_ENDS = {name: {**settings, **_BOTH_ENDS["linspace"]} for name, settings in _RATIOS.items()}
+# scheduler -> our time grid -> settings that give the same times. DPM-Solver++ and UniPC have leading and linspace
+# grids of their own, one step longer than the others'; DDIM's last step on linspace misses the data.
+GRIDS: dict[str, dict[str, dict[str, Any]]] = {
+    SOLVER: _TRAILING | _RATIOS,
+    UNIPC: _TRAILING | _RATIOS,
+    EULER: _TRAILING | _LEADING | _BOTH_ENDS | _FROM_BOTH_ENDS,
+    HEUN: _TRAILING | _LEADING | _BOTH_ENDS | _FROM_BOTH_ENDS,
+    ANCESTRAL: _TRAILING | _LEADING | _BOTH_ENDS,
+    "DDIMScheduler": _TRAILING | _LEADING,
+    "DDPMScheduler": _TRAILING | _LEADING | _BOTH_ENDS,
+}
+_EDM_GRIDS = {"uniform": {}, "karras": {}, "logsnr": {"sigma_schedule": "exponential"}}
+_FLOW_GRIDS: dict[str, dict[str, Any]] = {"uniform": {"timestep_spacing": "trailing"}}
+
+
+@dataclass(frozen=True)
+class Process:
+    """A noise process in diffusers' words.
+
+    Attributes: kind ("flow", "tabled" or "karras"); settings that every scheduler of the kind takes; largest: sigma /
+    alpha at the first step of a table; learned: the network gives the variance too.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    largest: float = 0.0
+    learned: bool = False
+
+
+def export_scheduler(
+    noise: "NoiseOptions", sampler: str = "dpmpp_2m", time_grid: str | None = "uniform", eta: float | None = None
+):
+    """The stock scheduler for a model trained with `noise`.
+
+    Args:
+        sampler, time_grid: names in `SAMPLERS` and `TIME_GRIDS`; None = the first grid that
+            the sampler's scheduler has, which is uniform wherever there is one.
+        eta: of ddim and euler_ancestral, 0 or 1; schedulers hold no other.
+
+    Raises: UserError naming what works, where diffusers has no scheduler that takes these steps.
+    """
+    if eta is not None:
+        same = {("ddim", 0.0): "ddim", ("ddim", 1.0): "ddpm"}
+        same |= {("euler_ancestral", 0.0): "euler", ("euler_ancestral", 1.0): "euler_ancestral"}
+        if (sampler, eta) not in same:
+            raise UserError(
+                f"no scheduler of diffusers holds sampling.sampler {sampler} with eta {eta}: set eta to null (ddim and "
+                "euler_ancestral: 0 or 1); `ldm sample --eta` takes any"
+            )
+        sampler = same[sampler, eta]
+    return _build(_trained(noise), sampler, time_grid)
+
+
+def with_sampler(scheduler: Any, sampler: str, time_grid: str | None = None):
+    """A new scheduler for the same process as a stock scheduler's, with another sampler; as `export_scheduler`."""
+    return _build(_read(scheduler), sampler, time_grid)
+
+
+def offered(process: Process) -> dict[str, dict[str, dict[str, Any]]]:
+    """The samplers that diffusers has for a process, and for each its time grids with their settings."""
+    found = {}
+    for sampler, (scheduler, _) in RECIPES[process.kind].items():
+        if process.kind == "tabled":
+            grids = _tabled_grids(process, sampler, scheduler)
+        else:
+            grids = _FLOW_GRIDS if process.kind == "flow" else _EDM_GRIDS
+        if grids:
+            found[sampler] = grids
+    return found
+
+
+def samplers_for(scheduler: Any) -> list[str]:
+    """The names that `with_sampler` knows for a stock scheduler's process."""
+    return list(offered(_read(scheduler)))
+
+
+def _tabled_grids(process: Process, sampler: str, scheduler: str) -> dict[str, dict[str, Any]]:
+    if scheduler == HEUN and process.largest > LARGEST:
+        return {}  # from so large a sigma / alpha its first step is far off, and from zero SNR infinitely
+    if scheduler == ANCESTRAL and process.settings["prediction_type"] == "sample":
+        return {}  # not written
+    grids = GRIDS[scheduler]
+    if process.learned and sampler != "ddpm":
+        return {}  # the others would take the variance for channels of the sample
+    if process.learned or sampler == "ddpm_large":  # unless it starts at its first training step, the last adds noise
+        return _BOTH_ENDS | _LEADING
+    if process.largest > LARGEST:  # ours begin below
+        grids = {name: settings for name, settings in grids.items() if name not in _RATIOS}
+    return grids
+
+
+def _build(process: Process, sampler: str, time_grid: str | None):
+    works = offered(process)
+    if sampler not in works or (time_grid is not None and time_grid not in works[sampler]):
+        lines = "; ".join(f"{name} ({', '.join(grids)})" for name, grids in works.items())
+        raise UserError(
+            f"no scheduler of diffusers takes the steps of sampler {sampler} on the time grid {time_grid or 'uniform'} "
+            f"for this noise process: use one of {lines}"
+        )
+    scheduler, settings = RECIPES[process.kind][sampler]
+    grid = works[sampler][time_grid or next(iter(works[sampler]))]
+    if process.learned:
+        settings = settings | {"variance_type": "learned_range"}
+    if scheduler in (SOLVER, UNIPC):
+        grid = grid | {"steps_offset": 1}  # no matter on these grids
+    common = {"num_train_timesteps": NUM_TRAIN_TIMESTEPS}
+    return stock_class("scheduler", scheduler)(**common, **process.settings, **settings, **grid)
+
+
+# ---- processes in diffusers' words ----------------------------------------------------------------------------------
+
+_NAMED: dict[str, dict[str, Any]] = {
+    "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
+    "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+}
+
+
+def _trained(noise: "NoiseOptions") -> Process:
+    """The process that a model was trained with."""
+    if noise.process == "flow":
+        return _flow(noise.shift)
+    if noise.process == "karras":
+        return _karras(noise.shift * Karras.sigma_min, noise.shift * Karras.sigma_max)
+    settings: dict[str, Any] = {"prediction_type": noise.prediction_type}
+    schedule = SCHEDULES[noise.process](noise.shift)
+    assert isinstance(schedule, Tabled)
+    alphas_cumprod = schedule.alphas_cumprod.numpy()
+    if noise.process in _NAMED and noise.shift == 1:
+        settings |= _NAMED[noise.process]
+    else:
+        settings["trained_betas"] = (1 - alphas_cumprod / np.concatenate([[1.0], alphas_cumprod[:-1]])).tolist()
+    if noise.zero_terminal_snr:  # diffusers rescales, and keeps the last of them just above 0 where it divides by it
+        settings["rescale_betas_zero_snr"] = True
+    return Process("tabled", settings, _ratio(alphas_cumprod[-1], noise.zero_terminal_snr), noise.learned_variance)
+
+
+def _read(scheduler: Any) -> Process:
+    """The process of a stock scheduler. Raises: UserError if it is none that we know."""
+    config: Mapping[str, Any] = scheduler.config
+    if config.get("use_flow_sigmas"):
+        return _flow(config["flow_shift"])
+    if "sigma_data" in config:
+        return _karras(config["sigma_min"], config["sigma_max"])
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise UserError(f"the noise process of {type(scheduler).__name__} is not known, so its sampler stays")
+    names = ("prediction_type", "beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
+    settings = {name: config[name] for name in names if config.get(name) not in (None, False)}
+    largest = _ratio(scheduler.alphas_cumprod[-1].item(), "rescale_betas_zero_snr" in settings)
+    return Process("tabled", settings, largest, config.get("variance_type") in ("learned", "learned_range"))
+
+
+def _ratio(alpha_squared: float, zero_snr: bool) -> float:
+    """sigma / alpha."""
+    return float("inf") if zero_snr or not alpha_squared else ((1 - alpha_squared) / alpha_squared) ** 0.5
+
+
+def _flow(shift: float) -> Process:
+    return Process("flow", {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift})
+
+
+def _karras(smallest: float, largest: float) -> Process:
+    sigmas = {"sigma_min": smallest, "sigma_max": largest, "sigma_data": 1.0, "rho": Karras.rho}
+    return Process("karras", {"prediction_type": "v_prediction", **sigmas})

@@ -1,0 +1,189 @@
+"""Drawing without torch: the shipped model's first picture in under a second from a cold start.
+
+The same arithmetic as `ldm.pipelines.pipeline` in numpy, over the networks of `onnx_runtime`: text padded to the
+tokenizer's length, guidance by one call for both halves, DPM-Solver++ of first or second order over flow sigmas as
+the stock scheduler takes it. Whatever goes beyond that (other samplers and processes, a GPU) is left to the pipeline.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.diffusion.samplers import DPMSolver2M, Step
+from ldm.diffusion.schedules import Flow
+from ldm.diffusion.time_grids import Level
+from ldm.pipelines.model_folder import ModelFolder, read_json
+from ldm.pipelines.onnx_runtime import Engine, open_engine
+from ldm.utils.errors import UserError
+
+log = logging.getLogger(__name__)
+CUT = "prompt cut after %d tokens, so these words were lost: %r (of %r)"
+SCHEDULER = "DPMSolverMultistepScheduler"
+# what its settings have to be for `_levels` and `_walk` to take its steps
+FITS = {
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "algorithm_type": "dpmsolver++",
+    "solver_type": "midpoint",
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "euler_at_final": False,
+    "thresholding": False,
+    "use_dynamic_shifting": False,
+    "variance_type": None,
+}
+
+
+@dataclass(frozen=True)
+class Light:
+    """A model that can be drawn with here; see `open_light`."""
+
+    engine: Engine
+    tokenizer: Any  # tokenizers.Tokenizer
+    scheduler: dict  # scheduler_config.json
+    latent_shape: tuple[int, int, int]  # (c, h, w)
+    scale: float  # of the VAE's latents
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str],
+        steps: int,
+        guidance_scale: float,
+        interval: tuple[float, float],
+        seed: int,
+        callback: Callable[[int], None] | None = None,
+        batch_size: int = 64,
+    ) -> np.ndarray:
+        """Pictures uint8 (B, H, W, C), one for each prompt, from seed + i; `callback` is told every step."""
+        condition = self._states(prompts)
+        away = self._states(negatives) if guidance_scale != 1 else None
+        noise = np.concatenate([standard_normal(seed + i, self.latent_shape)[None] for i in range(len(prompts))])
+        pictures = []
+        for start in range(0, len(prompts), batch_size):
+            part = slice(start, start + batch_size)
+            predict = self._guided(condition[part], None if away is None else away[part], guidance_scale, interval)
+            z0 = self._walk(predict, noise[part], steps, callback)
+            pictures.append(np.clip(self.engine.decode(z0 / self.scale) / 2 + 0.5, 0, 1))
+        return (np.concatenate(pictures).transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
+
+    def _states(self, prompts: Sequence[str]) -> np.ndarray:
+        unique = list(dict.fromkeys(prompts))
+        found = self.tokenizer.encode_batch(unique)
+        for prompt, one in zip(unique, found, strict=True):
+            if one.overflowing:
+                lost = self.tokenizer.decode([i for rest in one.overflowing for i in rest.ids])
+                log.warning(CUT, len(one.ids), lost.replace("</w>", " ").strip(), prompt)
+        states = self.engine.states(np.array([one.ids for one in found], np.int64))
+        return states[[unique.index(prompt) for prompt in prompts]]
+
+    def _guided(self, condition: np.ndarray, away: np.ndarray | None, scale: float, interval: tuple[float, float]):
+        """(x_t, timestep) -> guided prediction; see `ldm.diffusion.guidance`."""
+
+        def predict(x_t: np.ndarray, timestep: int) -> np.ndarray:
+            if away is None or not interval[0] - 1e-6 <= self._flow.from_timestep(timestep) <= interval[1] + 1e-6:
+                return self.engine.predict(x_t, np.full(len(x_t), timestep, np.float32), condition)
+            both = self.engine.predict(
+                np.concatenate([x_t, x_t]),
+                np.full(2 * len(x_t), timestep, np.float32),
+                np.concatenate([away, condition]),
+            )
+            off, on = np.split(both, 2)
+            return off + np.float32(scale) * (on - off)
+
+        return predict
+
+    def _walk(self, predict, x_t: np.ndarray, steps: int, callback) -> np.ndarray:
+        levels, timesteps = self._levels(steps)
+        solver: Any = DPMSolver2M()  # its arithmetic does not ask for tensors
+        past: list[Any] = []
+        solver.order = self.scheduler["solver_order"]
+        for index, (t, s) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+            x0_hat = x_t - np.float32(t.sigma) * predict(x_t, timesteps[index])
+            x_t = solver.step(x_t, x0_hat, Step(t, s, index, steps, past, self._nothing, self._nothing))
+            x_t = x_t.astype(np.float32)
+            past = [(t, x0_hat)]
+            if callback is not None:
+                callback(index)
+        return x_t
+
+    @staticmethod
+    def _nothing(*_):
+        raise AssertionError("this solver asks for no other call and no new noise")
+
+    def _levels(self, steps: int) -> tuple[list[Level], list[int]]:
+        """The scheduler's levels, one more than steps, and the timesteps that the network is told."""
+        count = self.scheduler["num_train_timesteps"]
+        sigmas = self._flow.scales(1 - np.linspace(1, 1 / count, steps + 1)[::-1][:-1])[1].astype(np.float32)
+        levels = [Level(float(sigma), 1 - float(sigma), float(sigma)) for sigma in (*sigmas, 0.0)]
+        return levels, [int(sigma * np.float32(count)) for sigma in sigmas]
+
+    @property
+    def _flow(self) -> Any:
+        """The schedule, whose arithmetic does not ask for tensors."""
+        return Flow(self.scheduler.get("flow_shift") or 1.0)
+
+
+def open_light(folder: ModelFolder) -> Light | None:
+    """The model for drawing here, or None where it takes the pipeline."""
+    engine = open_engine(folder)
+    if engine is None or folder.classes["scheduler"] != SCHEDULER:
+        return None
+    scheduler = read_json(folder.paths["scheduler"] / "scheduler_config.json")
+    if any(scheduler.get(name) != value for name, value in FITS.items()) or scheduler.get("solver_order") not in (1, 2):
+        return None
+    unet, vae = (read_json(folder.paths[name] / "config.json") for name in ("unet", "vae"))
+    words = folder.paths["tokenizer"] / "tokenizer.json"
+    if vae.get("shift_factor") or not isinstance(unet.get("sample_size"), int) or not words.is_file():
+        return None
+    if "in_channels" not in unet or unet.get("out_channels") != unet["in_channels"]:
+        return None
+    tokenizer = _tokenizer(folder, words)
+    shape = (unet["in_channels"], unet["sample_size"], unet["sample_size"])
+    return Light(engine, tokenizer, scheduler, shape, vae.get("scaling_factor", 1.0))
+
+
+def _tokenizer(folder: ModelFolder, words: Path) -> Any:
+    """The tokenizer in the file `words`, cutting and padding as the text encoder wants it. Raises: UserError."""
+    from tokenizers import Tokenizer, decoders
+
+    length = read_json(folder.paths["text_encoder"] / "config.json")["max_position_embeddings"]
+    try:
+        pad = read_json(folder.paths["tokenizer"] / "tokenizer_config.json")["pad_token"]
+        tokenizer = Tokenizer.from_file(str(words))
+        tokenizer.decoder = decoders.ByteLevel()  # for lost words
+        tokenizer.enable_truncation(length)
+        tokenizer.enable_padding(length=length, pad_token=pad, pad_id=tokenizer.token_to_id(pad))
+    except Exception as error:  # the library raises nothing narrower; no such key is no better
+        raise UserError(f"tokenizer in {words} could not be loaded: {str(error).splitlines()[0]}") from error
+    return tokenizer
+
+
+def standard_normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    """What `torch.randn(shape, generator=torch.Generator().manual_seed(seed))` gives, to a rounding error; float32.
+
+    torch draws 24 bits a number from the Mersenne twister and takes pairs that lie eight apart through the Box-Muller
+    transform, 16 numbers at a time; a rest of fewer than 16 is drawn anew over the last 16. It draws fewer than 16
+    numbers in another way, which is not here.
+    """
+    size = int(np.prod(shape))
+    if size < 16:
+        raise ValueError(f"a shape of 16 numbers or more is needed, got {shape}")
+    rest = size % 16
+    words = np.random.RandomState(seed % 2**32).bytes(4 * (size + (16 if rest else 0)))
+    drawn = (np.frombuffer(words, "<u4") & 0xFFFFFF).astype(np.float32) / np.float32(2**24)
+    values = np.empty(size, np.float32)
+    values[: size - rest] = _box_muller(drawn[: size - rest])
+    if rest:
+        values[-16:] = _box_muller(drawn[size:])
+    return values.reshape(shape)
+
+
+def _box_muller(uniform: np.ndarray) -> np.ndarray:
+    first, second = uniform.reshape(-1, 2, 8).transpose(1, 0, 2)
+    radius, angle = np.sqrt(-2 * np.log(1 - first)), np.float32(2 * np.pi) * second
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)

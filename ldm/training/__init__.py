@@ -1,0 +1,1 @@
+"""One loop, its tasks, checkpoints, EMA, latent cache and cost estimates."""

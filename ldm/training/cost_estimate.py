@@ -1,0 +1,431 @@
+"""What a run will cost, before it starts: the report of `--dry-run`, and what `ldm plan` reckons with.
+
+Parameters, FLOPs and saved activations are counted by running one forward and backward pass of the real model on
+torch's meta device, where nothing is computed. Speed is measured: the same model takes real steps for two seconds
+on the device at hand, because peak FLOP/s say little about small convolutions, and then a step of the optimizer.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldm.config.loading import load, run_dir
+from ldm.config.settings import ClipSettings, DataOptions, LdmSettings, RunSettings, VaeSettings
+from ldm.data import build as build_data
+from ldm.data import is_own
+from ldm.training.optimizer import build_optimizer
+from ldm.training.run_directory import sibling
+from ldm.training.trainer import checkpoint_gradients, precision
+from ldm.utils.errors import UserError
+
+PROBE_SECONDS = 2.0
+PROBE_BATCH = 4  # to begin with: one image alone is bound by overheads
+# Measured on a CPU with U-Nets, autoencoders and CLIP, peak less start less weights: 1.2 to 1.6 times what autograd
+# saves, and under autocast 0.5 to 0.85 of that, for norms stay in fp32.
+WAY_BACK, IN_HALF = 1.4, 0.7
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained and one of its steps, on any device."""
+
+    build: Callable[[], nn.Module]
+    loss: Callable[[nn.Module, int, torch.device], Tensor]  # (module, batch size, device) -> scalar
+    description: str  # of its input
+    kept: Callable[[nn.Module], nn.Module] = lambda module: module  # the part of it that is exported
+    channels_last: bool = False  # whether half precision takes that layout
+
+
+@dataclass(frozen=True)
+class Cost:
+    exported: int  # parameters that are kept
+    trained: int  # parameters with gradients, helpers such as a discriminator included
+    flops: int  # of one image, forward and backward
+    activations: int  # bytes kept for the backward pass of one image, fp32
+
+
+@dataclass(frozen=True)
+class Speed:
+    images: float  # forward and backward a second, of one process
+    update: float  # seconds that the optimizer and the EMA take in a step
+    remark: str = ""  # where other programs took most of the CPU meanwhile
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What training one part will cost, without data, samples and validation."""
+
+    cost: Cost
+    speed: Speed
+    world: int  # processes
+    local: int  # images that one of them holds at once
+    state: int  # bytes of weights, gradients, Adam's moments and EMA
+    description: str  # of the input
+    device: torch.device
+    half: torch.dtype | None
+
+    @property
+    def passing(self) -> float:
+        """Bytes of activations, and of their gradients on the way back."""
+        return self.cost.activations * self.local * WAY_BACK * (IN_HALF if self.half else 1)
+
+    @property
+    def memory(self) -> float:
+        """Bytes beside what the program takes by itself."""
+        return self.state + self.passing
+
+    def step_seconds(self, batch_size: int) -> float:
+        """Of one step of the whole global batch."""
+        return batch_size / (self.speed.images * self.world) + self.speed.update
+
+
+def plan(part: str, settings: RunSettings, config: Path | None = None) -> str:
+    """The report of `--dry-run`, several lines.
+
+    Args:
+        part: "clip", "vae" or "ldm".
+        settings: of that part.
+        config: the project file; an LDM plan looks there for the shapes of a VAE and a text tower not yet trained.
+    """
+    found, train = forecast(part, settings, config), settings.train
+    cost, images = found.cost, train.num_steps * train.batch_size
+    seconds = found.step_seconds(train.batch_size)
+    speed = train.batch_size / seconds
+    rows = {
+        "model": f"{_parameters(cost.exported)}; {found.description}",
+        "memory": f"about {size_text(found.memory)}: {size_text(found.state)} for weights, gradients, Adam and EMA, "
+        f"{size_text(found.passing)} for the activations of {found.local} images",
+        "compute": f"{_si(cost.flops)}FLOP an image, {_si(cost.flops * train.batch_size)}FLOP a step",
+        "amount": f"{train.num_steps:,} steps x {train.batch_size} = {images:,} images{_epochs(settings, images)}",
+        "speed": f"{speed:.3g} images/s measured on {_name(found.device, found.half)}, {_si(speed * cost.flops)}FLOP/s"
+        f"{found.speed.remark}",
+        "time": f"about {duration_text(train.num_steps * seconds)}, without data, samples and validation",
+        "folder": str(run_dir(settings, part)),
+    }
+    return "\n".join(f"{name:<9}{text}" for name, text in rows.items())
+
+
+def forecast(part: str, settings: RunSettings, config: Path | None = None, timed: bool = True) -> Forecast:
+    """Count, and measure unless `timed` is false: some seconds on the device that would train.
+
+    Other arguments as of `plan`.
+    """
+    subject = SUBJECTS[part](settings, config)
+    if settings.train.gradient_checkpointing:
+        build = subject.build
+        subject = replace(subject, build=lambda: checkpoint_gradients(build()))
+    device = training_device()
+    half = _half_precision(settings, device)
+    cost = measure_cost(subject)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    train = settings.train
+    local = max(1, train.batch_size // (world * train.gradient_accumulation_steps))
+    speed = probe(subject, device, local, half, settings) if timed else Speed(math.nan, math.nan)
+    state = 16 * cost.trained + (4 * cost.exported if train.ema_decay else 0)  # weights, gradients, Adam's two; EMA
+    return Forecast(cost, speed, world, local, state, subject.description, device, half)
+
+
+def training_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def measure_cost(subject: Subject) -> Cost:
+    """Parameters, FLOPs and activation bytes of one image, counted without computing anything."""
+    meta = torch.device("meta")
+    with meta:
+        model = subject.build().train()
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    batch, kept = 2, {}  # two, because contrastive learning needs a negative
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()  # views of one storage count once
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        loss = subject.loss(model, batch, meta)
+        loss.backward()
+    exported = sum(p.numel() for p in subject.kept(model).parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Cost(exported, trained, counter.get_total_flops() // batch, sum(kept.values()) // batch)
+
+
+def probe(
+    subject: Subject, device: torch.device, largest: int, half: torch.dtype | None, settings: RunSettings | None = None
+) -> Speed:
+    """Real forward and backward passes for two seconds, the batch doubling up to `largest` while they are short.
+
+    With `settings`, then two steps of their optimizer, of which the second counts.
+    """
+    with torch.random.fork_rng():
+        model = subject.build().to(device).train()
+        if half and subject.channels_last:
+            model.to(memory_format=torch.channels_last)
+        batch, speed = min(PROBE_BATCH, largest), 0.0
+        started, used = time.perf_counter(), time.process_time()
+        while True:
+            try:
+                _step(subject, model, batch, device, half)  # warm-up: buffers, kernels
+                seconds = min(_step(subject, model, batch, device, half) for _ in range(2))
+            except torch.OutOfMemoryError:
+                if speed:
+                    break
+                raise UserError(f"{batch} images do not fit into the memory of {device}: use a smaller model") from None
+            speed = max(speed, batch / seconds)
+            elapsed = time.perf_counter() - started
+            if batch >= largest or elapsed + 6 * seconds > PROBE_SECONDS:
+                break
+            batch = min(2 * batch, largest)
+        share = (time.process_time() - used) / (time.perf_counter() - started) / torch.get_num_threads()
+        update = _update_seconds(model, subject.kept(model), settings) if settings else 0.0
+    busy = device.type == "cpu" and share < 0.6
+    return Speed(speed, update, f" while other programs left it {share:.0%} of them" if busy else "")
+
+
+def _step(subject: Subject, model: nn.Module, batch: int, device: torch.device, half: torch.dtype | None) -> float:
+    started = time.perf_counter()
+    with torch.autocast(device.type, half) if half else nullcontext():
+        loss = subject.loss(model, batch, device)
+    loss.backward()
+    model.zero_grad()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _update_seconds(model: nn.Module, kept: nn.Module, settings: RunSettings) -> float:
+    """What one step of clipping, the optimizer and the EMA takes."""
+    optimizer = build_optimizer(model, settings.optim)
+    ema = EMAModel(kept.parameters(), foreach=True) if settings.train.ema_decay else None
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    seconds = 0.0
+    for _ in range(2):
+        for parameter in trained:
+            parameter.grad = torch.full_like(parameter, 1e-6)
+        _wait(trained[0].device)
+        started = time.perf_counter()
+        nn.utils.clip_grad_norm_(trained, settings.optim.grad_clip)
+        optimizer.step()
+        if ema:
+            ema.step(kept.parameters())
+        _wait(trained[0].device)
+        seconds = time.perf_counter() - started
+    return seconds
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+# ---- the three parts -----------------------------------------------------------------------------------------------
+
+
+class _Vocabulary:
+    """As much of a tokenizer as the shapes of a text tower ask for: none is trained for a plan."""
+
+    def __init__(self, size: int):
+        self.size, self.bos_token_id, self.eos_token_id, self.pad_token_id = size, size - 2, size - 1, size - 1
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def _clip(settings: ClipSettings, config: Path | None) -> Subject:
+    from ldm.models.text_encoder import ClipObjective, build_clip
+
+    model, data = settings.model, settings.data
+    vocabulary: Any = _Vocabulary(model.vocab_size)
+
+    def loss(objective: nn.Module, batch: int, device: torch.device) -> Tensor:
+        ids = torch.full((batch, model.context_length), vocabulary.eos_token_id, device=device)
+        pixels = torch.zeros(batch, data.channels, data.resolution, data.resolution, device=device)
+        return objective(pixels, ids, 1.0)[0]
+
+    shape = f"images {data.channels} x {data.resolution} x {data.resolution}, captions of {model.context_length} tokens"
+
+    def build() -> nn.Module:
+        clip = build_clip(model, data.resolution, data.channels, vocabulary)
+        if training_device().type == "cpu":  # as `ldm.models.text_encoder.ClipTask` does
+            clip.set_attn_implementation("eager")
+        return ClipObjective(clip)
+
+    return Subject(build, loss, shape, lambda objective: objective.clip)
+
+
+def _vae(settings: VaeSettings, config: Path | None) -> Subject:
+    from ldm.models.autoencoder import VaeObjective, build_vae
+
+    model, data = settings.model, settings.data
+    side = settings.crop or data.resolution
+    if side % model.factor:
+        raise UserError(f"images of {side} pixels must be a multiple of the VAE's factor {model.factor}")
+    latents = (model.latent_channels, side // model.factor, side // model.factor)
+
+    def loss(objective: nn.Module, batch: int, device: torch.device) -> Tensor:
+        pixels = torch.zeros(batch, data.channels, side, side, device=device)
+        noise = None if model.kind == "vq" else torch.zeros(batch, *latents, device=device)
+        return objective(pixels, noise, 1.0)[0]
+
+    shape = f"{data.channels} x {side} x {side} pixels to {' x '.join(map(str, latents))}"
+    if model.kind == "vq":
+        shape += f", of {model.codebook_size} codes"
+    return Subject(
+        lambda: VaeObjective(build_vae(model, data.channels), settings.loss), loss, shape, lambda m: m.vae, True
+    )
+
+
+def _ldm(settings: LdmSettings, config: Path | None) -> Subject:
+    from ldm.models.unet import build_mlp, build_unet, choose_attention
+    from ldm.training.tasks.finetuning import add_adapters, begin
+
+    start, begun = settings.start, None
+    if start.model:
+        begun, settings = begin(settings)
+    tokens, width = _text(settings, config)
+    learned = settings.noise.learned_variance
+    if settings.denoiser == "mlp":
+        channels, size = _point_dims(settings.data), 1
+    else:
+        channels, factor = _latents(settings, config)
+        size = settings.data.resolution // factor
+
+    def build() -> nn.Module:
+        if settings.denoiser == "mlp":
+            return build_mlp(settings.mlp, channels, width, learned)
+        if begun is None:
+            unet = build_unet(settings.model, channels, size, width, learned)
+        else:
+            unet = type(begun).from_config(begun.config)
+        if start.lora_rank:
+            add_adapters(unet, start, start.lora_targets)
+        device = training_device()
+        choose_attention(unet, settings.model.attention, device, _half_precision(settings, device) is not None)
+        return unet
+
+    def loss(unet: nn.Module, batch: int, device: torch.device) -> Tensor:
+        latents = torch.zeros(batch, channels, size, size, device=device)
+        text = torch.zeros(batch, tokens, width, device=device)
+        return unet(latents, torch.zeros(batch, device=device), text).sample.float().square().mean()
+
+    shape = f"latents {channels} x {size} x {size}, text {tokens} x {width}"
+    return Subject(build, loss, shape)
+
+
+SUBJECTS: dict[str, Callable[..., Subject]] = {"clip": _clip, "vae": _vae, "ldm": _ldm}
+
+
+def _latents(settings: LdmSettings, config: Path | None) -> tuple[int, int]:
+    """Channels and downsampling factor of the VAE: of the trained one, or else as the project file plans it."""
+    if settings.vae == "identity":
+        return settings.data.channels, 1
+    trained = _component(_run_of(settings, settings.vae, "vae"), "vae")
+    if trained:
+        return trained["latent_channels"], 2 ** (len(trained["block_out_channels"]) - 1)
+    if settings.vae != "run":
+        raise UserError(f"vae: {settings.vae} holds no VAE run and no AutoencoderKL; train one or set vae: run")
+    model = load("vae", config).model if config else VaeSettings().model
+    return model.latent_channels, model.factor
+
+
+def _point_dims(options: DataOptions) -> int:
+    return build_data(options).train.channels
+
+
+def _text(settings: LdmSettings, config: Path | None) -> tuple[int, int]:
+    """Tokens and width of the text states; 77 x 512, a common size, for pretrained towers not looked into here."""
+    source = settings.text.source
+    planned = load("clip", config).model if config else ClipSettings().model
+    if source == "none":
+        return 8, 32  # the null text encoder of `ldm.models.text_encoder`
+    if source.startswith("open_clip:"):
+        return 77, 512
+    if source == "new":
+        return ClipSettings().model.context_length, settings.text.width
+    trained = _component(_run_of(settings, source, "clip"), "text_encoder")
+    if trained:
+        return trained["max_position_embeddings"], trained["hidden_size"]
+    return planned.context_length, planned.width
+
+
+def _run_of(settings: LdmSettings, source: str, part: str) -> Path:
+    return sibling(run_dir(settings, "ldm"), part) if source == "run" else Path(source)
+
+
+def _component(folder: Path, name: str) -> dict | None:
+    """config.json of a component in a run's final/ folder, in a model folder, or in the folder itself."""
+    for place in (folder / "final" / name, folder / name, folder):
+        if (place / "config.json").is_file():
+            return json.loads((place / "config.json").read_text(encoding="utf-8"))
+    return None
+
+
+# ---- words ---------------------------------------------------------------------------------------------------------
+
+
+def _half_precision(settings: RunSettings, device: torch.device) -> torch.dtype | None:
+    """What the trainer would autocast to."""
+    return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[
+        precision(settings.train.mixed_precision, device)
+    ]
+
+
+def _epochs(settings: RunSettings, images: int) -> str:
+    try:
+        samples = training_samples(settings.data)
+    except UserError as error:
+        return f"; the data cannot be read yet ({error})"
+    return f", {images / samples:.3g} epochs of {samples:,}"
+
+
+def training_samples(options: DataOptions) -> int:
+    """Number of training images, without rendering or decoding one; a font that lacks a glyph has fewer."""
+    if options.source == "glyphs":
+        from ldm.data.glyphs.dataset import split_characters
+
+        glyphs = options.glyphs
+        fonts = 1 if glyphs.font_file else len(set(glyphs.styles))
+        return fonts * len(split_characters(glyphs.characters, glyphs.limit)["train"])
+    if is_own(options.source):
+        return len(build_data(options).train)
+    from ldm.data.image_files.dataset import divide, open_source
+
+    return len(divide(open_source(options).samples, options.files.validation_fraction)["train"])
+
+
+def _name(device: torch.device, half: torch.dtype | None) -> str:
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return f"{where} ({str(half or torch.float32).removeprefix('torch.')})"
+
+
+def _parameters(count: int) -> str:
+    return f"{count / 1e6:.2f} M parameters, {2 * count / 2**20:.1f} MiB as fp16"
+
+
+def _si(value: float) -> str:
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= factor:
+            return f"{value / factor:.3g} {prefix}"
+    return f"{value:.3g} "
+
+
+def size_text(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def duration_text(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,177 @@
+"""The latent cache: each image is encoded once, and training reads the posterior's mean and std from a memory map.
+
+Content-addressed: the folder's name is a digest of the autoencoder's weights and of the pixels, so a changed VAE, data
+set or resolution can never meet stale latents. Mean and std are kept rather than a sample, so each epoch draws anew.
+Written in a staged folder with a manifest of sha256 sums, by one process at a time; a damaged cache is rebuilt.
+"""
+
+import hashlib
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm.data import ImageTextData
+from ldm.models.autoencoder import Autoencoder, factor_of, posterior, to_images
+from ldm.utils import checkpoint_files as checkpoint
+from ldm.utils.atomic_files import NO_ROOM, one_writer, require_room, telling
+from ldm.utils.errors import UserError
+
+DTYPE = "<f2"
+FORMAT = f"2 {DTYPE}"  # part of every cache key: raise the number when the latents of the same pictures change
+# Settings of a VAE or a text encoder that no weight shows, as their classes name them.
+DECIDING = (
+    "act_fn",
+    "hidden_act",
+    "layer_norm_eps",
+    "norm_num_groups",
+    "num_attention_heads",
+    "scaling_factor",
+    "shift_factor",
+)
+SHORT_OF_MEMORY = "out of memory|not enough memory|can't allocate memory|ALLOC_FAILED"  # as torch, cuBLAS and cuDNN say
+NAMES = ("mean", "std")
+CACHED_BYTES = 2**23  # of one feature map at full resolution, where encoding on a CPU is fastest
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Posterior means and standard deviations, float16 arrays (N, c, h, w), mapped from disk."""
+
+    mean: np.ndarray
+    std: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, c, h, w)"""
+        return self.mean.shape
+
+    def sample(self, indices: list[int], noise: Tensor) -> Tensor:
+        """mean + std * noise of these items: float32 (B, c, h, w) for standard normal noise of that shape."""
+        mean, std = (torch.from_numpy(array[indices].astype(np.float32)) for array in (self.mean, self.std))
+        return mean + std * noise
+
+
+def weights_digest(module: torch.nn.Module) -> str:
+    """sha256 over names, shapes and values of a module's parameters and buffers, as hex."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def network_digest(module: torch.nn.Module) -> str:
+    """As `weights_digest`, and over the settings with which the same weights compute something else."""
+    config = getattr(module, "config", None)
+    settings = {name: getattr(config, name) for name in DECIDING if hasattr(config, name)}
+    return hashlib.sha256(f"{weights_digest(module)} {settings}".encode()).hexdigest()
+
+
+def latents_folder(digest: str, data: ImageTextData, cache_dir: Path) -> Path:
+    """Where the latents of just these pixels by the VAE of this `network_digest` lie."""
+    key = hashlib.sha256(f"latents {FORMAT} {digest} {data.fingerprint}".encode()).hexdigest()[:24]
+    return cache_dir / "latents" / key
+
+
+def pictures_at_once(vae: Autoencoder, resolution: int) -> int:
+    """How many pictures to encode together: 64, but on a CPU what its caches hold, which is 1.3 times as fast."""
+    if vae.device.type != "cpu":
+        return 64
+    return max(1, CACHED_BYTES // (4 * resolution**2 * vae.config.block_out_channels[0]))
+
+
+def cached_latents(
+    vae: Autoencoder, data: ImageTextData, cache_dir: Path, batch_size: int | None = None, digest: str | None = None
+) -> Latents:
+    """The latents of a data set, encoded now unless a whole cache of just these pixels and weights exists.
+
+    Args:
+        batch_size: pictures encoded together; None = what suits the device.
+        digest: the VAE's `network_digest`, where it is known: a large one takes a second.
+    Raises: UserError if the VAE takes other images than these.
+    """
+    if vae.config.in_channels != data.channels:
+        raise UserError(
+            f"the VAE takes {vae.config.in_channels}-channel images and the data has {data.channels}: "
+            "set data.channels to match, or train a VAE on this data"
+        )
+    if data.resolution % factor_of(vae):
+        raise UserError(f"data.resolution {data.resolution} is no multiple of the VAE's factor {factor_of(vae)}")
+    folder = latents_folder(network_digest(vae) if digest is None else digest, data, cache_dir)
+    if checkpoint.verify(folder):
+        with telling(folder, NO_ROOM), one_writer(folder):
+            _renew(vae, data, folder, batch_size or pictures_at_once(vae, data.resolution))
+    return Latents(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in NAMES))
+
+
+def _renew(vae: Autoencoder, data: ImageTextData, folder: Path, batch_size: int) -> None:
+    """Build the cache, unless another process did while this one waited to be the only one."""
+    fault = checkpoint.verify(folder)
+    if fault is None:
+        return
+    if folder.exists():
+        print(f"latent cache {folder} cannot be used ({fault}); building it anew", flush=True)
+        shutil.rmtree(folder)
+    side = data.resolution // factor_of(vae)
+    shape = (len(data), vae.config.latent_channels, side, side)
+    require_room(folder.parent, len(NAMES) * math.prod(shape) * np.dtype(DTYPE).itemsize, "the latent cache")
+    header = {"descr": DTYPE, "fortran_order": False, "shape": shape}
+    with checkpoint.with_manifest(folder) as stage, ExitStack() as open_files:
+        files = [open_files.enter_context(open(stage / f"{name}.npy", "wb")) for name in NAMES]
+        for file in files:  # written front to back, so that a full disk is an error and not a crash of the memory map
+            np.lib.format.write_array_header_1_0(file, header)
+        for pair in _encoded(vae, data, batch_size):
+            for file, array in zip(files, pair, strict=True):
+                file.write(array.tobytes())
+
+
+def _encoded(vae: Autoencoder, data: ImageTextData, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Mean and std of all pictures in order, batch by batch; the batches are halved while memory does not suffice."""
+    start = 0
+    with tqdm(desc="encoding", total=len(data), unit="img") as bar:
+        while start < len(data):
+            indices = range(start, min(start + batch_size, len(data)))
+            pair = _encode(vae, data, indices)
+            if pair is None and batch_size == 1:
+                raise UserError(
+                    f"not enough memory to encode one picture of {data.resolution} x {data.resolution} pixels: lower "
+                    "data.resolution, or free the memory that other programs use"
+                )
+            if pair is None:
+                batch_size = len(indices) // 2 or 1
+                print(f"not enough memory to encode {len(indices)} pictures at once: trying {batch_size}", flush=True)
+                continue
+            if not all(np.isfinite(array).all() for array in pair):
+                raise UserError("the VAE gives latents that are not finite numbers; train it in fp32 or bf16")
+            yield pair
+            start = indices.stop
+            bar.update(len(indices))
+
+
+@torch.no_grad()
+def _encode(vae: Autoencoder, data: ImageTextData, indices: range) -> tuple[np.ndarray, np.ndarray] | None:
+    """Posterior means and stds of these pictures, (B, c, h, w); None if memory does not suffice for them together."""
+    try:
+        images = to_images(np.stack([data.image(i) for i in indices]))
+        encoded = posterior(vae, images.to(vae.device, vae.dtype))
+        mean, std = (values.half().cpu().numpy().astype(DTYPE) for values in (encoded.mean, encoded.std))
+        return mean, std
+    except MemoryError:
+        pass
+    except RuntimeError as error:  # of which torch.OutOfMemoryError is one, and the CPU's has no name of its own
+        if not re.search(SHORT_OF_MEMORY, str(error)):
+            raise
+    torch.cuda.empty_cache()  # does nothing without CUDA
+    return None

@@ -1,0 +1,125 @@
+"""The optimizers: AdamW, or Muon for the matrices of hidden layers with AdamW for everything else.
+
+Muon makes the momentum of a weight matrix orthogonal: every direction that the gradients point to gets a step of one
+length. Kernels count as matrices (outputs, inputs x height x width). Source: Jordan et al. 2024,
+kellerjordan.github.io/posts/muon; the scale is that of Liu et al. 2025, arXiv 2502.16982, eq. 4, with which AdamW's
+learning rate and weight decay can be kept.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ldm.config.settings import OptimOptions
+
+NARROW = 16  # the first and the last layer have few channels on one side: AdamW's
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan et al.: steep at 0, so that 5 rounds do
+ROUNDS = 5
+MOMENTUM = 0.95
+
+
+def lr_factor(optim: OptimOptions, step: int, num_steps: int) -> float:
+    """The learning rate at a global step (0-based) as a share of `optim.lr`: linear warm-up, then the schedule."""
+    if step < optim.warmup_steps:
+        return (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return 1.0
+    if optim.schedule == "cosine":
+        progress = (step - optim.warmup_steps) / max(1, num_steps - optim.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    decay_steps = max(1, round(optim.decay_fraction * num_steps))
+    return min(1.0, (num_steps - step) / decay_steps)
+
+
+def build_optimizer(module: nn.Module, optim: OptimOptions) -> torch.optim.Optimizer:
+    """The optimizer that the settings name, of everything in `module` that is trained."""
+    groups = parameter_groups(module, optim.weight_decay)
+    if optim.name == "muon":
+        hidden = hidden_matrices(module)
+        decayed = groups[0]["params"]
+        groups[0]["params"] = [p for p in decayed if p not in hidden]
+        matrices = [p for p in decayed if p in hidden]
+        return Muon([*groups, {"params": matrices, "weight_decay": optim.weight_decay, "orthogonal": True}], optim)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay for matrices and kernels only; never for biases, norms and other vectors."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def hidden_matrices(module: nn.Module) -> set[nn.Parameter]:
+    """Weights of linear layers and convolutions with at least `NARROW` inputs and outputs; embeddings are tables."""
+    weights = (layer.weight for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d))
+    return {weight for weight in weights if weight.requires_grad and min(weight.shape[:2]) >= NARROW}
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW, but for the groups with `orthogonal`, whose matrices take Muon's step.
+
+    torch.optim.Muon has no kernels, takes no other group, and computes in bf16 where that is emulated 80 times slower.
+    """
+
+    param_groups: list[dict]
+
+    def __init__(self, groups: list[dict], optim: OptimOptions):
+        groups = [{"orthogonal": False} | group for group in groups]
+        super().__init__(groups, lr=optim.lr, betas=optim.betas, foreach=True)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if closure is not None:
+            raise ValueError("Muon takes no closure")
+        every = self.param_groups
+        for group in every:
+            if group["orthogonal"]:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._turn(parameter, group["lr"], group["weight_decay"])
+        self.param_groups = [group for group in every if not group["orthogonal"]]
+        try:
+            super().step()
+        finally:
+            self.param_groups = every
+
+    def _turn(self, parameter: nn.Parameter, lr: float, weight_decay: float) -> None:
+        state = self.state[parameter]
+        if not state:  # AdamW reads a count of steps wherever there is a state
+            state.update(step=torch.zeros(()), momentum_buffer=torch.zeros_like(parameter))
+        state["step"] += 1
+        momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - MOMENTUM)
+        update = parameter.grad.lerp(momentum, MOMENTUM).flatten(1)  # Nesterov's
+        rate = 0.2 * lr * max(update.shape) ** 0.5  # root mean square 0.2 lr, as AdamW's steps are
+        parameter.mul_(1 - lr * weight_decay)
+        parameter.add_(orthogonal(update).reshape(parameter.shape).to(parameter.dtype), alpha=-rate)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """A matrix (m, n) with its singular values brought near 1, roughly: to between 0.7 and 1.2.
+
+    Newton and Schulz's iteration of fifth degree, in bf16 where the device has it, else in float32.
+    """
+    x = matrix.to(torch.bfloat16 if native_bf16(matrix.device) else torch.float32)
+    if wide := matrix.shape[0] <= matrix.shape[1]:
+        x = x.T
+    x = x / x.norm().clamp(min=1e-7)
+    a, b, c = COEFFICIENTS
+    for _ in range(ROUNDS):
+        gram = x.T @ x
+        x = a * x + x @ (b * gram + c * gram @ gram)
+    return x.T if wide else x
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether the GPU, or the CPU by AMX or AVX512, computes in bf16 itself.
+
+    Elsewhere it is emulated: convolutions 3 to 7 times and matrix products 80 times slower than fp32.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -1,0 +1,91 @@
+"""The line of progress: speed, waiting, losses and memory between two looks at the device."""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ldm.config.settings import TrainOptions
+
+
+class Meter:
+    """Speed, waiting and losses between two lines of progress; reads the device only when a line is due."""
+
+    def __init__(self, accelerator: Accelerator, train: TrainOptions, write_log: Callable[[dict], None]):
+        self.accelerator, self.train, self.write_log, self.step = accelerator, train, write_log, 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self.losses: list[Tensor] = []
+        self.metrics: dict[str, list[Tensor]] = {}
+        self.norm: Tensor | float = 0.0
+        self.wait, self.idle, self.rate, self.steps = 0.0, 0.0, 0.0, 0
+        self.begin = time.perf_counter()
+        self._mark: float | None = None  # the end of the last step
+
+    def waiting(self):
+        return _Stopwatch(self)
+
+    def add(self, loss: Tensor, metrics: dict[str, Tensor]) -> None:
+        self.losses.append(loss.detach())
+        for name, value in metrics.items():
+            self.metrics.setdefault(name, []).append(value.detach())
+
+    def end_step(self, step: int, norm: Tensor | None, rate: float) -> None:
+        self.step, self.norm, self.rate, self.steps = step, norm, rate, self.steps + 1
+        self._mark = time.perf_counter()
+
+    def pause(self) -> None:
+        """Leave the time since the last step (reports, saving) out of the speed."""
+        now = time.perf_counter()
+        if self._mark is None:
+            self.begin = now
+        else:
+            self.idle += now - self._mark
+            self._mark = now
+
+    def show(self) -> None:
+        """Print one line, log it, start anew. All processes must call it: losses are averaged over them."""
+        losses = self.losses or [torch.tensor(math.nan, device=self.accelerator.device)]  # every step was skipped
+        gathered = self.accelerator.reduce(torch.stack(losses).mean(), "mean")
+        entry = {"step": self.step, "loss": gathered.item(), "lr": self.rate, "grad_norm": float(self.norm)}
+        entry |= {name: torch.stack(values).float().mean().item() for name, values in self.metrics.items()}
+        seconds = max(1e-9, time.perf_counter() - self.begin - self.idle)
+        entry["images_per_second"] = self.steps * self.train.batch_size / seconds
+        entry["data_wait"] = self.wait / seconds
+        entry["memory_mb"] = _peak_memory_mb(self.accelerator.device)
+        left = (self.train.num_steps - self.step) * seconds / self.steps
+        if self.accelerator.is_main_process:
+            self.write_log(entry)
+            extra = "  ".join(f"{name} {entry[name]:.4g}" for name in self.metrics)
+            print(
+                f"step {self.step}/{self.train.num_steps}  ETA {left / 60:.1f} min  "
+                f"{entry['images_per_second']:.0f} images/s  "
+                f"loss {entry['loss']:.4f}  {extra}  lr {self.rate:.2e}  grad norm {entry['grad_norm']:.2f}  "
+                f"data wait {entry['data_wait']:.0%}  memory {entry['memory_mb']:.0f} MB",
+                flush=True,
+            )
+        self._clear()
+
+
+class _Stopwatch:
+    def __init__(self, meter: Meter):
+        self.meter = meter
+
+    def __enter__(self):
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.meter.wait += time.perf_counter() - self.start
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

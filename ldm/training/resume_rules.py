@@ -1,0 +1,119 @@
+"""What may differ between a run and its continuation: each setting is free, noted, or refused.
+
+A refused one would make another model or another course of training of it (the seed, the data, the shape of a network);
+`--allow-changed NAME` takes it nevertheless. Data and parts are compared by their digests, so a folder may move.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from ldm.utils.errors import UserError
+
+FREE, NOTED, REFUSED = "free", "noted", "refused"
+# A path, or a block with all that is in it; the longest that fits counts.
+CLASSES = {
+    "name": FREE,
+    "output_dir": FREE,
+    "seed": REFUSED,
+    "data": REFUSED,
+    "data.source": FREE,  # its content is compared, wherever it lies
+    "data.cache_dir": FREE,
+    "data.glyphs.font_file": FREE,
+    "data.files.max_bad_fraction": FREE,
+    "data.files.image_column": FREE,
+    "optim.name": REFUSED,
+    "optim.lr": NOTED,
+    "optim.betas": NOTED,
+    "optim.weight_decay": NOTED,
+    "optim.warmup_steps": NOTED,
+    "optim.schedule": NOTED,
+    "optim.decay_fraction": NOTED,
+    "optim.grad_clip": NOTED,
+    "train.num_steps": NOTED,
+    "train.batch_size": REFUSED,  # a step would begin at another place in the data
+    "train.gradient_accumulation_steps": NOTED,
+    "train.mixed_precision": NOTED,
+    "train.compile": NOTED,
+    "train.gradient_checkpointing": FREE,
+    "train.ema_decay": NOTED,
+    "train.log_every": FREE,
+    "train.sample_every": FREE,
+    "train.save_every": FREE,
+    "train.keep_checkpoints": FREE,
+    "train.num_workers": FREE,
+    "train.threads": FREE,
+    "train.planned_minutes": FREE,
+    "train.report_to": FREE,
+    "model": REFUSED,
+    "model.attention": FREE,
+    "model.dropout": NOTED,
+    "loss": NOTED,
+    "crop": REFUSED,
+    "vae": FREE,  # its weights are compared, wherever they lie
+    "text": REFUSED,
+    "text.source": FREE,  # likewise
+    "denoiser": REFUSED,
+    "mlp": REFUSED,
+    "noise": REFUSED,
+    "alignment": NOTED,
+    "caption_dropout": NOTED,
+    "sampling": FREE,
+    "distill": REFUSED,
+    "distill.teacher": FREE,  # likewise
+    "start": REFUSED,
+    "start.model": FREE,  # likewise
+}
+
+
+def class_of(path: str) -> str | None:
+    """`FREE`, `NOTED` or `REFUSED`; None for a setting that no entry fits."""
+    parts = path.split(".")
+    return next((CLASSES[p] for n in range(len(parts), 0, -1) if (p := ".".join(parts[:n])) in CLASSES), None)
+
+
+def compare(before: Mapping[str, Any], now: Mapping[str, Any], allowed: Collection[str], source: str) -> list[str]:
+    """Lines on what changed since a checkpoint was written.
+
+    Args:
+        before, now: {"settings": nested dictionary as `model_dump(mode="json")` gives it, "identity": {what: digest}}.
+        allowed: refused names (or blocks of them) that may differ this time.
+        source: the checkpoint, for the message.
+    Raises: UserError naming every refused change.
+    """
+    notes = []
+    if "settings" not in before:  # format 1 of checkpoints
+        before = {"settings": {"seed": before["seed"]}, "identity": {}}
+        notes.append(f"{source} is of an older format without its settings: only the seed was compared")
+    found = [(path, *pair, class_of(path)) for path, pair in _changed(before["settings"], now["settings"])]
+    old, new = before["identity"], now["identity"]
+    found += [
+        (name, old[name][:12], new[name][:12], REFUSED) for name in old.keys() & new.keys() if old[name] != new[name]
+    ]
+    unknown = set(allowed) - {path for path, *_ in found} - {path.rpartition(".")[0] for path, *_ in found}
+    if unknown:
+        raise UserError(f"--allow-changed {', '.join(sorted(unknown))}: nothing of that name differs from {source}")
+    refused = []
+    for path, was, is_now, kind in found:
+        text = f"{path} was {was}, now {is_now}"
+        if kind == REFUSED and not {path, path.rpartition(".")[0]} & set(allowed):
+            refused.append((path, text))
+        elif kind != FREE:
+            notes.append(text)
+    if refused:
+        raise UserError(
+            f"{source} was trained otherwise: {'; '.join(text for _, text in refused)}: put it back, start another run "
+            f"with another --output-dir, or take it with --allow-changed {' '.join(path for path, _ in refused)}"
+        )
+    return notes
+
+
+def _changed(
+    before: Mapping[str, Any], now: Mapping[str, Any], path: str = ""
+) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Dotted paths and both values of what differs; a setting that one side does not know differs from nothing."""
+    for key in before.keys() & now.keys():
+        here = f"{path}{key}"
+        if isinstance(before[key], Mapping) and isinstance(now[key], Mapping):
+            yield from _changed(before[key], now[key], f"{here}.")
+        elif before[key] != now[key]:
+            yield here, (before[key], now[key])

@@ -1,0 +1,176 @@
+"""What of a training outlives its process: weights, moments, averages and counters, and their way to a checkpoint.
+
+Everything random in a step is a function of (seed, step), so there are no generators to keep.
+"""
+
+import json
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.training import resume_rules as resume
+from ldm.training.ema import Average
+from ldm.training.run_directory import replace_text
+from ldm.utils import checkpoint_files as checkpoint
+from ldm.utils.atomic_files import DiskFull, require_room
+from ldm.utils.errors import UserError
+
+LOWER_RATE = "lower optim.lr, then --resume auto goes on from the last checkpoint"
+
+
+@dataclass
+class TrainingState:
+    """The state and what it came from.
+
+    Attributes:
+        module: everything trainable is in it; `model`: the part that the averages `ema` follow.
+        origin: {"settings": ..., "identity": ...} as `ldm.training.resume_rules.compare` takes it.
+        scaler: of fp16 losses, or None.
+        step: steps done; `skipped`: how many of them, the last in a row, changed nothing.
+    """
+
+    module: nn.Module
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Average
+    origin: dict[str, Any]
+    scaler: Any = None
+    step: int = 0
+    skipped: int = 0
+
+    def save(self, folder: Path, keep: int) -> None:
+        """Write a checkpoint into `folder` unless it is there, and delete all but the newest `keep`.
+
+        Raises: UserError if the disk is full, or if a number in it is not finite: then nothing is written.
+        """
+        path = folder / checkpoint.name(self.step)
+        if checkpoint.verify(path) is None:
+            return
+        groups = self._gather()
+        for group, tensors in groups.items():
+            if bad := next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None):
+                raise UserError(
+                    f"{group} {bad} became non-finite before step {self.step} and is not saved: {LOWER_RATE}"
+                )
+        scale = None if self.scaler is None else self.scaler.state_dict()
+        state = {"step": self.step, "skipped": self.skipped, "ema_steps": self.ema.optimization_step, "scaler": scale}
+        try:
+            checkpoint.save(path, groups, state | self.origin)
+        except DiskFull:  # room may be made of what need not be kept
+            checkpoint.prune(folder, 2, superseded=True)
+            checkpoint.save(path, groups, state | self.origin)
+        checkpoint.prune(folder, keep)
+
+    def put_back(self, found: Path, content: checkpoint.Content, allow_changed: Collection[str] = ()) -> list[str]:
+        """Take over a checkpoint, as it lay in memory; returns what is to be said of settings that changed.
+
+        Raises: UserError if it is of another training.
+        """
+        groups, state = content
+        if not {"model", "optimizer"} <= groups.keys():
+            raise UserError(f"{found} is no checkpoint of a training: it has no weights or no optimizer state")
+        notes = resume.compare(state, self.origin, allow_changed, str(found))
+        self._restore(groups, found)
+        if self.scaler is not None and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+        self.ema.optimization_step = state["ema_steps"]
+        self.step, self.skipped = state["step"], state.get("skipped", 0)
+        return notes
+
+    def check_room(self, folder: Path, keep: int) -> None:
+        """Refuse to begin what the disk cannot hold. Raises: UserError with the bytes needed and free."""
+        weights = sum(p.numel() * p.element_size() for p in _trainable(self.module).values())
+        each = 3 * weights + sum(p.numel() * p.element_size() for p in self.ema.shadow_params)
+        count = max(1, keep + 1 - len(checkpoint.saved(folder)))  # the oldest is deleted after the newest is written
+        require_room(folder, each * count, f"{count} checkpoints", "make room or choose another --output-dir")
+
+    def _gather(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors by group and name. Frozen parts belong to other runs."""
+        names = {parameter: name for name, parameter in self.module.named_parameters()}
+        state = self.optimizer.state.items()
+        groups = {
+            "model": _trainable(self.module),
+            "optimizer": {f"{key}/{names[p]}": value for p, moments in state for key, value in moments.items()},
+        }
+        if self.ema.shadow_params:
+            groups["ema"] = dict(zip(_names(self.model), self.ema.shadow_params, strict=True))
+        return groups
+
+    def _restore(self, groups: dict[str, dict[str, Tensor]], source: Path) -> None:
+        own, tensors = _trainable(self.module), groups["model"]
+        if own.keys() != tensors.keys() or any(own[name].shape != value.shape for name, value in tensors.items()):
+            raise UserError(
+                f"checkpoint {source} belongs to another model; restore its settings, or use another --output-dir"
+            )
+        _fill(list(own.values()), [tensors[name] for name in own])
+        if self.ema.shadow_params:  # averages that were not kept before begin at the weights
+            averages = groups.get("ema") or dict(self.model.named_parameters())
+            _fill(self.ema.shadow_params, [averages[name] for name in _names(self.model)])
+        parameters = dict(self.module.named_parameters())
+        for full, value in groups["optimizer"].items():
+            key, name = full.split("/", 1)
+            parameter = parameters[name]
+            if key != "step":  # moments must lie in memory as their parameter does
+                value = torch.empty_like(parameter).copy_(value)
+            on_cpu = key == "step" and parameter.device.type == "cpu"
+            self.optimizer.state[parameter][key] = value if on_cpu else value.to(parameter.device)
+
+
+def find(run: Path, wanted: str) -> tuple[Path, checkpoint.Content] | None:
+    """The checkpoint of a run to go on from and what is in it, None for a fresh start.
+
+    Args:
+        wanted: 'auto' (the newest whole one, if there is any), 'never', or a checkpoint's folder.
+    Raises: UserError where a fresh start would pass over checkpoints, or if the one that is named is damaged.
+    """
+    folder = run / "checkpoints"
+    if wanted not in ("auto", "never"):
+        return Path(wanted), checkpoint.load(Path(wanted))
+    found = checkpoint.load_newest(folder) if wanted == "auto" else None
+    others = checkpoint.saved(folder)
+    if found is None and others:
+        fault = "" if wanted == "never" else f", none whole ({others[-1].name}: {checkpoint.verify(others[-1])})"
+        raise UserError(f"{run} already holds checkpoints{fault}; start anew with another --output-dir")
+    return found
+
+
+def rewind(run: Path, step: int) -> list[str]:
+    """Set aside what lies beyond `step`: damaged, or of another course of training. Returns what is to be said."""
+    said = []
+    for path in checkpoint.saved(run / "checkpoints"):
+        if path.name > checkpoint.name(step):
+            aside = checkpoint.supersede(path)
+            reason = checkpoint.verify(aside) or "an earlier one was asked for"
+            said.append(f"{path} set aside as {aside.name}: {reason}")
+    log_file = run / "log.jsonl"
+    if log_file.is_file():
+        lines = [line for line in log_file.read_text().splitlines() if _step_of(line) <= step]
+        replace_text(log_file, "".join(f"{line}\n" for line in lines))
+    return said
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of log.jsonl; infinite for a line that a crash cut off."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _trainable(module: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def _names(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_parameters()]
+
+
+def _fill(targets: list[Tensor], values: list[Tensor]) -> None:
+    with torch.no_grad():
+        for target, value in zip(targets, values, strict=True):
+            target.copy_(value)

@@ -1,0 +1,37 @@
+"""Where the files that come with the project lie: in an installed package, or in a checkout of the repository."""
+
+from pathlib import Path
+
+from ldm.utils.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def shipped_model(name: str = "glyphs") -> Path:
+    """Folder of a model that ships with the project. Raises: UserError if there is none of that name."""
+    return _find(Path("models") / name, "model_index.json")
+
+
+def shipped_models() -> list[str]:
+    """Their names, sorted."""
+    return sorted(path.parent.name for place in _places(Path("models")) for path in place.glob("*/model_index.json"))
+
+
+def shipped_configs() -> Path:
+    """Folder of the YAML presets."""
+    return _find(Path("configs"), "*.yaml")
+
+
+def _places(relative: Path) -> list[Path]:
+    return [PACKAGE / relative, PACKAGE.parent / relative]
+
+
+def _find(relative: Path, proof: str) -> Path:
+    """The first of package and checkout that holds `relative` with a file matching `proof` in it."""
+    for place in _places(relative):
+        if any(place.glob(proof)):
+            return place
+    raise UserError(
+        f"{relative} came neither with the installed package nor with a checkout (looked for {proof}): "
+        "install ldm again, or name a model folder yourself"
+    )

@@ -1,0 +1,195 @@
+"""Files and folders that are whole or absent, written by one process at a time, on disks that may be full.
+
+A writer holds a lock, which the kernel lets go of when the process dies, however it dies. So whoever holds the lock of
+a target knows that what lies half done beside it was left by the dead, and clears it away.
+"""
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from ldm.utils.errors import UserError
+
+NO_ROOM = "make room or set data.cache_dir to another folder"
+# half done, or the lock of what was: a cache of any key, a checkpoint, a finished model
+OURS = re.compile(r"\.((?:files-)?[0-9a-f]{24}|step-\d{8}|final)\..*(?:tmp|old|lock)")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFull(UserError):
+    """There is no room for a file, or it may not grow so far."""
+
+
+@contextmanager
+def drafted(path: Path) -> Iterator[IO[bytes]]:
+    """A file to fill, which takes the place of `path` when it is whole; on an error nothing is left of it."""
+    draft = _beside(path, f"{os.getpid()}.tmp")
+    try:
+        with draft.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Put a file in place whole or not at all."""
+    with drafted(path) as stream:
+        stream.write(data)
+
+
+def write_sealed(path: Path, data: bytes) -> None:
+    """As `write_whole`, after a first line with the data's sha256."""
+    write_whole(path, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+
+
+def read_sealed(path: Path) -> bytes:
+    """What `write_sealed` wrote. Raises: ValueError if a bit of it has changed, OSError if it cannot be read."""
+    seal, _, data = path.read_bytes().partition(b"\n")
+    if seal.decode("ascii", "replace") != hashlib.sha256(data).hexdigest():
+        raise ValueError("its sha256 differs")
+    return data
+
+
+def require_room(folder: Path, size: int, what: str, advice: str = NO_ROOM) -> None:
+    """Raises: DiskFull, before anything is written, if `folder` has less than `size` bytes free."""
+    free = _free(folder)
+    if size > free:
+        needs = f"it needs {size / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free"
+        raise DiskFull(f"cannot write {what} to {folder}: {needs}; {advice}")
+
+
+@contextmanager
+def telling(path: Path, advice: str) -> Iterator[None]:
+    """Raises: UserError in place of what libraries raise when `path` cannot be written, DiskFull for want of room."""
+    try:
+        yield
+    except Exception as error:  # safetensors has an exception of its own for it, and tokenizers a bare one
+        if isinstance(error, UserError) or not isinstance(error, OSError) and "os error" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        number = getattr(error, "errno", None) or int((re.findall(r"os error (\d+)", reason) or [0])[0])
+        if number not in FULL:
+            raise UserError(f"cannot write {path}: {reason}; {advice}") from error
+        left = f"{_free(path.parent) / 2**20:.1f} MiB are free there"
+        raise DiskFull(f"cannot write {path}: {reason}, {left}; {advice}") from error
+
+
+def _free(folder: Path) -> int:
+    """Bytes left where `folder` is, or will be."""
+    there = next(place for place in [folder, *folder.absolute().parents] if place.exists())
+    return shutil.disk_usage(there).free
+
+
+@contextmanager
+def one_writer(target: Path) -> Iterator[None]:
+    """Be the only process that writes `target`, after waiting for another that does. Raises: OSError."""
+    lock = _beside(target, "lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _take(lock)
+    if descriptor is None:
+        print(f"waiting for another process that writes {target}", flush=True)
+        descriptor = _take(lock, wait=True)
+    try:
+        _sweep(target)
+        yield
+    finally:
+        _release(lock, descriptor)
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` that takes its place as a whole; on an error nothing is left of it.
+
+    To be called by its one writer. Raises: OSError.
+    """
+    stage, old = (_beside(folder, f"{os.getpid()}.{end}") for end in ("tmp", "old"))
+    try:
+        stage.mkdir(parents=True)
+        yield stage
+        for file in stage.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if folder.exists():
+            folder.rename(old)
+        stage.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        _settle(old, folder)
+
+
+def sweep(folder: Path) -> None:
+    """Clear away what dead writers of caches, checkpoints and finished models left in `folder`."""
+    for path in list(folder.glob(".*")):
+        named = OURS.fullmatch(path.name)
+        if named and (descriptor := _take(lock := _beside(path.with_name(named[1]), "lock"))) is not None:
+            if path != lock:
+                _settle(path, path.with_name(named[1]))
+            _release(lock, descriptor)
+
+
+def _sweep(target: Path) -> None:
+    """The same beside a target whose lock is held here, and for that target whatever its name."""
+    own = re.compile(re.escape(_beside(target, "").name) + r".*(tmp|old)")
+    for path in list(target.parent.glob(".*")):
+        if own.fullmatch(path.name):
+            _settle(path, target)
+    sweep(target.parent)
+
+
+def _settle(path: Path, target: Path) -> None:
+    """Delete a leftover, but give a whole folder that was to be replaced its name back where nothing came after it."""
+    if path.suffix == ".old" and path.exists() and not target.exists():
+        path.rename(target)
+    elif path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _beside(target: Path, end: str) -> Path:
+    """How a draft of `target`, what it replaces, and its lock are named: `.name.end`, in the same folder."""
+    return target.with_name(f".{target.name}.{end}")
+
+
+def _take(lock: Path, wait: bool = False) -> int | None:
+    """The descriptor that holds the lock, or None if another does and is not to be waited for."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+                    return descriptor  # else its last holder has just deleted it: lock the one that is there now
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except (ImportError, OSError):  # Windows, and file systems without locks
+            return descriptor
+        os.close(descriptor)
+
+
+def _release(lock: Path, descriptor: int | None) -> None:
+    with suppress(OSError):
+        lock.unlink()
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,145 @@
+"""Checkpoints that are whole or absent: staged folder, fsync, manifest with sizes and sha256 last, one rename.
+
+A checkpoint holds model, EMA and optimizer tensors (safetensors) and the step (JSON). Nothing else is needed to
+resume: batches, noise, timesteps and dropout are functions of (seed, step), and the learning rate of the step.
+
+Formats of the manifest: 1, whose state is step, seed and EMA steps; 2, with settings and the digests of data and parts.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ldm.utils import atomic_files as disk
+from ldm.utils.errors import UserError
+
+FORMAT, READABLE = 2, (1, 2)
+MANIFEST = "manifest.json"
+Content = tuple[dict[str, dict[str, torch.Tensor]], dict]  # tensors by group and name, and the state
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill; on success it is synced, given a manifest and takes the place of `folder` as a whole.
+
+    On an error nothing is left behind; what a killed process left there is swept away by the next.
+    Raises: UserError (`disk.DiskFull` where that is the reason) if it cannot be written.
+    """
+    with disk.telling(folder, "make room or choose another folder"), disk.one_writer(folder):
+        with with_manifest(folder) as stage:
+            yield stage
+
+
+@contextmanager
+def with_manifest(folder: Path) -> Iterator[Path]:
+    """As `staged`, for the one writer of `folder`, who tells what went wrong."""
+    with disk.staged(folder) as stage:
+        yield stage
+        _write_manifest(stage)
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, as hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(folder: Path) -> str | None:
+    """Why the folder is not whole, or None if every file has the size and sha256 of its manifest."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return "no readable manifest"
+    try:
+        if manifest["format"] not in READABLE:
+            return f"format {manifest['format']}, this version reads {' and '.join(map(str, READABLE))}"
+        for name, entry in manifest["files"].items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != entry["size"]:
+                return f"{name} is missing or has another size"
+            if digest(path) != entry["sha256"]:
+                return f"{name} is damaged (sha256 differs)"
+    except (AttributeError, KeyError, TypeError):  # JSON, but of another shape
+        return "no readable manifest"
+    return None
+
+
+def save(folder: Path, tensors: dict[str, dict[str, torch.Tensor]], state: dict) -> None:
+    """Write one checkpoint: each group of tensors to its own safetensors file, `state` as JSON."""
+    with staged(folder) as stage:
+        for name, group in tensors.items():
+            save_file(
+                {key: tensor.detach().contiguous().cpu() for key, tensor in group.items()},
+                stage / f"{name}.safetensors",
+            )
+        (stage / "state.json").write_text(json.dumps(state, indent=1))
+
+
+def load(folder: Path) -> Content:
+    """Tensors and state of a checkpoint. Raises: UserError if it is not whole."""
+    if fault := verify(folder) or (None if (folder / "state.json").is_file() else "it has no state.json"):
+        raise UserError(f"checkpoint {folder} cannot be used: {fault}; --resume auto takes the newest whole one")
+    groups = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    return groups, json.loads((folder / "state.json").read_text())
+
+
+def load_newest(folder: Path) -> tuple[Path, Content] | None:
+    """The newest checkpoint that is whole and what is in it, read as soon as it is verified; None if there is none."""
+    for path in reversed(saved(folder)):
+        with suppress(UserError):
+            return path, load(path)
+    return None
+
+
+def name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def saved(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first, verified or not."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name)]
+    return sorted(found)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint that verifies, or None."""
+    return next((path for path in reversed(saved(folder)) if verify(path) is None), None)
+
+
+def set_aside(folder: Path) -> list[Path]:
+    """Checkpoints that a run turned away from; see `supersede`."""
+    return sorted(folder.glob("superseded-step-*"))
+
+
+def prune(folder: Path, keep: int, superseded: bool = False) -> None:
+    """Delete all but the newest `keep` checkpoints, and if asked those set aside."""
+    delete(saved(folder)[:-keep] + (set_aside(folder) if superseded else []))
+
+
+def delete(folders: list[Path]) -> None:
+    """Delete checkpoints. A folder without a manifest is none of ours and stays."""
+    for path in folders:
+        if (path / MANIFEST).is_file():
+            shutil.rmtree(path, ignore_errors=True)  # what cannot be deleted now is tried again at the next saving
+
+
+def supersede(path: Path) -> Path:
+    """Take a checkpoint out of the row without deleting it; returns its new place."""
+    aside = path.with_name(f"superseded-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    return path.rename(aside)
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest(path)} for path in files
+    }
+    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": entries}, indent=1))

@@ -1,0 +1,132 @@
+"""What a model folder from elsewhere may hold: looked at before a library opens it and before anything is allocated.
+
+Ordinary files that lie in the folder, of sane size; settings that name no code to fetch; and numbers that the weights
+beside them bear out, since one wrong number in a few bytes of JSON can ask for all memory there is.
+"""
+
+import json
+import math
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ldm.utils.errors import UserError
+
+MAX_TEXT = 64 * 2**20  # bytes of a JSON, YAML or text file
+MAX_HEADER = 16 * 2**20  # bytes of a safetensors header; that of Stable Diffusion has 0.1 MiB
+USUAL = 4096  # a number in the settings of a network up to this needs no tensor that is as long
+MOST_STEPS = 100_000  # no schedule is longer
+# keys by which the libraries fetch code, or other weights than those in the folder
+CODE = ("auto_map", "custom_pipeline", "trust_remote_code", "quantization_config", "attn_implementation")
+OTHERS = ("adapter_config.json",)  # files that would bring them in
+
+
+def check_files(folder: Path, components: dict[str, Path]) -> None:
+    """Raises: UserError if something below a component is no ordinary file in `folder`, or a text file is huge."""
+    roots = [folder.resolve()]
+    if folder.parent.name == "snapshots":  # of the Hub client's cache, whose files are links to its blobs
+        roots.append(folder.parents[1].resolve() / "blobs")
+    for path in [*folder.glob("*.json"), *(each for part in components.values() for each in [part, *part.rglob("*")])]:
+        real = path.resolve()
+        if not any(real.is_relative_to(root) for root in roots):
+            raise UserError(f"{path} leads out of its model folder, to {real}: nothing there is read")
+        if path.name in OTHERS:
+            raise UserError(f"{path} would bring in other weights: remove it, and keep the merged weights alone")
+        kind = real.lstat()
+        if not (stat.S_ISREG(kind.st_mode) or stat.S_ISDIR(kind.st_mode)):
+            raise UserError(f"{path} is no ordinary file")
+        if path.suffix in (".json", ".txt") and kind.st_size > MAX_TEXT:
+            raise UserError(f"{path} has {kind.st_size:,} bytes; {MAX_TEXT:,} are allowed")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of sane size. Raises: OSError, or ValueError for what is no UTF-8 or too large."""
+    with path.open("rb") as stream:
+        data = stream.read(MAX_TEXT + 1)
+    if len(data) > MAX_TEXT:
+        raise ValueError(f"more than {MAX_TEXT:,} bytes")
+    return data.decode("utf-8")
+
+
+def check_code(path: Path, settings: dict[str, Any]) -> None:
+    """Raises: UserError if settings name code to fetch."""
+    found = [key for key in settings if key.lstrip("_") in CODE and settings[key]]
+    if found:
+        raise UserError(f"{path} has {found[0]!r}, which can bring code from elsewhere; only stock networks are read")
+
+
+def check_schedule(path: Path, settings: dict[str, Any]) -> None:
+    """Raises: UserError if a number in the settings of a scheduler is beyond use."""
+    _check_numbers(path, settings, MOST_STEPS, "no schedule is longer than")
+
+
+def check_network(config: Path, settings: dict[str, Any]) -> None:
+    """Raises: UserError if a network's settings ask for more or longer layers than the weights beside them have."""
+    check_code(config, settings)
+    shapes = list(tensor_shapes(config.parent).values())
+    longest = max((length for shape in shapes for length in shape), default=0)
+    _check_numbers(config, settings, max(longest, USUAL), "the weights beside it hold nothing longer than")
+    depths = [max(_numbers(value), default=1) for key, value in settings.items() if "layers" in key]
+    blocks = max((len(value) for value in settings.values() if isinstance(value, list)), default=1)
+    if math.prod(depths) * max(blocks, 1) > max(len(shapes), 1):
+        raise UserError(f"{config} describes more layers than there are tensors beside it ({len(shapes)})")
+
+
+def tensor_shapes(component: Path) -> dict[str, list[int]]:
+    """Name -> shape of every tensor in the safetensors files of a folder, from their headers alone.
+
+    Raises: UserError if a header cannot be true, or an index names files elsewhere.
+    """
+    found: dict[str, list[int]] = {}
+    for index in component.glob("*.index.json"):
+        listed = json.loads(read_text(index)).get("weight_map", {})
+        if strange := [name for name in set(listed.values()) if name != Path(name).name]:
+            raise UserError(f"{index} names {strange[0]!r}: weights must lie beside it")
+    for file in sorted(component.glob("*.safetensors")):
+        try:
+            found |= _header(file)
+        except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{file} is no whole safetensors file: {error}") from None
+    return found
+
+
+def count(component: Path) -> int:
+    """Number of weights of a component."""
+    return sum(math.prod(shape) for shape in tensor_shapes(component).values())  # a variant has the same names
+
+
+def _header(file: Path) -> dict[str, list[int]]:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > min(MAX_HEADER, size - 8):
+            raise ValueError(f"a header of {length:,} bytes in a file of {size:,}; {MAX_HEADER:,} are allowed")
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    places = sorted(tuple(entry["data_offsets"]) for entry in header.values())
+    if [0, *(end for _, end in places)] != [*(start for start, _ in places), size - 8 - length]:
+        raise ValueError("its tensors do not fill the file one after another: it was cut, or made up")
+    shapes = {name: entry["shape"] for name, entry in header.items()}
+    if not all(isinstance(each, int) and each >= 0 for shape in shapes.values() for each in shape):
+        raise ValueError("a shape must be whole numbers, 0 or more")
+    if sum(map(math.prod, shapes.values())) > 2 * size:  # the smallest kinds take half a byte
+        raise ValueError("its header tells of more weights than the file has bytes")
+    return shapes
+
+
+def _check_numbers(path: Path, settings: dict[str, Any], most: int, why: str) -> None:
+    for key, value in settings.items():
+        if (largest := max(_numbers({key: value}), default=0)) > most:
+            raise UserError(f"{path}: {key} is {largest:,}, and {why} {most:,}")
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    """The whole numbers in a value of JSON, however deep, by their size; names of tokens are no sizes."""
+    if isinstance(value, dict):
+        value = [each for key, each in value.items() if not key.endswith("_token_id")]
+    if isinstance(value, list):
+        for each in value:
+            yield from _numbers(each)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield abs(value)

@@ -1,4 +1,0 @@
-"""`ldm web`: a model as a folder of static files that draws in the browser, with no server behind it.
-
-`page/` holds what such a folder has beside the model: plain ES modules that mirror `ldm.light`.
-"""

@@ -1,0 +1,192 @@
+"""The judge of coloured digits agrees with what is drawn, and the report counts what it should."""
+
+import json
+from argparse import Namespace
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tiny_model import tiny_pipeline
+
+from ldm.config.settings import DataOptions
+from ldm.data.digits import GROUNDS, HELD_OUT, INKS, PAIRS, SLANT, THICKNESS, splits
+from ldm.evaluation.classifier_files import CARD, WEIGHTS
+from ldm.evaluation.digits import report as digits
+from ldm.evaluation.digits.classifier import (
+    DigitJudge,
+    agreement,
+    find_ink,
+    fit,
+    main,
+    name_grounds,
+    name_inks,
+    pen_widths,
+    pictures_of,
+    slopes,
+)
+from ldm.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def data(glyph_cache):
+    """The same few handwritings as in the tests of the data: one tracing for both."""
+    return splits(DataOptions(source="digits", resolution=32, channels=3, cache_dir=glyph_cache, digits={"limit": 64}))
+
+
+@pytest.fixture(scope="module")
+def real(data):
+    """Handwriting that the judge was not trained on: test and held-out, in every ink there."""
+    parts = [pictures_of(data[name], list(range(len(data[name])))) for name in ("test", "heldout")]
+    return np.concatenate([images for images, _ in parts]), [meta for _, metas in parts for meta in metas]
+
+
+def test_the_measures_are_right_on_real_handwriting(real):
+    images, metas = real
+    found = agreement(DigitJudge().judge(images), metas)
+    assert found["ink"]["share"] >= 0.99
+    assert found["ground"]["share"] >= 0.99
+    assert found["slant"]["share"] >= 0.97
+    assert found["thickness"]["share"] >= 0.92
+    assert found["digit"]["share"] >= 0.93
+    assert found["both"]["share"] <= min(found["digit"]["share"], found["ink"]["share"])
+
+
+def test_the_shipped_judge_says_how_right_it_is_on_unseen_handwriting():
+    card = DigitJudge().card
+    assert card["trained_on"]["split"] == "train"
+    for name in ("validation", "test", "heldout"):
+        assert card[name]["digit"]["share"] >= 0.97
+        assert card[name]["ink"]["share"] >= 0.99
+
+
+@pytest.mark.parametrize("ground", GROUNDS)
+@pytest.mark.parametrize("ink", INKS)
+def test_an_ink_is_named_on_every_ground_however_thin_the_stroke(ink, ground):
+    cover = np.zeros((32, 32, 1))
+    cover[8:24, 15] = 0.6  # no pixel shows the pure ink
+    colours = np.array(GROUNDS[ground]), np.array(INKS[ink])
+    image = np.rint(colours[0] + cover * (colours[1] - colours[0])).astype(np.uint8)
+    found = find_ink(image[None])
+    assert name_inks(found) == [ink] and name_grounds(found) == [ground]
+
+
+def test_an_empty_picture_has_no_ink():
+    images = np.full((2, 32, 32, 3), 128, np.uint8)
+    assert name_inks(find_ink(images)) == ["", ""]
+
+
+def test_cover_does_not_depend_on_the_colours():
+    shape = np.zeros((32, 32, 1))
+    shape[6:26, 10:14] = 1
+    pictures = [np.rint(GROUNDS[g] + shape * (np.array(INKS[i]) - GROUNDS[g])) for g in GROUNDS for i in INKS]
+    cover = find_ink(np.stack(pictures).astype(np.uint8)).cover
+    np.testing.assert_allclose(cover, np.broadcast_to(shape[..., 0], cover.shape), atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_a_bar_has_its_width_and_a_shift_by_rows_its_slope(width):
+    image = np.full((1, 32, 32, 3), 255, np.uint8)
+    for y in range(4, 28):
+        x = 16 + round((16 - y) * 0.5)
+        image[0, y, x : x + width] = (214, 39, 40)
+    found = find_ink(image)
+    assert slopes(found)[0] == pytest.approx(0.5, abs=0.03)
+    image[:] = 255
+    image[0, 4:28, 10 : 10 + width] = (214, 39, 40)
+    found = find_ink(image)
+    assert pen_widths(found)[0] == pytest.approx(width, rel=0.16)
+    assert slopes(found)[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_other_sizes_are_judged_too(data):
+    images, metas = pictures_of(data["test"], list(range(32)))
+    large = images.repeat(2, axis=1).repeat(2, axis=2)
+    judge = DigitJudge()
+    assert judge.judge(large).digits.tolist() == judge.judge(images).digits.tolist()
+    with pytest.raises(ValueError, match="uint8"):
+        judge.judge(images[..., 0])
+
+
+def test_a_few_epochs_teach_the_network_what_it_is_shown(data):
+    lines = []
+    fit(data["train"].writing, epochs=6, seed=0, report=lines.append)
+    losses = [float(line.split()[3]) for line in lines]
+    assert len(lines) == 6 and losses[-1] < losses[0]
+
+
+def test_a_judge_whose_files_do_not_fit_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no digit classifier"):
+        DigitJudge(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(b"other")
+    (tmp_path / CARD).write_text(json.dumps({"sha256": "0"}))
+    with pytest.raises(UserError, match="sha256 differs"):
+        DigitJudge(tmp_path)
+
+
+def test_training_writes_a_judge_that_can_be_read(tmp_path, glyph_cache, capsys):
+    main(["--output", str(tmp_path / "judge"), "--cache-dir", str(glyph_cache), "--epochs", "1", "--limit", "64"])
+    judge = DigitJudge(tmp_path / "judge")
+    assert judge.card["trained_on"]["originals"] == 64
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["test"]["n"] == 16 * 8
+
+
+def test_the_plan_asks_for_every_pair_and_every_style_equally():
+    asked = digits.plan(HELD_OUT, samples=16, seed=0)
+    seen = Counter((one["digit"], one["ink"]) for one in asked["seen"])
+    assert set(seen) == set(PAIRS) - set(HELD_OUT) and set(seen.values()) == {2}
+    unseen = Counter((one["digit"], one["ink"]) for one in asked["heldout"])
+    assert unseen == dict.fromkeys(HELD_OUT, 16)
+    styles = Counter((one["thickness"], one["slant"], one["ground"]) for one in asked["seen_described"])
+    assert len(styles) == len(THICKNESS) * len(SLANT) * len(GROUNDS) and len(set(styles.values())) == 1
+    assert all((one["digit"], one["ink"]) in HELD_OUT for one in asked["heldout_described"])
+    assert all((one["digit"], one["ink"]) not in HELD_OUT for one in asked["seen_described"])
+    assert asked["seen"][0]["prompt"] == "an orange 0" and set(digits.plan((), 16, 0)) == {"seen", "seen_described"}
+
+
+class Copier:
+    """Stands for a model: answers each prompt with a real picture that fits it."""
+
+    def __init__(self, data, wrong: bool = False):
+        self.items = {}
+        for part in data.values():
+            for i, item in enumerate(part.items):
+                self.items.setdefault((str(item.digit), item.ink), part.image(i))
+        self.wrong, self.digest, self.defaults = wrong, "0", {"num_inference_steps": 1, "guidance_scale": 1.0}
+        self.vae = tiny_pipeline(channels=3).vae
+        self.latent_shape = (4, 16, 16)
+
+    def __call__(self, prompts, **settings):
+        words = [prompt.split(" on ")[0].split() for prompt in prompts]
+        inks = {ink: ("blue" if self.wrong else ink) for ink in INKS}
+        pictures = [self.items.get((w[-1], inks[w[-2]]), self.items["1", "blue"]) for w in words]
+        return SimpleNamespace(images=np.stack(pictures) / 255.0)
+
+
+@pytest.fixture
+def judged(data, tmp_path, monkeypatch, glyph_cache):
+    def run(wrong):
+        monkeypatch.setattr(digits, "load_pipeline", lambda run, device=None: Copier(data, wrong))
+        monkeypatch.setattr(digits, "real_digits", lambda *args: data["test"])
+        settings = {"seed": 0, "steps": None, "guidance": None, "batch": 64, "device": "cpu", "cache_dir": glyph_cache}
+        settings["lora"] = None
+        return digits.evaluate(tmp_path, Namespace(output=tmp_path / "report", samples=3, **settings))
+
+    return run
+
+
+def test_a_model_that_obeys_is_told_from_one_that_draws_all_in_blue(judged, tmp_path, capsys):
+    good = judged(wrong=False)["sections"]
+    assert good["seen"]["both"]["share"] > 0.85 and good["heldout"]["ink"]["share"] > 0.9
+    bad = judged(wrong=True)["sections"]
+    assert bad["seen"]["ink"]["share"] < 0.2 and bad["seen"]["digit"]["share"] > 0.5
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text())["sections"] == bad
+    assert (tmp_path / "report" / "heldout.png").is_file()
+    printed = capsys.readouterr().out
+    assert "heldout" in printed and "both" in printed
+
+
+def test_grey_models_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(digits, "load_pipeline", lambda run, device=None: tiny_pipeline(channels=1))
+    with pytest.raises(UserError, match="coloured digits have 3"):
+        digits.evaluate(tmp_path, Namespace(output=tmp_path, device="cpu", lora=None))

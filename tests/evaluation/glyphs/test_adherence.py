@@ -1,0 +1,80 @@
+"""Scores of pictures whose content is known: right, wrong, not asked for; and what ceiling and floor are."""
+
+import numpy as np
+import pytest
+
+from ldm.evaluation.glyphs.adherence import Judge, agreement, asked_of, ceiling, shuffled
+from ldm.evaluation.glyphs.classifier import GlyphClassifier
+from ldm.evaluation.glyphs.prompts import Asked
+from ldm.evaluation.glyphs.samples import pictures
+from ldm.evaluation.glyphs.style_probe import StyleProbe
+
+pytest.importorskip("pylopdf_fonts_zh_cn")
+
+
+@pytest.fixture(scope="module")
+def splits(glyph_cache):
+    from ldm.config.settings import DataOptions, GlyphOptions
+    from ldm.data.glyphs.dataset import splits as glyph_splits
+
+    return glyph_splits(DataOptions(cache_dir=glyph_cache, glyphs=GlyphOptions(limit=300)))
+
+
+@pytest.fixture(scope="module")
+def judge(splits):
+    classifier, train = GlyphClassifier(), splits["train"]
+    styles = [train.meta(i)["style"] for i in range(len(train))]
+    return Judge(classifier, StyleProbe(pictures(train), styles))
+
+
+@pytest.fixture(scope="module")
+def real(splits, judge):
+    data = splits["test"]
+    asked = asked_of(data)
+    judged = judge(pictures(data))
+    return asked, judged, judge.scores(judged, asked)
+
+
+def test_real_characters_agree_with_what_they_are(real):
+    asked, _, scores = real
+    assert len(asked) >= 32 and all(len(values) == len(asked) for values in scores.values())
+    assert np.nanmean(scores["layout"]) > 0.9 and np.nanmean(scores["style"]) > 0.9
+    assert np.nanmean(scores["radical"]) > 0.6 and np.nanmean(scores["components_f1"]) > 0.5
+    assert np.nanmean(scores["strokes_error"]) < 2
+
+
+def test_dealt_out_anew_they_do_not(real, judge):
+    asked, judged, scores = real
+    rng = np.random.default_rng(0)
+    deals = [judge.scores(judged, shuffled(asked, rng)) for _ in range(20)]
+    floor = {name: np.nanmean([np.nanmean(deal[name]) for deal in deals]) for name in scores}
+    assert floor["radical"] < 0.3 and floor["components_f1"] < 0.3 and 0.3 < floor["style"] < 0.7
+    assert floor["strokes_error"] > 2 * np.nanmean(scores["strokes_error"])
+
+
+def test_what_is_not_asked_for_is_not_scored(splits, judge):
+    judged = judge(pictures(splits["test"], [0, 1]))
+    scores = judge.scores(judged, [Asked("layout", "horizontal stacked glyph", layout="horizontal")] * 2)
+    assert np.isfinite(scores["layout"]).all()
+    assert all(np.isnan(scores[name]).all() for name in ("radical", "style", "components_f1", "strokes_error"))
+    nothing = judge.scores(judged, [Asked("none", "")] * 2)
+    assert all(np.isnan(values).all() for values in nothing.values()) and np.isnan(agreement(nothing)).all()
+
+
+def test_agreement_is_all_that_is_asked_for():
+    nan = np.nan
+    scores = {
+        "layout": np.array([1, 1, 0, nan, nan]),
+        "radical": np.array([1, 0, nan, 1, nan]),
+        "style": np.array([nan, 1, nan, nan, nan]),
+    }
+    np.testing.assert_array_equal(agreement(scores), [1, 0, 0, 1, nan])
+
+
+def test_the_ceiling_is_that_of_the_real_glyphs_which_fit_the_prompts():
+    real = [Asked("character", "", layout="single"), Asked("character", "", layout="single"),
+            Asked("character", "", layout="above")]  # fmt: skip
+    scores = {"layout": np.array([1.0, 0.0, 1.0]), "style": np.array([1.0, 1.0, np.nan])}
+    asked = [Asked("layout", "a", layout="single")] * 5 + [Asked("layout", "b", layout="above")]
+    assert ceiling(asked, real, scores) == {"layout": 0.75}  # each prompt counts once; no style is asked for
+    assert ceiling([Asked("layout", "c", layout="below")], real, scores) == {}

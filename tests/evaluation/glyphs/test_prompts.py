@@ -1,0 +1,51 @@
+"""The fixed list of prompts is what the data set says it is, and none of the characters in it was trained on."""
+
+from collections import Counter
+from importlib import resources
+
+import pytest
+
+from ldm.data.glyphs.dataset import HELD_OUT, load_table, split_characters, split_of
+from ldm.evaluation.glyphs.prompts import FILE, SECTIONS, as_text, compose, glyph_prompts
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return glyph_prompts()
+
+
+def test_the_file_is_what_its_command_writes():
+    assert resources.files("ldm.evaluation").joinpath(FILE).read_text(encoding="utf-8") == as_text(compose())
+
+
+def test_sections_come_in_order_and_can_be_asked_for_alone(asked):
+    assert list(dict.fromkeys(one.section for one in asked)) == list(SECTIONS)
+    assert Counter(one.section for one in asked) == {
+        "layout": 15, "radical": 36, "pair": 15, "style": 6, "character": 1015,
+    }  # fmt: skip
+    assert [one.section for one in glyph_prompts(("pair",))] == ["pair"] * 15
+
+
+def test_prompts_say_what_they_ask_for(asked):
+    by_prompt = {one.prompt: one for one in asked}
+    assert by_prompt["horizontal stacked glyph"].layout == "horizontal"
+    assert by_prompt["glyph with the water radical"].radical == 85
+    assert by_prompt["glyph in serif style"].style == "song"
+    pair = by_prompt["vertical stacked glyph with the horse radical"]
+    assert (pair.radical, pair.layout) == (187, "vertical")
+
+
+def test_the_pairs_never_occur_in_training(asked):
+    trained = {(row.radical, row.structure) for row in split_characters()["train"]}
+    pairs = {(one.radical, one.layout) for one in asked if one.section == "pair"}
+    assert pairs == set(HELD_OUT) and not pairs & trained
+
+
+def test_the_characters_are_those_of_the_test_split_with_their_own_facts(asked):
+    rows = {row.codepoint: row for row in load_table()}
+    for one in asked:
+        if one.section == "character":
+            row = rows[one.codepoint]
+            assert split_of(row) == "test"
+            assert (one.layout, one.radical, one.strokes) == (row.structure, row.radical, row.strokes)
+            assert f"{row.strokes} stroke" in one.prompt and (not row.senses or row.senses[0] in one.prompt)

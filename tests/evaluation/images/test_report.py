@@ -1,0 +1,302 @@
+"""`ldm evaluate` of one's own pictures: measures whose right answer is known, and the whole on a tiny run."""
+
+import argparse
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from transformers import Dinov2Config, Dinov2Model
+
+from ldm.cli import evaluate as command
+from ldm.config.settings import ClipModel, ClipSettings, OptimOptions
+from ldm.data import build
+from ldm.evaluation.images import report as pictures
+from ldm.evaluation.run_loading import open_run
+from ldm.hub.export import export
+from ldm.hub.model_card import rows
+from ldm.models.identity_autoencoder import IdentityAutoencoder
+from ldm.models.lora import Adapter, save_lora
+from ldm.models.text_encoder import ClipTask
+from ldm.pipelines import model_folder
+from ldm.training.trainer import Trainer
+from ldm.utils.errors import UserError
+from tests.tiny_run import COLOURS, data_options, ldm_settings, train_ldm, train_options, train_vae, write_pictures
+
+NAMES = list(COLOURS)
+
+
+def uniform(colours, side=16):
+    """Pictures of one colour each: uint8 (n, side, side, 3)."""
+    return np.tile(np.array(colours, np.uint8)[:, None, None], (1, side, side, 1))
+
+
+class Knowing:
+    """A judge that knows colours: the feature of a picture, and of a caption, is the number of its colour."""
+
+    digest = "d"
+
+    def __call__(self, images, captions):
+        known = np.array([COLOURS[name] for name in NAMES])
+        seen = np.abs(images.mean((1, 2))[:, None] - known).sum(2).argmin(1)
+        told = [NAMES.index(caption.split()[1]) for caption in captions]
+        return torch.eye(len(NAMES))[seen], torch.eye(len(NAMES))[told]
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """Captions, and pictures of what they say."""
+    names = [NAMES[i % 4] for i in range(80)]
+    return [f"a {name} bar" for name in names], uniform([COLOURS[name] for name in names])
+
+
+def test_pictures_of_what_was_asked_for_get_the_ceiling_and_dealt_captions_the_floor(asked):
+    captions, real = asked
+    found = pictures.words_section(real, real, captions, Knowing())
+    assert found["share"] == found["ceiling"] == 1 and found["candidates"] == 4 and found["n"] == 80
+    assert found["floor"] == pytest.approx(1 / 4, abs=0.05)
+    low, high = found["interval"]
+    assert low == pytest.approx(80 / (80 + 1.96**2), abs=1e-3) and high == 1  # Wilson of 80 out of 80
+
+
+def test_pictures_of_other_captions_get_nothing_and_half_of_them_half(asked):
+    captions, real = asked
+    other = np.roll(real, 1, axis=0)  # never the colour that was asked for
+    assert pictures.words_section(other, real, captions, Knowing())["share"] == 0
+    half = np.concatenate([real[:40], other[40:]])
+    assert pictures.words_section(half, real, captions, Knowing())["share"] == 0.5
+
+
+def test_pictures_without_a_caption_are_left_out_and_one_caption_is_none(asked):
+    captions, real = asked
+    some = ["" if i < 8 else caption for i, caption in enumerate(captions)]
+    assert pictures.words_section(real, real, some, Knowing())["n"] == 72
+    assert pictures.words_section(real, real, ["a red bar"] * 80, Knowing()) is None
+
+
+def test_of_many_captions_a_hundred_are_compared_and_chance_is_one_in_a_hundred():
+    rng = np.random.default_rng(0)
+    scores, own = rng.normal(size=(4000, 300)), rng.integers(300, size=4000)
+    assert pictures.r_precision(scores, own).mean() == pytest.approx(0.01, abs=0.005)
+    scores[np.arange(4000), own] = scores.max() + 1
+    assert pictures.r_precision(scores, own).all()
+    assert not pictures.r_precision(np.ones((3, 5)), np.arange(3)).any()  # a constant judge tells nothing
+
+
+def test_a_copied_training_picture_is_found_among_new_ones():
+    rng = np.random.default_rng(0)
+    train, held, drawn = (rng.normal(size=(n, 8)) for n in (500, 300, 100))
+    drawn[:7] = train[40:47] + 1e-6
+    index, distance = pictures.nearest(drawn, train)
+    brute = np.linalg.norm(drawn[:, None] - train, axis=2)
+    assert (index == brute.argmin(1)).all() and index[:7].tolist() == list(range(40, 47))
+    np.testing.assert_allclose(distance, brute.min(1), rtol=1e-6)
+    found = pictures.novelty_section(distance, pictures.nearest(held, train)[1])
+    assert 0.07 <= found["near_copies"]["share"] <= 0.09  # and of the new ones 1% on average
+    unseen = pictures.novelty_section(*[pictures.nearest(held, train)[1]] * 2)
+    assert unseen["near_copies"]["share"] < 0.011
+
+
+def test_real_pictures_are_as_like_as_training_ones_and_others_are_not():
+    rng = np.random.default_rng(0)
+    train, held, other = rng.normal(size=(600, 6)), rng.normal(size=(100, 6)), rng.normal(size=(100, 6))
+    found = pictures.likeness_section(other, held, train)
+    assert abs(found["drawn"]["kid"]["value"] - found["training"]["kid"]["value"]) < 0.1
+    assert found["training"]["generated"] == 100  # as many: distances depend on sizes
+    away = pictures.likeness_section(other + 2, held, train)
+    assert away["drawn"]["kid"]["value"] > 10 * abs(away["training"]["kid"]["value"]) + 1
+    assert away["drawn"]["coverage"]["value"] < 0.5 < away["training"]["coverage"]["value"]
+    assert pictures.likeness_section(other[:10], held, train) is None
+
+
+def test_coarse_colours_are_the_means_of_fields():
+    black, white = uniform([(0, 0, 0), (255, 255, 255)])
+    left = np.concatenate([white[:, :8], black[:, 8:]], axis=1)
+    found = pictures.coarse(np.stack([black, white, left])).reshape(3, 8, 8, 3)
+    assert (found[0] == -1).all() and (found[1] == 1).all()
+    assert (found[2, :, :4] == 1).all() and (found[2, :, 4:] == -1).all()
+    assert pictures.coarse(left[None, ..., :1]).shape == (1, 64)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_vision_model_that_is_named_comes_before_the_others(tmp_path, channels):
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, mlp_ratio=2
+    )
+    Dinov2Model(config).save_pretrained(tmp_path)
+    eye = pictures.eye_of(str(tmp_path), Knowing())
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, channels), dtype=np.uint8)
+    assert eye.name == "Dinov2Model" and eye.embed(images).shape == (3, 16)
+
+
+def test_in_pixel_space_nothing_is_lost(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    found = pictures.autoencoder_section(IdentityAutoencoder(3), images, tmp_path)
+    assert found["psnr"]["value"] == 99 and found["ssim"]["value"] == 1 and found["rate"]["bits_per_pixel"] == 24
+
+
+# ---- a run ----------------------------------------------------------------------------------------------------------
+
+
+def train_clip(project, splits):
+    towers = {"width": 16, "layers": 1, "heads": 2, "vision_width": 16, "vision_layers": 1, "vision_heads": 2}
+    settings = ClipSettings(
+        output_dir=project / "clip",
+        data=data_options(project),
+        model=ClipModel(**towers, embed_dim=8, patch_size=8, vocab_size=560, context_length=8),
+        train=train_options(80, 32),
+        optim=OptimOptions(lr=1e-2, warmup_steps=10),
+    )
+    Trainer(ClipTask(settings, splits, project / "clip"), settings, project / "clip").fit()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A CLIP that has learned the four colours, a VAE, and two models: one told the words, and one without."""
+    folder = tmp_path_factory.mktemp("own")
+    write_pictures(folder / "pictures")
+    splits = build(data_options(folder))
+    train_clip(folder, splits)
+    train_vae(folder, splits, steps=60)
+    train_ldm(ldm_settings(folder, steps=30, text={"source": "run"}, model=small()), splits)
+    plain = {"output_dir": folder / "plain" / "ldm", "vae": str(folder / "vae"), "text": {"source": "none"}}
+    train_ldm(ldm_settings(folder, steps=4, model=small(), **plain), splits)
+    return folder
+
+
+def small():
+    return {"block_out_channels": [8, 16], "norm_num_groups": 4, "attention_levels": [1], "heads": 2}
+
+
+def evaluate(run, output, *words):
+    """The metrics that the command leaves."""
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["evaluate", str(run), "-o", str(output), "--steps", "2", *words])
+    assert command.run(args) == 0
+    return json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_a_run_on_ones_own_pictures_is_measured_by_them(project, tmp_path, capsys):
+    metrics = evaluate(project / "ldm", tmp_path, "--quick")
+    assert metrics["settings"]["samples"] == 32 == metrics["words"]["n"] and metrics["words"]["candidates"] == 4
+    assert metrics["words"]["ceiling"] > 0.9 and metrics["words"]["floor"] < 0.4  # the judge knows real pictures
+    assert metrics["likeness"]["drawn"]["fd"]["value"] > metrics["likeness"]["training"]["fd"]["value"]
+    assert any("guided the model" in text for text in metrics["notes"]) and metrics["features"]["name"] == "CLIP"
+    assert metrics["autoencoder"]["psnr"]["value"] > 10 and "near_copies" in capsys.readouterr().out
+    quoted = rows(metrics)
+    assert metrics["settings"]["guidance_scale"] == 2 and "%" not in quoted["ssim"]
+    assert (
+        "ceiling" in quoted["own_caption_first"]
+        and {"kid", "kid_of_real", "near_copies", "psnr", "ssim"} <= quoted.keys()
+    )
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert text.count("data:image/png;base64,") == 3 and "http" not in text
+    with Image.open(tmp_path / "drawn.png") as sheet:
+        assert sheet.width == 8 * (128 + 4)
+
+
+@pytest.mark.parametrize("source, guides", [("run", True), ("new", False), ("none", False), ("{clip}", True)])
+def test_a_judge_is_said_to_have_guided_the_model_where_it_has(project, source, guides):
+    opened = open_run(project / "ldm")
+    text = opened.settings.text.model_copy(update={"source": source.format(clip=project / "clip")})
+    opened.settings = opened.settings.model_copy(update={"text": text})
+    judge, found = pictures.judge_of(opened, None)
+    assert judge is not None and found is guides
+    assert pictures.judge_of(opened, project / "clip" / "final")[1] is guides  # under another name too
+
+
+def test_a_model_that_draws_the_held_out_pictures_gets_what_they_get(project, tmp_path, monkeypatch):
+    held = open_run(project / "ldm").data.validation
+    monkeypatch.setattr(pictures, "draw", lambda pipeline, captions, seeds, how: pictures.read(held, range(len(held))))
+    metrics = evaluate(project / "ldm", tmp_path)
+    assert metrics["words"]["share"] == metrics["words"]["ceiling"] and metrics["words"]["n"] == len(held)
+    drawn, training = (metrics["likeness"][name] for name in ("drawn", "training"))
+    assert drawn["fd"]["value"] == pytest.approx(0, abs=1e-6) and drawn["coverage"]["value"] == 1
+    assert training["fd"]["value"] > 0 and metrics["novelty"]["near_copies"]["share"] == 0
+
+
+def test_a_model_without_words_is_measured_without_them(project, tmp_path):
+    metrics = evaluate(project / "plain" / "ldm", tmp_path, "--samples", "24")
+    assert metrics["words"] is None and "own_caption_first" not in metrics["summary"]
+    assert metrics["features"]["name"] == "colours at 8 x 8" and metrics["likeness"]["drawn"]["generated"] == 24
+    assert any("draws without words" in text for text in metrics["notes"])
+    judged = evaluate(project / "plain" / "ldm", tmp_path, "--samples", "4", "--clip", str(project / "clip"))
+    assert judged["features"]["name"] == "CLIP" and judged["likeness"] is None
+    assert not any("guided" in text for text in judged["notes"])
+
+
+def test_an_exported_model_has_no_pictures_beside_it_and_says_so_at_once(project, tmp_path):
+    folder = export(project / "ldm", tmp_path / "model")
+    started = time.monotonic()
+    with pytest.raises(UserError, match="evaluate the run that it was made of"):
+        evaluate(folder, tmp_path / "report")
+    assert time.monotonic() - started < 1 and not (tmp_path / "report").exists()
+
+
+def test_an_exported_model_on_the_hub_is_told_apart_too(project, tmp_path, monkeypatch):
+    folder = export(project / "ldm", tmp_path / "model")
+    monkeypatch.setattr(model_folder, "pull", lambda repo, revision, files, leaving: folder)
+    with pytest.raises(UserError, match="someone/model was trained on pictures, pictures that"):
+        evaluate("someone/model", tmp_path / "report")
+
+
+def test_an_unfinished_run_on_other_pictures_by_now_says_so(project, tmp_path):
+    write_pictures(tmp_path / "pictures")
+    shutil.copytree(project / "ldm", tmp_path / "ldm", ignore=shutil.ignore_patterns("final"))
+    settings = (
+        (project / "ldm" / "config.yaml").read_text().replace(str(project / "pictures"), str(tmp_path / "pictures"))
+    )
+    (tmp_path / "ldm" / "config.yaml").write_text(settings)
+    for part in ("clip", "vae"):
+        (tmp_path / part).symlink_to(project / part)
+    metrics = evaluate(tmp_path / "ldm", tmp_path / "same", "--samples", "4")
+    assert not any("others now" in text for text in metrics["notes"])
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "pictures" / "000.png")
+    metrics = evaluate(tmp_path / "ldm", tmp_path / "other", "--samples", "4", "--batch", "3")
+    assert any("others now" in text for text in metrics["notes"])
+
+
+def test_adapters_change_what_is_drawn(project, tmp_path):
+    out, into = open_run(project / "ldm").pipeline.unet.conv_in.weight.shape[:2]
+    down, up = torch.ones(2, into, 3, 3), torch.ones(out, 2, 1, 1)
+    lora = save_lora({"unet.conv_in": Adapter(down, up)}, tmp_path / "lora").parent
+    plain, other, none = (
+        evaluate(project / "ldm", tmp_path / "report", "--samples", "4", *words)
+        for words in ((), ("--lora", f"{lora}"), ("--lora", f"{lora}:0"))
+    )
+    assert plain["model"]["digest"] != other["model"]["digest"] and other["model"]["lora"] == str(lora)
+    assert plain["novelty"]["median_drawn"] == none["novelty"]["median_drawn"] != other["novelty"]["median_drawn"]
+
+
+@pytest.mark.parametrize(
+    "words, said", [(("--against", "models/glyphs"), "--against"), (("--quick", "--samples", "9"), "--samples 32")]
+)
+def test_what_does_not_apply_is_refused(project, tmp_path, words, said):
+    with pytest.raises(UserError, match=said):
+        evaluate(project / "ldm", tmp_path, *words)
+
+
+def test_pictures_that_are_gone_are_told_of(project, tmp_path):
+    (tmp_path / "ldm").mkdir()
+    settings = (project / "ldm" / "config.yaml").read_text().replace(str(project / "pictures"), str(tmp_path / "gone"))
+    (tmp_path / "ldm" / "config.yaml").write_text(settings)
+    (tmp_path / "ldm" / "final").symlink_to(project / "ldm" / "final")
+    with pytest.raises(UserError, match="gone does not exist"):
+        evaluate(tmp_path / "ldm", tmp_path / "report")
+
+
+def test_what_went_on_from_a_glyph_model_is_one(tmp_path):
+    (tmp_path / "config.yaml").write_text("data: {source: mine}\nldm: {start: {model: models/glyphs-fast}}\n")
+    assert command.source_of(tmp_path) == "glyphs" == command.source_of("glyphs")
+    (tmp_path / "config.yaml").write_text("data: {source: mine}\nldm: {start: {model: digits}}\n")
+    assert command.source_of(tmp_path) == "mine" and command.source_of("models/digits") == "digits"
+    (tmp_path / "config.yaml").write_text(f"data: {{source: mine}}\nldm: {{start: {{model: {tmp_path}}}}}\n")
+    assert command.source_of(tmp_path) == "mine"  # and no endless search
+    (tmp_path / "config.yaml").write_text("data: {source: mine}\nldm: [1]\n")
+    assert command.source_of(tmp_path) == "mine"

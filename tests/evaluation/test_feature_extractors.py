@@ -1,0 +1,73 @@
+"""Judges from elsewhere: a CLIP made so that its answers are known, and a vision model of transformers' own."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import Dinov2Config, Dinov2Model
+
+from ldm.config.settings import ClipModel
+from ldm.evaluation.feature_extractors import ClipJudge, VisionModel
+from ldm.models.text_encoder import build_clip, train_tokenizer
+from ldm.utils.errors import UserError
+
+CAPTIONS = ["horizontal stacked glyph", "vertical stacked glyph", "single glyph"]
+
+
+@pytest.fixture(scope="module")
+def clip_run(tmp_path_factory):
+    run = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    small = ClipModel(vocab_size=560, context_length=8, width=16, layers=1, heads=2, vision_width=16, vision_layers=1,
+                      vision_heads=2, embed_dim=8)  # fmt: skip
+    tokenizer = train_tokenizer(CAPTIONS, 560, 8)
+    build_clip(small, 16, 1, tokenizer).save_pretrained(run / "final" / "clip")
+    tokenizer.save_pretrained(run / "final" / "tokenizer")
+    return run
+
+
+def test_both_towers_give_unit_features_that_tell_pictures_and_prompts_apart(clip_run):
+    judge = ClipJudge(clip_run)
+    images = np.random.default_rng(0).integers(0, 256, (70, 16, 16), dtype=np.uint8)
+    prompts = [CAPTIONS[i % 3] for i in range(70)]
+    image, text = judge(images, prompts)
+    assert image.shape == text.shape == (70, 8)
+    torch.testing.assert_close(image.norm(dim=1), torch.ones(70))
+    assert torch.equal(text[0], text[3]) and not torch.allclose(text[0], text[1])
+    torch.testing.assert_close(judge(images[65:], prompts[65:])[0], image[65:])  # whatever the batch
+    torch.testing.assert_close(judge(images[..., None], prompts)[0], image)
+    larger = np.repeat(np.repeat(images[:2], 2, 1), 2, 2)
+    assert ((judge(larger, prompts[:2])[0] * image[:2]).sum(1) > 0.97).all()  # scaled down as a picture is
+    assert len(judge.digest) == 16
+
+
+def test_a_folder_without_clip_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no clip/"):
+        ClipJudge(tmp_path)
+
+
+def test_features_of_a_vision_model_are_those_that_transformers_gives(tmp_path):
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, mlp_ratio=2
+    )
+    torch.manual_seed(0)
+    model = Dinov2Model(config).eval()
+    model.save_pretrained(tmp_path)
+    settings = {"size": {"height": 28, "width": 28}, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)
+    mean, deviation = (torch.tensor(settings[name])[:, None, None] for name in ("image_mean", "image_std"))
+    pixels = (torch.from_numpy(images)[:, None].expand(-1, 3, -1, -1) / 255 - mean) / deviation
+    with torch.no_grad():
+        direct = model(pixel_values=pixels).pooler_output
+    np.testing.assert_allclose(VisionModel(str(tmp_path)).embed(images), direct.numpy(), atol=1e-5)
+
+
+def test_what_sees_no_pictures_is_refused(tmp_path, clip_run):
+    with pytest.raises(UserError, match="no image network"):
+        VisionModel(str(tmp_path))
+    judge = ClipJudge(clip_run)
+    judge.clip.text_model.config.save_pretrained(tmp_path)
+    with pytest.raises(UserError):
+        VisionModel(str(tmp_path))

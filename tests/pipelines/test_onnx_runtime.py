@@ -1,0 +1,316 @@
+"""Drawing through ONNX Runtime, with and without torch: the same numbers as the networks give, or torch instead."""
+
+import importlib.util
+import json
+import logging
+import shutil
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from commands import BIN, ROOT, run
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_model import COSINE, tiny_folder, tiny_pipeline
+
+from ldm.cli import generate
+from ldm.cli.main import build_parser
+from ldm.hub import export
+from ldm.pipelines.loading import load_pipeline
+from ldm.pipelines.model_folder import locate
+from ldm.pipelines.onnx_export import SMALL, write_graphs
+from ldm.pipelines.onnx_runtime import GRAPHS, graph, open_engine
+from ldm.pipelines.torch_free import open_light, standard_normal
+from ldm.utils.errors import UserError
+
+
+def with_graphs(folder, *args, **options):
+    tiny_folder(folder, *args, **options)
+    write_graphs(load_pipeline(folder, engine="torch"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return with_graphs(tmp_path_factory.mktemp("engine") / "model")
+
+
+def copied(model, tmp_path):
+    return shutil.copytree(model, tmp_path / "copy")
+
+
+def draw(pipeline, **options):
+    return pipeline(["water", "fire"], seed=3, output_type="np", **options).images
+
+
+# ---- graphs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"noise": COSINE, "channels": 3, "pooled_text": False}])
+def test_every_network_gives_what_torch_gives(tmp_path, options):
+    folder = with_graphs(tmp_path / "model", **options)
+    engine, torch_one = open_engine(locate(folder), threads=1), load_pipeline(folder, engine="torch")
+    ids = torch.randint(0, 500, (3, 16), generator=torch.Generator().manual_seed(0))
+    x, t = torch.randn(3, 4, 8, 8), torch.tensor([999.0, 500.0, 1.0])
+    with torch.inference_mode():
+        states = torch_one.text_encoder(ids)[0]
+        found = (
+            engine.states(ids.numpy()),
+            engine.predict(x.numpy(), t.numpy(), states.numpy()),
+            engine.decode(x.numpy()),
+        )
+        wanted = states, torch_one.unet(x, t, encoder_hidden_states=states).sample, torch_one.vae.decode(x).sample
+    for ours, its in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours, its.numpy(), atol=2e-5 * its.abs().max().item())
+
+
+def test_graphs_hold_no_weights(model):
+    for component in GRAPHS:
+        inside = onnx.load(graph(locate(model), component), load_external_data=False).graph.initializer
+        outside = [one for one in inside if one.data_location == onnx.TensorProto.EXTERNAL]
+        assert outside and {
+            entry.value for one in outside for entry in one.external_data if entry.key == "location"
+        } == {next(path.name for path in (model / component).glob("*.safetensors"))}
+        assert all(np.prod(one.dims) < SMALL for one in inside if one not in outside)
+
+
+def test_a_graph_computes_with_the_weights_that_lie_beside_it(tmp_path, model):
+    folder = copied(model, tmp_path)
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = {name: entry for name, entry in json.loads(content[8:start]).items() if name.startswith("decoder")}
+    first, end = next(e["data_offsets"] for e in header.values() if np.prod(e["shape"]) >= SMALL)
+    content[start + first : start + end] = (2 * np.frombuffer(content[start + first : start + end], "<f4")).tobytes()
+    path.write_bytes(content)
+    z = np.random.default_rng(0).standard_normal((1, 4, 8, 8), np.float32)
+    before, after = (open_engine(locate(each), 1).decode(z) for each in (model, folder))
+    with torch.inference_mode():
+        wanted = load_pipeline(folder, engine="torch").vae.decode(torch.from_numpy(z)).sample.numpy()
+    assert abs(before - wanted).max() > 1e-3
+    np.testing.assert_allclose(after, wanted, atol=1e-4)
+
+
+def test_a_graph_of_other_weights_is_left_alone(tmp_path, model, caplog):
+    folder = copied(model, tmp_path)
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(path), path)  # the same weights, in another order
+    pipeline = load_pipeline(folder)
+    assert pipeline.engine is None and open_light(locate(folder)) is None
+    assert "is of other weights" in caplog.text
+    np.testing.assert_allclose(draw(pipeline), draw(load_pipeline(model)), atol=1e-4)
+
+
+def test_half_precision_weights_are_computed_with_in_float32(tmp_path, model):
+    out = export.export(model, tmp_path / "half", "fp16")
+    assert open_engine(locate(out)) is not None
+    np.testing.assert_allclose(*(draw(load_pipeline(out, engine=one)) for one in ("onnx", "torch")), atol=1e-4)
+
+
+def test_an_export_without_onnx_is_whole(tmp_path, model, monkeypatch, caplog):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "onnx" else found(name, *rest))
+    out = export.export(model, tmp_path / "plain")
+    assert "onnx is not installed" in caplog.text and not list(out.rglob("*.onnx"))
+    assert load_pipeline(out).engine is None
+
+
+def test_a_graph_that_points_out_of_its_folder_is_refused(tmp_path, model):
+    folder = copied(model, tmp_path)
+    shutil.move(folder / "vae" / "diffusion_pytorch_model.safetensors", tmp_path / "elsewhere.safetensors")
+    shutil.copy(tmp_path / "elsewhere.safetensors", folder / "vae" / "diffusion_pytorch_model.safetensors")
+    hostile = onnx.load(folder / "vae" / "decoder.onnx", load_external_data=False)
+    for one in hostile.graph.initializer:
+        for entry in one.external_data:
+            entry.value = "../../elsewhere.safetensors" if entry.key == "location" else entry.value
+    (folder / "vae" / "decoder.onnx").write_bytes(hostile.SerializeToString())
+    with pytest.raises(UserError, match="cannot be run"):
+        open_engine(locate(folder)).decode(np.zeros((1, 4, 8, 8), np.float32))
+
+
+def test_a_broken_graph_is_told_in_one_line(tmp_path, model):
+    folder = copied(model, tmp_path)
+    whole = (folder / "unet" / "model.onnx").read_bytes()
+    (folder / "unet" / "model.onnx").write_bytes(b"not a graph" + whole)
+    with pytest.raises(UserError, match="model.onnx cannot be run.*ldm export"):
+        load_pipeline(folder)("water", seed=0)
+
+
+# ---- the pipeline ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"sampler": "unipc"}, {"cfg_zero": True}, {"guidance_rescale": 0.5}])
+def test_the_engine_draws_what_torch_draws(model, options):
+    np.testing.assert_allclose(*(draw(load_pipeline(model, engine=e), **options) for e in ("onnx", "torch")), atol=1e-4)
+
+
+def weights(pipeline):
+    with torch.no_grad():
+        pipeline.unet.conv_out.weight.mul_(3)
+
+
+def new_weights(pipeline):
+    pipeline.unet.conv_out.weight = torch.nn.Parameter(3 * pipeline.unet.conv_out.weight)
+
+
+def another_network(pipeline):
+    pipeline.unet = tiny_pipeline(pooled_text=False).unet
+
+
+def a_hook(pipeline):
+    pipeline.unet.conv_out.register_forward_hook(lambda module, inputs, output: 3 * output)
+
+
+def another_layer(pipeline):
+    pipeline.vae.decoder.conv_out = torch.nn.Sequential(pipeline.vae.decoder.conv_out, torch.nn.Flatten(1, 0))
+    pipeline.vae.decoder.conv_out = pipeline.vae.decoder.conv_out[0]
+    pipeline.vae.decoder.conv_out.bias.data = pipeline.vae.decoder.conv_out.bias + 0.3
+
+
+def half(pipeline):
+    pipeline.to(dtype=torch.float64)
+
+
+@pytest.mark.parametrize("change", [weights, new_weights, another_network, a_hook, another_layer, half])
+def test_a_changed_network_is_seen(model, change):
+    fast, slow = load_pipeline(model, engine="onnx"), load_pipeline(model, engine="torch")
+    before = draw(fast)
+    assert fast.engine is not None
+    change(fast)
+    change(slow)
+    np.testing.assert_allclose(draw(fast), draw(slow), atol=1e-5)
+    assert fast.engine is None and (change is half or abs(draw(slow) - before).max() > 1e-3)
+
+
+def test_gradients_still_flow_through_the_decoder(model):
+    latents = torch.randn(1, 4, 8, 8, requires_grad=True)
+    load_pipeline(model, engine="onnx").decode(latents).sum().backward()
+    assert latents.grad is not None and latents.grad.abs().max() > 0
+
+
+def test_an_engine_is_chosen_where_it_can_be(tmp_path, model):
+    plain = tiny_folder(tmp_path / "plain")
+    assert load_pipeline(model).engine is not None
+    assert load_pipeline(model, dtype=torch.float64).engine is None
+    assert load_pipeline(plain).engine is None
+    with pytest.raises(UserError, match="no graphs"):
+        load_pipeline(plain, engine="onnx")
+    with pytest.raises(UserError, match="not torch.float16 on cpu"):
+        load_pipeline(model, dtype=torch.float16, engine="onnx")
+    with pytest.raises(UserError, match="auto, torch, onnx, got 'fast'"):
+        load_pipeline(model, engine="fast")
+
+
+# ---- without torch --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(16,), (4, 16, 16), (3, 5, 7), (1, 4, 5), (17,)])
+@pytest.mark.parametrize("seed", [0, 7, 2**31, 2**32 + 5])
+def test_noise_is_that_of_torch(shape, seed):
+    wanted = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).numpy()
+    np.testing.assert_allclose(standard_normal(seed, shape), wanted, atol=1e-6)
+
+
+def test_fewer_than_sixteen_numbers_are_refused():
+    with pytest.raises(ValueError, match="16 numbers"):
+        standard_normal(0, (3, 5))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("shift", [1.0, 2.5])
+@pytest.mark.parametrize(
+    ("steps", "scale", "interval"), [(1, 2.0, (0, 1)), (4, 1.0, (0, 1)), (7, 3.0, (0.2, 0.7)), (20, 0.0, (0, 1))]
+)
+def test_it_draws_what_the_pipeline_draws(tmp_path, model, order, shift, steps, scale, interval):
+    folder = copied(model, tmp_path)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"solver_order": order, "flow_shift": shift}))
+    wanted = draw(
+        load_pipeline(folder, engine="torch"),
+        negative_prompt="earth",
+        num_inference_steps=steps,
+        guidance_scale=scale,
+        guidance_interval=interval,
+    )
+    light = open_light(locate(folder))
+    found = light.draw(["water", "fire"], ["earth", "earth"], steps, scale, interval, 3)
+    assert found.dtype == np.uint8 and abs(found - (wanted * 255).round()).max() <= 1
+    one_by_one = light.draw(["water", "fire"], ["earth", "earth"], steps, scale, interval, 3, batch_size=1)
+    assert abs(found.astype(int) - one_by_one).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"solver_order": 3},
+        {"use_flow_sigmas": False},
+        {"algorithm_type": "sde-dpmsolver++"},
+        {"euler_at_final": True},
+    ],
+)
+def test_what_it_cannot_draw_is_left_to_the_pipeline(tmp_path, model, settings):
+    folder = copied(model, tmp_path)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    assert open_light(locate(model)) is not None and open_light(locate(folder)) is None
+
+
+def test_lost_words_are_told_as_by_the_pipeline(model, caplog):
+    prompt = "water and then fire and then earth"
+    caplog.set_level(logging.WARNING)
+    load_pipeline(model).encode_prompt([prompt])
+    open_light(locate(model))._states([prompt])
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first == second and "were lost" in first
+
+
+def picture(*argv) -> np.ndarray:
+    args = build_parser(["generate", *argv]).parse_args(["generate", *map(str, argv)])
+    args.run(args)
+    with Image.open(argv[argv.index("-o") + 1]) as image:
+        return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("water",), ("water", "--grid", "3x2", "--negative", "fire"), ("water", "--interval", 0.2, 0.8, "--steps", 5)],
+)
+def test_the_command_draws_the_same_either_way(tmp_path, model, monkeypatch, options):
+    light = picture(*options, "-m", str(model), "-o", tmp_path / "light.png", "--seed", 5)
+    monkeypatch.setattr(generate, "open_light", lambda folder: None)
+    whole = picture(*options, "-m", str(model), "-o", tmp_path / "whole.png", "--seed", 5)
+    assert abs(light - whole).max() <= 1
+    assert generate.read_png(tmp_path / "light.png") == generate.read_png(tmp_path / "whole.png")
+
+
+@pytest.mark.parametrize("option", [("--sampler", "unipc"), ("--cfg-zero",), ("--rescale", 0.5), ("--device", "cuda")])
+def test_the_command_leaves_more_to_the_pipeline(model, option):
+    args = build_parser(["generate"]).parse_args(["generate", "water", "-m", str(model), *map(str, option)])
+    job = generate._job(args)
+    generate.complete(job, {})
+    assert not (generate._is_plain(job) and not generate.wants_gpu(args.device))
+
+
+def test_a_picture_from_the_shell_loads_neither_torch_nor_diffusers(tmp_path, model):
+    check = (
+        "import sys; sys.argv = ['ldm', 'generate', 'water', '-m', sys.argv[1], '-o', sys.argv[2], '--device', 'cpu']\n"
+        "from ldm.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: print(sorted({'torch', 'diffusers', 'transformers', 'scipy'} & set(sys.modules)))"
+    )
+    told = run(sys.executable, "-c", check, model, tmp_path / "out.png", cwd=tmp_path)
+    assert told.splitlines()[-1] == "[]" and (tmp_path / "out.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["glyphs", "glyphs-fast", "digits"])
+def test_the_shipped_graphs_are_of_the_shipped_models(name):
+    folder = ROOT / "models" / name
+    prompt, options = ["horizontal stacked glyph", "a red 7"], {"seed": 1, "output_type": "np"}
+    found = (load_pipeline(folder, engine=each)(prompt, **options).images for each in ("onnx", "torch"))
+    np.testing.assert_allclose(*found, atol=1e-3)
+
+
+def test_help_is_there_at_once():
+    assert "generate" in run(BIN / "ldm", "--help", cwd=ROOT)

@@ -1,0 +1,406 @@
+"""What a user of the pipeline relies on: parity with stock diffusers, seeds, guidance, and readable refusals."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_model import COSINE, FLOW, LENGTH, tiny_folder, tiny_pipeline
+
+from ldm.diffusion.guidance import guide
+from ldm.pipelines.loading import load_pipeline
+from ldm.utils.errors import UserError
+
+REPO = Path(__file__).resolve().parents[2]
+# Draws with stock diffusers in a process where `ldm` cannot be imported.
+STOCK = """
+import sys
+class NoLdm:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "ldm":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, NoLdm())
+try:
+    import ldm
+    sys.exit("ldm could be imported")
+except ModuleNotFoundError:
+    pass
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+folder, noise, pictures, dtype, rescale = sys.argv[1:]
+options = {} if dtype == "default" else {"torch_dtype": dtype}
+pipeline = DiffusionPipeline.from_pretrained(folder, **options)
+latents = load_file(noise)["latents"]
+count = len(latents)
+images = pipeline(["water"] * count, negative_prompt=["fire"] * count, latents=latents, num_inference_steps=6,
+                  guidance_scale=3.0, guidance_rescale=float(rescale), output_type="pt").images
+save_file({"images": images.contiguous()}, pictures)
+"""
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return tiny_pipeline()
+
+
+def draw(pipeline, *args, **options):
+    return pipeline(*args, output_type="pt", **options).images
+
+
+# ---- parity with stock diffusers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("noise", "options", "rescale"),
+    [(FLOW, {}, 0.0), (COSINE, {"channels": 3, "pooled_text": False}, 0.7)],
+    ids=["flow, grey, pooled text", "v-prediction, colour, rescaled guidance"],
+)
+def test_stock_diffusers_without_ldm_draws_the_same_pictures(tmp_path, noise, options, rescale):
+    folder = tiny_folder(tmp_path / "model", noise, **options)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    save_file({"latents": latents}, tmp_path / "noise.safetensors")
+    command = [
+        sys.executable,
+        "-c",
+        STOCK,
+        folder,
+        tmp_path / "noise.safetensors",
+        tmp_path / "stock.safetensors",
+        "default",
+        str(rescale),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "ldm.json" not in done.stderr  # ignored silently
+    stock = load_file(tmp_path / "stock.safetensors")["images"]
+    settings = {"num_inference_steps": 6, "guidance_scale": 3.0, "guidance_rescale": rescale, "latents": latents}
+    ours = draw(load_pipeline(folder), ["water"] * 2, "fire", **settings)
+    assert ours.std() > 0.01  # a picture, not a constant
+    assert (ours - stock).abs().max() <= 2 / 255
+
+
+def test_loading_leaves_the_libraries_whole(tmp_path):
+    """The lazy stand-ins give every name once somebody asks."""
+    folder = tiny_folder(tmp_path / "model")
+    code = f"""
+import sys
+sys.path.insert(0, {str(REPO)!r})
+from ldm.pipelines.loading import load_pipeline
+pipeline = load_pipeline({str(folder)!r})
+assert "diffusers.models.transformers.transformer_flux" not in sys.modules, "the stand-in did nothing"
+import diffusers, transformers, diffusers.models.unets
+from transformers.models import bert
+assert type(pipeline.unet) is diffusers.UNet2DConditionModel is diffusers.models.unets.UNet2DConditionModel
+assert type(pipeline.text_encoder) is transformers.CLIPTextModel
+assert diffusers.FluxTransformer2DModel and diffusers.models.unets.UNet1DModel and bert.BertModel
+try:
+    diffusers.models.unets.NoSuchName
+except AttributeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "NoSuchName" in done.stdout
+
+
+# ---- seeds and batches ---------------------------------------------------------------------------------------------
+
+
+def test_seed_draws_picture_i_from_seed_plus_i_whatever_the_batch(pipeline):
+    whole = draw(pipeline, "water", num_images_per_prompt=5, seed=7)
+    split = draw(pipeline, "water", num_images_per_prompt=5, seed=7, batch_size=2)
+    third = draw(pipeline, "water", seed=9)
+    torch.testing.assert_close(split, whole, atol=1e-4, rtol=0)
+    torch.testing.assert_close(third[0], whole[2], atol=1e-4, rtol=0)
+    assert (whole[0] - whole[1]).abs().max() > 0.05
+
+
+def test_a_generator_draws_what_it_draws_in_diffusers(pipeline):
+    one = torch.Generator().manual_seed(3)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    by_generator = draw(pipeline, ["a", "b"], generator=one)
+    torch.testing.assert_close(by_generator, draw(pipeline, ["a", "b"], latents=latents))
+    many = [torch.Generator().manual_seed(5 + i) for i in range(2)]
+    torch.testing.assert_close(draw(pipeline, ["a", "b"], generator=many), draw(pipeline, ["a", "b"], seed=5))
+
+
+def test_batches_do_not_change_a_stochastic_sampler(pipeline):
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    noisy = tiny_pipeline(COSINE)
+    noisy.scheduler = EulerAncestralDiscreteScheduler(prediction_type="v_prediction")
+    whole = draw(noisy, "water", num_images_per_prompt=3, seed=1)
+    torch.testing.assert_close(
+        draw(noisy, "water", num_images_per_prompt=3, seed=1, batch_size=2), whole, atol=1e-3, rtol=0
+    )
+
+
+# ---- prompts and guidance ------------------------------------------------------------------------------------------
+
+
+def counted(pipeline, monkeypatch) -> list[int]:
+    """The batch sizes of the U-Net's calls from now on."""
+    rows, forward = [], pipeline.unet.forward
+    monkeypatch.setattr(pipeline.unet, "forward", lambda x, *a, **k: rows.append(len(x)) or forward(x, *a, **k))
+    return rows
+
+
+def test_guidance_costs_one_call_of_double_batch_and_nothing_when_off(pipeline, monkeypatch):
+    rows = counted(pipeline, monkeypatch)
+    draw(pipeline, ["a", "b"], guidance_scale=1, seed=0, num_inference_steps=3)
+    assert rows == [2, 2, 2]
+    rows.clear()
+    draw(pipeline, ["a", "b"], guidance_scale=2, seed=0, num_inference_steps=3)
+    assert rows == [4, 4, 4]
+    rows.clear()
+    draw(pipeline, seed=0, num_inference_steps=3)  # unconditional
+    assert rows == [1, 1, 1]
+
+
+def test_guidance_formula_and_order():
+    seen = []
+
+    def denoiser(x, t, condition):
+        seen.append((x.shape[0], t.shape, condition.flatten().tolist()))
+        return x * 0 + condition.view(-1, 1)
+
+    x, cond, negative = torch.zeros(2, 1), torch.tensor([[3.0], [5.0]]), torch.tensor([[1.0], [2.0]])
+    out = guide(denoiser, cond, negative, 4.0)(x, torch.tensor([0.1, 0.1]))
+    assert out.flatten().tolist() == [1 + 4 * (3 - 1), 2 + 4 * (5 - 2)]
+    assert seen == [(4, torch.Size([4]), [1.0, 2.0, 3.0, 5.0])]
+    assert guide(denoiser, cond, negative, 0.0)(x, torch.tensor(0.1)).flatten().tolist() == [1.0, 2.0]
+    assert guide(denoiser, cond, None, 4.0)(x, torch.tensor(0.1)).flatten().tolist() == [3.0, 5.0]
+    with pytest.raises(ValueError, match="negative must have condition's shape"):
+        guide(denoiser, cond, negative[:1], 2.0)
+
+
+@pytest.mark.parametrize("noise", [FLOW, COSINE], ids=["flow", "cosine"])
+def test_the_interval_saves_passes_and_zero_init_holds_the_noise(noise, monkeypatch):
+    pipeline = tiny_pipeline(noise)
+    rows, states = counted(pipeline, monkeypatch), []
+    options = {"seed": 0, "num_inference_steps": 10, "callback": lambda step, t, x: states.append(x)}
+    draw(pipeline, "a", guidance_interval=(0.35, 0.75), **options)
+    assert rows == [1, 1, 1, 2, 2, 2, 2, 1, 1, 1]  # the steps start at 1, .9, .8, .7, .6, .5, .4, .3, .2, .1
+    states.clear()
+    start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    draw(pipeline, "a", zero_init=0.2, **options)
+    if noise is FLOW:
+        torch.testing.assert_close(states[1], start, atol=1e-5, rtol=0)
+    assert (states[2] - states[1]).abs().max() > 1e-3
+
+
+def test_each_kind_of_guidance_changes_the_picture_and_only_when_on(pipeline):
+    plain = draw(pipeline, "a", seed=0)
+    kinds = [{"guidance_rescale": 0.7}, {"cfg_zero": True}, {"guidance_interval": (0.2, 0.8)}]
+    pictures = [draw(pipeline, "a", seed=0, **kind) for kind in kinds]
+    for i, picture in enumerate(pictures):
+        assert all((picture - other).abs().max() > 1e-4 for other in [plain, *pictures[:i]])
+    off = draw(pipeline, "a", seed=0, guidance_scale=1)
+    for kind in kinds:
+        assert torch.equal(draw(pipeline, "a", seed=0, guidance_scale=1, **kind), off)
+    own = tiny_pipeline()
+    own.defaults |= {"guidance_interval": [0.2, 0.8], "guidance_rescale": 0.0}  # as a list, from JSON
+    torch.testing.assert_close(draw(own, "a", seed=0), pictures[2])
+
+
+def test_no_prompt_is_the_null_caption_without_guidance(pipeline):
+    torch.testing.assert_close(draw(pipeline, seed=2), draw(pipeline, "", guidance_scale=1, seed=2))
+    torch.testing.assert_close(
+        draw(pipeline, None, num_images_per_prompt=2, seed=2)[1], draw(pipeline, seed=3)[0], atol=1e-4, rtol=0
+    )
+
+
+def test_lists_of_prompts_and_negatives(pipeline):
+    both = draw(pipeline, ["water", "fire"], ["x", "y"], num_images_per_prompt=2, seed=0)
+    assert both.shape == (4, 1, 16, 16)
+    alone = draw(pipeline, "fire", "y", num_images_per_prompt=2, seed=2)
+    torch.testing.assert_close(both[2:], alone, atol=1e-4, rtol=0)  # pictures of one prompt lie side by side
+    plain = draw(pipeline, "fire", seed=2)
+    assert (plain[0] - alone[0]).abs().max() > 1e-3  # the negative prompt matters
+    torch.testing.assert_close(plain, draw(pipeline, "fire", "", seed=2))  # and is the null caption by default
+
+
+def test_long_prompts_are_cut_with_the_lost_words_named(pipeline, caplog):
+    with caplog.at_level(logging.WARNING, "ldm"):
+        pipeline.encode_prompt(["a" * (LENGTH - 2), "ab " * 6 + "lost"])
+    (record,) = caplog.records
+    assert "lost" in record.getMessage() and "cut after 16 tokens" in record.getMessage()
+
+
+# ---- outputs -------------------------------------------------------------------------------------------------------
+
+
+def test_output_types_agree(pipeline):
+    pt = draw(pipeline, "water", seed=4)
+    assert pt.shape == (1, 1, 16, 16) and 0 <= pt.min() and pt.max() <= 1
+    array = pipeline("water", seed=4, output_type="np").images
+    np.testing.assert_array_equal(array, pt.permute(0, 2, 3, 1).numpy())
+    (image,) = pipeline("water", seed=4).images
+    assert (image.mode, image.size) == ("L", (16, 16))
+    np.testing.assert_array_equal(np.asarray(image), (array[0, ..., 0] * 255).round().astype(np.uint8))
+    latents = pipeline("water", seed=4, output_type="latent").images
+    torch.testing.assert_close(pipeline.decode(latents), pt)
+    assert tiny_pipeline(channels=3)("water", seed=4).images[0].mode == "RGB"
+
+
+def test_callback_sees_every_step(pipeline):
+    steps = []
+    pipeline("a", seed=0, num_inference_steps=3, callback=lambda step, t, x: steps.append((step, int(t), x.shape)))
+    assert [step for step, _, _ in steps] == [0, 1, 2]
+    assert steps[0][1] > steps[1][1] > steps[2][1]
+    assert steps[0][2] == (1, 4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": 3}, "prompt must be a text, a list of texts, or None, got 3"),
+        ({"prompt": []}, "prompt must be"),
+        ({"prompt": ["a", None]}, "prompt must be"),
+        ({"prompt": "a", "negative_prompt": ["x", "y"]}, r"negative_prompt must be one, or as many as prompts \(1\)"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be a whole number, from 1 to 1000, got 0"),
+        ({"num_inference_steps": 1001}, "from 1 to 1000, got 1001"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps must be"),
+        ({"guidance_scale": -1}, "guidance_scale must be a finite number, 0 or more"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be"),
+        ({"guidance_scale": "3"}, "guidance_scale must be"),
+        ({"guidance_interval": (0.5, 0.2)}, "interval must be two times"),
+        ({"guidance_rescale": 2}, "rescale must be from 0 to 1"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt must be a whole number, 1 or more, got 0"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"seed": 1.0}, "seed must be a whole number"),
+        ({"seed": 1, "generator": torch.Generator()}, "seed must be None when generator or latents is given"),
+        ({"generator": [torch.Generator()] * 2}, "generator must be one, or a list of 1"),
+        ({"generator": 4}, "generator must be"),
+        ({"latents": torch.zeros(1, 4, 4, 4)}, r"latents must be a tensor of shape \(1, 4, 8, 8\), got \(1, 4, 4, 4\)"),
+        ({"output_type": "jpg"}, "output_type must be one of .*got 'jpg'"),
+    ],
+)
+def test_wrong_arguments_are_named(pipeline, options, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(**options)
+
+
+# ---- loading -------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_come_from_the_folder(tmp_path, monkeypatch):
+    folder = tiny_folder(tmp_path / "model")
+    settings = json.loads((folder / "ldm.json").read_text()) | {"num_inference_steps": 3, "guidance_scale": 1.0}
+    (folder / "ldm.json").write_text(json.dumps(settings))
+    pipeline = load_pipeline(folder)
+    rows = counted(pipeline, monkeypatch)
+    pipeline("a", seed=0)
+    assert rows == [1, 1, 1]
+    (folder / "ldm.json").unlink()  # a stock folder without it works too
+    assert load_pipeline(folder).defaults["num_inference_steps"] == 20
+
+
+def test_a_finished_run_draws_like_its_export(tmp_path):
+    model, run = tiny_folder(tmp_path / "model"), tmp_path / "runs" / "x" / "ldm"
+    shutil.copytree(model, run / "final")
+    (run / "config.yaml").write_text("ldm: {sampling: {num_inference_steps: 4, guidance_scale: 2.0}}\n")
+    pipeline, exported = load_pipeline(run), load_pipeline(model)
+    assert pipeline.defaults == {"num_inference_steps": 4, "guidance_scale": 2.0}
+    assert pipeline.digest == exported.digest
+    torch.testing.assert_close(draw(pipeline, "a", seed=0), draw(exported, "a", seed=0, guidance_scale=2.0))
+    shutil.rmtree(run / "final" / "vae")
+    with pytest.raises(UserError, match="has no vae in final/: it is no finished LDM run"):
+        load_pipeline(run)
+
+
+def test_the_digest_follows_the_weights_and_not_the_name(tmp_path):
+    first, second = tiny_folder(tmp_path / "a"), tiny_folder(tmp_path / "b")
+    digest = load_pipeline(first).digest
+    assert digest == load_pipeline(second).digest and len(digest) == 16
+    weights = load_file(second / "vae" / "diffusion_pytorch_model.safetensors")
+    weights["quant_conv.bias"] += 1
+    save_file(weights, second / "vae" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    assert load_pipeline(second).digest != digest
+
+
+def edit_index(folder: Path, **changes) -> None:
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_wrong_folders_are_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    good = tiny_folder(tmp_path / "good")
+
+    def refused(message: str, **changes) -> None:
+        folder = tmp_path / "bad"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(good, folder)
+        if changes:
+            edit_index(folder, **changes)
+        for name in remove:
+            (folder / name).unlink()
+        with pytest.raises(UserError, match=message) as caught:
+            load_pipeline(folder)
+        assert "\n" not in str(caught.value)
+
+    remove: list[str] = []
+    refused("only StableDiffusionPipeline is read here", _class_name="FluxPipeline")
+    refused("unet must be one of UNet2DConditionModel, got", unet=["os", "system"])
+    refused("scheduler must be one of", scheduler="x")
+    remove = ["unet/config.json"]
+    refused("is incomplete: .*config.json is missing")
+    remove = ["vae/diffusion_pytorch_model.safetensors"]
+    refused("no .*safetensors")
+    with pytest.raises(UserError, match="there is no folder"):
+        load_pipeline(tmp_path / "nowhere" / "deep")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="is no model"):
+        load_pipeline("empty")
+    (tmp_path / "run" / "final").mkdir(parents=True)
+    with pytest.raises(UserError, match="no finished LDM run"):
+        load_pipeline("run")
+
+
+def test_a_broken_weight_file_is_named(tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="unet/diffusion_pytorch_model.safetensors is no whole safetensors file"):
+        load_pipeline(folder)
+
+
+def test_a_hub_id_downloads_known_files_only(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    folder, asked = tiny_folder(tmp_path / "model"), {}
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda repo, **options: asked.update(options, repo=repo) or str(folder)
+    )
+    monkeypatch.chdir(tmp_path)
+    assert load_pipeline("user/glyphs@v2").folder.source == "user/glyphs@model"  # a snapshot's name is its commit
+    assert (asked["repo"], asked["revision"]) == ("user/glyphs", "v2")
+    assert "unet/*.safetensors*" in asked["allow_patterns"]
+    assert not any(
+        pattern.endswith((".py", ".bin", ".pt", "*")) and "safetensors" not in pattern
+        for pattern in asked["allow_patterns"]
+    )
+
+    def offline(repo, **options):
+        raise huggingface_hub.errors.OfflineModeIsEnabled("offline\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(
+        UserError, match="there is no folder user/typo, and the Hub did not give it as a model: offline$"
+    ):
+        load_pipeline("user/typo")
+
+
+@pytest.mark.gpu
+def test_a_seed_means_the_same_noise_on_a_gpu(tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    on_cpu = draw(load_pipeline(folder, "cpu"), "water", seed=1)
+    torch.testing.assert_close(draw(load_pipeline(folder, "cuda"), "water", seed=1).cpu(), on_cpu, atol=0.02, rtol=0)

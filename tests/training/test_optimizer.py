@@ -1,0 +1,66 @@
+"""The optimizers: which weights Muon turns, and that it turns them as torch's own does."""
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.config.settings import OptimOptions
+from ldm.training.optimizer import build_optimizer, hidden_matrices, orthogonal, parameter_groups
+
+
+def test_weight_decay_touches_matrices_only():
+    decayed, plain = parameter_groups(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), 0.1)
+    assert [p.ndim for p in decayed["params"]] == [2] and decayed["weight_decay"] == 0.1
+    assert [p.ndim for p in plain["params"]] == [1, 1, 1] and plain["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (16, 144), (200, 32)])
+def test_singular_values_come_near_one(shape):
+    generator = torch.Generator().manual_seed(0)
+    found = torch.linalg.svdvals(orthogonal(torch.randn(shape, generator=generator)).float())
+    assert found.min() > 0.3 and found.max() < 1.3  # the iteration is quick and not exact
+    aligned = orthogonal(torch.diag(torch.tensor([3.0, 2.0, 1.0]))).float()
+    assert aligned.diagonal().min() > 0.5 and (aligned - aligned.diagonal().diag()).abs().max() < 1e-3
+
+
+def test_a_matrix_takes_the_steps_of_torchs_own_muon():
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(32, 48, bias=False), nn.Linear(32, 48, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    first = ours.weight.detach().clone()
+    own = build_optimizer(ours, OptimOptions(name="muon", lr=0.02, weight_decay=0.1))
+    stock = torch.optim.Muon(theirs.parameters(), 0.02, 0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        x = torch.randn(64, 32)  # of full rank: nothing else decides what rounding becomes
+        for layer, optimizer in ((ours, own), (theirs, stock)):
+            optimizer.zero_grad()
+            layer(x).square().mean().backward()
+            optimizer.step()
+    moved = (theirs.weight - first).norm()
+    assert (ours.weight - theirs.weight).norm() < 0.05 * moved  # theirs is in bf16 whatever the device
+
+
+def test_tables_vectors_and_narrow_layers_are_left_to_adamw():
+    net = nn.Sequential(
+        nn.Embedding(40, 32), nn.Linear(32, 32), nn.Conv2d(32, 64, 3), nn.Conv2d(64, 4, 3), nn.LayerNorm(32)
+    )
+    assert hidden_matrices(net) == {net[1].weight, net[2].weight}
+    muon = build_optimizer(net, OptimOptions(name="muon"))
+    by_name = {p: name for name, p in net.named_parameters()}
+    turned = {by_name[p] for group in muon.param_groups if group["orthogonal"] for p in group["params"]}
+    assert turned == {"1.weight", "2.weight"}
+    assert sorted(by_name[p] for group in muon.param_groups for p in group["params"]) == sorted(by_name.values())
+
+
+def test_a_kernel_steps_by_the_learning_rate_whatever_its_layout():
+    torch.manual_seed(0)
+    steps = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        conv = nn.Conv2d(16, 32, 3).to(memory_format=layout)
+        before = conv.weight.detach().clone()
+        conv(torch.randn(2, 16, 8, 8)).square().mean().backward()
+        build_optimizer(conv, OptimOptions(name="muon", lr=0.01, weight_decay=0.0)).step()
+        steps.append(conv.weight.detach() - before)
+    assert steps[0].square().mean().sqrt() == pytest.approx(0.2 * 0.01, rel=0.3)
+    torch.testing.assert_close(*steps, rtol=0.05, atol=1e-4)

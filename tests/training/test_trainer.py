@@ -1,0 +1,368 @@
+"""The loop on a task small enough to know: schedules by formula, resume and world size without a trace."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from ldm.config.settings import OptimOptions, TrainOptions, VaeSettings
+from ldm.training.optimizer import lr_factor
+from ldm.training.trainer import Batches, Rows, Trainer, draw_rows, mix, precision, rows_of
+from ldm.utils import checkpoint_files as checkpoint
+from ldm.utils.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def another_precision_in_one_process():
+    """accelerate holds its first precision for the life of a process; a test is a life of its own."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+class Line(nn.Module):
+    """Fits y = 3 x - 1 under noise and dropout, so that every source of randomness matters."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(1, 16), nn.Dropout(0.2), nn.Tanh(), nn.Linear(16, 1))
+
+    def forward(self, x, noise, progress):
+        loss = (self.net(x) + 0.1 * noise - (3 * x - 1)).square().mean()
+        return loss, {"loss_copy": loss}
+
+
+class Picture(nn.Module):
+    """A convolution, so that the layout of memory matters."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.SiLU(), nn.Conv2d(16, 16, 1), nn.SiLU(), nn.Conv2d(16, 3, 3))
+
+    def forward(self, x, noise, progress):
+        return (self.net(x[..., None, None].expand(-1, 3, 8, 8) + noise[..., None, None])).square().mean(), {}
+
+
+class LineTask:
+    identity = {"data": "ten points"}
+    num_samples = 10
+    find_unused_parameters = False
+
+    def __init__(self, module=Line):
+        self.module = module()
+        self.model = self.module.net
+        self.channels_last = module is Picture
+        self.reports = 0
+
+    def batch(self, samples, rows):
+        x = torch.tensor([[sample.index / 10 + 0.03 * (sample.epoch % 2)] for sample in samples])
+        return {"x": x, "noise": draw_rows(rows, (1,), 0)}
+
+    def report(self, folder, label):
+        self.reports += 1
+        torch.rand(7)  # would disturb training if the loop's randomness were not its own
+        with torch.no_grad():
+            return {"loss": self.module(torch.ones(4, 1), torch.zeros(4, 1), 0.0)[0].item()}
+
+    def finish(self, folder):
+        (folder / "weights.json").write_text(json.dumps([p.sum().item() for p in self.model.parameters()]))
+
+
+def settings(**train):
+    options = {"num_steps": 12, "batch_size": 4, "log_every": 1, "sample_every": 0, "save_every": 4} | train
+    options = {"mixed_precision": "no", "report_to": ["none"], "ema_decay": 0.9} | options
+    optim = OptimOptions(warmup_steps=2, lr=2e-2, name=options.pop("optimizer", "adamw"))
+    return VaeSettings(train=TrainOptions(**options), optim=optim)
+
+
+def fit(run, resume="auto", module=Line, **train):
+    trainer = Trainer(LineTask(module), settings(**train), run)
+    trainer.fit(resume)
+    return trainer
+
+
+def losses(run):
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
+
+
+def weights(trainer):
+    averaged = trainer.ema.shadow_params if trainer.train.ema_decay else []
+    return [p.detach().clone() for p in trainer.task.module.parameters()] + list(averaged)
+
+
+def assert_equal(first, second):
+    for a, b in zip(weights(first), weights(second), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_training_lowers_the_loss_and_leaves_a_whole_final_folder(tmp_path):
+    fit(tmp_path, num_steps=60)
+    found = losses(tmp_path)
+    assert np.mean([found[s] for s in range(51, 61)]) < 0.5 * np.mean([found[s] for s in range(1, 11)])
+    assert checkpoint.verify(tmp_path / "final") is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_workers": 0},
+        {"num_workers": 1, "gradient_accumulation_steps": 2},
+        {"ema_decay": 0.0},
+        {"module": Picture, "mixed_precision": "bf16"},  # channels_last: Adam's moments must lie as the weights do
+        {"module": Picture, "mixed_precision": "bf16", "optimizer": "muon"},
+    ],
+)
+def test_resume_equals_the_uninterrupted_run_bit_for_bit(tmp_path, options):
+    whole = fit(tmp_path / "whole", **options)
+    first = fit(tmp_path / "first", keep_checkpoints=9, **options)
+    middle = tmp_path / "first" / "checkpoints" / checkpoint.name(4)  # in the middle of an epoch
+    again = fit(tmp_path / "again", resume=str(middle), **options)
+    assert_equal(whole, first)
+    assert_equal(whole, again)
+    assert {s: v for s, v in losses(tmp_path / "whole").items() if s > 4} == losses(tmp_path / "again")
+
+
+class Denoising(nn.Module):
+    """A stock U-Net with dropout, whose blocks can compute their activations anew."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "norm_num_groups": 4}
+        self.net = UNet2DConditionModel(
+            8, 3, 3, block_out_channels=(8,), layers_per_block=1, cross_attention_dim=8, dropout=0.1, **blocks
+        )
+
+    def forward(self, x, noise, progress):
+        pictures = (x + noise)[..., None, None].expand(-1, 3, 8, 8)
+        text = torch.ones(len(x), 2, 8)
+        return self.net(pictures, torch.zeros(len(x)), text).sample.square().mean(), {}
+
+
+def test_checkpointed_gradients_are_the_same_dropout_included(tmp_path):
+    plain = fit(tmp_path / "plain", module=Denoising)
+    again = fit(tmp_path / "again", module=Denoising, gradient_checkpointing=True)
+    assert again.task.model.is_gradient_checkpointing and not plain.task.model.is_gradient_checkpointing
+    assert_equal(plain, again)
+    assert losses(tmp_path / "plain") == losses(tmp_path / "again")
+
+
+def test_auto_takes_the_newest_whole_checkpoint(tmp_path):
+    whole = fit(tmp_path)
+    for file in (tmp_path / "checkpoints" / checkpoint.name(12)).glob("*.safetensors"):
+        file.write_bytes(b"torn")
+    assert_equal(whole, fit(tmp_path))
+    assert checkpoint.verify(tmp_path / "checkpoints" / checkpoint.name(12)) is None  # written anew, from step 8 on
+    assert sorted(losses(tmp_path)) == list(range(1, 13))
+
+
+@pytest.mark.parametrize("wanted", ["auto", checkpoint.name(12)])
+def test_what_a_run_goes_on_from_is_verified_once(wanted, tmp_path, monkeypatch):
+    fit(tmp_path)
+    newest, read, digest = tmp_path / "checkpoints" / checkpoint.name(12), [], checkpoint.digest
+    monkeypatch.setattr(checkpoint, "digest", lambda path: read.append(path) or digest(path))
+    fit(tmp_path, resume=wanted if wanted == "auto" else str(newest))
+    expected = {path for path in newest.iterdir() if path.name != checkpoint.MANIFEST}
+    assert sorted(path for path in read if path.parent == newest) == sorted(expected)
+
+
+def test_going_back_sets_the_later_checkpoints_aside(tmp_path):
+    fit(tmp_path, keep_checkpoints=9)
+    folder = tmp_path / "checkpoints"
+    fit(tmp_path, resume=str(folder / checkpoint.name(4)), keep_checkpoints=9, num_steps=8)
+    assert checkpoint.newest(folder).name == checkpoint.name(8)
+    assert sorted(p.name for p in folder.glob("superseded-*")) == [f"superseded-{checkpoint.name(s)}" for s in (8, 12)]
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    fit(tmp_path)
+    before = (tmp_path / "final" / "manifest.json").stat().st_mtime_ns
+    fit(tmp_path)
+    assert (tmp_path / "final" / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_nothing_starts_over_silently_when_no_checkpoint_is_whole(tmp_path):
+    fit(tmp_path)
+    for file in (tmp_path / "checkpoints").rglob("model.safetensors"):
+        file.write_bytes(b"torn")
+    with pytest.raises(UserError, match="none whole"):
+        fit(tmp_path)
+
+
+def test_another_seed_or_a_foreign_folder_is_refused(tmp_path):
+    fit(tmp_path)
+    with pytest.raises(UserError, match="seed was 0, now 5: put it back"):
+        Trainer(LineTask(), settings().model_copy(update={"seed": 5}), tmp_path).fit()
+    with pytest.raises(UserError):
+        fit(tmp_path / "b", resume=str(tmp_path / "final"))
+
+
+def test_reports_do_not_disturb_training(tmp_path):
+    assert_equal(fit(tmp_path / "often", sample_every=1), fit(tmp_path / "never", sample_every=0))
+
+
+def test_accumulation_sees_the_same_global_batch(tmp_path):
+    """Equal up to the order of sums and the dropout masks, so without dropout nearly equal."""
+
+    class NoDropout(LineTask):
+        def __init__(self):
+            super().__init__()
+            self.module.net[1].p = 0.0
+
+    runs = []
+    for name, steps in (("one", 1), ("two", 2)):
+        trainer = Trainer(NoDropout(), settings(gradient_accumulation_steps=steps), tmp_path / name)
+        trainer.fit()
+        runs.append(trainer)
+    for a, b in zip(weights(runs[0]), weights(runs[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+WORLD_SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+from pathlib import Path
+from tests.training.test_trainer import LineTask, Trainer, settings
+task = LineTask()
+task.module.net[1].p = 0.0
+trainer = Trainer(task, settings(), Path(sys.argv[1]))
+assert trainer.accelerator.num_processes == int(sys.argv[2]), trainer.accelerator.num_processes
+trainer.fit()
+"""
+
+
+def test_two_processes_see_the_losses_of_one(tmp_path):
+    script = tmp_path / "fit.py"
+    script.write_text(WORLD_SCRIPT.format(tests=str(Path(__file__).parents[2])))
+    for world in (1, 2):
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if world > 1 else []
+        command = [sys.executable, *launch, str(script), str(tmp_path / f"w{world}"), str(world)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = losses(tmp_path / "w1"), losses(tmp_path / "w2")
+    assert one.keys() == two.keys() and len(one) == 12
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-4)
+
+
+@pytest.mark.parametrize("world, accumulation", [(1, 1), (2, 1), (2, 2), (4, 2)])
+def test_the_processes_share_each_global_batch_without_gap_or_overlap(world, accumulation):
+    train = TrainOptions(num_steps=3, batch_size=16, gradient_accumulation_steps=accumulation)
+    for step in range(3):
+        rows = [r for rank in range(world) for r in rows_of(train, 0, rank, world) if r.step == step]
+        assert sorted(i for r in rows for i in range(r.start, r.stop)) == list(range(16))
+    assert list(rows_of(train, 2, 0, world))[0].step == 2
+
+
+def test_every_epoch_shows_every_sample_once():
+    class Ids(LineTask):
+        def batch(self, samples, rows):
+            return [(sample.epoch, sample.index) for sample in samples]
+
+    batches = Batches(Ids(), seed=3)
+    seen = [place for step in range(5) for place in batches[Rows(step, 0, 4, 4)]]  # 20 places, 10 samples
+    assert sorted(seen) == [(epoch, index) for epoch in (0, 1) for index in range(10)]
+    assert [i for e, i in seen if e == 0] != [i for e, i in seen if e == 1]
+
+
+def test_rows_of_noise_do_not_depend_on_the_split():
+    whole = draw_rows(Rows(5, 0, 8, 8), (3,), 1, 2)
+    parts = torch.cat([draw_rows(Rows(5, a, a + 2, 8), (3,), 1, 2) for a in range(0, 8, 2)])
+    torch.testing.assert_close(parts, whole, rtol=0, atol=0)
+    assert not torch.equal(whole, draw_rows(Rows(6, 0, 8, 8), (3,), 1, 2))
+
+
+def test_learning_rates_by_formula():
+    wsd = OptimOptions(schedule="wsd", warmup_steps=10, decay_fraction=0.2)
+    assert [lr_factor(wsd, s, 100) for s in (0, 9, 50, 79, 90, 99)] == pytest.approx([0.1, 1, 1, 1, 0.5, 0.05])
+    cosine = OptimOptions(schedule="cosine", warmup_steps=0)
+    assert lr_factor(cosine, 50, 100) == pytest.approx(0.5)
+    assert lr_factor(OptimOptions(schedule="constant", warmup_steps=0), 99, 100) == 1
+
+
+def test_mixed_seeds_differ_and_repeat():
+    assert mix(1, 2) == mix(1, 2)
+    assert len({mix(a, b) for a in range(20) for b in range(20)}) == 400
+    assert all(0 <= mix(a, 7) < 2**63 for a in range(100))
+
+
+def test_precision_is_what_was_asked_for():
+    cpu = torch.device("cpu")
+    assert precision("no", cpu) == "no" and precision("bf16", cpu) == "bf16"
+    assert precision("auto", torch.device("mps")) == "no"
+    with pytest.raises(UserError, match="needs a GPU"):
+        precision("fp16", cpu)
+
+
+@pytest.mark.parametrize("amx, avx512, found", [(False, False, "no"), (True, False, "bf16"), (False, True, "bf16")])
+def test_a_cpu_that_has_bf16_uses_it(monkeypatch, amx, avx512, found):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    assert precision("auto", torch.device("cpu")) == found
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
+    with pytest.raises(UserError, match="multiple of processes"):
+        Trainer(LineTask(), settings(batch_size=5, gradient_accumulation_steps=2), tmp_path)
+
+
+def poisoned(run, steps, **train):
+    """A trainer whose data are no numbers in some steps."""
+    task = LineTask()
+    original = task.batch
+    task.batch = lambda samples, rows: {
+        k: v * (math.nan if rows.step in steps else 1) for k, v in original(samples, rows).items()
+    }
+    return Trainer(task, settings(save_every=2, **train), run)
+
+
+def test_a_step_without_finite_gradients_changes_nothing_and_names_its_items(tmp_path, capsys):
+    poisoned(tmp_path, {4}, num_steps=5).fit()
+    assert "the gradient of step 5 is not finite (training items" in capsys.readouterr().out
+    before, after = (checkpoint.load(tmp_path / "checkpoints" / checkpoint.name(s))[0] for s in (4, 5))
+    for group in before:
+        for name, value in before[group].items():
+            torch.testing.assert_close(after[group][name], value, rtol=0, atol=0)
+    assert losses(tmp_path)[5] is None and losses(tmp_path)[4] is not None
+
+
+def test_a_run_that_no_longer_moves_stops_and_spoils_no_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="not finite .* 3 in a row: lower optim.lr"):
+        poisoned(tmp_path, {2, *range(6, 12)}).fit()
+    assert checkpoint.newest(tmp_path / "checkpoints").name == checkpoint.name(8)
+    groups, _ = checkpoint.load(tmp_path / "checkpoints" / checkpoint.name(8))
+    assert all(torch.isfinite(tensor).all() for group in groups.values() for tensor in group.values())
+
+
+def test_never_refuses_to_bury_an_older_run(tmp_path):
+    fit(tmp_path)
+    with pytest.raises(UserError, match="already holds checkpoints"):
+        fit(tmp_path, resume="never")
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path):
+    fit(tmp_path, module=Picture, optimizer="muon")
+    with pytest.raises(UserError, match="optim.name was muon, now adamw"):
+        fit(tmp_path, module=Picture, num_steps=20)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    fit(tmp_path)
+    other = LineTask()
+    other.module.net[0] = nn.Linear(1, 8)
+    other.module.net[3] = nn.Linear(8, 1)
+    with pytest.raises(UserError, match="another model"):
+        Trainer(other, settings(), tmp_path).fit()

@@ -1,0 +1,30 @@
+"""What ships with the project is found in a wheel's place first, then in the checkout's."""
+
+import pytest
+
+from ldm.pipelines.model_folder import locate
+from ldm.utils import assets
+from ldm.utils.errors import UserError
+
+
+def test_the_package_comes_before_the_checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr(assets, "PACKAGE", tmp_path / "ldm")
+    with pytest.raises(UserError, match="models/glyphs"):
+        assets.shipped_model()
+    for root in (tmp_path, tmp_path / "ldm"):
+        folder = root / "models" / "glyphs"
+        folder.mkdir(parents=True)
+        (folder / "model_index.json").write_text("{}")
+        assert assets.shipped_model() == folder
+
+
+def test_the_presets_are_found():
+    assert (assets.shipped_configs() / "glyphs.yaml").is_file()
+
+
+def test_shipped_models_go_by_their_names():
+    assert assets.shipped_models() == ["digits", "glyphs", "glyphs-fast"]
+    for name in assets.shipped_models():
+        assert locate(name).paths["unet"] == assets.shipped_model(name) / "unet"
+    with pytest.raises(UserError, match="glyphs-fast"):
+        locate("glyph-fast")
