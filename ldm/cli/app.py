@@ -10,9 +10,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+from ldm.apps.demo.limits import LOOPBACK
 from ldm.utils.errors import UserError
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def add_parser(subparsers) -> None:

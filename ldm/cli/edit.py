@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.generate import MOST, MOST_SCALE, check_writable, enlarged, progress, save_png, sheet
+from ldm.cli.common import MAX_IMAGES, MAX_SCALE, check_writable, progress, sheet
+from ldm.pipelines.image_metadata import EDIT_KEY, enlarged, save_png
 from ldm.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
     from ldm.pipelines.pipeline import Pipeline
 
-KEY = "ldm-edit"  # of the PNG text entry, or in the comment of a GIF or MP4
 # options of the drawing itself -> the pipeline's names
 OPTIONS = {
     "steps": "num_inference_steps",
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable(output, (".png", ".gif", ".mp4") if args.verb == "interpolate" else (".png",))
     if output.suffix.lower() == ".mp4":
         import av  # noqa: F401  # a missing extra is told before the work
-    for name, most in (("scale", MOST_SCALE), ("number", MOST), ("frames", MOST)):
+    for name, most in (("scale", MAX_SCALE), ("number", MAX_IMAGES), ("frames", MAX_IMAGES)):
         value = getattr(args, name, None)
         if value is not None and not 1 <= value <= most:
             raise UserError(f"--{name} must be from 1 to {most}, got {value}")
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise UserError(str(error)) from None
     if output.suffix.lower() == ".png":
-        save_png(sheet(images, columns), output, job, KEY)
+        save_png(sheet(images, columns), output, job, EDIT_KEY)
     else:
         _save_film(images, output, job)
     many = "s" * (len(images) > 1)
@@ -193,6 +193,6 @@ def _save_film(images: "list[Image.Image]", path: Path, job: dict[str, Any]) -> 
     from ldm.utils.atomic_files import write_whole
 
     made = film.mp4 if path.suffix.lower() == ".mp4" else film.gif
-    content = made([enlarged(image, job["scale"]) for image in images], json.dumps({KEY: job}))
+    content = made([enlarged(image, job["scale"]) for image in images], json.dumps({EDIT_KEY: job}))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, content)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ldm.apps.font.font_file import KINDS, PRIVATE, build_font
 from ldm.apps.font.vectorize import Outline, area, trace
-from ldm.cli.generate import check_writable, wants_gpu
+from ldm.cli.common import check_writable, wants_gpu
 from ldm.pipelines.model_folder import FALLBACKS, ModelFolder, locate
 from ldm.pipelines.torch_free import open_light
 from ldm.utils.atomic_files import telling, write_whole

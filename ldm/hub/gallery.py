@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from ldm.cli.generate import complete, draw, empty_job, read_png, save_png
+from ldm.pipelines.generation import generate_job
+from ldm.pipelines.image_metadata import complete, empty_job, read_png, save_png
 from ldm.pipelines.loading import load_pipeline
 
 FOLDER = "gallery"
@@ -20,7 +21,7 @@ def draw_gallery(folder: Path, prompts: list[str]) -> None:
         job = empty_job() | {"prompt": prompt or None, "grid": "1x1", "seed": SEED + i, "digest": pipeline.digest}
         complete(job, pipeline.defaults)
         (folder / FOLDER).mkdir(exist_ok=True)
-        save_png(draw(pipeline, job, 1)[0], folder / FOLDER / f"{i}.png", job)
+        save_png(generate_job(pipeline, job, 1)[0], folder / FOLDER / f"{i}.png", job)
 
 
 def pictures(folder: Path) -> list[dict[str, str]]:

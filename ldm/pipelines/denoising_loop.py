@@ -15,7 +15,7 @@ from torch import Tensor
 from ldm.diffusion.samplers import Euler, rectified, standard_normal
 from ldm.diffusion.schedules import convert
 from ldm.diffusion.time_grids import Level
-from ldm.pipelines.stock_noise import process_of
+from ldm.pipelines.diffusers_schedulers import process_of
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t as the network sees it, timestep) -> guided prediction
 Callback = Callable[[int, Tensor, Tensor], None]

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS, SCHEDULES, Karras, Tabled
+from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS, SCHEDULES, Flow, Karras, NoiseProcess, Tabled
 from ldm.diffusion.time_grids import LARGEST
 from ldm.pipelines.component_classes import stock_class
 from ldm.utils.errors import UserError
@@ -125,6 +126,40 @@ def export_scheduler(
 def with_sampler(scheduler: Any, sampler: str, time_grid: str | None = None):
     """A new scheduler for the same process as a stock scheduler's, with another sampler; as `export_scheduler`."""
     return _build(_read(scheduler), sampler, time_grid)
+
+
+def process_of(scheduler: Any) -> NoiseProcess:
+    """Schedule and prediction type of a diffusers scheduler; how times are drawn and weighed is not known to it.
+
+    Raises: ValueError for a scheduler that is neither a flow, nor EDM, nor has a table of alphas_cumprod.
+    """
+    config = scheduler.config
+    prediction_type = config.get("prediction_type", "flow_prediction")
+    if config.get("use_flow_sigmas") or prediction_type == "flow_prediction":
+        process = NoiseProcess()
+        process.schedule = Flow(config.get("flow_shift") or config.get("shift") or 1.0)
+    elif "sigma_data" in config:
+        process = NoiseProcess("karras", "v_prediction")
+        process.schedule = Karras(config["sigma_min"] / Karras.sigma_min)
+    elif hasattr(scheduler, "alphas_cumprod"):
+        process = NoiseProcess("linear", prediction_type)
+        process.schedule = Tabled(scheduler.alphas_cumprod.double().cpu().numpy())
+    else:
+        raise ValueError(f"the noise process of {type(scheduler).__name__} is not known")
+    process.learned_variance = config.get("variance_type") in ("learned", "learned_range")
+    return process
+
+
+def check_same_process(scheduler: Any, weak: Any) -> None:
+    """Raises: ValueError unless the scheduler of a weak model has the noise process of the main one's."""
+    ours, theirs = process_of(scheduler), process_of(weak)
+    times = torch.linspace(0.05, 0.95, 10)
+    same = torch.allclose(ours.schedule.logsnr(times), theirs.schedule.logsnr(times), atol=1e-3)
+    if ours.prediction_type != theirs.prediction_type or not same:
+        raise ValueError(
+            f"the weak model must have the main one's noise process: {ours.prediction_type} on "
+            f"{type(ours.schedule).__name__} here, {theirs.prediction_type} on {type(theirs.schedule).__name__} there"
+        )
 
 
 def offered(process: Process) -> dict[str, dict[str, dict[str, Any]]]:

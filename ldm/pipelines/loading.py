@@ -3,12 +3,14 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ldm.models.lora import merge, read_lora
+from ldm.pipelines.autoguidance import load_weak
 from ldm.pipelines.component_classes import stock_class
 from ldm.pipelines.model_folder import COMPONENTS, ModelFolder, locate, read_json
 from ldm.pipelines.onnx_runtime import Engine, open_engine
@@ -50,6 +52,7 @@ def load_pipeline(
     parts = {name: _load(folder, name, dtype) for name in COMPONENTS}
     fast = _choose_engine(folder, device, dtype, engine)
     pipeline = Pipeline(**parts, defaults=folder.defaults, folder=folder, engine=fast).to(device)
+    pipeline.load_weak = partial(load_weak, load=load_pipeline)
     if lora is not None:
         merge(pipeline.components, read_lora(lora), lora_scale, lora)
         pipeline.lora = lora, lora_scale

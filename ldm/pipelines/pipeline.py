@@ -4,6 +4,7 @@ Text is padded to the tokenizer's length and used without an attention mask; the
 about unit variance; `vae.config.scaling_factor` is honoured. Any scheduler of `stock.CLASSES` can be put in place.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,13 +19,11 @@ from torch import Tensor
 
 from ldm.diffusion.guidance import Guidance, guide
 from ldm.models.lora import digest_with
-from ldm.pipelines.autoguidance import as_weak
 from ldm.pipelines.component_classes import stock_class
 from ldm.pipelines.denoising_loop import Callback, Denoise, Walk
-from ldm.pipelines.diffusers_schedulers import with_sampler
+from ldm.pipelines.diffusers_schedulers import check_same_process, process_of, with_sampler
 from ldm.pipelines.model_folder import COMPONENTS, FALLBACKS, ModelFolder
 from ldm.pipelines.onnx_runtime import GRAPHS, Engine
-from ldm.pipelines.stock_noise import process_of
 from ldm.pipelines.torch_free import CUT
 
 log = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ class Pipeline:
     Attributes: vae, text_encoder, tokenizer, unet, scheduler (stock objects, replaceable), defaults (a dict with
     num_inference_steps and guidance_scale), folder (where it came from, or None), engine (what computes in place of
     the networks, for as long as nobody changes them, or None), lora (the adapters in the weights and how strongly, or
-    None).
+    None), load_weak (path -> the weak model there, or None).
     """
 
     def __init__(
@@ -63,6 +62,7 @@ class Pipeline:
             model.eval()
         self.engine = engine
         self.lora: tuple[str | Path, float] | None = None
+        self.load_weak: Callable[[str | Path, Pipeline], Pipeline] | None = None
         self._untouched = {name: _fingerprint(getattr(self, name)) for name in GRAPHS} if engine else {}
 
     def _engine(self, component: str) -> Engine | None:
@@ -144,8 +144,9 @@ class Pipeline:
             batch_size: how many pictures go through the networks at once; changes memory, not results.
             guidance_interval, guidance_rescale, cfg_zero, zero_init: see `Guidance`; None = the model's
                 default, which is (0, 1) and 0 unless it has others.
-            weak: a worse model of the same latents to lead away from (autoguidance), see `autoguidance.as_weak`.
-                It is told the prompt too, or the negative prompt where there is one.
+            weak: a worse model of the same latents to lead away from (autoguidance, see `ldm.pipelines.autoguidance`):
+                a pipeline, a denoiser with this one's text encoder, or a path or Hub id. It is told the prompt too,
+                or the negative prompt where there is one.
             sampler: a name in `SAMPLERS` that a stock scheduler takes the steps of; None = the model's.
             change: what is done to the text states, the noise and the way from it before it is taken; see `editing`.
 
@@ -160,7 +161,7 @@ class Pipeline:
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
         noise, generators = self._noise(len(prompts), latents, generator, seed)
-        worse = None if weak is None or rule.scale == 1 else as_weak(weak, self)
+        worse = None if weak is None or rule.scale == 1 else self._weak(weak)
         away = prompts if worse is not None and negative_prompt is None else negatives
         negative = None if rule.scale == 1 else (worse or self).encode_prompt(away)
         whole = Walk(self.encode_prompt(prompts), negative, noise.to(self.device, self.dtype), generators)
@@ -236,6 +237,20 @@ class Pipeline:
         interval = self.defaults.get("guidance_interval", (0, 1)) if interval is None else interval
         rescale = self.defaults.get("guidance_rescale", 0.0) if rescale is None else rescale
         return Guidance(scale, tuple(interval), rescale, cfg_zero, zero_init)
+
+    def _weak(self, weak: "Pipeline | torch.nn.Module | str | Path") -> "Pipeline":
+        """The weak model as a pipeline of its own. Raises: ValueError if its latents or noise process are others."""
+        if isinstance(weak, str | Path):
+            if self.load_weak is None:
+                raise ValueError(f"weak must be a Pipeline or a network where `load_pipeline` made none, got {weak!r}")
+            weak = self.load_weak(weak, self)
+        elif isinstance(weak, torch.nn.Module):
+            network, weak = weak, copy.copy(self)
+            weak.unet = network.eval()
+        if weak.latent_shape != self.latent_shape:
+            raise ValueError(f"the weak model has latents {weak.latent_shape}, the main one {self.latent_shape}")
+        check_same_process(self.scheduler, weak.scheduler)
+        return weak
 
     def _guided(self, rule: Guidance, weak: "Pipeline | None") -> Callable[..., Denoise]:
         """`guide` without the states: the noise process is there only where times or velocities matter to the rule."""

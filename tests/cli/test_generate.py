@@ -10,6 +10,7 @@ from PIL import Image
 from tiny_model import tiny_folder
 
 from ldm.cli import generate
+from ldm.pipelines.image_metadata import KEY, read_png, save_png
 from ldm.pipelines.loading import load_pipeline
 from ldm.utils.errors import UserError
 
@@ -48,7 +49,7 @@ def test_metadata_is_enough_to_draw_it_again(tmp_path, model):
     first, again, other = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"
     options = ("--grid", "2x1", "--seed", 3, "--steps", 2, "--guidance", 2.5, "--negative", "fire", "--scale", 2)
     call("wäter 水", "-m", model, "-o", first, *options)
-    job = generate.read_png(first)
+    job = read_png(first)
     assert job == {
         "model": str(model),
         "prompt": "wäter 水",
@@ -65,13 +66,13 @@ def test_metadata_is_enough_to_draw_it_again(tmp_path, model):
     call("--from", first, "-o", again)
     np.testing.assert_array_equal(pixels(again), pixels(first))
     call("--from", first, "-o", other, "--seed", 4)
-    assert generate.read_png(other) == job | {"seed": 4}
+    assert read_png(other) == job | {"seed": 4}
     assert (pixels(other) != pixels(first)).any()
 
 
 def test_defaults_are_written_out(tmp_path, model):
     call("-m", model, "-o", tmp_path / "a.png")  # unconditional
-    job = generate.read_png(tmp_path / "a.png")
+    job = read_png(tmp_path / "a.png")
     assert (job["prompt"], job["seed"], job["steps"], job["guidance"]) == (None, 0, 4, 3.0)
 
 
@@ -79,13 +80,13 @@ def test_refined_guidance_is_remembered(tmp_path, model):
     first, again, plain = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"
     options = ("--interval", 0.2, 0.8, "--rescale", 0.5, "--cfg-zero", "--zero-init", 0.25, "--weak", model)
     call("water", "-m", model, "-o", first, "--seed", 3, "--negative", "fire", *options)
-    job = generate.read_png(first)
+    job = read_png(first)
     told = {"interval": [0.2, 0.8], "rescale": 0.5, "cfg_zero": True, "zero_init": 0.25, "weak": str(model)}
     assert {name: job[name] for name in told} == told
     call("--from", first, "-o", again)
     np.testing.assert_array_equal(pixels(again), pixels(first))
     call("--from", first, "-o", plain, "--no-cfg-zero", "--rescale", 0)
-    assert not {"cfg_zero", "rescale"} & generate.read_png(plain).keys()
+    assert not {"cfg_zero", "rescale"} & read_png(plain).keys()
     assert (pixels(plain) != pixels(first)).any()
     with pytest.raises(UserError, match="interval must be two times"):
         call("water", "-m", model, "-o", first, "--interval", 0.8, 0.2)
@@ -108,7 +109,7 @@ def test_outlines_lie_beside_the_pictures_and_remember_the_settings(tmp_path, ca
     assert {path.name for path in tmp_path.iterdir()} == {f"{stem}.{kind}" for stem in "a01" for kind in ("png", "svg")}
     both, *alone = (ElementTree.parse(tmp_path / name).getroot() for name in ("a.svg", "0.svg", "1.svg"))
     assert both.attrib["viewBox"] == "0 0 128 64" and both[0].text == "enclosed glyph"
-    assert json.loads(both[1].text) == generate.read_png(tmp_path / "a.png")
+    assert json.loads(both[1].text) == read_png(tmp_path / "a.png")
     assert [path.attrib["d"] for path in both[2:]] == [each[2].attrib["d"] for each in alone]
     assert capsys.readouterr().err == ""
 
@@ -129,7 +130,7 @@ def test_scale_repeats_pixels(tmp_path, model):
 def test_other_weights_are_pointed_out(tmp_path, model, capsys):
     call("a", "-m", model, "--steps", 1, "-o", tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
-        generate.save_png(image, tmp_path / "b.png", generate.read_png(tmp_path / "a.png") | {"digest": "0" * 16})
+        save_png(image, tmp_path / "b.png", read_png(tmp_path / "a.png") | {"digest": "0" * 16})
     call("--from", tmp_path / "b.png", "-o", tmp_path / "c.png")
     assert "was drawn by other weights (0000000000000000)" in capsys.readouterr().err
 
@@ -171,11 +172,11 @@ def test_the_pipelines_refusals_reach_the_user_in_one_line(tmp_path, model):
 
 def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
-    generate.save_png(Image.new("L", (2, 2)), path, {"scale": 1})
+    save_png(Image.new("L", (2, 2)), path, {"scale": 1})
     before = path.read_bytes()
     monkeypatch.setattr(Image.Image, "save", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        generate.save_png(Image.new("L", (2, 2), 255), path, {"scale": 1})
+        save_png(Image.new("L", (2, 2), 255), path, {"scale": 1})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
@@ -184,7 +185,7 @@ def test_foreign_metadata_is_no_settings(tmp_path):
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    info.add_itxt(generate.KEY, json.dumps([1, 2]))
+    info.add_itxt(KEY, json.dumps([1, 2]))
     Image.new("L", (2, 2)).save(tmp_path / "a.png", pnginfo=info)
     with pytest.raises(UserError, match="carries no settings"):
-        generate.read_png(tmp_path / "a.png")
+        read_png(tmp_path / "a.png")

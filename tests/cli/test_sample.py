@@ -15,6 +15,7 @@ from ldm.diffusion.schedules import NoiseProcess
 from ldm.models.identity_autoencoder import IdentityAutoencoder
 from ldm.models.unet import build_mlp
 from ldm.pipelines.loading import load_pipeline
+from ldm.pipelines.native_sampling import process_and_settings
 from ldm.utils.errors import UserError
 
 
@@ -109,9 +110,9 @@ def test_faults_are_one_line_and_come_before_the_work(pictures, tmp_path):
 
 def test_a_run_knows_its_process_and_an_export_by_its_scheduler(pictures):
     pipeline = load_pipeline(pictures)
-    process, sampling = sample.process_and_settings(str(pictures), pipeline)
+    process, sampling = process_and_settings(str(pictures), pipeline)
     assert isinstance(process, NoiseProcess) and sampling.sampler == "euler"
-    other, default = sample.process_and_settings(str(pictures / "final"), pipeline)
+    other, default = process_and_settings(str(pictures / "final"), pipeline)
     t = torch.linspace(0.1, 0.9, 5)
     torch.testing.assert_close(other.scales(t)[0], process.scales(t)[0])
     assert default.sampler == "dpmpp_2m"

@@ -323,7 +323,7 @@ def test_a_hub_that_is_down_stops_a_first_pull_in_one_line_and_no_later_one(hub,
 
 
 def test_a_picture_of_a_hub_model_names_the_commit_and_is_drawn_from_it_again(hub, client, pushed, tmp_path):
-    from ldm.cli.generate import read_png
+    from ldm.pipelines.image_metadata import read_png
 
     pushed("pinned/model")
     head = hub.repos["models/pinned/model"].at("main")[0]

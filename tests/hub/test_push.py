@@ -15,10 +15,10 @@ from loopback_hub import LARGE, Client, LoopbackHub
 from PIL import Image
 from tiny_model import tiny_folder
 
-from ldm.cli.generate import read_png
 from ldm.config.loading import load
 from ldm.hub.export import export
 from ldm.hub.model_card import PLACE
+from ldm.pipelines.image_metadata import read_png
 from ldm.pipelines.loading import load_pipeline
 from tests.hub.test_export import finished_run
 

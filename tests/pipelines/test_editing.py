@@ -14,10 +14,9 @@ from ldm.diffusion.guidance import Guidance, guide
 from ldm.diffusion.schedules import convert
 from ldm.pipelines import editing as verbs
 from ldm.pipelines.denoising_loop import Walk, _up, backwards
-from ldm.pipelines.diffusers_schedulers import with_sampler
+from ldm.pipelines.diffusers_schedulers import process_of, with_sampler
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.onnx_export import write_graphs
-from ldm.pipelines.stock_noise import process_of
 from ldm.utils.errors import UserError
 
 STEPS = {"num_inference_steps": 5, "output_type": "pt", "guidance_scale": 2.5}

@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from tiny_model import COSINE, tiny_folder, tiny_pipeline
 
 from ldm.cli import generate
+from ldm.cli.common import wants_gpu
 from ldm.cli.main import build_parser
 from ldm.hub import export
+from ldm.pipelines.image_metadata import complete, read_png
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.model_folder import locate
 from ldm.pipelines.onnx_export import SMALL, write_graphs
@@ -282,15 +284,15 @@ def test_the_command_draws_the_same_either_way(tmp_path, model, monkeypatch, opt
     monkeypatch.setattr(generate, "open_light", lambda folder: None)
     whole = picture(*options, "-m", str(model), "-o", tmp_path / "whole.png", "--seed", 5)
     assert abs(light - whole).max() <= 1
-    assert generate.read_png(tmp_path / "light.png") == generate.read_png(tmp_path / "whole.png")
+    assert read_png(tmp_path / "light.png") == read_png(tmp_path / "whole.png")
 
 
 @pytest.mark.parametrize("option", [("--sampler", "unipc"), ("--cfg-zero",), ("--rescale", 0.5), ("--device", "cuda")])
 def test_the_command_leaves_more_to_the_pipeline(model, option):
     args = build_parser(["generate"]).parse_args(["generate", "water", "-m", str(model), *map(str, option)])
     job = generate._job(args)
-    generate.complete(job, {})
-    assert not (generate._is_plain(job) and not generate.wants_gpu(args.device))
+    complete(job, {})
+    assert not (generate._is_plain(job) and not wants_gpu(args.device))
 
 
 def test_a_picture_from_the_shell_loads_neither_torch_nor_diffusers(tmp_path, model):

@@ -6,6 +6,7 @@ from typing import Any
 
 from ldm.utils.errors import UserError
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, 100),
     "guidance": (0, 20),
@@ -18,7 +19,6 @@ MOST_LETTERS = 300  # of a prompt; a model reads far fewer tokens
 MOST_WAITING = 16  # in the queue
 MOST_BYTES = 4 * 2**20  # of an uploaded picture
 MOST_PIXELS = 4 * 2**20  # of it, once unpacked
-MOST_LAYERS = 4  # painted over it
 MOST_LAYERS = 4  # of paint over it
 MOST_JSON = 64 * 2**10  # bytes of any other request
 

@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.apps.demo import limits
-from ldm.cli.edit import KEY as EDITED
-from ldm.cli.generate import KEY, complete, draw, enlarged, entries
 from ldm.data.decoding import ImageError, decode_image, fit_image
 from ldm.models.lora import as_options, split_scale
 from ldm.pipelines.diffusers_schedulers import samplers_for
 from ldm.pipelines.editing import image_to_image, inpaint, interpolate
+from ldm.pipelines.generation import generate_job
+from ldm.pipelines.image_metadata import EDIT_KEY, KEY, complete, enlarged, entries
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.model_folder import read_yaml
 from ldm.pipelines.pipeline import Pipeline, PipelineOutput
@@ -222,7 +222,7 @@ class Studio:
         with self._busy:
             if stop.is_set():
                 raise Stopped
-            return draw(verb or self.pipeline, job, count, callback)
+            return generate_job(verb or self.pipeline, job, count, callback)
 
     def _previews(self, latents: Tensor) -> list[Image.Image]:
         pixels = (self.pipeline.preview(latents).permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
@@ -276,7 +276,7 @@ class Studio:
         count = limits.whole("number", number)
         with self._busy:
             data, pool = self._training_glyphs
-            images = draw(self.pipeline, job, count)
+            images = generate_job(self.pipeline, job, count)
             found = nearest(np.stack([np.asarray(image.convert("L")) for image in images]), pool)
         pairs, copies = [], 0
         for i, image in enumerate(images):
@@ -340,5 +340,5 @@ def _ended(future: "Future[list[Image.Image]]", last: Shown, job: dict, told: di
     jobs = [
         {**job, "seed": job["seed"] + i} if told is None else {**job, **told, "picture": i} for i in range(len(images))
     ]
-    remembered = [remembering(*pair, KEY if told is None else EDITED) for pair in zip(images, jobs, strict=True)]
+    remembered = [remembering(*pair, KEY if told is None else EDIT_KEY) for pair in zip(images, jobs, strict=True)]
     return Shown(f"{len(images)} picture{'s' * (len(images) > 1)}", images=remembered)

@@ -15,10 +15,10 @@ from PIL import Image
 from starlette.middleware import Middleware
 
 from ldm.apps.demo import limits
+from ldm.apps.demo.limits import LOOPBACK
 from ldm.apps.demo.request_guard import Guard
 from ldm.apps.demo.session import OWN, SIDE, Shown, Studio
 from ldm.apps.demo.training_monitor import runs_in, watch
-from ldm.cli.app import LOOPBACK
 from ldm.utils.animation import gif, mp4, there_and_back
 from ldm.utils.errors import UserError
 

@@ -15,9 +15,9 @@ from ldm.diffusion.guidance import guide
 from ldm.diffusion.samplers import denoise_with
 from ldm.diffusion.schedules import Schedule
 from ldm.models.autoencoder import factor_of, to_images
+from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
-from ldm.pipelines.stock_noise import process_of
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 # Captions for measuring: what most people would type.

@@ -17,8 +17,8 @@ from ldm.data.toy import SwissRoll, exact_denoiser
 from ldm.diffusion.samplers import denoise_with, sample
 from ldm.diffusion.schedules import Schedule
 from ldm.diffusion.time_grids import TIME_GRIDS
+from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.loading import load_pipeline
-from ldm.pipelines.stock_noise import process_of
 from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
 

@@ -14,8 +14,8 @@ from ldm.diffusion.samplers import SAMPLERS, sample, trajectory
 from ldm.diffusion.schedules import Schedule, convert
 from ldm.diffusion.time_grids import TIME_GRIDS
 from ldm.models.autoencoder import to_pixels
+from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.pipeline import Pipeline
-from ldm.pipelines.stock_noise import process_of
 
 PROMPT = "vertical stacked glyph with the grass radical"
 SECOND = "horizontal stacked glyph with the water radical"

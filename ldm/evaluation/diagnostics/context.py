@@ -15,10 +15,10 @@ from ldm.data import Splits, build, spread
 from ldm.diffusion.schedules import NoiseProcess
 from ldm.evaluation import loss_by_time as denoising
 from ldm.evaluation.run_loading import OpenRun, checkpoint_state, open_run
+from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.model_folder import locate
 from ldm.pipelines.pipeline import Pipeline
-from ldm.pipelines.stock_noise import process_of
 from ldm.utils.errors import UserError
 
 DRAWN = 16  # pictures

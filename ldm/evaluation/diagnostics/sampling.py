@@ -9,8 +9,7 @@ from ldm.diffusion.schedules import NoiseProcess, Tabled
 from ldm.evaluation.diagnostics.context import Case
 from ldm.evaluation.diagnostics.findings import Finding
 from ldm.evaluation.loss_by_time import channel_moments
-from ldm.pipelines.diffusers_schedulers import export_scheduler
-from ldm.pipelines.stock_noise import process_of
+from ldm.pipelines.diffusers_schedulers import export_scheduler, process_of
 
 LEFT, LEFT_A_LITTLE = 4.0, 1.0  # signal to noise of the picture's mean at t = 1
 SIGNAL_LEFT = 0.2  # alpha / sigma at t = 1

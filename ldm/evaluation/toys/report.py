@@ -28,10 +28,10 @@ from ldm.data.toy import Toy, caption_for, splits, toy_named
 from ldm.diffusion.likelihood import log_likelihood
 from ldm.diffusion.samplers import denoise_with
 from ldm.evaluation.metrics.proportions import share
+from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.model_folder import read_yaml
 from ldm.pipelines.pipeline import Pipeline
-from ldm.pipelines.stock_noise import process_of
 from ldm.utils.atomic_files import write_whole
 from ldm.utils.errors import UserError
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ldm.config.settings import LdmSettings, StartOptions
 from ldm.diffusion.schedules import NoiseProcess
 from ldm.models.lora import Adapter, merge, save_lora
+from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
-from ldm.pipelines.stock_noise import process_of
 from ldm.training.latent_cache import network_digest
 from ldm.training.tasks.denoising import LdmObjective, LdmTask
 from ldm.utils.errors import UserError

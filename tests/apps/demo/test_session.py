@@ -14,14 +14,15 @@ from PIL.PngImagePlugin import PngInfo
 from tiny_model import tiny_folder, tiny_lora
 
 from ldm.apps.demo import limits
+from ldm.apps.demo.limits import LOOPBACK
 from ldm.apps.demo.request_guard import Guard
 from ldm.apps.demo.session import OWN, Studio
 from ldm.apps.demo.space import requirements, write_space
 from ldm.apps.demo.training_monitor import read_log, runs_in, series, watch
-from ldm.cli import generate
 from ldm.cli import main as cli
-from ldm.cli.app import LOOPBACK
 from ldm.models.lora import read_lora
+from ldm.pipelines.generation import generate_job
+from ldm.pipelines.image_metadata import read_png
 from ldm.pipelines.loading import load_pipeline
 from ldm.utils.errors import UserError
 
@@ -52,7 +53,7 @@ def test_a_picture_of_the_app_tells_the_command_line_how_to_draw_it_again(studio
     for name, text in second.info.items():  # as gradio does on saving
         info.add_text(name, text)
     second.save(tmp_path / "a.png", pnginfo=info)
-    told = generate.read_png(tmp_path / "a.png")
+    told = read_png(tmp_path / "a.png")
     assert (told["seed"], told["model"], told["scale"]) == (6, str(model), 16)
     parser = cli.build_parser(["generate"])
     args = parser.parse_args(["generate", "--from", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png")])
@@ -60,7 +61,7 @@ def test_a_picture_of_the_app_tells_the_command_line_how_to_draw_it_again(studio
     with Image.open(tmp_path / "b.png") as again:
         difference = np.asarray(again).astype(int) - np.asarray(second)
         assert again.size == (256, 256) and abs(difference).max() <= 1  # one grey level: another batch size
-        assert generate.read_png(tmp_path / "b.png") == told
+        assert read_png(tmp_path / "b.png") == told
 
 
 def test_what_is_drawn_with_adapters_tells_of_them_and_is_drawn_again_with_them(studio, model, tmp_path):
@@ -71,7 +72,7 @@ def test_what_is_drawn_with_adapters_tells_of_them_and_is_drawn_again_with_them(
     assert abs(shrunk(last.images[0]) - shrunk(plain.images[0])).max() > 1
     info = json.loads(last.images[0].info["ldm"])
     assert info["lora"] == told and info["digest"] != studio.pipeline.digest
-    images = generate.draw(load_pipeline(str(model), lora=tmp_path / "lora", lora_scale=0.5), job(adapted), 1)
+    images = generate_job(load_pipeline(str(model), lora=tmp_path / "lora", lora_scale=0.5), job(adapted), 1)
     assert abs(shrunk(last.images[0]) - np.asarray(images[0])).max() <= 1
     (torch_drawn, _), *_ = adapted.attention(job(adapted))
     assert abs(shrunk(torch_drawn) - shrunk(last.images[0])).max() <= 1

@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 from tiny_model import tiny_folder
 
-from ldm.cli import generate
 from ldm.cli import main as cli
+from ldm.pipelines.image_metadata import read_png
 from tests.apps.demo.test_session import a_run
 
 pytest.importorskip("gradio", reason="the app extra is not installed")
@@ -117,7 +117,7 @@ def test_a_program_draws_through_the_page_and_gets_a_png_that_can_be_drawn_again
     (png,) = pictures(app, events[-1][1])
     first, again = drawn_again(png, tmp_path)
     np.testing.assert_array_equal(again, first)
-    assert generate.read_png(tmp_path / "a.png")["prompt"] == "water"
+    assert read_png(tmp_path / "a.png")["prompt"] == "water"
 
 
 def test_the_page_fetches_nothing_from_elsewhere_and_offers_no_share(app):

@@ -23,6 +23,7 @@ from ldm.apps.web import runtime, site
 from ldm.cli import generate
 from ldm.cli.main import build_parser
 from ldm.cli.web import run as write
+from ldm.pipelines.image_metadata import read_png
 from ldm.pipelines.model_folder import locate
 from ldm.pipelines.torch_free import open_light, standard_normal
 from ldm.utils.errors import UserError
@@ -367,7 +368,7 @@ def test_a_download_holds_the_picture_and_what_draws_it_again(page, tmp_path):
     with Image.open(tmp_path / "a.png") as image:
         pixels = np.asarray(image.convert("L"), int)
     np.testing.assert_array_equal(pixels, shown.repeat(8, 0).repeat(8, 1))
-    job = generate.read_png(tmp_path / "a.png")
+    job = read_png(tmp_path / "a.png")
     wanted = {"model": MODEL, "prompt": "vertical stacked glyph", "negative": None, "seed": 3, "steps": 4, "scale": 8}
     assert job == wanted | {"guidance": 1, "grid": "1x1", "interval": [0, 1], "digest": locate(MODEL).digest()}
     args = build_parser(["generate"]).parse_args(["generate", "--from", str(tmp_path / "a.png")])

@@ -1,0 +1,92 @@
+"""Settings of an image, and how they travel in a PNG: everything that `ldm generate --from` needs to make it again."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.pipelines.model_folder import FALLBACKS
+from ldm.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+KEY = "ldm"  # of the PNG text entry with the settings, as JSON
+EDIT_KEY = "ldm-edit"  # of the PNG text entry, or in the comment of a GIF or MP4
+KINDS: dict[str, Any] = {  # of the settings in a PNG, which may be anyone's
+    **dict.fromkeys(("model", "prompt", "negative", "grid", "sampler", "weak", "lora", "digest"), str),
+    **dict.fromkeys(("seed", "number", "steps", "scale"), int),
+    **dict.fromkeys(("guidance", "rescale", "zero_init"), int | float),
+    "interval": list,
+    "cfg_zero": bool,
+}
+GUIDANCE = ("interval", "rescale", "cfg_zero", "zero_init", "weak")  # refinements, remembered where they are used
+
+
+def empty_job() -> dict[str, Any]:
+    """All that decides pictures, with nothing asked for yet."""
+    job: dict[str, Any] = {"model": None, "prompt": None, "negative": None, "grid": None, "number": None, "seed": 0}
+    job |= {"steps": None, "sampler": None, "guidance": None, "scale": 1, "digest": None, "lora": None}
+    return job | dict.fromkeys(GUIDANCE)
+
+
+def complete(job: dict, defaults: dict) -> None:
+    """What the model chooses by default is written into `job`, and so into the picture."""
+    names = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+    names |= {name: f"guidance_{name}" for name in ("interval", "rescale")}
+    for name, its in names.items():
+        job[name] = {**FALLBACKS, **defaults}.get(its) if job[name] is None else job[name]
+
+
+def entries(job: dict, key: str = KEY) -> dict[str, str]:
+    """The text entries of a PNG: all of `job` under `key`, and the best known settings one by one for other viewers."""
+    used = {name: value for name, value in job.items() if name not in (*GUIDANCE, "sampler", "lora") or value}
+    single = ("prompt", "negative", "seed", "steps", "guidance", "digest")
+    told = {name: str(job[name]) for name in single if job.get(name) is not None}
+    return {key: json.dumps(used, ensure_ascii=False), **told}
+
+
+def save_png(image: "Image.Image", path: Path, job: dict, key: str = KEY) -> None:
+    """Write `image` enlarged by job["scale"] with `job` in its metadata under `key`, whole or not at all."""
+    from PIL.PngImagePlugin import PngInfo
+
+    from ldm.utils.atomic_files import drafted
+
+    info = PngInfo()
+    for name, text in entries(job, key).items():
+        info.add_itxt(name, text)
+    image = enlarged(image, job["scale"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with drafted(path) as stream:
+        image.save(stream, format="PNG", pnginfo=info)
+
+
+def read_png(path: Path) -> dict:
+    """The settings in a PNG that `ldm generate` wrote. Raises: UserError if there are none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            text = image.info.get(KEY)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"--from {path}: not a readable picture ({error})") from None
+    try:
+        job = json.loads(text or "")
+    except (ValueError, RecursionError):
+        job = None
+    if not isinstance(job, dict):
+        raise UserError(f"--from {path}: it carries no settings of `ldm generate`")
+    for name, kind in KINDS.items():
+        if job.get(name) is not None and not isinstance(job[name], kind):
+            raise UserError(f"--from {path}: its {name} cannot be {job[name]!r}")
+    times = job.get("interval") or [0, 1]
+    if len(times) != 2 or not all(isinstance(each, int | float) for each in times):
+        raise UserError(f"--from {path}: its interval must be two numbers, got {times!r}")
+    return job
+
+
+def enlarged(image: "Image.Image", scale: int) -> "Image.Image":
+    """Every pixel drawn as scale x scale."""
+    from PIL.Image import Resampling
+
+    return image.resize((image.width * scale, image.height * scale), Resampling.NEAREST) if scale > 1 else image
