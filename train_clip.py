@@ -1,7 +1,7 @@
 """Train the text encoder against an image encoder: `accelerate launch train_clip.py configs/glyphs.yaml`."""
 
 from ldm.config.overrides import parse
-from ldm.utils.errors import prepare_threads, run_main
+from ldm.utils.runtime import prepare_threads, run_main
 from ldm.utils.torchvision_compat import mend_torchvision
 
 

@@ -1,7 +1,7 @@
 """Train the autoencoder: `accelerate launch train_vae.py configs/glyphs.yaml [--optim.lr 2e-4 ...]`."""
 
 from ldm.config.overrides import parse
-from ldm.utils.errors import prepare_threads, run_main
+from ldm.utils.runtime import prepare_threads, run_main
 from ldm.utils.torchvision_compat import mend_torchvision
 
 

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from protocol import markdown, write_report
 
-from ldm.utils.errors import UserError, prepare_threads, run_main
+from ldm.utils.errors import UserError
+from ldm.utils.runtime import prepare_threads, run_main
 from ldm.utils.torchvision_compat import mend_torchvision
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,7 +165,7 @@ def held_out_loss(task, base) -> float | None:
     """By the base's times and weights; None where the network predicts something else."""
     import torch
 
-    from ldm.diffusion.schedules import NoiseProcess
+    from ldm.diffusion.process import NoiseProcess
 
     own = task.settings.noise
     if (own.process, own.prediction_type) != (base.noise.process, base.noise.prediction_type):

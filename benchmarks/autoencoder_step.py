@@ -18,7 +18,7 @@ from protocol import compared, markdown, quiet, ratio_text, rounds, timed, write
 from stacks import RESOLUTION, STACKS, write_pictures
 from stepping import Parts, Program, part_seconds
 
-from ldm.utils.errors import prepare_threads, run_main
+from ldm.utils.runtime import prepare_threads, run_main
 from ldm.utils.torchvision_compat import mend_torchvision
 
 

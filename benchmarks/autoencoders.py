@@ -15,7 +15,8 @@ import statistics
 import time
 from pathlib import Path
 
-from ldm.utils.errors import UserError, prepare_threads, run_main
+from ldm.utils.errors import UserError
+from ldm.utils.runtime import prepare_threads, run_main
 from ldm.utils.torchvision_compat import mend_torchvision
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,7 +19,7 @@ from peer_training import Photos
 from protocol import compared, markdown, ratio_text, rounds, write_report
 from stacks import RESOLUTION, ldm_settings, write_pictures, write_stack
 
-from ldm.utils.errors import prepare_threads, run_main
+from ldm.utils.runtime import prepare_threads, run_main
 from ldm.utils.torchvision_compat import mend_torchvision
 
 BATCH = 16

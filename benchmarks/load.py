@@ -3,7 +3,7 @@
     python benchmarks/load.py -o runs/benchmarks/load.json
 
 Threads of OpenMP that wait by spinning take the core from the thread they wait for. Our commands have them wait
-passively (`ldm.utils.errors.prepare_threads`), and ONNX Runtime's not spin; a stock script does neither.
+passively (`ldm.utils.runtime.prepare_threads`), and ONNX Runtime's not spin; a stock script does neither.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from protocol import busy_process, markdown, write_report
 
-from ldm.utils.errors import prepare_threads, run_main
+from ldm.utils.runtime import prepare_threads, run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = {"draw": "one picture, 10 steps", "train": "one training step, batch 16"}

@@ -18,7 +18,7 @@ from protocol import gpu_peak_mb, markdown, paired_ratio, process_rounds, ratio_
 from stacks import RESOLUTION, STACKS, ldm_settings, write_pictures, write_stack
 from stepping import Program
 
-from ldm.utils.errors import prepare_threads, run_main
+from ldm.utils.runtime import prepare_threads, run_main
 from ldm.utils.torchvision_compat import mend_torchvision
 
 STAGES = {  # who can do it

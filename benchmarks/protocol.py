@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.utils.errors import prepare_threads, run_main
+from ldm.utils.runtime import prepare_threads, run_main
 
 QUIET = 0.06  # the most that other programs may use of the machine in a round whose wall seconds count
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")

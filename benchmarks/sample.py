@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from protocol import ceilings, compared, markdown, quiet, ratio_text, rounds, write_report
 
-from ldm.utils.errors import prepare_threads, run_main
+from ldm.utils.runtime import prepare_threads, run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT, GUIDANCE = "horizontal stacked glyph", 3.0

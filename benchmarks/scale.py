@@ -18,7 +18,7 @@ from typing import Any
 
 from protocol import compared, markdown, process, ratio_text, rounds, summary, write_report
 
-from ldm.utils.errors import prepare_threads, run_main
+from ldm.utils.runtime import prepare_threads, run_main
 from ldm.utils.torchvision_compat import mend_torchvision
 
 TABLES = ("batch", "resolution", "data", "world")

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from protocol import markdown, paired_ratio, process_rounds, ratio_text, summary, write_report
 
-from ldm.utils.errors import run_main
+from ldm.utils.runtime import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "horizontal stacked glyph"

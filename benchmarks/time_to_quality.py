@@ -27,7 +27,7 @@ from typing import Any
 
 from protocol import markdown, paired_ratio, ratio_text, write_report
 
-from ldm.utils.errors import prepare_threads, run_main
+from ldm.utils.runtime import prepare_threads, run_main
 from ldm.utils.torchvision_compat import mend_torchvision
 
 ROOT = Path(__file__).resolve().parents[1]

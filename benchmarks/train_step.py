@@ -20,7 +20,8 @@ from protocol import ceilings, compared, markdown, quiet, ratio_text, rounds, ti
 from stacks import STACKS, build_unet, ldm_settings, write_pictures, write_stack
 from stepping import Parts, Program, part_seconds
 
-from ldm.utils.errors import UserError, prepare_threads, run_main
+from ldm.utils.errors import UserError
+from ldm.utils.runtime import prepare_threads, run_main
 from ldm.utils.torchvision_compat import mend_torchvision
 
 TOLERANCE = {"no": 1e-3, "bf16": 2e-2, "fp16": 2e-2}  # of a loss in a common step, relative; a tenth in the first

@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str):
     if name != "load_pipeline":
         raise AttributeError(f"module 'ldm' has no attribute {name!r}")
-    from ldm.utils.errors import prepare_threads
+    from ldm.utils.runtime import prepare_threads
     from ldm.utils.torchvision_compat import mend_torchvision
 
     prepare_threads()  # has to come before torch

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside t
 from ldm.cli import main as cli
 from ldm.config import json_schema as schema
 from ldm.config import overrides as command_line
-from ldm.config.loading import dump
+from ldm.config.yaml_io import dump
 
 BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
 TYPES = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text", "null": "null"}

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from ldm.utils.errors import run_main
+from ldm.utils.runtime import run_main
 
 
 class Child:

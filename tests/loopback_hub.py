@@ -382,7 +382,7 @@ def _work() -> None:
     from contextlib import redirect_stderr, redirect_stdout
 
     from ldm.cli.main import main
-    from ldm.utils.errors import run_main
+    from ldm.utils.runtime import run_main
 
     answers, real_sleep = os.fdopen(os.dup(1), "w"), time.sleep
     time.sleep = lambda seconds: real_sleep(min(seconds, 0.01))

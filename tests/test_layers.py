@@ -18,10 +18,7 @@ ORDER = ("utils", "diffusion", "config", "data", "models", "pipelines", "trainin
 APART = {("diffusion", "utils"), ("hub", "evaluation")}
 NOT_YET = {  # (file, package): to become empty
     ("ldm/config/settings.py", "models"),
-    ("ldm/models/autoencoder.py", "pipelines"),
     ("ldm/models/autoencoder.py", "training"),
-    ("ldm/models/representation_alignment.py", "pipelines"),
-    ("ldm/models/text_encoder.py", "pipelines"),
     ("ldm/models/text_encoder.py", "training"),
     *(
         (f"ldm/apps/figures/{name}.py", "cli")

@@ -109,8 +109,8 @@ def source_of(model: str | Path | None) -> str:
 
 def _said(model: str | Path) -> tuple[str, str | None]:
     """What a model says of itself: its data, and the model that it went on from. Nothing is fetched from the Hub."""
-    from ldm.pipelines.model_folder import read_json, read_yaml
     from ldm.utils.assets import shipped_model, shipped_models
+    from ldm.utils.untrusted_files import read_json, read_yaml
 
     folder, name = Path(model), str(model).removeprefix("models/")
     if not folder.exists() and name in shipped_models():

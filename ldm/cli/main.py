@@ -12,7 +12,8 @@ import sys
 from typing import Any, NoReturn
 
 from ldm import __version__
-from ldm.utils.errors import UserError, prepare_threads, run_main
+from ldm.utils.errors import UserError
+from ldm.utils.runtime import prepare_threads, run_main
 from ldm.utils.torchvision_compat import mend_torchvision
 
 # name -> (module, one line of help), or for a group name -> ({name: (module, help)}, help)

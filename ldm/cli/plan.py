@@ -30,7 +30,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ldm.utils.errors import prepare_threads
+    from ldm.utils.runtime import prepare_threads
 
     prepare_threads(args.threads)
     from ldm.training.budget import propose
@@ -80,7 +80,7 @@ def write(path: Path, config: Path, found: list) -> None:
     """A project file with the changes of every part. Raises: UserError if it would extend itself or be another's."""
     import os
 
-    from ldm.config.loading import dump
+    from ldm.config.yaml_io import dump
 
     if path.resolve() == config.resolve():
         raise UserError(f"-o {path} is the config itself: name another file")

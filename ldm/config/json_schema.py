@@ -12,7 +12,7 @@ import re
 
 from pydantic.json_schema import models_json_schema
 
-from ldm.config.loading import section
+from ldm.config.introspection import section
 from ldm.config.settings import PARTS, RunSettings, Settings
 
 _BLOCKS = {

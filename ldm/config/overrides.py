@@ -16,8 +16,9 @@ from typing import Any, Literal, Required, overload
 
 from typing_extensions import TypedDict
 
+from ldm.config.introspection import nearest, paths, section
 from ldm.config.json_schema import comment_of
-from ldm.config.loading import nearest, paths, resolve, section, to_yaml
+from ldm.config.loading import resolve, to_yaml
 from ldm.config.settings import PARTS, ClipSettings, LdmSettings, RunSettings, Settings, VaeSettings
 from ldm.utils.errors import UserError
 

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from ldm.diffusion.loss_weighting import WEIGHTS
+from ldm.diffusion.parameterization import PREDICTIONS
 from ldm.diffusion.samplers import SAMPLERS
-from ldm.diffusion.schedules import PREDICTIONS, SCHEDULES, TIMES, WEIGHTS
+from ldm.diffusion.schedules import SCHEDULES
 from ldm.diffusion.time_grids import TIME_GRIDS
+from ldm.diffusion.time_sampling import TIMES
 from ldm.models.conditioning import CONDITIONINGS
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

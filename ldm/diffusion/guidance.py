@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm.diffusion.schedules import NoiseProcess, convert, rows
+from ldm.diffusion.parameterization import convert
+from ldm.diffusion.process import NoiseProcess, rows
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t, t, condition) -> prediction of x_t's shape
 EDGE = 1e-6  # times within this of an end of an interval count as inside

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm.diffusion.schedules import Schedule, gaussian_kl, log_variance_range, posterior, step_bound
+from ldm.diffusion.schedules import Schedule
+from ldm.diffusion.variational import gaussian_kl, log_variance_range, posterior, step_bound
 
 Denoise = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
 Noise = Callable[[Tensor], Tensor]  # a tensor -> independent numbers of mean 0 and variance 1 of its shape

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.pipelines.model_folder import read_json, vetted
 from ldm.utils.errors import UserError
+from ldm.utils.untrusted_files import read_json, vetted
 
 SIZE = 224  # of the pictures that a vision model sees, where its settings do not say
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet: likewise

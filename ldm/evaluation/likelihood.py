@@ -27,8 +27,8 @@ from ldm.diffusion.likelihood import (
     squared_errors,
     variational_bound,
 )
-from ldm.diffusion.samplers import denoise_with
-from ldm.diffusion.schedules import NoiseProcess
+from ldm.diffusion.process import NoiseProcess
+from ldm.diffusion.sampling import denoise_with
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.errors import UserError

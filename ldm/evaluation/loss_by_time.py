@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ldm.data import ImageTextData, spread
-from ldm.diffusion.schedules import PREDICTIONS, NoiseProcess
+from ldm.diffusion.parameterization import PREDICTIONS
+from ldm.diffusion.process import NoiseProcess
 from ldm.evaluation.run_loading import open_run
 from ldm.models.autoencoder import posterior
 from ldm.models.text_encoder import caption_of

@@ -13,7 +13,7 @@ from torch import Tensor
 from ldm.config.loading import load
 from ldm.config.settings import LdmSettings
 from ldm.data import Splits, build
-from ldm.diffusion.schedules import NoiseProcess
+from ldm.diffusion.process import NoiseProcess
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils import checkpoint_files as checkpoint

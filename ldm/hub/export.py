@@ -17,10 +17,11 @@ import torch
 
 from ldm.pipelines.component_classes import CLASSES, LIBRARY
 from ldm.pipelines.loading import load_pipeline, no_progress_bars
-from ldm.pipelines.model_folder import COMPONENTS, locate, read_json
+from ldm.pipelines.model_folder import COMPONENTS, locate
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.atomic_files import one_writer, staged, telling
 from ldm.utils.errors import UserError
+from ldm.utils.untrusted_files import read_json
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}

@@ -26,10 +26,10 @@ from ldm.models.reconstruction_losses import (
     hinge_discriminator_loss,
 )
 from ldm.models.vector_quantizer import Codebook, code_usage, nearest
-from ldm.pipelines.model_folder import read_json, vetted
 from ldm.training.trainer import Rows, Sample, draw_rows, mix
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import sheet
+from ldm.utils.untrusted_files import read_json, vetted
 
 Autoencoder: TypeAlias = AutoencoderKL | VQModel
 CLASSES = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from ldm.pipelines.model_folder import vetted
 from ldm.utils.errors import UserError
+from ldm.utils.untrusted_files import vetted
 
 
 class Alignment(nn.Module):

@@ -20,10 +20,10 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 from ldm.config.settings import ClipModel, ClipSettings
 from ldm.data import ImageTextData, Splits, identity_of, spread
 from ldm.models.autoencoder import to_images
-from ldm.pipelines.model_folder import vetted
 from ldm.training.trainer import Rows, Sample, mix
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
+from ldm.utils.untrusted_files import vetted
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 CAPTIONS_FOR_TOKENIZER = 100_000

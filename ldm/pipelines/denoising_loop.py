@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.diffusion.samplers import Euler, rectified, standard_normal
-from ldm.diffusion.schedules import convert
+from ldm.diffusion.parameterization import convert
+from ldm.diffusion.samplers import Euler, rectified
+from ldm.diffusion.sampling import standard_normal
 from ldm.diffusion.time_grids import Level
 from ldm.pipelines.diffusers_schedulers import process_of
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS, SCHEDULES, Flow, Karras, NoiseProcess, Tabled
+from ldm.diffusion.process import NoiseProcess
+from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS, SCHEDULES, Flow, Karras, Tabled
 from ldm.diffusion.time_grids import LARGEST
 from ldm.pipelines.component_classes import stock_class
 from ldm.utils.errors import UserError

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldm.data.decoding import MAX_BYTES, ImageError, decode_image, fit_image
-from ldm.diffusion.samplers import standard_normal
+from ldm.diffusion.sampling import standard_normal
 from ldm.pipelines.denoising_loop import Walk, backwards
 from ldm.pipelines.pipeline import Pipeline, PipelineOutput, as_output
 from ldm.utils.errors import UserError

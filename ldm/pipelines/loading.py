@@ -12,11 +12,11 @@ import torch
 from ldm.models.lora import merge, read_lora
 from ldm.pipelines.autoguidance import load_weak
 from ldm.pipelines.component_classes import stock_class
-from ldm.pipelines.model_folder import COMPONENTS, ModelFolder, locate, read_json
+from ldm.pipelines.model_folder import COMPONENTS, ModelFolder, locate
 from ldm.pipelines.onnx_runtime import Engine, open_engine
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.errors import UserError
-from ldm.utils.vetting import count
+from ldm.utils.untrusted_files import count, read_json
 
 ENGINES = ("auto", "torch", "onnx")
 

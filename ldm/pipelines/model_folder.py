@@ -4,7 +4,6 @@ Only fixed file names below those folders are read, classes come from an allowli
 """
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from ldm.pipelines.component_classes import CLASSES, OWN
 from ldm.utils.assets import shipped_model, shipped_models
 from ldm.utils.errors import UserError
 from ldm.utils.hub_client import pull
-from ldm.utils.vetting import check_code, check_files, check_network, check_schedule, read_text
+from ldm.utils.untrusted_files import check_code, check_files, check_network, check_schedule, read_json, read_yaml
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 DEFAULTS = ("num_inference_steps", "guidance_scale", "guidance_interval", "guidance_rescale")  # a run's own settings
@@ -91,37 +90,6 @@ def locate(path_or_id: str | Path | None = None) -> ModelFolder:
         f"there is no folder {folder}: name an exported model, an LDM run, a Hub id like user/name, "
         f"or one that ships: {', '.join(shipped_models())}"
     )
-
-
-def read_json(path: Path) -> dict:
-    """The JSON object in `path`. Raises: UserError if it is missing, broken or no object."""
-    try:
-        content = json.loads(read_text(path))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, got {type(content).__name__}")
-    return content
-
-
-def read_yaml(path: Path) -> dict:
-    """The mapping in the YAML file `path`, {} if there is no such file. Raises: UserError if it is broken."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(read_text(path)) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {error}") from None
-    return content if isinstance(content, dict) else {}
-
-
-def vetted(network: Path) -> Path:
-    """The folder of one network, once its settings are such as may be opened. Raises: UserError."""
-    check_files(network, {"": network})
-    check_network(network / "config.json", read_json(network / "config.json"))
-    return network
 
 
 def _exported(folder: Path, source: str) -> ModelFolder:

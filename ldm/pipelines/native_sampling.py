@@ -9,8 +9,8 @@ from torch import Tensor
 from ldm.config.loading import load
 from ldm.config.settings import SamplingOptions
 from ldm.diffusion.guidance import Guidance, guide
-from ldm.diffusion.samplers import denoise_with, prior, sample
-from ldm.diffusion.schedules import NoiseProcess
+from ldm.diffusion.process import NoiseProcess
+from ldm.diffusion.sampling import denoise_with, prior, sample
 from ldm.diffusion.time_grids import TIME_GRIDS
 from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.pipeline import Pipeline

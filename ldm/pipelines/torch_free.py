@@ -16,9 +16,10 @@ import numpy as np
 from ldm.diffusion.samplers import DPMSolver2M, Step
 from ldm.diffusion.schedules import Flow
 from ldm.diffusion.time_grids import Level
-from ldm.pipelines.model_folder import ModelFolder, read_json
+from ldm.pipelines.model_folder import ModelFolder
 from ldm.pipelines.onnx_runtime import Engine, open_engine
 from ldm.utils.errors import UserError
+from ldm.utils.untrusted_files import read_json
 
 log = logging.getLogger(__name__)
 CUT = "prompt cut after %d tokens, so these words were lost: %r (of %r)"

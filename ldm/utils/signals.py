@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ldm.utils.errors import INTERRUPTS
+from ldm.utils.runtime import INTERRUPTS
 
 ONE_WISH = 3.0  # seconds: a launcher passes on the signal that its processes have already got
 

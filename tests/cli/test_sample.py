@@ -11,7 +11,7 @@ from tiny_model import tiny_folder
 
 from ldm.cli import sample
 from ldm.config.settings import MlpModel
-from ldm.diffusion.schedules import NoiseProcess
+from ldm.diffusion.process import NoiseProcess
 from ldm.models.identity_autoencoder import IdentityAutoencoder
 from ldm.models.unet import build_mlp
 from ldm.pipelines.loading import load_pipeline

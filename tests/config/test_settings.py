@@ -12,10 +12,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ldm.config.introspection import nearest, paths
 from ldm.config.json_schema import schema, text
-from ldm.config.loading import load, merge, nearest, part_of, paths, run_dir, to_yaml
+from ldm.config.loading import load, part_of, run_dir, to_yaml
 from ldm.config.overrides import Invocation, parse, parse_overrides, usage
 from ldm.config.settings import PARTS, RunSettings
+from ldm.config.yaml_io import merge
 from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ldm.diffusion.guidance import Guidance, guide, projected, rescaled
-from ldm.diffusion.schedules import NoiseProcess, convert, rows
+from ldm.diffusion.parameterization import convert
+from ldm.diffusion.process import NoiseProcess, rows
 
 PROCESSES = [
     ("flow", "flow"),

@@ -23,7 +23,8 @@ from ldm.diffusion.likelihood import (
     squared_errors,
     variational_bound,
 )
-from ldm.diffusion.schedules import SCHEDULES, gaussian_kl
+from ldm.diffusion.schedules import SCHEDULES
+from ldm.diffusion.variational import gaussian_kl
 
 ALL = ["flow", "linear", "cosine", "karras"]
 LOG_2PI = math.log(2 * math.pi)

@@ -8,10 +8,14 @@ import pytest
 import torch
 
 from ldm.data.toy import EightGaussians, exact_denoiser
-from ldm.diffusion import samplers as sampler
-from ldm.diffusion.samplers import SAMPLERS, TIME_GRIDS, denoise_with, prior, sample, standard_normal, trajectory
-from ldm.diffusion.schedules import PREDICTIONS, SCHEDULES, NoiseProcess, Tabled, convert, posterior
-from ldm.diffusion.time_grids import levels
+from ldm.diffusion import sampling
+from ldm.diffusion.parameterization import PREDICTIONS, convert
+from ldm.diffusion.process import NoiseProcess
+from ldm.diffusion.samplers import SAMPLERS
+from ldm.diffusion.sampling import denoise_with, prior, sample, standard_normal, trajectory
+from ldm.diffusion.schedules import SCHEDULES, Tabled
+from ldm.diffusion.time_grids import TIME_GRIDS, levels
+from ldm.diffusion.variational import posterior
 
 TOY = EightGaussians()
 ODE = [name for name, kind in SAMPLERS.items() if not kind.draws]
@@ -62,7 +66,7 @@ def test_with_the_exact_denoiser_every_sampler_draws_the_eight_gaussians(name, p
 
 def one_step(name, schedule, x, x0_hat, t, s, monkeypatch=None, noise=None, **options):
     if noise is not None:
-        monkeypatch.setattr(sampler, "standard_normal", lambda *_: noise)
+        monkeypatch.setattr(sampling, "standard_normal", lambda *_: noise)
     return sample(lambda x, t: x0_hat, x, schedule, [t, s], name, **options)
 
 
@@ -115,7 +119,7 @@ def test_one_step_of_eulers_is_ddims_in_either_space(process, t, s):
 def test_learned_variance_lies_between_beta_tilde_and_beta(monkeypatch):
     schedule, x, x0 = PROCESSES["cosine"], points(seed=1), points(seed=2)
     noise, times = points(seed=3), [0.5, 0.4]
-    monkeypatch.setattr(sampler, "standard_normal", lambda *_: noise)
+    monkeypatch.setattr(sampling, "standard_normal", lambda *_: noise)
     small, large = (sample(lambda x, t: x0, x, schedule, times, name) for name in ("ddpm", "ddpm_large"))
     for share, fixed in ((-1.0, small), (1.0, large)):
         learned = sample(lambda x, t: (x0, torch.full_like(x, share)), x, schedule, times, "ddpm")  # noqa: B023
@@ -293,7 +297,7 @@ def follow(theirs, name, steps, kind="epsilon", eta=None, monkeypatch=None):
     if monkeypatch:
         made = [points(seed=100 + i) for i in range(steps)]
         monkeypatch.setattr(sys_module(theirs), "randn_tensor", lambda *_, **__: made[noise["at"]].clone(), False)
-        monkeypatch.setattr(sampler, "standard_normal", lambda *_: made[noise["at"]].clone())
+        monkeypatch.setattr(sampling, "standard_normal", lambda *_: made[noise["at"]].clone())
     start = points() * schedule.norm(torch.tensor(times[0])).item()
     walk = trajectory(lambda x, t: guess(x, *schedule.scales(t)), start, schedule, times, name, eta=eta)
     x, worst, done = start / own[0][0] if in_z else start, 0.0, 0

@@ -10,8 +10,12 @@ from diffusers import DDPMScheduler, EDMDPMSolverMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm.diffusion import schedules as noise
-from ldm.diffusion.schedules import PREDICTIONS, SCHEDULES, TABLES, TIMES, WEIGHTS, NoiseProcess, convert, posterior
+from ldm.diffusion.loss_weighting import WEIGHTS
+from ldm.diffusion.parameterization import PREDICTIONS, convert
+from ldm.diffusion.process import NoiseProcess, rows
+from ldm.diffusion.schedules import SCHEDULES, TABLES
+from ldm.diffusion.time_sampling import TIMES
+from ldm.diffusion.variational import gaussian_kl, log_variance_range, posterior, step_bound, variational_loss
 
 PREDICTED = {"flow": "flow", "karras": "v_prediction", **dict.fromkeys(TABLES, "v_prediction")}
 RANGES = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012), "cosine": (1e-4, 0.02)}
@@ -131,7 +135,7 @@ def test_karras_is_the_stock_edm_scheduler():
 def test_every_prediction_gives_every_other(name):
     x0, eps = pair()
     t = torch.linspace(0.01, 0.95, len(x0), dtype=torch.float64)
-    alpha, sigma = (noise.rows(scale, x0) for scale in SCHEDULES[name]().scales(t))
+    alpha, sigma = (rows(scale, x0) for scale in SCHEDULES[name]().scales(t))
     x_t = alpha * x0 + sigma * eps
     value = {kind: a * x0 + b * eps for kind, (a, b) in ((k, rule(alpha, sigma)) for k, rule in PREDICTIONS.items())}
     for source, target in itertools.product(PREDICTIONS, repeat=2):
@@ -220,7 +224,7 @@ def test_a_weight_weighs_the_same_error_in_x0_alike(name):
     x0, eps = pair(50)
     for prediction in ("epsilon", "v_prediction", "sample"):
         process = NoiseProcess("cosine", prediction, weight=name)
-        alpha, sigma = (noise.rows(scale, x0) for scale in process.scales(t))
+        alpha, sigma = (rows(scale, x0) for scale in process.scales(t))
         wrong = x0 + 0.1
         implied = (process.corrupt(x0, eps, t) - alpha * wrong) / sigma
         error = (process.target(wrong, implied, t) - process.target(x0, eps, t)).square().mean((1, 2, 3))
@@ -292,7 +296,7 @@ def test_the_posterior_leads_from_one_marginal_to_the_other(name):
 def test_the_range_of_the_reverse_variance_is_beta_tilde_to_beta():
     schedule = SCHEDULES["cosine"]()
     t = torch.tensor([0.001, 0.002, 0.5, 1.0], dtype=torch.float64)
-    low, high = noise.log_variance_range(schedule, t, t - 0.001)
+    low, high = log_variance_range(schedule, t, t - 0.001)
     bar = torch.cat([torch.ones(1).double(), schedule.alphas_cumprod])
     index = (t * 1000).round().long()
     torch.testing.assert_close(high.exp(), 1 - bar[index] / bar[index - 1], rtol=1e-6, atol=0)
@@ -305,7 +309,7 @@ def test_the_kl_of_two_gaussians():
     p, q = (np.exp(-((x - m) ** 2) / (2 * v)) / np.sqrt(2 * np.pi * v) for m, v in ((0.5, 1.3), (-1.0, 2.2)))
     wanted = np.trapezoid(p * np.log(p / q), x)
     values = [torch.tensor(number, dtype=torch.float64) for number in (0.5, math.log(1.3), -1.0, math.log(2.2))]
-    assert noise.gaussian_kl(*values).item() == pytest.approx(wanted, abs=1e-9)
+    assert gaussian_kl(*values).item() == pytest.approx(wanted, abs=1e-9)
 
 
 def test_the_bound_teaches_the_variance_that_the_error_asks_for():
@@ -319,7 +323,7 @@ def test_the_bound_teaches_the_variance_that_the_error_asks_for():
 
     def closure():
         optimizer.zero_grad()
-        loss = noise.step_bound(schedule, x0, x0, x0 + 3.0, log_variance, t, s).sum()
+        loss = step_bound(schedule, x0, x0, x0 + 3.0, log_variance, t, s).sum()
         loss.backward()
         return loss
 
@@ -332,5 +336,5 @@ def test_the_variational_loss_leaves_the_mean_alone():
     x0, eps = (tensor.flatten(1) for tensor in pair(8))
     t = process.draw_times(8, torch.Generator().manual_seed(0)).double()
     prediction, share = (torch.zeros_like(x0, requires_grad=True) for _ in range(2))
-    noise.variational_loss(process, x0, process.corrupt(x0, eps, t), prediction, share, t).sum().backward()
+    variational_loss(process, x0, process.corrupt(x0, eps, t), prediction, share, t).sum().backward()
     assert prediction.grad is None and share.grad.abs().sum() > 0

@@ -15,7 +15,7 @@ import yaml
 
 from ldm.cli import main as cli
 from ldm.config import overrides as command_line
-from ldm.config.loading import paths
+from ldm.config.introspection import paths
 from ldm.config.settings import PARTS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,8 @@ from tiny_model import tiny_pipeline
 from ldm.cli import likelihood as likelihood_cli
 from ldm.config.settings import DataOptions, ToyOptions
 from ldm.data.toy import exact_denoiser, splits
-from ldm.diffusion.schedules import NoiseProcess, convert, rows
+from ldm.diffusion.parameterization import convert
+from ldm.diffusion.process import NoiseProcess, rows
 from ldm.evaluation.likelihood import Plan, evaluate, measure, nats_per_point
 from ldm.models.identity_autoencoder import IdentityAutoencoder
 from ldm.utils.errors import UserError

@@ -10,7 +10,8 @@ from accelerate.state import AcceleratorState
 
 from ldm.config.settings import LdmSettings
 from ldm.data import Splits
-from ldm.diffusion.schedules import NoiseProcess, convert, rows
+from ldm.diffusion.parameterization import convert
+from ldm.diffusion.process import NoiseProcess, rows
 from ldm.evaluation.loss_by_time import (
     Plan,
     bin_edges,

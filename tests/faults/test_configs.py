@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ldm.config.loading import load, paths, read, to_yaml
+from ldm.config.introspection import paths
+from ldm.config.loading import load, to_yaml
 from ldm.config.overrides import parse
 from ldm.config.settings import PARTS
+from ldm.config.yaml_io import read
 from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
 

@@ -13,7 +13,7 @@ from forked import Child, world
 from tiny_trainings import PARTS, assert_same_run, losses, settings_of, task_of, train
 
 from ldm.config import settings as config
-from ldm.config.loading import paths
+from ldm.config.introspection import paths
 from ldm.training.resume_rules import CLASSES, class_of, compare
 from ldm.training.trainer import Trainer, start_world
 from ldm.utils import checkpoint_files as checkpoint

@@ -7,8 +7,10 @@ import torch
 from tiny_model import tiny_pipeline
 
 from ldm.config.settings import NoiseOptions, SamplingOptions
-from ldm.diffusion.samplers import SAMPLERS, denoise_with, prior, sample
-from ldm.diffusion.schedules import NoiseProcess, convert
+from ldm.diffusion.parameterization import convert
+from ldm.diffusion.process import NoiseProcess
+from ldm.diffusion.samplers import SAMPLERS
+from ldm.diffusion.sampling import denoise_with, prior, sample
 from ldm.diffusion.time_grids import TIME_GRIDS
 from ldm.hub.export import save_folder
 from ldm.pipelines.component_classes import CLASSES

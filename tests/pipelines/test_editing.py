@@ -11,7 +11,7 @@ from tiny_model import COSINE, FLOW, tiny_folder, tiny_pipeline
 
 from ldm.config.settings import NoiseOptions
 from ldm.diffusion.guidance import Guidance, guide
-from ldm.diffusion.schedules import convert
+from ldm.diffusion.parameterization import convert
 from ldm.pipelines import editing as verbs
 from ldm.pipelines.denoising_loop import Walk, _up, backwards
 from ldm.pipelines.diffusers_schedulers import process_of, with_sampler

@@ -22,9 +22,9 @@ from ldm.pipelines.editing import image_to_image, inpaint, interpolate
 from ldm.pipelines.generation import generate_job
 from ldm.pipelines.image_metadata import EDIT_KEY, KEY, complete, enlarged, entries
 from ldm.pipelines.loading import load_pipeline
-from ldm.pipelines.model_folder import read_yaml
 from ldm.pipelines.pipeline import Pipeline, PipelineOutput
 from ldm.utils.errors import UserError
+from ldm.utils.untrusted_files import read_yaml
 
 OWN = "the model's own"  # sampler
 SIDE = 256  # pixels; pictures are enlarged to about this, every pixel by a whole number

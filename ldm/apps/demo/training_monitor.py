@@ -7,9 +7,9 @@ from pathlib import Path
 from PIL import Image
 
 from ldm.evaluation.html import curves
-from ldm.pipelines.model_folder import read_yaml
 from ldm.training.run_directory import locked_by
 from ldm.utils.errors import UserError
+from ldm.utils.untrusted_files import read_yaml
 
 MOST_RUNS = 200
 MOST_POINTS = 400  # of a curve

@@ -12,7 +12,7 @@ from ldm.config.settings import CaptionOptions, DataOptions, GlyphOptions
 from ldm.data.glyphs.dataset import GlyphData, splits
 from ldm.data.glyphs.rendering import render, style_font
 from ldm.diffusion.guidance import guide
-from ldm.diffusion.samplers import denoise_with
+from ldm.diffusion.sampling import denoise_with
 from ldm.diffusion.schedules import Schedule
 from ldm.models.autoencoder import factor_of, to_images
 from ldm.pipelines.diffusers_schedulers import process_of

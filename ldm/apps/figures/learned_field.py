@@ -14,7 +14,7 @@ from ldm.apps.figures.plot_style import BLUE, GREY, HEAT, INK, page
 from ldm.apps.figures.toy_fields import LIMIT, Denoise, arrows, shade
 from ldm.cli.figures import Drawing, Setting
 from ldm.data.toy import SwissRoll, exact_denoiser
-from ldm.diffusion.samplers import denoise_with, sample
+from ldm.diffusion.sampling import denoise_with, sample
 from ldm.diffusion.schedules import Schedule
 from ldm.diffusion.time_grids import TIME_GRIDS
 from ldm.pipelines.diffusers_schedulers import process_of

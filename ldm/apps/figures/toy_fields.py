@@ -11,7 +11,7 @@ from ldm.apps.figures.plot_style import BLUE, DEPTH, GREEN, GREY, INK, ORANGE, P
 from ldm.cli.figures import Drawing, Setting
 from ldm.data.toy import Toy, exact_denoiser, toy_named
 from ldm.diffusion.likelihood import Bound, squared_errors, variational_bound
-from ldm.diffusion.samplers import trajectory
+from ldm.diffusion.sampling import trajectory
 from ldm.diffusion.schedules import SCHEDULES, Schedule
 from ldm.diffusion.time_grids import TIME_GRIDS
 from ldm.evaluation.toys.sampler_convergence import convergence as measure

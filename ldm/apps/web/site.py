@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ldm.apps.web.runtime import FILES, licences
-from ldm.pipelines.model_folder import FALLBACKS, HUB_ID, ModelFolder, read_json
+from ldm.pipelines.model_folder import FALLBACKS, HUB_ID, ModelFolder
 from ldm.pipelines.onnx_runtime import GRAPHS, graph
 from ldm.pipelines.torch_free import Light, open_light
 from ldm.utils.assets import shipped_models
 from ldm.utils.atomic_files import one_writer, staged, telling
 from ldm.utils.errors import UserError
+from ldm.utils.untrusted_files import read_json
 
 PAGE = Path(__file__).with_name("page")
 SETTINGS = "settings.json"

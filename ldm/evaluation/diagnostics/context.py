@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm.config.loading import load
 from ldm.config.settings import LdmSettings
 from ldm.data import Splits, build, spread
-from ldm.diffusion.schedules import NoiseProcess
+from ldm.diffusion.process import NoiseProcess
 from ldm.evaluation import loss_by_time as denoising
 from ldm.evaluation.run_loading import OpenRun, checkpoint_state, open_run
 from ldm.pipelines.diffusers_schedulers import process_of

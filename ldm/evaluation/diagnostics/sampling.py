@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from ldm.diffusion.schedules import NoiseProcess, Tabled
+from ldm.diffusion.process import NoiseProcess
+from ldm.diffusion.schedules import Tabled
 from ldm.evaluation.diagnostics.context import Case
 from ldm.evaluation.diagnostics.findings import Finding
 from ldm.evaluation.loss_by_time import channel_moments

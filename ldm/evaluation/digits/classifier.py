@@ -299,6 +299,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from ldm.utils.errors import run_main
+    from ldm.utils.runtime import run_main
 
     run_main(main)

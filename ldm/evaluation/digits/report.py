@@ -24,10 +24,10 @@ from ldm.evaluation.generation import AGREE, DISAGREE, Drawing, draw
 from ldm.models.autoencoder import image_batches, to_pixels
 from ldm.models.lora import as_options
 from ldm.pipelines.loading import load_pipeline
-from ldm.pipelines.model_folder import read_yaml
 from ldm.utils.atomic_files import write_whole
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import save_png, sheet
+from ldm.utils.untrusted_files import read_yaml
 
 log = logging.getLogger(__name__)
 

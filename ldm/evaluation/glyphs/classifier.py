@@ -224,6 +224,6 @@ def _resize(image: np.ndarray) -> np.ndarray:
 
 if __name__ == "__main__":
     from ldm.evaluation.glyphs.classifier_training import main
-    from ldm.utils.errors import run_main
+    from ldm.utils.runtime import run_main
 
     run_main(main)

@@ -331,6 +331,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from ldm.utils.errors import run_main
+    from ldm.utils.runtime import run_main
 
     run_main(main)

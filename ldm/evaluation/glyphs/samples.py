@@ -21,7 +21,7 @@ from ldm.evaluation.glyphs.prompts import Asked, glyph_prompts
 from ldm.evaluation.glyphs.style_probe import StyleProbe
 from ldm.evaluation.ocr import GlyphReader
 from ldm.models.autoencoder import factor_of
-from ldm.pipelines.model_folder import read_yaml
+from ldm.utils.untrusted_files import read_yaml
 
 SET = 1_000_000  # picture i of set s is drawn from seed + s * SET + i
 STYLES = ("hei", "song")

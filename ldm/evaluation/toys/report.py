@@ -26,14 +26,14 @@ from torch import Tensor
 from ldm.config.settings import DataOptions
 from ldm.data.toy import Toy, caption_for, splits, toy_named
 from ldm.diffusion.likelihood import log_likelihood
-from ldm.diffusion.samplers import denoise_with
+from ldm.diffusion.sampling import denoise_with
 from ldm.evaluation.metrics.proportions import share
 from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.loading import load_pipeline
-from ldm.pipelines.model_folder import read_yaml
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.atomic_files import write_whole
 from ldm.utils.errors import UserError
+from ldm.utils.untrusted_files import read_yaml
 
 FAR = 4.0  # standard deviations from the middle of a mode from which a point is in no mode: 1 of 3,000 true ones in 2-D
 

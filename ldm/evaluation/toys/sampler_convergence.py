@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm.diffusion.samplers import SAMPLERS, sample
+from ldm.diffusion.samplers import SAMPLERS
+from ldm.diffusion.sampling import sample
 from ldm.diffusion.schedules import Schedule
 
 STEPS = (16, 32, 64, 128, 256)
@@ -34,7 +35,7 @@ def convergence(
     """Solve the probability-flow ODE between two noise levels and measure the distance from its exact solution.
 
     Args:
-        denoise: exact, float64, as for `ldm.diffusion.samplers.trajectory`.
+        denoise: exact, float64, as for `ldm.diffusion.sampling.trajectory`.
         samplers: names of samplers without new noise.
         x: where to start, float64 (B, ...): x / alpha, that is data plus ratios[0] times noise.
         ratios: sigma / alpha at the start and the end; the grid is uniform in its logarithm.

@@ -11,7 +11,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldm.config.settings import ClipModel, LdmSettings
 from ldm.data import ImageTextData, Splits, identity_of, spread
-from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS, NoiseProcess, variational_loss
+from ldm.diffusion.process import NoiseProcess
+from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS
+from ldm.diffusion.variational import variational_loss
 from ldm.models.autoencoder import load_vae, to_images
 from ldm.models.identity_autoencoder import IdentityAutoencoder, Uncached
 from ldm.models.representation_alignment import Alignment, load_tower

@@ -19,8 +19,9 @@ from transformers import CLIPTextModel
 
 from ldm.config.settings import DistillOptions, LdmSettings
 from ldm.diffusion.guidance import Guidance, guide
-from ldm.diffusion.samplers import denoise_with, sample
-from ldm.diffusion.schedules import NoiseProcess, convert, rows
+from ldm.diffusion.parameterization import convert
+from ldm.diffusion.process import NoiseProcess, rows
+from ldm.diffusion.sampling import denoise_with, sample
 from ldm.diffusion.time_grids import levels
 from ldm.models.unet import choose_attention
 from ldm.training.latent_cache import network_digest

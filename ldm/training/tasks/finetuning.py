@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ldm.config.settings import LdmSettings, StartOptions
-from ldm.diffusion.schedules import NoiseProcess
+from ldm.diffusion.process import NoiseProcess
 from ldm.models.lora import Adapter, merge, save_lora
 from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.loading import load_pipeline

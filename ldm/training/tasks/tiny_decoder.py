@@ -20,10 +20,10 @@ from ldm.config.settings import VaeSettings
 from ldm.data import build
 from ldm.models.autoencoder import factor_of, image_batches, load_vae, posterior, to_images
 from ldm.models.reconstruction_losses import edge_loss
-from ldm.pipelines.model_folder import read_yaml
 from ldm.training.trainer import generator_for
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
+from ldm.utils.untrusted_files import read_yaml
 
 Latents = Callable[[int], Tensor]  # step -> model latents (B, c, h, w)
 

@@ -217,7 +217,7 @@ def training_stopped_after_five_steps(run, project):
 def the_last_training_time_still_shows_the_picture(run, project):
     """Settings and scheduler as of a run trained so; nothing before this check looks at what the U-Net learned."""
     noise = {"process": "linear", "prediction_type": "v_prediction", "shift": 0.01}
-    change_settings(run, "ldm.diffusion.schedules", **noise)
+    change_settings(run, "ldm.noise", **noise)
     shutil.rmtree(run / "final/scheduler")
     export_scheduler(NoiseOptions(**noise)).save_pretrained(run / "final/scheduler")
 
@@ -230,7 +230,7 @@ def the_scheduler_takes_another_prediction(run, project):
 @breaks("scheduler")
 def the_scheduler_has_another_schedule(run, project):
     """Of a run trained with cosine, as its settings say."""
-    change_settings(run, "ldm.diffusion.schedules", process="cosine", prediction_type="v_prediction")
+    change_settings(run, "ldm.noise", process="cosine", prediction_type="v_prediction")
     other = NoiseOptions(process="linear", prediction_type="v_prediction")
     shutil.rmtree(run / "final/scheduler")
     export_scheduler(other).save_pretrained(run / "final/scheduler")

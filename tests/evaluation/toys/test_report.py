@@ -11,8 +11,9 @@ import torch
 
 from ldm.cli import evaluate as command
 from ldm.data.toy import EightGaussians, Toy, exact_denoiser, toy_named
-from ldm.diffusion.samplers import TIME_GRIDS, prior, sample
+from ldm.diffusion.sampling import prior, sample
 from ldm.diffusion.schedules import SCHEDULES
+from ldm.diffusion.time_grids import TIME_GRIDS
 from ldm.evaluation.toys import report as toys
 from ldm.evaluation.toys.report import Plan, measure, modes_of, sliced_wasserstein
 

@@ -11,7 +11,7 @@ from transformers import CLIPTextModel
 
 from ldm.config.settings import LdmSettings, VaeModel
 from ldm.data import Splits
-from ldm.diffusion.schedules import NoiseProcess
+from ldm.diffusion.process import NoiseProcess
 from ldm.models.autoencoder import build_vae
 from ldm.models.conditioning import CONDITIONINGS
 from ldm.models.text_encoder import null_text

@@ -13,7 +13,7 @@ from torch import nn
 from ldm.config.settings import DistillOptions, LdmSettings
 from ldm.data import Splits
 from ldm.diffusion.guidance import guide
-from ldm.diffusion.schedules import NoiseProcess
+from ldm.diffusion.process import NoiseProcess
 from ldm.models.text_encoder import null_text
 from ldm.pipelines.loading import load_pipeline
 from ldm.training.run_directory import record

@@ -130,3 +130,34 @@ def _numbers(value: Any) -> Iterator[int]:
             yield from _numbers(each)
     elif isinstance(value, int) and not isinstance(value, bool):
         yield abs(value)
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in `path`. Raises: UserError if it is missing, broken or no object."""
+    try:
+        content = json.loads(read_text(path))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def read_yaml(path: Path) -> dict:
+    """The mapping in the YAML file `path`, {} if there is no such file. Raises: UserError if it is broken."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(read_text(path)) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {error}") from None
+    return content if isinstance(content, dict) else {}
+
+
+def vetted(network: Path) -> Path:
+    """The folder of one network, once its settings are such as may be opened. Raises: UserError."""
+    check_files(network, {"": network})
+    check_network(network / "config.json", read_json(network / "config.json"))
+    return network
