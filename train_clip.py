@@ -15,9 +15,10 @@ def main() -> None:
         return print(plan("clip", settings))
 
     from ldm.data import build
-    from ldm.models.text_encoder import ClipTask
+    from ldm.training.distributed import start_world
     from ldm.training.run_directory import open_run
-    from ldm.training.trainer import Trainer, start_world
+    from ldm.training.tasks.clip import ClipTask
+    from ldm.training.trainer import Trainer
 
     with start_world().main_process_first():
         run = open_run(settings, "clip")

@@ -16,11 +16,12 @@ def main() -> None:
 
     from ldm.data import build
     from ldm.evaluation.training_hook import watch_for
+    from ldm.training.distributed import start_world
     from ldm.training.run_directory import open_run
     from ldm.training.tasks.denoising import LdmTask
     from ldm.training.tasks.distillation import DistillTask
     from ldm.training.tasks.finetuning import FinetuneTask
-    from ldm.training.trainer import Trainer, start_world
+    from ldm.training.trainer import Trainer
 
     state = start_world()
     with state.main_process_first():

@@ -16,9 +16,11 @@ def main() -> None:
 
     from ldm.data import build
     from ldm.evaluation.autoencoder_report import write_report
-    from ldm.models.autoencoder import VaeTask, load_vae
+    from ldm.models.autoencoder import load_vae
+    from ldm.training.distributed import start_world
     from ldm.training.run_directory import open_run
-    from ldm.training.trainer import Trainer, start_world
+    from ldm.training.tasks.vae import VaeTask
+    from ldm.training.trainer import Trainer
 
     with start_world().main_process_first():
         run = open_run(settings, "vae")

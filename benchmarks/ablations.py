@@ -185,8 +185,7 @@ def judged(task, args: argparse.Namespace) -> dict[str, float]:
     from ldm.evaluation.generation import Drawing, draw
     from ldm.evaluation.glyphs.classifier import GlyphClassifier
     from ldm.evaluation.metrics.distribution_distances import frechet_distance, kernel_distance
-    from ldm.models.text_encoder import caption_of
-    from ldm.training.trainer import Sample
+    from ldm.training.task import Sample, caption_of
 
     classifier, pipeline, data = GlyphClassifier(), task._pipeline(), task.data.validation
     chosen = spread(len(data), args.pictures).tolist()

@@ -71,7 +71,7 @@ def ours(pictures: Path, args: argparse.Namespace, pause) -> None:
     """The real trainer and task; the settings give the peer's network."""
     from ldm.config.settings import VaeSettings
     from ldm.data import build
-    from ldm.models.autoencoder import VaeTask
+    from ldm.training.tasks.vae import VaeTask
     from ldm.training.trainer import Trainer
 
     folder = args.work / "ours-vae"

@@ -67,7 +67,7 @@ def arguments() -> argparse.Namespace:
 def autoencoder(row: str, args: argparse.Namespace) -> None:
     """Train the row's autoencoder, unless it is finished."""
     from ldm.data import build
-    from ldm.models.autoencoder import VaeTask
+    from ldm.training.tasks.vae import VaeTask
 
     if row == "identity" or (args.output / row / "vae" / "final").is_dir():
         return
@@ -198,7 +198,8 @@ def timed(rows: list[str], args: argparse.Namespace) -> None:
 
 
 def _train(build, settings, run: Path) -> None:
-    from ldm.training.trainer import Trainer, start_world
+    from ldm.training.distributed import start_world
+    from ldm.training.trainer import Trainer
 
     start_world()
     run.mkdir(parents=True, exist_ok=True)
@@ -213,7 +214,7 @@ def _cpu_seconds(subjects: dict, rounds: int = 4) -> dict[str, float]:
 
     from ldm.models.unet import choose_attention
     from ldm.training.cost_estimate import _step
-    from ldm.training.trainer import precision
+    from ldm.training.distributed import precision
 
     device, batch = torch.device("cpu"), BATCH
     half = torch.bfloat16 if precision("auto", device) == "bf16" else None

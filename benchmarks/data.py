@@ -110,8 +110,8 @@ def cached_epochs(model: Path, pictures: Path, run: Path, epochs: int) -> Callab
     from torch.utils.data import DataLoader
 
     from ldm.data import build
+    from ldm.training.data_order import Batches, rows_of
     from ldm.training.tasks.denoising import LdmTask
-    from ldm.training.trainer import Batches, rows_of
 
     run.mkdir(parents=True, exist_ok=True)
     steps = epochs * len(list(pictures.glob("*.jpg"))) // BATCH

@@ -136,7 +136,7 @@ def fit(task_of, settings, run: Path) -> None:
 def train_clip(who: str, args: argparse.Namespace) -> None:
     from ldm.config.settings import ClipSettings
     from ldm.data import build
-    from ldm.models.text_encoder import ClipTask
+    from ldm.training.tasks.clip import ClipTask
 
     data, train = files_and_training(args)
     settings = ClipSettings(model={"patch_size": 16, "context_length": 77}, data=data, train=train)
@@ -150,7 +150,7 @@ def train_vae(who: str, args: argparse.Namespace) -> None:
         return steps_of(retold(args.stack, pictures_of(args), args.batch, args.precision, 50001))
     from ldm.config.settings import VaeSettings
     from ldm.data import build
-    from ldm.models.autoencoder import VaeTask
+    from ldm.training.tasks.vae import VaeTask
 
     data, train = files_and_training(args)
     shape = {"block_out_channels": STACKS[args.stack], "layers_per_block": 2, "norm_num_groups": 32}
@@ -170,8 +170,8 @@ def train_ldm(who: str, args: argparse.Namespace) -> None:
     from diffusers import UNet2DConditionModel
 
     from ldm.data import build
+    from ldm.training.distributed import start_world
     from ldm.training.tasks.denoising import LdmTask
-    from ldm.training.trainer import start_world
 
     class SameNetwork(LdmTask):
         def _build(self):

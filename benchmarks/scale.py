@@ -118,7 +118,8 @@ def data_set(vae, data: Any, folder: Path) -> dict:
     import numpy as np
     import torch
 
-    from ldm.training.latent_cache import cached_latents, latents_folder, network_digest
+    from ldm.models.digests import network_digest
+    from ldm.training.latent_cache import cached_latents, latents_folder
     from ldm.utils import checkpoint_files as checkpoint
 
     random = np.random.default_rng(0)

@@ -60,7 +60,7 @@ def write_stack(folder: Path, stack: str) -> Path:
     from diffusers import DDPMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from ldm.models.text_encoder import train_tokenizer
+    from ldm.models.tokenizer import train_tokenizer
 
     shutil.rmtree(folder, ignore_errors=True)
     torch.manual_seed(0)

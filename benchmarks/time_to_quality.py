@@ -154,7 +154,7 @@ def ours(seed: int, folder: Path, args: argparse.Namespace) -> dict:
     import torch
 
     from ldm.data import build
-    from ldm.training.latent_cache import weights_digest
+    from ldm.models.digests import weights_digest
     from ldm.training.tasks.denoising import LdmTask
     from ldm.training.trainer import Trainer
 
@@ -199,8 +199,8 @@ def write_pictures(args: argparse.Namespace) -> Path:
     from PIL import Image
 
     from ldm.data import build
+    from ldm.training.task import Sample
     from ldm.training.tasks.denoising import caption_or_null
-    from ldm.training.trainer import Sample
 
     folder, settings = args.output / "pictures", settings_of(args, 0)
     if not (folder / "captions.json").exists():
@@ -252,10 +252,10 @@ def peer(seed: int, args: argparse.Namespace, choice: dict, limit: float) -> dic
     from diffusers.training_utils import EMAModel
 
     from ldm.models.autoencoder import load_vae
+    from ldm.models.digests import weights_digest
     from ldm.models.text_encoder import load_text
     from ldm.models.unet import build_unet
-    from ldm.training.latent_cache import weights_digest
-    from ldm.training.trainer import mix
+    from ldm.training.data_order import mix
 
     settings, pictures = settings_of(args, seed), write_pictures(args)
     vae = load_vae(args.parts).requires_grad_(False)

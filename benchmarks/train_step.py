@@ -124,8 +124,9 @@ class Ours:
         from diffusers import UNet2DConditionModel
 
         from ldm.data import build
+        from ldm.training.distributed import start_world
         from ldm.training.tasks.denoising import LdmTask
-        from ldm.training.trainer import Trainer, start_world
+        from ldm.training.trainer import Trainer
 
         outer = self
 

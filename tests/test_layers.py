@@ -18,8 +18,6 @@ ORDER = ("utils", "diffusion", "config", "data", "models", "pipelines", "trainin
 APART = {("diffusion", "utils"), ("hub", "evaluation")}
 NOT_YET = {  # (file, package): to become empty
     ("ldm/config/settings.py", "models"),
-    ("ldm/models/autoencoder.py", "training"),
-    ("ldm/models/text_encoder.py", "training"),
     *(
         (f"ldm/apps/figures/{name}.py", "cli")
         for name in (

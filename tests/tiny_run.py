@@ -9,9 +9,9 @@ from PIL import Image
 
 from ldm.config.settings import DataOptions, LdmSettings, OptimOptions, TrainOptions, VaeLoss, VaeModel, VaeSettings
 from ldm.data import Splits, build
-from ldm.models.autoencoder import VaeTask
 from ldm.training.run_directory import record
 from ldm.training.tasks.denoising import LdmTask
+from ldm.training.tasks.vae import VaeTask
 from ldm.training.trainer import Trainer
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 40), "blue": (30, 40, 230), "white": (250, 250, 250)}

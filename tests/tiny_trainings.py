@@ -19,11 +19,12 @@ from ldm.config.settings import (
     VaeSettings,
 )
 from ldm.data import build
-from ldm.models.autoencoder import VaeTask
-from ldm.models.text_encoder import ClipTask
+from ldm.training.distributed import start_world
 from ldm.training.run_directory import open_run
+from ldm.training.tasks.clip import ClipTask
 from ldm.training.tasks.denoising import LdmTask
-from ldm.training.trainer import Trainer, start_world
+from ldm.training.tasks.vae import VaeTask
+from ldm.training.trainer import Trainer
 from ldm.utils import checkpoint_files as checkpoint
 
 PICTURES, SIDE = 20, 16

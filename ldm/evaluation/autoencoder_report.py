@@ -15,11 +15,12 @@ from torch.nn.functional import conv2d
 from ldm.data import spread
 from ldm.evaluation.glyphs.validity import ink
 from ldm.evaluation.ocr import GlyphReader
-from ldm.models.autoencoder import code_counts, posterior, to_images, to_pixels
+from ldm.models.autoencoder import code_counts, posterior
 from ldm.models.vector_quantizer import code_usage
 from ldm.utils.atomic_files import write_whole
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import save_png, sheet
+from ldm.utils.image_tensors import to_images, to_pixels
 
 log = logging.getLogger(__name__)
 

@@ -42,7 +42,8 @@ class ClipJudge:
     @torch.no_grad()
     def __call__(self, images: np.ndarray, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Unit features (n, d) of pictures uint8 (n, h, w) or (n, h, w, c), and of as many prompts."""
-        from ldm.models.text_encoder import ClipObjective, encode
+        from ldm.models.clip import ClipObjective
+        from ldm.models.tokenizer import encode
 
         both = ClipObjective(self.clip)
         found = []

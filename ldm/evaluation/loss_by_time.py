@@ -22,9 +22,9 @@ from ldm.diffusion.parameterization import PREDICTIONS
 from ldm.diffusion.process import NoiseProcess
 from ldm.evaluation.run_loading import open_run
 from ldm.models.autoencoder import posterior
-from ldm.models.text_encoder import caption_of
 from ldm.pipelines.pipeline import Pipeline
-from ldm.training.trainer import Sample, generator_for
+from ldm.training.data_order import generator_for
+from ldm.training.task import Sample, caption_of
 
 TOLD = ("own", "shuffled", "empty")  # which captions the network is told
 TRIVIAL = ("zero", "mean", "linear")

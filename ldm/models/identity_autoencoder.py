@@ -5,14 +5,12 @@ A point of d numbers is a picture of one pixel with d channels.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from ldm.data import ImageTextData
-from ldm.models.autoencoder import Point, to_images
+from ldm.models.autoencoder import Point
 
 
 @dataclass(frozen=True)
@@ -45,21 +43,3 @@ class IdentityAutoencoder(ModelMixin, ConfigMixin):
 
     def decode(self, latents: Tensor, return_dict: bool = True):
         return Decoded(latents) if return_dict else (latents,)
-
-
-class Uncached:
-    """The data themselves in the place of cached latents: float32 (N, c, h, w)."""
-
-    def __init__(self, data: ImageTextData):
-        self.data = data
-        self.shape = (len(data), data.channels, data.resolution, data.resolution)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def sample(self, indices: list[int], noise: Tensor) -> Tensor:
-        """These items, (B, c, h, w); there is no posterior for the noise to be of."""
-        points = getattr(self.data, "points", None)
-        if points is not None:
-            return torch.from_numpy(points[indices].astype(np.float32))[..., None, None]
-        return to_images(np.stack([self.data.image(i) for i in indices]))

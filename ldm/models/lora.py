@@ -5,6 +5,7 @@ Layers keep the names they have in the model: `unet.<layer>.lora_A.weight` and `
 Source: Hu et al. 2021, arXiv 2106.09685, eq. 3; the names are those of diffusers and peft.
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ldm.config.settings import StartOptions
 from ldm.utils.errors import UserError
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -170,3 +172,41 @@ def digest_with(digest: str, path: str | Path, scale: float) -> str:
     """A model's digest, of 16 hex digits, as it is with a LoRA."""
     content = hashlib.sha256(find_lora(path).read_bytes()).hexdigest()
     return hashlib.sha256(f"{digest} {content} {float(scale)}".encode()).hexdigest()[:16] if scale else digest
+
+
+def add_adapters(network: nn.Module, options: StartOptions, targets: list[str]) -> nn.Module:
+    """Freeze the network and put an adapter beside each layer whose name is, or ends with, one of the targets."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    network.requires_grad_(False)
+    rank, alpha = options.lora_rank, options.lora_alpha
+    try:
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian")
+        inject_adapter_in_model(config, network)
+    except ValueError as error:
+        raise UserError(f"start.lora_targets {', '.join(targets)}: {str(error).splitlines()[0]}") from None
+    return network
+
+
+def adapters_of(network: nn.Module) -> dict[str, Adapter]:
+    """Layer -> copy of its adapter in float32 on the CPU; {} where there are none."""
+
+    def copied(layer: Any) -> Tensor:
+        return layer["default"].weight.detach().float().cpu().clone()
+
+    found = _adapted(network).items()
+    return {name: Adapter(copied(one.lora_A), copied(one.lora_B), one.scaling["default"]) for name, one in found}
+
+
+def without_adapters(network: nn.Module) -> nn.Module:
+    """A copy with the layers that it had before `add_adapters`."""
+    plain = copy.deepcopy(network)
+    for name, layer in _adapted(plain).items():
+        plain.set_submodule(name, layer.base_layer)
+    return plain
+
+
+def _adapted(network: nn.Module) -> dict[str, Any]:
+    from peft.tuners.lora import LoraLayer
+
+    return {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}

@@ -47,7 +47,7 @@ OWN: dict[str, dict[str, str]] = {
         "IdentityAutoencoder": "ldm.models.identity_autoencoder",
         "VQModel": "diffusers.models.autoencoders.vq_model",
     },
-    "unet": {"MLPDenoiser": "ldm.models.unet", "ConcatenatedUNet": "ldm.models.unet"},
+    "unet": {"MLPDenoiser": "ldm.models.mlp", "ConcatenatedUNet": "ldm.models.unet"},
 }
 LIBRARY = {"text_encoder": "transformers", "tokenizer": "transformers"}  # the others are diffusers'
 

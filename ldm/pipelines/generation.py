@@ -8,7 +8,8 @@ from ldm.utils.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ldm.pipelines.pipeline import Callback, PipelineOutput
+    from ldm.pipelines.denoising_loop import Callback
+    from ldm.pipelines.pipeline import PipelineOutput
 
 
 def generate_images(pipeline: "Callable[..., PipelineOutput]", *args, **options) -> Any:

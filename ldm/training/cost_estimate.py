@@ -24,9 +24,9 @@ from ldm.config.loading import load, run_dir
 from ldm.config.settings import ClipSettings, DataOptions, LdmSettings, RunSettings, VaeSettings
 from ldm.data import build as build_data
 from ldm.data import is_own
+from ldm.training.distributed import checkpoint_gradients, precision
 from ldm.training.optimizer import build_optimizer
 from ldm.training.run_directory import sibling
-from ldm.training.trainer import checkpoint_gradients, precision
 from ldm.utils.errors import UserError
 
 PROBE_SECONDS = 2.0
@@ -243,7 +243,7 @@ class _Vocabulary:
 
 
 def _clip(settings: ClipSettings, config: Path | None) -> Subject:
-    from ldm.models.text_encoder import ClipObjective, build_clip
+    from ldm.models.clip import ClipObjective, build_clip
 
     model, data = settings.model, settings.data
     vocabulary: Any = _Vocabulary(model.vocab_size)
@@ -257,7 +257,7 @@ def _clip(settings: ClipSettings, config: Path | None) -> Subject:
 
     def build() -> nn.Module:
         clip = build_clip(model, data.resolution, data.channels, vocabulary)
-        if training_device().type == "cpu":  # as `ldm.models.text_encoder.ClipTask` does
+        if training_device().type == "cpu":  # as `ldm.training.tasks.clip.ClipTask` does
             clip.set_attn_implementation("eager")
         return ClipObjective(clip)
 
@@ -265,7 +265,8 @@ def _clip(settings: ClipSettings, config: Path | None) -> Subject:
 
 
 def _vae(settings: VaeSettings, config: Path | None) -> Subject:
-    from ldm.models.autoencoder import VaeObjective, build_vae
+    from ldm.models.autoencoder import build_vae
+    from ldm.training.tasks.vae import VaeObjective
 
     model, data = settings.model, settings.data
     side = settings.crop or data.resolution
@@ -287,8 +288,10 @@ def _vae(settings: VaeSettings, config: Path | None) -> Subject:
 
 
 def _ldm(settings: LdmSettings, config: Path | None) -> Subject:
-    from ldm.models.unet import build_mlp, build_unet, choose_attention
-    from ldm.training.tasks.finetuning import add_adapters, begin
+    from ldm.models.lora import add_adapters
+    from ldm.models.mlp import build_mlp
+    from ldm.models.unet import build_unet, choose_attention
+    from ldm.training.tasks.finetuning import begin
 
     start, begun = settings.start, None
     if start.model:

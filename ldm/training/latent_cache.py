@@ -20,23 +20,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.data import ImageTextData
-from ldm.models.autoencoder import Autoencoder, factor_of, posterior, to_images
+from ldm.models.autoencoder import Autoencoder, factor_of, posterior
+from ldm.models.digests import network_digest
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import NO_ROOM, one_writer, require_room, telling
 from ldm.utils.errors import UserError
+from ldm.utils.image_tensors import to_images
 
 DTYPE = "<f2"
 FORMAT = f"2 {DTYPE}"  # part of every cache key: raise the number when the latents of the same pictures change
-# Settings of a VAE or a text encoder that no weight shows, as their classes name them.
-DECIDING = (
-    "act_fn",
-    "hidden_act",
-    "layer_norm_eps",
-    "norm_num_groups",
-    "num_attention_heads",
-    "scaling_factor",
-    "shift_factor",
-)
 SHORT_OF_MEMORY = "out of memory|not enough memory|can't allocate memory|ALLOC_FAILED"  # as torch, cuBLAS and cuDNN say
 NAMES = ("mean", "std")
 CACHED_BYTES = 2**23  # of one feature map at full resolution, where encoding on a CPU is fastest
@@ -61,22 +53,6 @@ class Latents:
         """mean + std * noise of these items: float32 (B, c, h, w) for standard normal noise of that shape."""
         mean, std = (torch.from_numpy(array[indices].astype(np.float32)) for array in (self.mean, self.std))
         return mean + std * noise
-
-
-def weights_digest(module: torch.nn.Module) -> str:
-    """sha256 over names, shapes and values of a module's parameters and buffers, as hex."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
-
-
-def network_digest(module: torch.nn.Module) -> str:
-    """As `weights_digest`, and over the settings with which the same weights compute something else."""
-    config = getattr(module, "config", None)
-    settings = {name: getattr(config, name) for name in DECIDING if hasattr(config, name)}
-    return hashlib.sha256(f"{weights_digest(module)} {settings}".encode()).hexdigest()
 
 
 def latents_folder(digest: str, data: ImageTextData, cache_dir: Path) -> Path:
@@ -175,3 +151,21 @@ def _encode(vae: Autoencoder, data: ImageTextData, indices: range) -> tuple[np.n
             raise
     torch.cuda.empty_cache()  # does nothing without CUDA
     return None
+
+
+class Uncached:
+    """The data themselves in the place of cached latents: float32 (N, c, h, w)."""
+
+    def __init__(self, data: ImageTextData):
+        self.data = data
+        self.shape = (len(data), data.channels, data.resolution, data.resolution)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def sample(self, indices: list[int], noise: Tensor) -> Tensor:
+        """These items, (B, c, h, w); there is no posterior for the noise to be of."""
+        points = getattr(self.data, "points", None)
+        if points is not None:
+            return torch.from_numpy(points[indices].astype(np.float32))[..., None, None]
+        return to_images(np.stack([self.data.image(i) for i in indices]))

@@ -8,29 +8,26 @@ the number of processes.
 
 import json
 import math
-import os
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import psutil
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-from diffusers import ModelMixin
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from ldm.config.settings import RunSettings, TrainOptions
+from ldm.config.settings import RunSettings
+from ldm.training.data_order import Batches, mix, rows_of
+from ldm.training.distributed import checkpoint_gradients, precision, start_world
 from ldm.training.ema import Average
-from ldm.training.optimizer import build_optimizer, lr_factor, native_bf16
+from ldm.training.optimizer import build_optimizer, lr_factor
 from ldm.training.progress import Meter
 from ldm.training.run_directory import record
 from ldm.training.state import LOWER_RATE, TrainingState, find, rewind
+from ldm.training.task import Rows, Task
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import sweep
 from ldm.utils.errors import UserError, out_of_memory
@@ -38,134 +35,6 @@ from ldm.utils.signals import Held, ignore_interrupts
 
 SKIPPED_AT_MOST = 3  # steps in a row whose gradients are no finite numbers
 SKIPPED_AT_MOST_FP16 = 24  # the scale of fp16 losses begins too high on purpose, and is halved each time
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The part of a global batch that one process handles in one accumulation step."""
-
-    step: int
-    start: int
-    stop: int
-    batch_size: int  # global
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One place in the stream of samples: which item, in which epoch."""
-
-    index: int
-    epoch: int
-
-
-class Task(Protocol):
-    """What a trainer teaches: a module whose forward gives the loss, and the batches it eats."""
-
-    module: nn.Module  # forward(**batch) -> (loss, {name: scalar tensor}); everything trainable is in it
-    model: nn.Module  # the part of it that is kept: EMA follows its parameters
-    identity: dict[str, str]  # what -> digest: of all that decides the training and is in no checkpoint
-    num_samples: int
-    find_unused_parameters: bool
-    channels_last: bool  # whether that layout pays on a CPU in bf16; on CUDA it does
-
-    def batch(self, samples: list[Sample], rows: Rows) -> dict[str, Tensor]:
-        """CPU tensors for these samples; may depend on (seed, step) and the samples, never on the rank."""
-        ...
-
-    def report(self, folder: Path, label: str) -> dict[str, float]:
-        """Validation numbers of the model as it is now, and pictures written into `folder`; main process only."""
-        ...
-
-    def finish(self, folder: Path) -> None:
-        """Write the finished component(s) in stock layout into an empty folder; main process only."""
-        ...
-
-
-def mix(*numbers: int) -> int:
-    """A 63-bit seed from several integers; equal inputs give equal seeds on every machine."""
-    return int(np.random.SeedSequence(numbers).generate_state(2, np.uint32).astype(np.uint64) @ [1, 2**31])
-
-
-def generator_for(*numbers: int) -> torch.Generator:
-    return torch.Generator().manual_seed(mix(*numbers))
-
-
-def draw_rows(rows: Rows, shape: tuple[int, ...], *seed: int) -> Tensor:
-    """This process's rows of one standard normal tensor for the whole global batch."""
-    return torch.randn(rows.batch_size, *shape, generator=generator_for(*seed, rows.step))[rows.start : rows.stop]
-
-
-class Batches(Dataset):
-    """Maps `Rows` to a batch: sample j of step s is place s * batch_size + j in an endless row of shuffled epochs."""
-
-    def __init__(self, task: Task, seed: int):
-        self.task, self.seed = task, seed
-        self._orders: dict[int, np.ndarray] = {}
-
-    def __getitem__(self, rows: Rows) -> dict[str, Tensor]:
-        return self.task.batch(self.samples(rows), rows)
-
-    def samples(self, rows: Rows) -> list[Sample]:
-        first = rows.step * rows.batch_size
-        places = [divmod(first + j, self.task.num_samples) for j in range(rows.start, rows.stop)]
-        return [Sample(int(self._order(epoch)[place]), epoch) for epoch, place in places]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            if len(self._orders) > 2:  # a batch spans few epochs; keep memory flat over thousands of them
-                self._orders.clear()
-            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.task.num_samples)
-        return self._orders[epoch]
-
-
-def rows_of(train: TrainOptions, first_step: int, rank: int, world: int) -> Iterator[Rows]:
-    """The rows that one process handles, step by step, accumulation step by accumulation step."""
-    share = train.batch_size // (world * train.gradient_accumulation_steps)
-    for step in range(first_step, train.num_steps):
-        for micro in range(train.gradient_accumulation_steps):
-            start = (micro * world + rank) * share
-            yield Rows(step, start, start + share, train.batch_size)
-
-
-def precision(wanted: str, device: torch.device) -> str:
-    """'auto' as the best the device does natively: bf16 where the GPU or the CPU (AMX, AVX512) has it, else fp32."""
-    if wanted == "fp16" and device.type == "cpu":
-        raise UserError("train.mixed_precision fp16 needs a GPU; on a CPU use auto, bf16 or no")
-    if wanted != "auto":
-        return wanted
-    return "bf16" if native_bf16(device) else "no"
-
-
-def checkpoint_gradients(module: nn.Module) -> nn.Module:
-    """Have every part that can compute its activations again in the backward pass, to keep fewer; returns `module`."""
-    for part in module.modules():
-        if isinstance(part, ModelMixin) and part._supports_gradient_checkpointing:
-            part.enable_gradient_checkpointing()
-    return module
-
-
-def start_world() -> PartialState:
-    """Join the processes that the launcher started. Without CUDA, several processes means several CPU processes."""
-    asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    patience = {"timeout": timedelta(hours=12)} if several else {}  # others wait while one builds the caches
-    state = PartialState(cpu=asked_for_cpu or (several and not torch.cuda.is_available()), **patience)
-    check_world(state.num_processes)
-    return state
-
-
-def check_world(world: int) -> None:
-    """`accelerate launch --cpu --num_processes 2` starts one process without a word; say so instead."""
-    try:
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode().split("\0")
-        asked = int(words[words.index("--num_processes") + 1])
-    except (OSError, ValueError, IndexError):
-        return
-    if asked > 1 and world == 1 and any("accelerate" in word for word in words):
-        raise UserError(
-            f"accelerate was asked for {asked} processes and started 1; on CPU use: "
-            f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {asked} ..."
-        )
 
 
 class Trainer:

@@ -13,7 +13,7 @@ from ldm.cli import sample
 from ldm.config.settings import MlpModel
 from ldm.diffusion.process import NoiseProcess
 from ldm.models.identity_autoencoder import IdentityAutoencoder
-from ldm.models.unet import build_mlp
+from ldm.models.mlp import build_mlp
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.native_sampling import process_and_settings
 from ldm.utils.errors import UserError

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.evaluation.autoencoder_report import character_of, ink, psnr, reconstruct, ssim, vae_report, write_report
+from ldm.evaluation.autoencoder_report import character_of, psnr, reconstruct, ssim, vae_report, write_report
+from ldm.evaluation.glyphs.validity import ink
 
 
 class Perfect(torch.nn.Module):

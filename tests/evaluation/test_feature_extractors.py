@@ -9,7 +9,8 @@ from transformers import Dinov2Config, Dinov2Model
 
 from ldm.config.settings import ClipModel
 from ldm.evaluation.feature_extractors import ClipJudge, VisionModel
-from ldm.models.text_encoder import build_clip, train_tokenizer
+from ldm.models.clip import build_clip
+from ldm.models.tokenizer import train_tokenizer
 from ldm.utils.errors import UserError
 
 CAPTIONS = ["horizontal stacked glyph", "vertical stacked glyph", "single glyph"]

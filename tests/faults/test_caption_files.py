@@ -34,7 +34,7 @@ ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "gb18030", "
 @pytest.fixture(scope="module")
 def tokenizers():
     """The project's own, trained on such words, and CLIP's class without any."""
-    from ldm.models.text_encoder import train_tokenizer
+    from ldm.models.tokenizer import train_tokenizer
 
     return [train_tokenizer(words, 600, length) for words, length in ((WORDS * 3, 32), ([], 77))]
 
@@ -62,7 +62,7 @@ def captions_of(path: Path, **files) -> list[tuple[str, ...]] | str:
 
 
 def assert_tokenised(captions: list[str], tokenizers) -> None:
-    from ldm.models.text_encoder import encode
+    from ldm.models.tokenizer import encode
 
     for tokenizer in tokenizers:
         ids = encode(tokenizer, captions)

@@ -11,7 +11,8 @@ from forked import Child, world
 from safetensors.torch import load_file
 from tiny_trainings import losses, settings_of, task_of, train
 
-from ldm.training.trainer import Trainer, start_world
+from ldm.training.distributed import start_world
+from ldm.training.trainer import Trainer
 from ldm.utils import checkpoint_files as checkpoint
 
 BAD = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}

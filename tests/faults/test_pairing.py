@@ -16,13 +16,15 @@ from tiny_model import tiny_folder
 from ldm.config.settings import ClipSettings, DataOptions, LdmSettings, VaeSettings
 from ldm.data import Splits, build
 from ldm.hub.export import export
-from ldm.models.autoencoder import VaeTask, load_vae
-from ldm.models.text_encoder import ClipTask, tokenizer_digest
+from ldm.models.autoencoder import load_vae
+from ldm.models.digests import network_digest
+from ldm.models.tokenizer import tokenizer_digest
 from ldm.pipelines.loading import load_pipeline
-from ldm.training.latent_cache import network_digest
 from ldm.training.run_directory import record
+from ldm.training.tasks.clip import ClipTask
 from ldm.training.tasks.denoising import LdmTask
 from ldm.training.tasks.distillation import DistillTask
+from ldm.training.tasks.vae import VaeTask
 from ldm.training.trainer import Trainer
 from ldm.utils.errors import UserError
 

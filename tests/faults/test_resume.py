@@ -14,8 +14,9 @@ from tiny_trainings import PARTS, assert_same_run, losses, settings_of, task_of,
 
 from ldm.config import settings as config
 from ldm.config.introspection import paths
+from ldm.training.distributed import start_world
 from ldm.training.resume_rules import CLASSES, class_of, compare
-from ldm.training.trainer import Trainer, start_world
+from ldm.training.trainer import Trainer
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
 

@@ -10,7 +10,8 @@ from forked import Child, until, world
 from tiny_trainings import assert_same_run, losses, settings_of, task_of, train
 
 import ldm.training.latent_cache
-from ldm.training.trainer import Trainer, start_world
+from ldm.training.distributed import start_world
+from ldm.training.trainer import Trainer
 from ldm.utils import checkpoint_files as checkpoint
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}

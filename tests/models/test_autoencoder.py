@@ -7,16 +7,7 @@ import pytest
 import torch
 
 from ldm.config.settings import VaeLoss, VaeModel
-from ldm.models.autoencoder import (
-    VaeObjective,
-    build_vae,
-    fold_whitening,
-    latent_statistics,
-    load_vae,
-    posterior,
-    to_images,
-    to_pixels,
-)
+from ldm.models.autoencoder import build_vae, fold_whitening, latent_statistics, load_vae, posterior
 from ldm.models.reconstruction_losses import (
     PatchDiscriminator,
     RandomFeatures,
@@ -25,7 +16,9 @@ from ldm.models.reconstruction_losses import (
     hinge_discriminator_loss,
 )
 from ldm.models.vector_quantizer import nearest
+from ldm.training.tasks.vae import VaeObjective
 from ldm.utils.errors import UserError
+from ldm.utils.image_tensors import to_images, to_pixels
 
 VQ = VaeModel(kind="vq", codebook_size=16, block_out_channels=[8, 16], norm_num_groups=8, latent_channels=3)
 SMALL = VaeModel(block_out_channels=[16, 32], norm_num_groups=8, latent_channels=3)

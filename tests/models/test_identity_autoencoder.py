@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from ldm.models.autoencoder import factor_of
-from ldm.models.identity_autoencoder import IdentityAutoencoder, Uncached
+from ldm.models.identity_autoencoder import IdentityAutoencoder
+from ldm.training.latent_cache import Uncached
 
 
 class Grey:

@@ -20,9 +20,10 @@ from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.onnx_runtime import GRAPHS
 from ldm.training.cost_estimate import forecast
 from ldm.training.run_directory import record
+from ldm.training.task import Rows, Sample
 from ldm.training.tasks.denoising import LdmTask
 from ldm.training.tasks.finetuning import FinetuneTask
-from ldm.training.trainer import Rows, Sample, Trainer
+from ldm.training.trainer import Trainer
 from ldm.utils.errors import UserError
 from tests.cli.test_generate import call
 from tests.training.tasks.test_denoising import Shades

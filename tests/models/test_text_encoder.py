@@ -7,18 +7,10 @@ import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldm.config.settings import ClipModel
-from ldm.models.text_encoder import (
-    TokenRows,
-    build_clip,
-    contrastive_loss,
-    encode,
-    load_text,
-    null_text,
-    recall_at,
-    run_tokenizer,
-    tower,
-    train_tokenizer,
-)
+from ldm.models.clip import build_clip, contrastive_loss, recall_at
+from ldm.models.text_encoder import load_text, null_text, tower
+from ldm.models.tokenizer import TokenRows, encode, train_tokenizer
+from ldm.training.tasks.clip import run_tokenizer
 from ldm.utils.errors import UserError
 
 CAPTIONS = ["horizontal stacked glyph with the water radical", "vertical stacked glyph, meaning forest"] * 20
@@ -59,7 +51,7 @@ def test_encoding_pads_and_cuts_to_the_context(tokenizer):
 def test_remembered_rows_are_those_of_encoding(tokenizer, monkeypatch):
     rows, asked = TokenRows(tokenizer, limit=2), []
     monkeypatch.setattr(
-        "ldm.models.text_encoder.encode", lambda _, captions: asked.append(captions) or encode(tokenizer, captions)
+        "ldm.models.tokenizer.encode", lambda _, captions: asked.append(captions) or encode(tokenizer, captions)
     )
     for captions in (["water", "fire", "water"], ["fire", ""], ["water", "glyph"], ["water", "fire"]):
         assert torch.equal(rows(captions), encode(tokenizer, captions))

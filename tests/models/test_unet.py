@@ -5,7 +5,8 @@ import torch
 
 from ldm.config.settings import MlpModel, UNetModel
 from ldm.models.conditioning import CONDITIONINGS
-from ldm.models.unet import build_mlp, build_unet, choose_attention
+from ldm.models.mlp import build_mlp
+from ldm.models.unet import build_unet, choose_attention
 from ldm.utils.errors import UserError
 
 SMALL = {"block_out_channels": [16, 32], "norm_num_groups": 8, "heads": 2}

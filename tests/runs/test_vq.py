@@ -11,13 +11,15 @@ from tiny_model import tiny_pipeline
 from ldm.config.settings import DataOptions, OptimOptions, TrainOptions, VaeLoss, VaeModel, VaeSettings
 from ldm.data import Splits
 from ldm.hub.export import export
-from ldm.models.autoencoder import VaeTask, build_vae, latent_statistics, load_vae, to_images
+from ldm.models.autoencoder import build_vae, latent_statistics, load_vae
 from ldm.pipelines.loading import load_pipeline
 from ldm.training.latent_cache import cached_latents
 from ldm.training.tasks import tiny_decoder as preview
+from ldm.training.tasks.vae import VaeTask
 from ldm.training.trainer import Trainer
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
+from ldm.utils.image_tensors import to_images
 
 MODEL = VaeModel(kind="vq", codebook_size=8, block_out_channels=[8, 8], norm_num_groups=4, latent_channels=4)
 

@@ -24,7 +24,7 @@ from ldm.training.cost_estimate import (
     probe,
     training_samples,
 )
-from ldm.training.trainer import precision
+from ldm.training.distributed import precision
 from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
 

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from ldm.config.settings import VaeModel
-from ldm.models.autoencoder import build_vae, to_images
-from ldm.training.latent_cache import cached_latents, pictures_at_once, weights_digest
+from ldm.models.autoencoder import build_vae
+from ldm.models.digests import weights_digest
+from ldm.training.latent_cache import cached_latents, pictures_at_once
 from ldm.utils.errors import UserError
+from ldm.utils.image_tensors import to_images
 
 
 class Pictures:

@@ -15,8 +15,11 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from ldm.config.settings import OptimOptions, TrainOptions, VaeSettings
+from ldm.training.data_order import Batches, draw_rows, mix, rows_of
+from ldm.training.distributed import precision
 from ldm.training.optimizer import lr_factor
-from ldm.training.trainer import Batches, Rows, Trainer, draw_rows, mix, precision, rows_of
+from ldm.training.task import Rows
+from ldm.training.trainer import Trainer
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
 

@@ -7,7 +7,7 @@ from ldm.apps.figures.inputs import glyph
 from ldm.apps.figures.plot_style import GREY, PALETTE, grey, page, strip
 from ldm.cli.figures import Drawing, Setting
 from ldm.diffusion.schedules import SCHEDULES, Schedule
-from ldm.models.autoencoder import to_images
+from ldm.utils.image_tensors import to_images
 
 CHARACTER = "\u6cf3"  # to swim: water at the left
 

@@ -14,10 +14,11 @@ from ldm.data.glyphs.rendering import render, style_font
 from ldm.diffusion.guidance import guide
 from ldm.diffusion.sampling import denoise_with
 from ldm.diffusion.schedules import Schedule
-from ldm.models.autoencoder import factor_of, to_images
+from ldm.models.autoencoder import factor_of
 from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
+from ldm.utils.image_tensors import to_images
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 # Captions for measuring: what most people would type.

@@ -15,9 +15,9 @@ from ldm.diffusion.samplers import SAMPLERS
 from ldm.diffusion.sampling import sample, trajectory
 from ldm.diffusion.schedules import Schedule
 from ldm.diffusion.time_grids import TIME_GRIDS
-from ldm.models.autoencoder import to_pixels
 from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.pipeline import Pipeline
+from ldm.utils.image_tensors import to_pixels
 
 PROMPT = "vertical stacked glyph with the grass radical"
 SECOND = "horizontal stacked glyph with the water radical"

@@ -5,8 +5,8 @@ import numpy as np
 from ldm.data import spread
 from ldm.evaluation.diagnostics.context import Case
 from ldm.evaluation.diagnostics.findings import Finding
+from ldm.training.task import Sample
 from ldm.training.tasks.denoising import caption_or_null
-from ldm.training.trainer import Sample
 from ldm.utils.errors import UserError
 
 SMALLEST_RANGE = 32  # of 256 grey levels

@@ -9,8 +9,8 @@ from ldm.evaluation.diagnostics.context import Case
 from ldm.evaluation.diagnostics.findings import Finding
 from ldm.evaluation.loss_by_time import channel_moments, pictures
 from ldm.models.autoencoder import posterior
-from ldm.models.text_encoder import tokenizer_digest
-from ldm.training.latent_cache import network_digest
+from ldm.models.digests import network_digest
+from ldm.models.tokenizer import tokenizer_digest
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
 

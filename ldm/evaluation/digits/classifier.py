@@ -219,7 +219,8 @@ def fit(writing: dict[int, Handwriting], epochs: int, seed: int, bf16: bool = Fa
     """Train with AdamW, one cycle of the learning rate; returns the exponential average of the weights."""
     import copy
 
-    from ldm.evaluation.glyphs.classifier_training import augment, update
+    from ldm.evaluation.glyphs.classifier_data import augment
+    from ldm.evaluation.glyphs.classifier_training import update
 
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)

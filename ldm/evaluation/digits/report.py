@@ -21,12 +21,13 @@ from ldm.data import spread
 from ldm.data.digits import GROUNDS, HELD_OUT, PAIRS, SLANT, THICKNESS, DigitData, phrase, splits
 from ldm.evaluation.digits.classifier import DigitJudge, agreement, pictures_of
 from ldm.evaluation.generation import AGREE, DISAGREE, Drawing, draw
-from ldm.models.autoencoder import image_batches, to_pixels
+from ldm.models.autoencoder import image_batches
 from ldm.models.lora import as_options
 from ldm.pipelines.loading import load_pipeline
 from ldm.utils.atomic_files import write_whole
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import save_png, sheet
+from ldm.utils.image_tensors import to_pixels
 from ldm.utils.untrusted_files import read_yaml
 
 log = logging.getLogger(__name__)

@@ -34,8 +34,8 @@ from ldm.evaluation.metrics import corruptions as spoil
 from ldm.evaluation.metrics.confidence import bootstrap, over_seeds
 from ldm.evaluation.metrics.distribution_distances import yardstick
 from ldm.evaluation.metrics.proportions import share, wilson
+from ldm.models.clip import recall_at
 from ldm.models.lora import as_options
-from ldm.models.text_encoder import recall_at
 from ldm.pipelines.loading import load_pipeline
 from ldm.utils.atomic_files import write_whole
 from ldm.utils.image_grid import save_png, sheet

@@ -7,135 +7,31 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
-from ldm.config.settings import ClipModel, LdmSettings
+from ldm.config.settings import LdmSettings
 from ldm.data import ImageTextData, Splits, identity_of, spread
 from ldm.diffusion.process import NoiseProcess
-from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS
-from ldm.diffusion.variational import variational_loss
-from ldm.models.autoencoder import load_vae, to_images
-from ldm.models.identity_autoencoder import IdentityAutoencoder, Uncached
+from ldm.models.digests import network_digest
+from ldm.models.identity_autoencoder import IdentityAutoencoder
+from ldm.models.mlp import build_mlp
 from ldm.models.representation_alignment import Alignment, load_tower
-from ldm.models.text_encoder import (
-    TokenRows,
-    caption_of,
-    load_text,
-    new_text,
-    null_text,
-    run_tokenizer,
-    save_tokenizer,
-    tokenizer_digest,
-)
-from ldm.models.unet import build_mlp, build_unet, choose_attention
+from ldm.models.tokenizer import TokenRows, save_tokenizer, tokenizer_digest
+from ldm.models.unet import build_unet, choose_attention
 from ldm.pipelines.diffusers_schedulers import export_scheduler
 from ldm.pipelines.model_folder import DEFAULTS
-from ldm.training.latent_cache import Latents, cached_latents, network_digest
+from ldm.training.data_order import draw_rows, generator_for, mix
+from ldm.training.distributed import precision
+from ldm.training.latent_cache import Latents, Uncached, cached_latents
 from ldm.training.run_directory import sibling
-from ldm.training.trainer import Rows, Sample, draw_rows, generator_for, mix, precision
+from ldm.training.task import Rows, Sample, caption_of
+from ldm.training.tasks.components import find_text, find_vae
+from ldm.training.tasks.denoising_loss import LdmObjective
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import points_picture, sheet
+from ldm.utils.image_tensors import to_images
 
 QUARTERS = 4  # of the times, in which the gap between validation and training is logged
 POINTS_SHOWN = 4096
-
-
-def find_vae(source: str, run: Path, data: ImageTextData):
-    """The autoencoder that `vae` names. Raises: UserError if there is none."""
-    if source == "identity":
-        return IdentityAutoencoder(data.channels, data.channels, data.channels).eval()
-    return load_vae(sibling(run, "vae") if source == "run" else Path(source))
-
-
-def find_text(settings: LdmSettings, run: Path, data: ImageTextData) -> tuple[CLIPTextModel, CLIPTokenizer]:
-    """The text encoder and tokenizer that `text.source` names. Raises: UserError if there are none."""
-    options = settings.text
-    if options.source == "none":
-        return null_text()
-    if options.source == "new":
-        if not data.has_captions:
-            raise UserError("text.source: new has no captions to learn from; set text.source: none")
-        tokenizer = run_tokenizer(run, ClipModel(), data, settings.seed)
-        return new_text(options.width, options.layers, tokenizer), tokenizer
-    if options.source.startswith("open_clip:"):
-        from ldm.models.open_clip import load_text_tower
-
-        return load_text_tower(options.source)
-    return load_text(sibling(run, "clip") if options.source == "run" else Path(options.source))
-
-
-class Uncertainty(nn.Module):
-    """u(t), the logarithm of the loss to be expected at each time, learned beside the denoiser.
-
-    Random Fourier features of logsnr / 4 and one linear layer that starts at zero.
-    Source: Karras et al. 2024, arXiv 2312.02696.
-    """
-
-    def __init__(self, features: int = 128):
-        super().__init__()
-        self.register_buffer("frequencies", torch.randn(features))
-        self.register_buffer("phases", torch.rand(features))
-        self.last = nn.Linear(features, 1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
-
-    def forward(self, logsnr: Tensor) -> Tensor:
-        angles = logsnr.clamp(-30, 30).unsqueeze(1) / 4 * self.frequencies + self.phases
-        return self.last((2 * torch.pi * angles).cos()).squeeze(1)
-
-
-class LdmObjective(nn.Module):
-    """Denoiser, text encoder and noise process as one module: forward gives the denoising loss."""
-
-    def __init__(
-        self,
-        unet: nn.Module,
-        text_encoder: CLIPTextModel,
-        process: NoiseProcess,
-        alignment: Alignment | None = None,
-    ):
-        super().__init__()
-        self.unet, self.text_encoder, self.process, self.alignment = unet, text_encoder, process, alignment
-        self.uncertainty = Uncertainty() if process.weight == "learned" else None
-
-    def forward(
-        self,
-        latents: Tensor,
-        noise: Tensor,
-        times: Tensor,
-        input_ids: Tensor,
-        progress: float,
-        images: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Clean latents and noise (B, c, h, w), times (B,) in [0, 1], tokens (B, L), or (1, L) for all alike.
-
-        `images`, (B, C, H, W) in [-1, 1], where the U-Net is aligned with what a tower sees in them.
-        """
-        losses, metrics = self.losses(latents, noise, times, input_ids)
-        if self.alignment is not None and images is not None:
-            metrics["alignment"] = self.alignment(images).mean()
-            return losses.mean() + self.alignment.weight * metrics["alignment"], metrics
-        return losses.mean(), metrics
-
-    def losses(
-        self, latents: Tensor, noise: Tensor, times: Tensor, input_ids: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of each item, (B,), and its parts' means."""
-        process, metrics = self.process, {}
-        states = self.text_encoder(input_ids=input_ids).last_hidden_state.expand(len(latents), -1, -1)
-        x_t = process.corrupt(latents, noise, times)
-        prediction = self.unet(process.network_input(x_t, times), process.timestep(times), states).sample.float()
-        bound = torch.zeros_like(times)
-        if process.learned_variance:
-            prediction, share = prediction.chunk(2, dim=1)
-            bound = variational_loss(process, latents, x_t, prediction, share, times)
-            metrics["bound"] = bound.mean()
-        errors = (prediction - process.target(latents, noise, times)).square().flatten(1).mean(1)
-        losses = process.loss_weight(times) * errors
-        if self.uncertainty is not None:
-            expected = self.uncertainty(process.schedule.logsnr(times))
-            losses, metrics["error"] = losses * (-expected).exp() + expected, losses.mean()
-        return losses + process.vlb_weight * NUM_TRAIN_TIMESTEPS * bound, metrics
 
 
 def caption_or_null(settings: LdmSettings, data: ImageTextData, sample: Sample) -> str:
@@ -148,7 +44,7 @@ def caption_or_null(settings: LdmSettings, data: ImageTextData, sample: Sample) 
 
 
 class LdmTask:
-    """Teaches a denoiser, and the text encoder too if asked: see `ldm.training.trainer.Task`."""
+    """Teaches a denoiser, and the text encoder too if asked: see `ldm.training.task.Task`."""
 
     validation_items = 512
     channels_last = False  # measured: 0.75 times the images/s, for group norm on small maps

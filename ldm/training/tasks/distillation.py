@@ -23,11 +23,12 @@ from ldm.diffusion.parameterization import convert
 from ldm.diffusion.process import NoiseProcess, rows
 from ldm.diffusion.sampling import denoise_with, sample
 from ldm.diffusion.time_grids import levels
+from ldm.models.digests import network_digest
 from ldm.models.unet import choose_attention
-from ldm.training.latent_cache import network_digest
-from ldm.training.tasks.denoising import LdmObjective, LdmTask
+from ldm.training.distributed import precision
+from ldm.training.tasks.denoising import LdmTask
+from ldm.training.tasks.denoising_loss import LdmObjective
 from ldm.training.tasks.finetuning import load_start
-from ldm.training.trainer import precision
 from ldm.utils.errors import UserError
 
 
@@ -106,7 +107,7 @@ class DistillObjective(LdmObjective):
 
 
 class DistillTask(LdmTask):
-    """Teaches a student: see `ldm.training.trainer.Task`. VAE, text encoder and tokenizer are the teacher's."""
+    """Teaches a student: see `ldm.training.task.Task`. VAE, text encoder and tokenizer are the teacher's."""
 
     validation_items = 64  # each costs as much as several of a denoiser's own
 

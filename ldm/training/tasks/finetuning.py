@@ -6,22 +6,21 @@ set. An adapter adds alpha / rank B A to a frozen weight W (out, in), with A (ra
 Source: Hu et al. 2021, arXiv 2106.09685, section 4.1.
 """
 
-import copy
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import nn
 
-from ldm.config.settings import LdmSettings, StartOptions
+from ldm.config.settings import LdmSettings
 from ldm.diffusion.process import NoiseProcess
-from ldm.models.lora import Adapter, merge, save_lora
+from ldm.models.digests import network_digest
+from ldm.models.lora import Adapter, adapters_of, add_adapters, merge, save_lora, without_adapters
 from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
-from ldm.training.latent_cache import network_digest
-from ldm.training.tasks.denoising import LdmObjective, LdmTask
+from ldm.training.tasks.denoising import LdmTask
+from ldm.training.tasks.denoising_loss import LdmObjective
 from ldm.utils.errors import UserError
 
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
@@ -53,7 +52,7 @@ def begin(settings: LdmSettings) -> tuple[UNet2DConditionModel, LdmSettings]:
 
 
 class FinetuneTask(LdmTask):
-    """Teaches a finished model something more: see `ldm.training.trainer.Task`."""
+    """Teaches a finished model something more: see `ldm.training.task.Task`."""
 
     def _begin(self, settings: LdmSettings, device: torch.device) -> LdmSettings:
         self.begun, settings = begin(settings)
@@ -102,41 +101,3 @@ class FinetuneTask(LdmTask):
         """Copies of all adapters as they are now, on the CPU."""
         networks = {"unet": self.unet, "text_encoder": self.text_encoder}
         return {f"{part}.{name}": one for part, net in networks.items() for name, one in adapters_of(net).items()}
-
-
-def add_adapters(network: nn.Module, options: StartOptions, targets: list[str]) -> nn.Module:
-    """Freeze the network and put an adapter beside each layer whose name is, or ends with, one of the targets."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    network.requires_grad_(False)
-    rank, alpha = options.lora_rank, options.lora_alpha
-    try:
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian")
-        inject_adapter_in_model(config, network)
-    except ValueError as error:
-        raise UserError(f"start.lora_targets {', '.join(targets)}: {str(error).splitlines()[0]}") from None
-    return network
-
-
-def adapters_of(network: nn.Module) -> dict[str, Adapter]:
-    """Layer -> copy of its adapter in float32 on the CPU; {} where there are none."""
-
-    def copied(layer: Any) -> Tensor:
-        return layer["default"].weight.detach().float().cpu().clone()
-
-    found = _adapted(network).items()
-    return {name: Adapter(copied(one.lora_A), copied(one.lora_B), one.scaling["default"]) for name, one in found}
-
-
-def without_adapters(network: nn.Module) -> nn.Module:
-    """A copy with the layers that it had before `add_adapters`."""
-    plain = copy.deepcopy(network)
-    for name, layer in _adapted(plain).items():
-        plain.set_submodule(name, layer.base_layer)
-    return plain
-
-
-def _adapted(network: nn.Module) -> dict[str, Any]:
-    from peft.tuners.lora import LoraLayer
-
-    return {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}

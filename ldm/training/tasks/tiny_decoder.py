@@ -18,29 +18,16 @@ from torch import Tensor
 
 from ldm.config.settings import VaeSettings
 from ldm.data import build
-from ldm.models.autoencoder import factor_of, image_batches, load_vae, posterior, to_images
+from ldm.models.autoencoder import image_batches, load_vae, posterior
 from ldm.models.reconstruction_losses import edge_loss
-from ldm.training.trainer import generator_for
+from ldm.models.tiny_decoder import build_tiny
+from ldm.training.data_order import generator_for
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
+from ldm.utils.image_tensors import to_images
 from ldm.utils.untrusted_files import read_yaml
 
 Latents = Callable[[int], Tensor]  # step -> model latents (B, c, h, w)
-
-
-def build_tiny(vae, width: int = 32, blocks: int = 1) -> AutoencoderTiny:
-    """An AutoencoderTiny with the latents, pictures and factor of `vae`; `blocks` residual blocks per level."""
-    config, levels = vae.config, factor_of(vae).bit_length()
-    return AutoencoderTiny(
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        latent_channels=config.latent_channels,
-        encoder_block_out_channels=(8,) * levels,
-        num_encoder_blocks=(0,) * levels,
-        decoder_block_out_channels=(width,) * levels,
-        num_decoder_blocks=(blocks,) * levels,
-        scaling_factor=1.0,
-    )
 
 
 def distil(vae, latents: Latents, steps: int, width: int = 32, seed: int = 0, lr: float = 2e-3) -> AutoencoderTiny:

@@ -11,14 +11,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_run import (
-    build,
-    data_options,
-    healthy_run,
-    ldm_settings,
-    train_ldm,
-    write_pictures,
-)
+from tiny_run import build, data_options, healthy_run, ldm_settings, train_ldm, write_pictures
 
 from ldm.config.settings import NoiseOptions
 from ldm.data import Splits
@@ -27,7 +20,7 @@ from ldm.evaluation.diagnostics.findings import Finding, verdict
 from ldm.evaluation.diagnostics.run import checks, examine
 from ldm.evaluation.run_loading import holding, network_weights, open_run, put_weights, saved_weights
 from ldm.hub.export import export
-from ldm.models.text_encoder import train_tokenizer
+from ldm.models.tokenizer import train_tokenizer
 from ldm.pipelines.diffusers_schedulers import export_scheduler
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ldm.evaluation.diagnostics import environment as doctor
-from ldm.evaluation.diagnostics.environment import Finding
+from ldm.evaluation.diagnostics.findings import Finding
 
 GIB = 2**30
 

@@ -21,8 +21,8 @@ from ldm.hub.export import export
 from ldm.hub.model_card import rows
 from ldm.models.identity_autoencoder import IdentityAutoencoder
 from ldm.models.lora import Adapter, save_lora
-from ldm.models.text_encoder import ClipTask
 from ldm.pipelines import model_folder
+from ldm.training.tasks.clip import ClipTask
 from ldm.training.trainer import Trainer
 from ldm.utils.errors import UserError
 from tests.tiny_run import COLOURS, data_options, ldm_settings, train_ldm, train_options, train_vae, write_pictures

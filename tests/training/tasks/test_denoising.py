@@ -12,13 +12,14 @@ from transformers import CLIPTextModel
 from ldm.config.settings import LdmSettings, VaeModel
 from ldm.data import Splits
 from ldm.diffusion.process import NoiseProcess
+from ldm.models import digests
 from ldm.models.autoencoder import build_vae
 from ldm.models.conditioning import CONDITIONINGS
 from ldm.models.text_encoder import null_text
 from ldm.pipelines.loading import load_pipeline
-from ldm.training import latent_cache as latents
 from ldm.training.run_directory import record
-from ldm.training.tasks.denoising import LdmObjective, LdmTask, Uncertainty
+from ldm.training.tasks.denoising import LdmTask
+from ldm.training.tasks.denoising_loss import LdmObjective, Uncertainty
 from ldm.training.trainer import Trainer
 from ldm.utils.errors import UserError
 
@@ -191,13 +192,13 @@ def test_a_start_hashes_the_vae_once(tmp_path, monkeypatch):
     """However many splits look for their latents, whether these are there or not."""
     vae = build_vae(VaeModel(block_out_channels=[8, 16], norm_num_groups=8, latent_channels=2), 1, 16)
     vae.save_pretrained(tmp_path / "vae")
-    hashed, digest = [], latents.weights_digest
-    monkeypatch.setattr(latents, "weights_digest", lambda module: hashed.append(type(module)) or digest(module))
+    hashed, digest = [], digests.weights_digest
+    monkeypatch.setattr(digests, "weights_digest", lambda module: hashed.append(type(module)) or digest(module))
     for starts in (1, 2):
         task = LdmTask(
             settings(tmp_path, vae=str(tmp_path / "vae")), Splits(Shades(12), Shades(4)), tmp_path, torch.device("cpu")
         )
-        assert hashed.count(type(vae)) == starts and task.identity["vae"] == latents.network_digest(vae)
+        assert hashed.count(type(vae)) == starts and task.identity["vae"] == digests.network_digest(vae)
         hashed.pop()
 
 

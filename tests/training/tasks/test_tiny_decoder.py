@@ -7,7 +7,8 @@ from tiny_model import tiny_pipeline
 
 from ldm.config.settings import VaeModel
 from ldm.models.autoencoder import build_vae, load_vae
-from ldm.training.tasks.tiny_decoder import agreement, build_tiny, distil
+from ldm.models.tiny_decoder import build_tiny
+from ldm.training.tasks.tiny_decoder import agreement, distil
 from ldm.utils.errors import UserError
 
 

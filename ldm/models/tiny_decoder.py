@@ -1,0 +1,20 @@
+"""A tiny decoder for previews: convolutions, ReLU and upsampling alone, as diffusers' `AutoencoderTiny`."""
+
+from diffusers import AutoencoderTiny
+
+from ldm.models.autoencoder import factor_of
+
+
+def build_tiny(vae, width: int = 32, blocks: int = 1) -> AutoencoderTiny:
+    """An AutoencoderTiny with the latents, pictures and factor of `vae`; `blocks` residual blocks per level."""
+    config, levels = vae.config, factor_of(vae).bit_length()
+    return AutoencoderTiny(
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        latent_channels=config.latent_channels,
+        encoder_block_out_channels=(8,) * levels,
+        num_encoder_blocks=(0,) * levels,
+        decoder_block_out_channels=(width,) * levels,
+        num_decoder_blocks=(blocks,) * levels,
+        scaling_factor=1.0,
+    )

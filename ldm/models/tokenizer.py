@@ -1,0 +1,82 @@
+"""A byte-level BPE tokenizer trained on the captions, in the `CLIPTokenizer` class."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+
+
+def train_tokenizer(captions: Iterable[str], vocab_size: int, context_length: int) -> CLIPTokenizer:
+    """A byte-level BPE in the `CLIPTokenizer` class, at most `vocab_size` entries; nothing is out of vocabulary."""
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import BPE
+    from tokenizers.trainers import BpeTrainer
+
+    template = CLIPTokenizer().backend_tokenizer  # for CLIP's own normalizer and pre-tokenizer
+    bpe = Tokenizer(BPE(end_of_word_suffix="</w>"))
+    bpe.normalizer, bpe.pre_tokenizer = template.normalizer, template.pre_tokenizer
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bytes_only = sorted(alphabet) + [f"{byte}</w>" for byte in sorted(alphabet)]
+    trainer = BpeTrainer(vocab_size=vocab_size, end_of_word_suffix="</w>", show_progress=False, min_frequency=2)
+    bpe.train_from_iterator(captions, trainer)
+    learned = json.loads(bpe.to_str())["model"]
+    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in learned["merges"]]
+    words = list(dict.fromkeys([*bytes_only, *("".join(pair) for pair in merges)]))[: vocab_size - 2]
+    kept = set(words)
+    vocab = {word: i for i, word in enumerate([*words, BOS, EOS])}
+    merges = [pair for pair in merges if "".join(pair) in kept and kept.issuperset(pair)]
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=context_length)
+
+
+def tokenizer_digest(tokenizer: CLIPTokenizer) -> str:
+    """sha256, as hex, over all that decides the token ids of a caption."""
+    _forget_last_call(tokenizer)
+    rest = f"{tokenizer.model_max_length} {sorted(tokenizer.special_tokens_map.items())}"
+    return hashlib.sha256(f"{tokenizer.backend_tokenizer.to_str()} {rest}".encode()).hexdigest()
+
+
+def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write it as it was made, whatever it was used for since."""
+    _forget_last_call(tokenizer)
+    tokenizer.save_pretrained(folder)
+
+
+def _forget_last_call(tokenizer: CLIPTokenizer) -> None:
+    """The library keeps length and padding of a call in the tokenizer, and would save and compare them with it."""
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+
+
+def encode(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """Token ids (B, L), int64, padded and cut to the tokenizer's length, as the stock pipeline does."""
+    return tokenizer(
+        captions, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+    ).input_ids
+
+
+class TokenRows:
+    """`encode` that remembers: tokenizing is most of the work of a batch of cached latents.
+
+    Args:
+        limit: captions kept; all are forgotten when there are more.
+    """
+
+    def __init__(self, tokenizer: CLIPTokenizer, limit: int = 2**15):
+        self.tokenizer, self.limit = tokenizer, limit
+        self._rows: dict[str, np.ndarray] = {}
+
+    def __call__(self, captions: list[str]) -> Tensor:
+        """Token ids (B, L), int64."""
+        if len(self._rows) > self.limit:
+            self._rows.clear()
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self._rows]
+        if new:
+            self._rows.update(zip(new, encode(self.tokenizer, new).numpy(), strict=True))
+        return torch.from_numpy(np.stack([self._rows[caption] for caption in captions]))

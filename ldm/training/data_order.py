@@ -1,0 +1,57 @@
+"""Which samples a step sees, and the seeds of all that is random in it: functions of (seed, step) alone."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm.config.settings import TrainOptions
+from ldm.training.task import Rows, Sample, Task
+
+
+def mix(*numbers: int) -> int:
+    """A 63-bit seed from several integers; equal inputs give equal seeds on every machine."""
+    return int(np.random.SeedSequence(numbers).generate_state(2, np.uint32).astype(np.uint64) @ [1, 2**31])
+
+
+def generator_for(*numbers: int) -> torch.Generator:
+    return torch.Generator().manual_seed(mix(*numbers))
+
+
+def draw_rows(rows: Rows, shape: tuple[int, ...], *seed: int) -> Tensor:
+    """This process's rows of one standard normal tensor for the whole global batch."""
+    return torch.randn(rows.batch_size, *shape, generator=generator_for(*seed, rows.step))[rows.start : rows.stop]
+
+
+class Batches(Dataset):
+    """Maps `Rows` to a batch: sample j of step s is place s * batch_size + j in an endless row of shuffled epochs."""
+
+    def __init__(self, task: Task, seed: int):
+        self.task, self.seed = task, seed
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, rows: Rows) -> dict[str, Tensor]:
+        return self.task.batch(self.samples(rows), rows)
+
+    def samples(self, rows: Rows) -> list[Sample]:
+        first = rows.step * rows.batch_size
+        places = [divmod(first + j, self.task.num_samples) for j in range(rows.start, rows.stop)]
+        return [Sample(int(self._order(epoch)[place]), epoch) for epoch, place in places]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            if len(self._orders) > 2:  # a batch spans few epochs; keep memory flat over thousands of them
+                self._orders.clear()
+            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.task.num_samples)
+        return self._orders[epoch]
+
+
+def rows_of(train: TrainOptions, first_step: int, rank: int, world: int) -> Iterator[Rows]:
+    """The rows that one process handles, step by step, accumulation step by accumulation step."""
+    share = train.batch_size // (world * train.gradient_accumulation_steps)
+    for step in range(first_step, train.num_steps):
+        for micro in range(train.gradient_accumulation_steps):
+            start = (micro * world + rank) * share
+            yield Rows(step, start, start + share, train.batch_size)

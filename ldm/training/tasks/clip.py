@@ -1,0 +1,97 @@
+"""The training of CLIP, whose text encoder conditions the denoiser; and the tokenizer of a run."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from ldm.config.settings import ClipModel, ClipSettings
+from ldm.data import ImageTextData, Splits, identity_of, spread
+from ldm.models.clip import ClipObjective, build_clip, recall_at
+from ldm.models.text_encoder import tower
+from ldm.models.tokenizer import encode, save_tokenizer, tokenizer_digest, train_tokenizer
+from ldm.training.data_order import mix
+from ldm.training.task import Rows, Sample, caption_of
+from ldm.utils import checkpoint_files as checkpoint
+from ldm.utils.errors import UserError
+from ldm.utils.image_tensors import to_images
+
+CAPTIONS_FOR_TOKENIZER = 100_000
+
+
+def run_tokenizer(run: Path, model: ClipModel, data: ImageTextData, seed: int) -> CLIPTokenizer:
+    """The run's own tokenizer: trained by the main process at the first start, read by everyone ever after.
+
+    Training breaks ties between equally common pairs in no fixed order, so a second training would shift token ids
+    under weights that have learned the first ones.
+    """
+    folder = run / "tokenizer"
+    if PartialState().is_main_process and (not checkpoint.saved(run / "checkpoints") or checkpoint.verify(folder)):
+        captions = draw_captions(data, min(CAPTIONS_FOR_TOKENIZER, 50 * len(data)), seed)
+        with checkpoint.staged(folder) as stage:
+            train_tokenizer(captions, model.vocab_size, model.context_length).save_pretrained(stage)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def draw_captions(data: ImageTextData, count: int, seed: int) -> list[str]:
+    """`count` captions of random items (all items at least once where count allows)."""
+    rng = np.random.default_rng(seed)
+    order = np.concatenate([rng.permutation(len(data)) for _ in range(-(-count // len(data)))])[:count]
+    return [data.caption(int(i), rng) for i in order]
+
+
+class ClipTask:
+    """Teaches both towers: see `ldm.training.task.Task`."""
+
+    find_unused_parameters = False
+    channels_last = False
+
+    def __init__(self, settings: ClipSettings, data: Splits, run: Path):
+        if not data.train.has_captions:
+            raise UserError(
+                f"{settings.data.source} has no captions, so there is nothing to train a text encoder on; "
+                "set ldm.text.source: none to train an unconditional model"
+            )
+        self.settings, self.data = settings, data
+        if settings.train.gradient_accumulation_steps > 1:
+            raise UserError(
+                "train.gradient_accumulation_steps must be 1 for train_clip.py: each pair is told from the others in "
+                "its batch, and accumulated parts would not see each other; lower train.batch_size instead"
+            )
+        self.tokenizer = run_tokenizer(run, settings.model, data.train, settings.seed)
+        self.identity = identity_of(data.train) | {"tokenizer": tokenizer_digest(self.tokenizer)}
+        torch.manual_seed(mix(settings.seed, 1))
+        self.model = build_clip(settings.model, data.train.resolution, data.train.channels, self.tokenizer)
+        if not torch.cuda.is_available():  # torch's fused attention has a backward five times slower in bf16 on CPU
+            self.model.set_attn_implementation("eager")
+        self.module = ClipObjective(self.model)
+        self.num_samples = len(data.train)
+
+    def batch(self, samples: list[Sample], rows: Rows) -> dict[str, Tensor]:
+        captions = [caption_of(self.data.train, sample, self.settings.seed) for sample in samples]
+        images = to_images(np.stack([self.data.train.image(sample.index) for sample in samples]))
+        return {"images": images, "input_ids": encode(self.tokenizer, captions)}
+
+    @torch.no_grad()
+    def report(self, folder: Path, label: str, limit: int = 512) -> dict[str, float]:
+        """Retrieval among (at most 512) validation pairs, each with one fixed caption."""
+        data, device = self.data.validation, self.model.device
+        images, texts = [], []
+        chosen = spread(len(data), limit).tolist()
+        for start in range(0, len(chosen), 64):
+            indices = chosen[start : start + 64]
+            captions = [caption_of(data, Sample(i, 0), self.settings.seed) for i in indices]
+            pixels = to_images(np.stack([data.image(i) for i in indices]))
+            pair = self.module.features(pixels.to(device), encode(self.tokenizer, captions).to(device))
+            images.append(pair[0].cpu())
+            texts.append(pair[1].cpu())
+        return recall_at(torch.cat(images), torch.cat(texts))
+
+    def finish(self, folder: Path) -> None:
+        """`clip` (both towers), `text_encoder` (the text tower alone) and `tokenizer`, as transformers writes them."""
+        self.model.save_pretrained(folder / "clip")
+        tower(self.model).save_pretrained(folder / "text_encoder")
+        save_tokenizer(self.tokenizer, folder / "tokenizer")

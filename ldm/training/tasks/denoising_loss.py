@@ -1,0 +1,84 @@
+"""The denoising loss: noise process, denoiser and text encoder as one module."""
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from ldm.diffusion.process import NoiseProcess
+from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS
+from ldm.diffusion.variational import variational_loss
+from ldm.models.representation_alignment import Alignment
+
+
+class Uncertainty(nn.Module):
+    """u(t), the logarithm of the loss to be expected at each time, learned beside the denoiser.
+
+    Random Fourier features of logsnr / 4 and one linear layer that starts at zero.
+    Source: Karras et al. 2024, arXiv 2312.02696.
+    """
+
+    def __init__(self, features: int = 128):
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(features))
+        self.register_buffer("phases", torch.rand(features))
+        self.last = nn.Linear(features, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, logsnr: Tensor) -> Tensor:
+        angles = logsnr.clamp(-30, 30).unsqueeze(1) / 4 * self.frequencies + self.phases
+        return self.last((2 * torch.pi * angles).cos()).squeeze(1)
+
+
+class LdmObjective(nn.Module):
+    """Denoiser, text encoder and noise process as one module: forward gives the denoising loss."""
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        text_encoder: CLIPTextModel,
+        process: NoiseProcess,
+        alignment: Alignment | None = None,
+    ):
+        super().__init__()
+        self.unet, self.text_encoder, self.process, self.alignment = unet, text_encoder, process, alignment
+        self.uncertainty = Uncertainty() if process.weight == "learned" else None
+
+    def forward(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        times: Tensor,
+        input_ids: Tensor,
+        progress: float,
+        images: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Clean latents and noise (B, c, h, w), times (B,) in [0, 1], tokens (B, L), or (1, L) for all alike.
+
+        `images`, (B, C, H, W) in [-1, 1], where the U-Net is aligned with what a tower sees in them.
+        """
+        losses, metrics = self.losses(latents, noise, times, input_ids)
+        if self.alignment is not None and images is not None:
+            metrics["alignment"] = self.alignment(images).mean()
+            return losses.mean() + self.alignment.weight * metrics["alignment"], metrics
+        return losses.mean(), metrics
+
+    def losses(
+        self, latents: Tensor, noise: Tensor, times: Tensor, input_ids: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each item, (B,), and its parts' means."""
+        process, metrics = self.process, {}
+        states = self.text_encoder(input_ids=input_ids).last_hidden_state.expand(len(latents), -1, -1)
+        x_t = process.corrupt(latents, noise, times)
+        prediction = self.unet(process.network_input(x_t, times), process.timestep(times), states).sample.float()
+        bound = torch.zeros_like(times)
+        if process.learned_variance:
+            prediction, share = prediction.chunk(2, dim=1)
+            bound = variational_loss(process, latents, x_t, prediction, share, times)
+            metrics["bound"] = bound.mean()
+        errors = (prediction - process.target(latents, noise, times)).square().flatten(1).mean(1)
+        losses = process.loss_weight(times) * errors
+        if self.uncertainty is not None:
+            expected = self.uncertainty(process.schedule.logsnr(times))
+            losses, metrics["error"] = losses * (-expected).exp() + expected, losses.mean()
+        return losses + process.vlb_weight * NUM_TRAIN_TIMESTEPS * bound, metrics

@@ -1,0 +1,140 @@
+"""The autoencoder's training: reconstruction losses, a KL term or a codebook, optionally a discriminator."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import VQModel
+from torch import Tensor, nn
+
+from ldm.config.settings import VaeLoss, VaeSettings
+from ldm.data import Splits, identity_of
+from ldm.models.autoencoder import (
+    Autoencoder,
+    build_vae,
+    code_counts,
+    fold_whitening,
+    image_batches,
+    latent_statistics,
+    posterior,
+)
+from ldm.models.reconstruction_losses import (
+    PatchDiscriminator,
+    RandomFeatures,
+    edge_loss,
+    gaussian_kl,
+    hinge_discriminator_loss,
+)
+from ldm.models.vector_quantizer import Codebook, code_usage
+from ldm.training.data_order import draw_rows, mix
+from ldm.training.task import Rows, Sample
+from ldm.utils.errors import UserError
+from ldm.utils.image_grid import sheet
+from ldm.utils.image_tensors import to_images, to_pixels
+
+
+class VaeObjective(nn.Module):
+    """The VAE, its losses and its discriminator as one module: forward gives the loss to minimise."""
+
+    def __init__(self, vae: Autoencoder, loss: VaeLoss):
+        super().__init__()
+        self.vae, self.weights = vae, loss
+        channels = vae.config.in_channels
+        self.codebook = None
+        if isinstance(vae, VQModel):
+            self.codebook = Codebook(vae.config.num_vq_embeddings, loss.codebook_decay, loss.revive_after)
+        self.perceptual = RandomFeatures(channels) if loss.perceptual else None
+        self.discriminator = PatchDiscriminator(channels) if loss.adversarial else None
+
+    def forward(
+        self, images: Tensor, noise: Tensor | None = None, progress: float = 0.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images (B, C, H, W) in [-1, 1] and the posterior's standard normal noise (B, c, h, w), None for a VQModel."""
+        decoded, bottleneck, numbers = self._code(images, noise)
+        terms = {"l1": (decoded - images).abs().mean(), "edge": edge_loss(decoded, images)} | bottleneck
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(decoded, images)
+        critic = self.discriminator if progress >= self.weights.adversarial_start else None
+        if critic is not None:
+            terms["adversarial"] = -critic.frozen(decoded).mean()
+        loss = sum(getattr(self.weights, name) * value for name, value in terms.items())
+        if critic is not None:
+            terms["discriminator"] = hinge_discriminator_loss(critic(images), critic(decoded.detach()))
+            loss = loss + terms["discriminator"]
+        return loss, terms | numbers
+
+    def _code(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Images through the bottleneck, what that costs, and numbers to look at that are no part of the loss."""
+        if self.codebook is not None:
+            vectors = self.vae.encode(images).latents
+            quantised, commitment, numbers = self.codebook(vectors, self.vae.quantize.embedding.weight)
+            decoded = self.vae.decode(quantised, force_not_quantize=True).sample.float()
+            return decoded, {"commitment": commitment}, numbers
+        gaussian = self.vae.encode(images).latent_dist
+        decoded = self.vae.decode(gaussian.mean + gaussian.std * noise).sample.float()
+        return decoded, {"kl": gaussian_kl(gaussian.mean.float(), gaussian.logvar.float())}, {}
+
+
+class VaeTask:
+    """Teaches a VAE: see `ldm.training.task.Task`."""
+
+    def __init__(self, settings: VaeSettings, data: Splits):
+        self.settings, self.data = settings, data
+        self.identity = identity_of(data.train, captions=False)
+        model = settings.model
+        if settings.train.mixed_precision == "fp16":
+            raise UserError(
+                "train.mixed_precision fp16 overflows in autoencoders; use auto, bf16 or no for train_vae.py"
+            )
+        if data.train.resolution % model.factor:
+            raise UserError(
+                f"data.resolution {data.train.resolution} must be a multiple of the VAE's factor {model.factor}"
+            )
+        if settings.crop % model.factor or settings.crop > data.train.resolution:
+            raise UserError(
+                f"crop {settings.crop} must be a multiple of {model.factor} of at most {data.train.resolution}"
+            )
+        torch.manual_seed(mix(settings.seed, 1))
+        self.model = build_vae(model, data.train.channels, data.train.resolution)
+        self.module = VaeObjective(self.model, settings.loss)
+        self.num_samples = len(data.train)
+        self.channels_last = True  # measured: 1.3 times the images/s at these few channels and large maps
+        self.find_unused_parameters = settings.loss.adversarial > 0 and settings.loss.adversarial_start > 0
+
+    def batch(self, samples: list[Sample], rows: Rows) -> dict[str, Tensor]:
+        images = to_images(np.stack([self._pixels(sample) for sample in samples]))
+        if self.settings.model.kind == "vq":
+            return {"images": images}
+        side = images.shape[-1] // self.settings.model.factor
+        shape = (self.settings.model.latent_channels, side, side)
+        return {"images": images, "noise": draw_rows(rows, shape, self.settings.seed, 2)}
+
+    def _pixels(self, sample: Sample) -> np.ndarray:
+        pixels, crop = self.data.train.image(sample.index), self.settings.crop
+        if not crop:
+            return pixels
+        rng = np.random.default_rng([self.settings.seed, sample.epoch, sample.index])
+        top, left = rng.integers(0, pixels.shape[0] - crop + 1, 2)
+        return pixels[top : top + crop, left : left + crop]
+
+    @torch.no_grad()
+    def report(self, folder: Path, label: str) -> dict[str, float]:
+        errors: list[Tensor] = []
+        counts = torch.zeros(self.settings.model.codebook_size)
+        strip: list[np.ndarray] = []
+        for batch in image_batches(self.data.validation, 32, limit=128):
+            images = batch.to(self.model.device)
+            latents = posterior(self.model, images).mode()
+            decoded = self.model.decode(latents).sample.clamp(-1, 1)
+            counts += code_counts(self.model, latents).cpu() if isinstance(self.model, VQModel) else 0
+            errors.append((decoded - images).square().mean((1, 2, 3)).cpu())
+            strip += [to_pixels(images), to_pixels(decoded)] if len(strip) < 2 else []
+        pairs = [image for pixels in strip for image in pixels[:16]]
+        sheet(pairs, columns=16).save(folder / f"{label}.png")
+        psnr = 10 * torch.log10(4 / torch.cat(errors).clamp(min=1e-10))
+        return {"psnr": psnr.mean().item()} | (code_usage(counts) if isinstance(self.model, VQModel) else {})
+
+    def finish(self, folder: Path) -> None:
+        statistics = latent_statistics(self.model, image_batches(self.data.train, limit=4096))
+        fold_whitening(self.model, *statistics)
+        self.model.save_pretrained(folder / "vae")
