@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from ldm.pipelines.loading import load_pipeline
 
 __all__ = ["__version__", "load_pipeline"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str):
