@@ -28,11 +28,11 @@ assert [len(each) for each in (images, rows, plain, without_grass, anything, pre
 assert np.asarray(previews[-1]).shape == (64, 64) and [len(row) for row in rows] == [8, 8, 8]
 assert (np.asarray(frames[0]) == np.asarray(pipeline(
     "horizontal stacked glyph with the water radical", seed=3).images[0])).mean() > 0.99
-assert len(redrawn) == 5 and toy.covariance.shape == (1, 1)
+assert len(edited) == 5 and toy.covariance.shape == (1, 1)
 """
 TRAINED = """
 assert clouds[1].shape == (4000, 2) and (np.linalg.norm(clouds[2].mean(0) - EightGaussians().means[1]) < 0.3)
-ink = 255 - np.stack([np.asarray(each, float) for each in drawn])  # 8 of each: filled, then hollow
+ink = 255 - np.stack([np.asarray(each, float) for each in samples])  # 8 of each: filled, then hollow
 assert ink.shape == (48, 32, 32) and ink[:24].mean() > 1.3 * ink[24:].mean()
 assert len(ours) == len(theirs) == 4 and apart < 2
 """

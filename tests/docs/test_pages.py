@@ -120,7 +120,7 @@ def test_every_command_of_the_tutorial_is_one(reader, monkeypatch):
     for _, *words in commands:
         cli.build_parser(words).parse_args(words)
     assert {script for _, _, script, *_ in trained} == {"train_clip.py", "train_vae.py", "train_ldm.py"}
-    others = lines_of(TUTORIAL, r"python3 -m venv|pip install|python (make|judge)_shapes\.py$|hf auth login$")
+    others = lines_of(TUTORIAL, r"python3 -m venv|pip install|python (make|check)_shapes\.py$|hf auth login$")
     assert len(trained) + len(commands) + len(others) == len(lines_of(TUTORIAL, r"\S"))
 
 
@@ -236,7 +236,7 @@ def test_a_page_opened_from_disk_asks_nothing_of_the_network_and_can_be_searched
         page.on("console", lambda told: wrong.append(told.text) if told.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda asked: None if asked.url.startswith(site.as_uri()) else wrong.append(asked.url))
-        for name in ("index.html", "use/edit.html", "reference/verbs.html", "ideas/04-noise.html"):
+        for name in ("index.html", "use/edit.html", "reference/editing.html", "ideas/04-noise.html"):
             page.goto((site / name).as_uri())
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         page.click(".md-search__input")
