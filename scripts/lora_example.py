@@ -17,7 +17,8 @@ from ldm.data.glyphs.rendering import cached_glyphs, style_font
 from ldm.evaluation.generation import Drawing, draw
 from ldm.evaluation.glyphs.classifier import GlyphClassifier
 from ldm.evaluation.glyphs.prompts import glyph_prompts
-from ldm.evaluation.glyphs.validity import ink, stroke_widths
+from ldm.evaluation.glyphs.validity import stroke_widths
+from ldm.evaluation.metrics.ink import ink
 from ldm.evaluation.metrics.proportions import wilson
 from ldm.pipelines.loading import load_pipeline
 from ldm.utils.image_grid import sheet

@@ -10,15 +10,14 @@ import difflib
 import importlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ldm.apps.figures.figure import Drawing, Setting
 from ldm.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from PIL import Image
+    pass
 
 # name -> (module in ldm.apps.figures, one line of help)
 FIGURES: dict[str, tuple[str, str]] = {
@@ -46,24 +45,6 @@ FIGURES: dict[str, tuple[str, str]] = {
     "obedience": ("adherence_baseline", "the measures of adherence, of real glyphs whose captions are dealt out anew"),
     "sensitivity": ("metric_sensitivity", "the measures of fidelity, of real glyphs that are spoiled more and more"),
 }
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What every figure is made from."""
-
-    model: str | None = None  # exported folder, run or Hub id; None = the shipped model
-    cache_dir: Path = Path("cache")  # rendered glyphs
-    quick: bool = False  # few samples and steps: proves that the figure can be made, shows little
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A finished figure: the page, the numbers it shows, and the pictures of a film if there is one."""
-
-    figure: "Figure"
-    numbers: dict[str, Any]
-    frames: "list[Image.Image] | None" = None  # saved as NAME.gif beside NAME.png
 
 
 def add_parser(subparsers) -> None:

@@ -36,8 +36,8 @@ COMMANDS: Registry = {
     "sample": ("ldm.cli.sample", "draw many samples into one file"),
     "data": (
         {
-            "glyphs": ("ldm.data.glyphs.publishing", "write or push the glyph data set"),
-            "check": ("ldm.data.inspection", "look over a data set of your own before training"),
+            "glyphs": ("ldm.cli.data", "write or push the glyph data set"),
+            "check": ("ldm.cli.data", "look over a data set of your own before training"),
         },
         "build, publish and check data sets",
     ),
@@ -51,15 +51,15 @@ COMMANDS: Registry = {
     ),
     "plan": ("ldm.cli.plan", "fit a training into given minutes and memory"),
     "preview-decoder": ("ldm.cli.preview_decoder", "teach a run a tiny decoder for previews"),
-    "export": ("ldm.hub.push", "turn a run into one self-contained model folder"),
-    "push": ("ldm.hub.push", "upload a model folder with its card to the Hub"),
+    "export": ("ldm.cli.hub", "turn a run into one self-contained model folder"),
+    "push": ("ldm.cli.hub", "upload a model folder with its card to the Hub"),
     "web": ("ldm.cli.web", "write a page that draws in the browser"),
     "evaluate": ("ldm.cli.evaluate", "measure how well a model obeys its prompts"),
     "likelihood": ("ldm.cli.likelihood", "measure how probable held-out data are under a run"),
     "app": ("ldm.cli.app", "play with a model in the browser"),
     "space": ("ldm.cli.app", "write the page as a Space for the Hub"),
     "figures": ("ldm.cli.figures", "draw the pictures that explain the method"),
-    "doctor": ("ldm.evaluation.diagnostics.environment", "check this machine and this installation"),
+    "doctor": ("ldm.cli.doctor", "check this machine and this installation"),
 }
 EXTRAS = {
     "open_clip": "openclip",

@@ -1,11 +1,8 @@
 """`ldm data check PATH`: what training would find in a folder, parquet file or Hub data set. It only reads."""
 
-import argparse
 import json
-import os
 import re
 from collections import Counter, defaultdict
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -15,42 +12,6 @@ if TYPE_CHECKING:
 
 ELONGATED = 2.0  # sides' ratio beyond which a centre crop loses more than half of a picture
 COMMON_WORDS = 15
-
-
-def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "check",
-        help="look over a data set of your own before training",
-        description="List unreadable, duplicate and off-size pictures, and count captions. Nothing is changed.",
-        epilog="Exit code: 0 = every picture would be used, 1 = some would be left out, 2 = the data cannot be read.",
-    )
-    parser.add_argument("path", metavar="PATH", help="folder of pictures, .parquet file or Hub data set (user/name)")
-    parser.add_argument("--config", type=Path, metavar="CONFIG.yaml", help="take resolution, columns, ... from here")
-    parser.add_argument("--image-column", metavar="NAME", help="overrides the config's")
-    parser.add_argument("--caption-column", metavar="NAME", help="overrides the config's; '' = no captions")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report here as well")
-    parser.add_argument("--max", type=int, default=10, metavar="N", help="rows of each list on the terminal (10)")
-    parser.set_defaults(run=run)
-
-
-def run(args: argparse.Namespace) -> int:
-    from ldm.data.image_files.dataset import open_source
-    from ldm.utils.atomic_files import write_whole
-    from ldm.utils.errors import UserError
-
-    report_file = Path(os.path.expanduser(args.json)) if args.json else None
-    if report_file and not os.access(report_file.absolute().parent, os.W_OK | os.X_OK):  # told before the work
-        raise UserError(f"cannot write {report_file}: its folder does not exist or may not be written")
-    options = _options(args)
-    source = open_source(options)
-    report = inspect(source, options, _text_length(args))
-    print("\n".join(_lines(report, max(0, args.max))))
-    if report_file:
-        try:
-            write_whole(report_file, json.dumps(report, indent=1).encode())
-        except OSError as error:
-            raise UserError(f"cannot write {report_file}: {error.strerror or error}") from error
-    return 1 if report["skipped"] else 0
 
 
 def inspect(source: "Source", options: "DataOptions", text_length: int) -> dict[str, Any]:
@@ -83,24 +44,6 @@ def inspect(source: "Source", options: "DataOptions", text_length: int) -> dict[
         "duplicates": _duplicates(used, looks, splits),
         "captions": _captions(used, text_length),
     }
-
-
-def _options(args: argparse.Namespace) -> "DataOptions":
-    from ldm.config.settings import DataOptions
-    from ldm.utils.errors import UserError
-
-    options = DataOptions()
-    if args.config:
-        from ldm.config.loading import load
-
-        options = load("vae", args.config, []).data
-    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
-    files = options.files.model_copy(update={key: name for key, name in columns.items() if name is not None})
-    if args.path == "glyphs":
-        raise UserError(
-            "'glyphs' is the built-in data set and needs no check; give a folder, a .parquet file or a Hub id"
-        )
-    return options.model_copy(update={"source": os.path.expanduser(args.path), "files": files})
 
 
 def _pictures(samples: "list[Sample]", looks: list[dict], resolution: int) -> dict[str, Any]:
@@ -142,13 +85,6 @@ def _duplicates(samples: "list[Sample]", looks: list[dict], splits: dict[str, li
     ]
 
 
-def _text_length(args: argparse.Namespace) -> int:
-    from ldm.config.loading import load
-    from ldm.config.settings import ClipModel
-
-    return (load("clip", args.config, []).model if args.config else ClipModel()).context_length
-
-
 def _captions(samples: "list[Sample]", text_length: int) -> dict[str, Any]:
     """How many, how long, which words, and which captions several pictures share."""
     owners = defaultdict(list)
@@ -176,7 +112,7 @@ def _captions(samples: "list[Sample]", text_length: int) -> dict[str, Any]:
     }
 
 
-def _lines(report: dict[str, Any], most: int) -> list[str]:
+def report_lines(report: dict[str, Any], most: int) -> list[str]:
     """The report for a terminal, each list cut to `most` rows."""
     from ldm.data.image_files.records import printable
 

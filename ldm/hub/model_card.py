@@ -11,7 +11,7 @@ from ldm.pipelines.model_folder import HUB_ID
 from ldm.training.run_directory import CORE_WATTS
 from ldm.utils.untrusted_files import count, read_json, read_yaml
 
-TEMPLATE = Path(__file__).with_name("card.md.j2")
+TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 PLACE = "path/to/this/folder"  # in the card's examples; on the Hub it is the repository's name
 
 

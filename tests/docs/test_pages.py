@@ -127,11 +127,11 @@ def test_every_command_of_the_tutorial_is_one(reader, monkeypatch):
 
 def test_the_pictures_of_the_tutorial_are_as_it_says(reader):
     """Its check finds all of them usable, and none shows what the model is asked for at the end."""
-    from ldm.data.inspection import run
+    from ldm.cli.data import run_check
 
     words = next(words for _, *words in lines_of(TUTORIAL, "ldm data check"))
     with contextlib.chdir(reader):
-        assert run(cli.build_parser(words).parse_args(words)) == 0
+        assert run_check(cli.build_parser(words).parse_args(words)) == 0
     captions = [path.read_text(encoding="utf-8") for path in (reader / "shapes").glob("*.txt")]
     assert len(captions) > 900 and not any("green triangle" in caption for caption in captions)
     assert len(captions) == len(list((reader / "shapes").glob("*.png")))

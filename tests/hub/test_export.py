@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_model import tiny_folder
 
+from ldm.cli import hub as commands
 from ldm.evaluation.diagnostics.environment import check_model
 from ldm.hub import push as hub
 from ldm.hub.export import export
@@ -25,7 +26,7 @@ def model(tmp_path_factory):
 
 def call(*argv) -> int:
     parser = argparse.ArgumentParser()
-    hub.add_parser(parser.add_subparsers())
+    commands.add_parser(parser.add_subparsers())
     args = parser.parse_args(list(map(str, argv)))
     return args.run(args)
 

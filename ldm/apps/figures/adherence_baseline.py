@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ldm.apps.figures.figure import Drawing, Setting
 from ldm.apps.figures.inputs import glyphs
 from ldm.apps.figures.plot_style import GREY, PALETTE, page
-from ldm.cli.figures import Drawing, Setting
 from ldm.data import spread
 from ldm.evaluation.glyphs.adherence import Judge, Judged, Scores, asked_of, shuffled
 from ldm.evaluation.glyphs.classifier import GlyphClassifier

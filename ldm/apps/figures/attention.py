@@ -9,9 +9,9 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ldm.apps.figures.figure import Drawing, Setting
 from ldm.apps.figures.inputs import model
 from ldm.apps.figures.plot_style import HEAT, grey, strip
-from ldm.cli.figures import Drawing, Setting
 from ldm.pipelines.pipeline import Pipeline
 
 PROMPTS = ("vertical stacked glyph with the grass radical", "horizontal stacked glyph with the water radical")

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from ldm.apps.figures.figure import Drawing, Setting
 from ldm.apps.figures.inputs import model
 from ldm.apps.figures.plot_style import grey, strip
-from ldm.cli.figures import Drawing, Setting
 from ldm.pipelines.loading import load_pipeline
 from ldm.utils.assets import shipped_model
 

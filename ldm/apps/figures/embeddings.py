@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ldm.apps.figures.figure import Drawing, Setting
 from ldm.apps.figures.inputs import encode, glyphs, model, of_layouts, resolution_of
 from ldm.apps.figures.plot_style import BLUE, ORANGE, bare, contours, page
-from ldm.cli.figures import Drawing, Setting
 from ldm.diffusion.schedules import SCHEDULES
 
 LAYOUTS = ("horizontal", "vertical")

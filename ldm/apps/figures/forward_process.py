@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
+from ldm.apps.figures.figure import Drawing, Setting
 from ldm.apps.figures.inputs import glyph
 from ldm.apps.figures.plot_style import GREY, PALETTE, grey, page, strip
-from ldm.cli.figures import Drawing, Setting
 from ldm.diffusion.schedules import SCHEDULES, Schedule
 from ldm.utils.image_tensors import to_images
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import torch
 
+from ldm.apps.figures.figure import Drawing, Setting
 from ldm.apps.figures.plot_style import BLUE, DEPTH, INK, PALE, RED, page
-from ldm.cli.figures import Drawing, Setting
 from ldm.data.toy import Gaussian
 
 POINTS = 120

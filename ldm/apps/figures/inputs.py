@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.cli.figures import Setting
+from ldm.apps.figures.figure import Setting
 from ldm.config.settings import CaptionOptions, DataOptions, GlyphOptions
 from ldm.data.glyphs.dataset import GlyphData, splits
 from ldm.data.glyphs.rendering import render, style_font

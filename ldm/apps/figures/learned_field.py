@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.apps.figures.figure import Drawing, Setting
 from ldm.apps.figures.plot_style import BLUE, GREY, HEAT, INK, page
 from ldm.apps.figures.toy_fields import LIMIT, Denoise, arrows, shade
-from ldm.cli.figures import Drawing, Setting
 from ldm.data.toy import SwissRoll, exact_denoiser
 from ldm.diffusion.sampling import denoise_with, sample
 from ldm.diffusion.schedules import Schedule

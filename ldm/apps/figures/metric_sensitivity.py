@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldm.apps.figures.figure import Drawing, Setting
 from ldm.apps.figures.inputs import glyphs
 from ldm.apps.figures.plot_style import GREY, PALETTE, bare, page
-from ldm.cli.figures import Drawing, Setting
 from ldm.evaluation.glyphs.classifier import GlyphClassifier
 from ldm.evaluation.metrics.corruptions import blurred, mirrored, noisy
 from ldm.evaluation.metrics.distribution_distances import distances

@@ -16,7 +16,7 @@ from matplotlib.rcsetup import cycler
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ldm.cli.figures import Drawing
+from ldm.apps.figures.figure import Drawing
 from ldm.utils.atomic_files import write_whole
 
 WIDTH = 7.2  # inches: 1080 pixels

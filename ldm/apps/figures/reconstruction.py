@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ldm.apps.figures.figure import Drawing, Setting
 from ldm.apps.figures.inputs import glyphs, model, resolution_of
 from ldm.apps.figures.plot_style import SIGNED, grey, strip
 from ldm.cli.figures import Drawing, Setting

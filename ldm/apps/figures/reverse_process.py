@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm.apps.figures.figure import Drawing, Setting
 from ldm.apps.figures.inputs import Denoise, denoiser, encode, glyphs, model, resolution_of
 from ldm.apps.figures.plot_style import BLUE, GREEN, GREY, ORANGE, RED, grey, page, strip
-from ldm.cli.figures import Drawing, Setting
 from ldm.diffusion.parameterization import convert
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.diffusion.sampling import sample, trajectory

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.apps.figures.figure import Drawing, Setting
 from ldm.apps.figures.plot_style import BLUE, DEPTH, GREEN, GREY, INK, ORANGE, PALE, PURPLE, RED, SKY, page
-from ldm.cli.figures import Drawing, Setting
 from ldm.data.toy import Toy, exact_denoiser, toy_named
 from ldm.diffusion.likelihood import Bound, squared_errors, variational_bound
 from ldm.diffusion.sampling import trajectory

@@ -1,7 +1,5 @@
-"""`ldm data glyphs`: the glyph data set as a `datasets` repository: parquet per split, a card and the licences."""
+"""The glyph data set as a `datasets` repository: parquet per split, a card and the licences."""
 
-import argparse
-import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,54 +11,6 @@ if TYPE_CHECKING:
 NOTICES = ("NOTICE.md", "LICENSE-UNICODE-V3.txt", "LICENSE-APACHE-2.0.txt")
 PLACE = "user/name"  # in the card's example
 CAPTIONS = 4  # captions written per picture, drawn with the default weights
-DESCRIPTION = "Write the glyph data set, or push it to the Hub, as a `datasets` repository."
-
-
-def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser("glyphs", help="write or push the glyph data set", description=DESCRIPTION)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write; new or empty")
-    parser.add_argument("--push", metavar="USER/NAME", help="data set repository on the Hub, made where missing")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--revision", help="branch to commit to (default: main)")
-    parser.add_argument("--dry-run", action="store_true", help="list what --push would upload, and touch nothing there")
-    parser.add_argument("--resolution", type=int, default=64, metavar="N", help="pixels per side (default: 64)")
-    parser.add_argument("--styles", nargs="+", choices=("hei", "song"), default=["hei", "song"], metavar="STYLE")
-    parser.add_argument("--font-file", type=Path, metavar="FONT", help="your own font instead of the packaged styles")
-    parser.add_argument("--characters", choices=("all", "common"), default="all", help="common = GB 2312")
-    parser.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N training characters")
-    parser.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="DIR", help="of rendered glyphs")
-    parser.set_defaults(run=run)
-
-
-def run(args: argparse.Namespace) -> int:
-    import datasets
-
-    from ldm.data.glyphs.dataset import splits as glyph_splits
-    from ldm.utils.errors import UserError
-    from ldm.utils.hub_client import files_in, print_plan
-
-    if args.out is None and args.push is None:
-        raise UserError("nothing to do: give --out DIR to write the data set, or --push USER/NAME to upload it")
-    options = _options(args)
-    if args.out is not None:
-        _check_target(args.out)
-    if args.push is not None:
-        _check_repo_id(args.push)
-    datasets.disable_progress_bars()
-    splits = glyph_splits(options)
-    if args.out is not None:
-        write_repository(splits, options, args.out)
-        print(f"wrote {args.out}: " + ", ".join(f"{name} {len(data)}" for name, data in splits.items()))
-    if args.push is not None:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = args.out or Path(scratch) / "glyphs"
-            if args.out is None:
-                write_repository(splits, options, folder)
-            if args.dry_run:
-                print_plan(files_in(folder), args.push)
-            else:
-                print(f"pushed {push(folder, args.push, args.private, args.revision)}")
-    return 0
 
 
 def write_repository(splits: dict[str, "GlyphData"], options: "DataOptions", out: Path) -> None:
@@ -71,7 +21,7 @@ def write_repository(splits: dict[str, "GlyphData"], options: "DataOptions", out
     """
     from ldm.utils.atomic_files import one_writer, staged, telling
 
-    _check_target(out)
+    check_target(out)
     out = out.absolute()
     with telling(out, "choose another --out, or make room"), one_writer(out), staged(out) as stage:
         (stage / "data").mkdir()
@@ -131,38 +81,11 @@ def card(splits: dict[str, "GlyphData"], options: "DataOptions") -> str:
     )
 
 
-def _options(args: argparse.Namespace) -> "DataOptions":
-    from pydantic import ValidationError
-
-    from ldm.config.settings import DataOptions
-    from ldm.utils.errors import UserError
-
-    glyphs = {"font_file": args.font_file, "styles": args.styles, "characters": args.characters, "limit": args.limit}
-    try:
-        return DataOptions(resolution=args.resolution, cache_dir=args.cache_dir, glyphs=glyphs)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        name = str(fault["loc"][-1]).replace("_", "-")
-        raise UserError(f"--{name}: {fault['msg']}, got {fault['input']!r}") from None
-
-
-def _check_target(out: Path) -> None:
+def check_target(out: Path) -> None:
     from ldm.utils.errors import UserError
 
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"--out must be a new or an empty folder, got {out}; choose another, or remove it first")
-
-
-def _check_repo_id(repo_id: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    from ldm.utils.errors import UserError
-
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise UserError(f"--push must be USER/NAME, got {repo_id!r}: {error}") from None
 
 
 def _table(data: "GlyphData"):

@@ -6,7 +6,8 @@ cannot tell.
 
 import numpy as np
 
-from ldm.evaluation.glyphs.validity import ink, stroke_widths
+from ldm.evaluation.glyphs.validity import stroke_widths
+from ldm.evaluation.metrics.ink import ink
 
 RIDGE = 1.0  # of the least squares on standardised inputs
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ldm.evaluation.metrics.ink import ink
 from ldm.utils.errors import UserError
 
 DARK, LIGHT = 51, 204  # ink is darker than the first, ground lighter than the second; between them is grey
@@ -16,11 +17,6 @@ HALF = 127.5  # what is darker belongs to a stroke
 FINE = 2  # pictures are enlarged so much before widths are taken
 FLAT = 0.6  # slope of the distance to the edge below which a pixel lies on the middle line of a stroke
 SPLITS = 50  # of the real pictures, for the floor
-
-
-def ink(images: np.ndarray) -> np.ndarray:
-    """Fraction of ink per picture, float64 (n,) in [0, 1]: 0 for white, 1 for black; uint8 (n, h, w[, c])."""
-    return 1 - images.mean(axis=tuple(range(1, images.ndim)), dtype=np.float64) / 255
 
 
 def greyness(images: np.ndarray) -> np.ndarray:

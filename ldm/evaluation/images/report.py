@@ -18,13 +18,14 @@ import numpy as np
 from PIL import Image
 
 from ldm.data import ImageTextData, spread
-from ldm.evaluation.autoencoder_report import psnr, rate, reconstruct, ssim
+from ldm.evaluation.autoencoder_report import rate
 from ldm.evaluation.feature_extractors import ClipJudge, VisionModel, digest
 from ldm.evaluation.generation import Drawing, draw
 from ldm.evaluation.images.report_page import report_page
 from ldm.evaluation.metrics.confidence import bootstrap
 from ldm.evaluation.metrics.distribution_distances import yardstick
 from ldm.evaluation.metrics.proportions import share
+from ldm.evaluation.metrics.reconstruction import psnr, reconstruct, ssim
 from ldm.evaluation.run_loading import OpenRun, checkpoint_state, open_run
 from ldm.models.lora import as_options, merge, read_lora
 from ldm.utils.atomic_files import write_whole

@@ -136,7 +136,7 @@ def sliced_distance(first: np.ndarray, second: np.ndarray, seed: int = 0) -> flo
     """Sliced W2 over 128 directions (`evaluation.toys`), of as many random points of each as the smaller has."""
     import torch
 
-    from ldm.evaluation.toys.report import sliced_wasserstein
+    from ldm.evaluation.metrics.sliced_wasserstein import sliced_wasserstein
 
     first, second = _both(first, second)
     n, rng = min(len(first), len(second)), np.random.default_rng(seed)

@@ -28,6 +28,7 @@ from ldm.data.toy import Toy, caption_for, splits, toy_named
 from ldm.diffusion.likelihood import log_likelihood
 from ldm.diffusion.sampling import denoise_with
 from ldm.evaluation.metrics.proportions import share
+from ldm.evaluation.metrics.sliced_wasserstein import distance, projected
 from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
@@ -121,37 +122,6 @@ def fresh_points(toy: Toy, plan: Plan, index: int) -> Tensor:
 
 
 # ---- distance -------------------------------------------------------------------------------------------------------
-
-
-def directions(dims: int, count: int) -> Tensor:
-    """Unit vectors, float64 (dims, count): spread evenly over half a turn in the plane, the one there is on a line."""
-    if dims == 1:
-        return torch.ones(1, 1, dtype=torch.float64)
-    if dims == 2:
-        angles = (torch.arange(count, dtype=torch.float64) + 0.5) / count * math.pi
-        return torch.stack([angles.cos(), angles.sin()])
-    vectors = torch.randn(dims, count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return vectors / vectors.norm(dim=0)
-
-
-def projected(points: Tensor, count: int) -> Tensor:
-    """Points (n, d) on each direction, sorted: float64 (n, directions)."""
-    return (points.double() @ directions(points.shape[1], count)).sort(0).values
-
-
-def distance(first: Tensor, second: Tensor, p: int) -> float:
-    """Sliced Wasserstein distance of two `projected` sets of one size."""
-    if first.shape != second.shape:
-        raise ValueError(f"both sets must have one shape, got {tuple(first.shape)} and {tuple(second.shape)}")
-    return (first - second).abs().pow(p).mean().item() ** (1 / p)
-
-
-def sliced_wasserstein(first: Tensor, second: Tensor, p: int = 2, count: int = 128) -> float:
-    """(mean over directions of W_p^p)^(1/p) between equally many points (n, d), exact along each direction.
-
-    Source: Bonneel et al. 2015, Sliced and Radon Wasserstein barycenters of measures; p = 2 there.
-    """
-    return distance(projected(first, count), projected(second, count), p)
 
 
 def distance_section(sets: list[Tensor], fresh: list[Tensor], count: int) -> dict[str, dict]:

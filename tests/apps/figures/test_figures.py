@@ -17,12 +17,12 @@ from tiny_model import tiny_folder, tiny_pipeline
 from ldm.apps.figures import plot_style as style
 from ldm.apps.figures.attention import centre, recording, word_maps, words_of
 from ldm.apps.figures.embeddings import agreement, purity, standardised
+from ldm.apps.figures.figure import Setting
 from ldm.apps.figures.forward_process import share
 from ldm.apps.figures.gaussian import ascent, mean_log_likelihood
 from ldm.apps.figures.reverse_process import flow_factor, linear_gaussian
 from ldm.cli import figures
 from ldm.cli import main as cli
-from ldm.cli.figures import Setting
 from ldm.data.toy import Gaussian
 from ldm.diffusion.schedules import SCHEDULES
 

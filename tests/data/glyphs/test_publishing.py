@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import yaml
 
+from ldm.cli import data as commands
 from ldm.config.settings import DataOptions
 from ldm.data.glyphs import publishing as publish
 from ldm.data.glyphs.dataset import splits as glyph_splits
@@ -27,7 +28,7 @@ def options(cache):
 def command(cache):
     def run(*words):
         parser = argparse.ArgumentParser()
-        publish.add_parser(parser.add_subparsers())
+        commands.add_parser(parser.add_subparsers())
         args = parser.parse_args(["glyphs", "--limit", "10", "--resolution", "32", "--cache-dir", str(cache), *words])
         return args.run(args)
 

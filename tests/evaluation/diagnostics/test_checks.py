@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_run import build, data_options, healthy_run, ldm_settings, train_ldm, write_pictures
 
+from ldm.cli import doctor
 from ldm.config.settings import NoiseOptions
 from ldm.data import Splits
-from ldm.evaluation.diagnostics import environment as doctor
 from ldm.evaluation.diagnostics.findings import Finding, verdict
 from ldm.evaluation.diagnostics.run import checks, examine
 from ldm.evaluation.run_loading import holding, network_weights, open_run, put_weights, saved_weights

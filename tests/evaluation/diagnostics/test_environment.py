@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from ldm.cli import doctor as command
 from ldm.evaluation.diagnostics import environment as doctor
 from ldm.evaluation.diagnostics.findings import Finding
 
@@ -21,13 +22,13 @@ def with_checks(monkeypatch, *statuses):
 @pytest.mark.parametrize(("statuses", "code"), [(["ok"], 0), (["ok", "warn"], 0), (["warn", "fail", "ok"], 1)])
 def test_the_exit_code_is_1_only_if_something_fails(monkeypatch, capsys, statuses, code):
     with_checks(monkeypatch, *statuses)
-    assert doctor.run(argparse.Namespace(folder=None, json=False)) == code
+    assert command.run(argparse.Namespace(folder=None, json=False)) == code
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[::2]] == statuses
 
 
 def test_json_says_the_same_as_the_lines(monkeypatch, capsys):
     with_checks(monkeypatch, "ok", "fail")
-    assert doctor.run(argparse.Namespace(folder=None, json=True)) == 1
+    assert command.run(argparse.Namespace(folder=None, json=True)) == 1
     found = json.loads(capsys.readouterr().out)
     assert [item["status"] for item in found] == ["ok", "fail"]
     assert set(found[0]) == {"name", "status", "text", "advice"}

@@ -14,8 +14,9 @@ from ldm.data.toy import EightGaussians, Toy, exact_denoiser, toy_named
 from ldm.diffusion.sampling import prior, sample
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.diffusion.time_grids import TIME_GRIDS
+from ldm.evaluation.metrics.sliced_wasserstein import sliced_wasserstein
 from ldm.evaluation.toys import report as toys
-from ldm.evaluation.toys.report import Plan, measure, modes_of, sliced_wasserstein
+from ldm.evaluation.toys.report import Plan, measure, modes_of
 
 
 class Exact:
