@@ -11,7 +11,7 @@ from ldm.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = sorted((ROOT / "ldm").rglob("*.py"))
-SOURCES = [*PACKAGE, *sorted(ROOT.glob("train_*.py")), *sorted((ROOT / "scripts").glob("*.py"))]
+SOURCES = [*PACKAGE, *sorted(ROOT.glob("train_*.py")), *sorted((ROOT / "scripts").rglob("*.py"))]
 
 # A package imports only those to its left, lazily or not; utils and diffusion import no other.
 ORDER = ("utils", "diffusion", "config", "data", "models", "pipelines", "training", "evaluation", "hub", "apps", "cli")
@@ -143,10 +143,6 @@ IN_CIRCLES = {
     "ldm.config.loading",
     "ldm.config.overrides",
     "ldm.config.settings",
-    "ldm.evaluation.glyphs.classifier",
-    "ldm.evaluation.glyphs.classifier_accuracy",
-    "ldm.evaluation.glyphs.classifier_data",
-    "ldm.evaluation.glyphs.classifier_training",
     "ldm.models.conditioning",
     "ldm.pipelines.autoguidance",
     "ldm.pipelines.loading",

@@ -4,14 +4,9 @@ The digit is told by a small network that sees where the ink is and never its co
 digit and colour belong together. It is trained on the handwriting of the training split; `classifier.json` beside its
 weights states how right it is on handwriting it never saw. All else is measured without learning. To train it again:
 
-    python -m ldm.evaluation.digits.classifier --output ldm/evaluation/assets/digit_classifier
+    python -m scripts.train_digit_classifier --output ldm/evaluation/assets/digit_classifier
 """
 
-import argparse
-import hashlib
-import json
-import shlex
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torch.nn import functional as F
 
-from ldm.config.settings import DataOptions
-from ldm.data.digits import GROUNDS, INKS, DigitData, Handwriting, draw, make_item, splits
-from ldm.evaluation.classifier_files import CARD, WEIGHTS, read_classifier
-from ldm.evaluation.glyphs.classifier import Block
+from ldm.data.digits import GROUNDS, INKS, DigitData
+from ldm.evaluation.classifiers import Block, read_classifier
 from ldm.evaluation.metrics.proportions import share
-from ldm.utils.atomic_files import write_whole
 
 SIZE = 32
 SHIPPED = Path(__file__).parents[1] / "assets" / "digit_classifier"
@@ -202,104 +193,3 @@ def agreement(judgement: Judgement, metas: list[dict[str, Any]]) -> dict[str, di
 def pictures_of(data: DigitData, chosen: list[int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Pictures uint8 (n, h, w, 3) of a split and what is drawn on them."""
     return np.stack([data.image(i) for i in chosen]), [data.meta(i) for i in chosen]
-
-
-def any_item(original: int, copy: int, writing: Handwriting):
-    """An item in any ink: the judge may see every pair."""
-    return make_item(original, copy, writing.digit, list(INKS))
-
-
-def epoch_of(writing: dict[int, Handwriting], epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every original once, in another ink, pen and slant each epoch: cover (n, 32, 32) and digits (n,)."""
-    images = [draw(one, any_item(n, 1000 + epoch, one), SIZE) for n, one in writing.items()]
-    return find_ink(np.stack(images)).cover, np.array([one.digit for one in writing.values()])
-
-
-def fit(writing: dict[int, Handwriting], epochs: int, seed: int, bf16: bool = False, report=print) -> DigitNet:
-    """Train with AdamW, one cycle of the learning rate; returns the exponential average of the weights."""
-    import copy
-
-    from ldm.evaluation.glyphs.classifier_data import augment
-    from ldm.evaluation.glyphs.classifier_training import update
-
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    net = DigitNet()
-    average = copy.deepcopy(net).requires_grad_(False)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=0.05)
-    size = 128
-    per_epoch = max(1, len(writing) // size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs * per_epoch, pct_start=0.15)
-    step, started = 0, time.monotonic()
-    for epoch in range(epochs):
-        cover, digits = epoch_of(writing, epoch)
-        order = torch.randperm(len(digits), generator=generator)
-        total = 0.0
-        for start in range(0, per_epoch * size, size):
-            chosen = order[start : start + size].numpy()
-            x = augment(torch.from_numpy(cover[chosen])[:, None], generator)
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                logits = net(x)
-            loss = F.cross_entropy(logits, torch.from_numpy(digits[chosen]), label_smoothing=0.05)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            step += 1
-            update(average, net, min(0.995, step / (step + 10)))
-            total += loss.item() / per_epoch
-        report(f"epoch {epoch + 1}/{epochs}  loss {total:.3f}  {time.monotonic() - started:.0f} s")
-    return average.eval()
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Train, measure on handwriting never seen, write model.safetensors and classifier.json."""
-    from ldm.evaluation.glyphs.classifier_training import half_precision
-
-    parser = argparse.ArgumentParser(prog="python -m ldm.evaluation.digits.classifier", description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="folder for the weights and their card")
-    parser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="traced digits")
-    parser.add_argument("--epochs", type=int, default=14)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bf16", action="store_true", help="autocast; faster where the CPU has AMX or AVX512-BF16")
-    parser.add_argument("--limit", type=int, default=0, help="train on the first N digits only (0 = all)")
-    args = parser.parse_args(argv)
-    options = DataOptions(
-        source="digits", resolution=SIZE, channels=3, cache_dir=args.cache_dir, digits={"limit": args.limit}
-    )
-    data = splits(options)
-    net, weights = half_precision(
-        fit(data["train"].writing, args.epochs, args.seed, args.bf16, report=lambda line: print(line, flush=True))
-    )
-    flags = [
-        "--output",
-        str(args.output),
-        "--epochs",
-        str(args.epochs),
-        "--seed",
-        str(args.seed),
-        *(["--bf16"] if args.bf16 else []),
-    ]
-    args.output.mkdir(parents=True, exist_ok=True)
-    write_whole(args.output / WEIGHTS, weights)
-    card: dict[str, Any] = {
-        "format": 1,
-        "sha256": hashlib.sha256(weights).hexdigest(),
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "trained_on": {"split": "train", "originals": len(data["train"].writing)},
-        "command": shlex.join(["python", "-m", "ldm.evaluation.digits.classifier", *flags]),
-    }
-    write_whole(args.output / CARD, (json.dumps(card) + "\n").encode())
-    judge = DigitJudge(args.output)
-    for name in ("validation", "test", "heldout"):
-        images, metas = pictures_of(data[name], list(range(len(data[name]))))
-        card[name] = {"originals": len(data[name].writing)} | agreement(judge.judge(images), metas)
-    write_whole(args.output / CARD, (json.dumps(card, indent=1) + "\n").encode())
-    print(json.dumps({name: card[name]["digit"] for name in ("validation", "test", "heldout")}))
-    return 0
-
-
-if __name__ == "__main__":
-    from ldm.utils.runtime import run_main
-
-    run_main(main)

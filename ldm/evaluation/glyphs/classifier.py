@@ -9,7 +9,7 @@ would name the radical that usually stands there. It was therefore trained on th
 `heldout` characters; `unseen` tells which characters it never saw. Its accuracy is that on those, and a model's
 drawings for captions of held-out characters should be judged on those alone. To train it again:
 
-    python -m ldm.evaluation.glyphs.classifier --output ldm/evaluation/assets/glyph_classifier
+    python -m scripts.glyph_classifier.train --output ldm/evaluation/assets/glyph_classifier
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from torch import nn
 
 from ldm.data.glyphs.components import components_of
 from ldm.data.glyphs.dataset import Glyph, split_of
-from ldm.evaluation.classifier_files import read_classifier
+from ldm.evaluation.classifiers import Block, read_classifier
 from ldm.utils.errors import UserError
 
 SIZE = 64
@@ -35,23 +35,6 @@ FEATURES = WHERE + WHAT  # width of what `GlyphClassifier.embed` returns
 STROKE_SCALE = 10.0  # the stroke head speaks in tens, so that its loss is of the size of the others
 FORMAT = 2  # of the card and the weights; 1 had no components
 SHIPPED = Path(__file__).parents[1] / "assets" / "glyph_classifier"
-
-
-class Block(nn.Module):
-    """Two 3x3 convolutions around a shortcut. Source: He et al. 2016, Deep residual learning, CVPR."""
-
-    def __init__(self, channels_in: int, channels: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels)
-        same = channels_in == channels and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels, 1, stride, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = torch.relu(self.norm1(self.conv1(x)))
-        return torch.relu(self.shortcut(x) + self.norm2(self.conv2(h)))
 
 
 class Answers(NamedTuple):
@@ -220,10 +203,3 @@ def to_ink(images: np.ndarray) -> torch.Tensor:
 def _resize(image: np.ndarray) -> np.ndarray:
     kind = Image.Resampling.BOX if min(image.shape) >= SIZE else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(image).resize((SIZE, SIZE), kind))
-
-
-if __name__ == "__main__":
-    from ldm.evaluation.glyphs.classifier_training import main
-    from ldm.utils.runtime import run_main
-
-    run_main(main)

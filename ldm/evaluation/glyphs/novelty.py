@@ -10,26 +10,20 @@ Similarity is 1 less its root; 1 is the same.
 The threshold lies between copies planted on purpose (moved, bolder, lighter or blurred training glyphs) and real
 characters that are not in the training set, which are the false alarms. To measure it again (some minutes on one core):
 
-    python -m ldm.evaluation.glyphs.novelty --calibrate
+    python -m scripts.novelty_calibration
 """
 
-import argparse
-import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ldm.evaluation.metrics.corruptions import blurred, moved, reweighted
+from ldm.evaluation.metrics.corruptions import reweighted
 from ldm.evaluation.metrics.proportions import share
 from ldm.utils.errors import UserError
 
-COPY = (
-    0.733  # similarity from which a glyph is a copy: `python -m ldm.evaluation.glyphs.novelty --calibrate`, docs/log.md
-)
+COPY = 0.733  # similarity from which a glyph is a copy: `python -m scripts.novelty_calibration`, docs/log.md
 READABLE = 0.5  # OCR confidence from which a glyph counts as read
 SIZE = 64  # side at which glyphs are compared
 CANVAS = 80  # side of the ring on which they are centred, so that no move loses ink
@@ -43,7 +37,6 @@ SHORTLIST = 8  # training glyphs that a sample is compared with in detail
 TRIES = 3  # weights and moves of each that are looked at window by window
 AGAIN = 3  # of them that are tried in every weight as well ...
 DOUBT = (0.45, 0.85)  # ... where the similarity is between these
-REACH = 3  # pixels at 64 by which planted copies are moved at most
 
 RING = (np.arange(CANVAS)[:, None] - np.arange(CANVAS) + CANVAS // 2) % CANVAS - CANVAS // 2  # distances on the ring
 WINDOWING = (abs(RING) <= WINDOW).astype(np.float32) / (2 * WINDOW + 1)
@@ -181,76 +174,6 @@ def distinctness(pictures: Mapping[str, np.ndarray], threshold: float = COPY) ->
     return {"distinct": share(np.concatenate(list(alone.values()))), "worst": {worst: share(alone[worst])}}
 
 
-# ---- calibration ----------------------------------------------------------------------------------------------------
-
-
-def planted(images: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
-    """Copies of glyphs (n, h, w) as a model might make them, each moved by up to 3 pixels of 64 either way.
-
-    Returns: 'moved'; 'bolder' and 'lighter' by one weight step, a 64th of the side; 'blurred' by a Gaussian of one
-        pixel of 64; and, beyond what is calibrated for, 'bolder, blurred' and 'lighter, blurred' by 0.7 pixels.
-    """
-    rng, pixel = np.random.default_rng(seed), images.shape[1] / SIZE
-    bolder, lighter = reweighted(images, 1), reweighted(images, -1)
-    kinds = {
-        "moved": images,
-        "bolder": bolder,
-        "lighter": lighter,
-        "blurred": blurred(images, pixel),
-        "bolder, blurred": blurred(bolder, 0.7 * pixel),
-        "lighter, blurred": blurred(lighter, 0.7 * pixel),
-    }
-
-    def scattered(some: np.ndarray) -> np.ndarray:
-        moves = np.round(rng.integers(-REACH, REACH + 1, (len(some), 2)) * pixel).astype(int)
-        return np.concatenate([moved(image[None], y, x) for image, (y, x) in zip(some, moves.tolist(), strict=True)])
-
-    return {name: scattered(some) for name, some in kinds.items()}
-
-
-def calibrate(pool: Pool, unseen: np.ndarray, copies: int = 400, seed: int = 0) -> tuple[float, dict]:
-    """The threshold midway between the least similar planted copy and the 99th percentile of unseen real characters.
-
-    Args:
-        pool: training glyphs.
-        unseen: uint8 (n, h, w), real glyphs of characters that the pool lacks.
-        copies: training glyphs that copies are made of, at random.
-    Returns: the threshold, and what was seen: see `check`. The share of false alarms is that of the glyphs the
-        threshold was chosen by: measure it with `check` on others.
-    """
-    found = nearest(unseen, pool).similarity
-    each = _found(pool, copies, seed)
-    least = min(float(similarity.min()) for name, (_, similarity) in each.items() if "," not in name)
-    threshold = round((least + float(np.quantile(found, 0.99))) / 2, 3)
-    return threshold, _rates(threshold, found, each)
-
-
-def check(pool: Pool, unseen: np.ndarray, threshold: float = COPY, copies: int = 400, seed: int = 1) -> dict:
-    """How often planted copies are found (`copies`, by kind) and unseen real characters are taken for one."""
-    return _rates(threshold, nearest(unseen, pool).similarity, _found(pool, copies, seed))
-
-
-def _found(pool: Pool, copies: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """For each kind of planted copy whether its nearest glyph is its own, and its similarity."""
-    chosen = np.random.default_rng(seed).permutation(len(pool))[:copies]
-    found = {name: nearest(images, pool) for name, images in planted(pool.images[chosen], seed).items()}
-    return {name: (near.index == chosen, near.similarity) for name, near in found.items()}
-
-
-def _rates(threshold: float, unseen: np.ndarray, copies: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict:
-    percentiles = {f"{100 * q:g}%": round(float(np.quantile(unseen, q)), 3) for q in (0.5, 0.95, 0.99)}
-    return {
-        "threshold": threshold,
-        "false_alarms": share(unseen >= threshold),
-        "unseen": percentiles,
-        "copies": {
-            name: share(similarity >= threshold)
-            | {"least": round(float(similarity.min()), 3), "own_glyph": round(float(own.mean()), 4)}
-            for name, (own, similarity) in copies.items()
-        },
-    }
-
-
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
 
@@ -300,37 +223,3 @@ def _blurring(pixels: float) -> np.ndarray:
     """Matrix (80, 80) that blurs along the ring by a Gaussian."""
     weights = np.exp(-(RING**2) / (2 * pixels**2)).astype(np.float32)
     return weights / weights.sum(1)
-
-
-# ---- the command ----------------------------------------------------------------------------------------------------
-
-
-def main() -> None:
-    """Print the calibration as JSON: the threshold by the validation split, its rates on the test and held-out ones."""
-    parser = argparse.ArgumentParser(prog="python -m ldm.evaluation.glyphs.novelty", description=main.__doc__)
-    parser.add_argument("--calibrate", action="store_true", required=True)
-    parser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="rendered glyphs (default: cache)")
-    parser.add_argument("--limit", type=int, default=0, help="training characters (default: all)")
-    parser.add_argument("--copies", type=int, default=400, help="training glyphs of which each kind of copy is made")
-    args = parser.parse_args()
-    from ldm.config.settings import DataOptions, GlyphOptions
-    from ldm.data.glyphs.dataset import splits
-
-    data = splits(DataOptions(glyphs=GlyphOptions(limit=args.limit), cache_dir=args.cache_dir))
-    images = {name: np.stack([part.image(i)[..., 0] for i in range(len(part))]) for name, part in data.items()}
-    started = time.process_time()
-    pool = Pool(images["train"])
-    ready = time.process_time()
-    nearest(images["test"][:1000], pool)
-    cost = {"pool": round(ready - started, 1), "thousand_samples": round(time.process_time() - ready, 1)}
-    threshold, seen = calibrate(pool, images["validation"], args.copies)
-    found = {"training_glyphs": len(pool), "cpu_seconds": cost, "calibrated_on_validation": seen}
-    found["checked_on_test"] = check(pool, images["test"], threshold, args.copies)
-    found["checked_on_heldout"] = share(nearest(images["heldout"], pool).similarity >= threshold)
-    print(json.dumps(found, indent=1, ensure_ascii=False))
-
-
-if __name__ == "__main__":
-    from ldm.utils.runtime import run_main
-
-    run_main(main)

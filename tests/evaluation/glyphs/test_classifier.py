@@ -1,4 +1,4 @@
-"""The shipped classifier is as right as its card says, looks at the shape, and its training learns what it should."""
+"""The shipped classifier is as right as its card says, and looks at the shape."""
 
 import hashlib
 import json
@@ -6,23 +6,20 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 
 from ldm.data.glyphs.dataset import load_table, split_characters, split_of
 from ldm.data.glyphs.rendering import cached_glyphs, style_font
-from ldm.evaluation.glyphs import classifier_data, classifier_recombination
-from ldm.evaluation.glyphs import classifier_training as training
 from ldm.evaluation.glyphs.classifier import (
     FEATURES,
     SHIPPED,
     GlyphClassifier,
-    GlyphNet,
-    component_labels,
     to_ink,
     unseen,
 )
-from ldm.evaluation.glyphs.classifier_accuracy import accuracy, component_scores
 from ldm.utils.errors import UserError
+from scripts.glyph_classifier.accuracy import component_scores
+from scripts.glyph_classifier.data import MERGED
 
 COUNT = 150  # test characters, in two styles
 HELD_OUT_RADICAL, COMPONENTS_F1 = 0.7, 0.7  # the least that the shipped weights may get
@@ -128,7 +125,7 @@ def test_other_sizes_are_scaled(classifier, real, judged):
 
 
 def test_the_card_names_what_is_merged_and_what_was_held_out(classifier):
-    assert classifier.merged == classifier_data.MERGED
+    assert classifier.merged == MERGED
     assert classifier.layout_class("two by two") == "triangle" and classifier.layout_class("other") is None
     assert set(classifier.card["test"]["layout_per_class"]) == set(classifier.layouts)
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) <= 4 * 2**20
@@ -155,120 +152,6 @@ def test_a_classifier_without_components_is_refused(tmp_path):
 def test_refuses_floats():
     with pytest.raises(UserError, match="uint8"):
         to_ink(np.zeros((1, 64, 64)))
-
-
-def test_transposing_twice_is_nothing():
-    assert all(
-        classifier_data.TRANSPOSED[classifier_data.TRANSPOSED[name]] == name for name in classifier_data.TRANSPOSED
-    )
-
-
-def test_balance_draws_a_class_of_m_in_proportion_to_its_root():
-    weights = classifier_data.draw_weights(["a"] * 16 + ["b"] * 4 + ["c"], balance=0.5)
-    assert weights.sum() == pytest.approx(1)
-    totals = [weights[:16].sum(), weights[16:20].sum(), weights[20]]
-    assert totals == pytest.approx([4 / 7, 2 / 7, 1 / 7])
-
-
-def test_augmentation_is_repeatable_and_stays_ink():
-    ink = torch.rand(4, 1, 64, 64)
-    first, second = (classifier_data.augment(ink, torch.Generator().manual_seed(3)) for _ in range(2))
-    assert torch.equal(first, second) and not torch.equal(first, ink)
-    assert first.shape == ink.shape and first.min() >= 0 and first.max() <= 1
-
-
-def bars(count):
-    """Two upright bars are 'horizontal' with radical 1, two lying ones 'vertical' with radical 2."""
-    rng = np.random.default_rng(0)
-    images = np.full((count, 64, 64), 255, np.uint8)
-    for i, image in enumerate(images):
-        a, b = rng.integers(8, 24), rng.integers(36, 50)
-        page = image if i % 2 == 0 else image.T
-        page[8:56, a : a + 8] = page[8:56, b : b + 8] = 0
-    layouts = ["horizontal", "vertical"] * (count // 2)
-    radicals, strokes = np.array([61, 85] * (count // 2)), np.full(count, 2, np.float32)
-    return classifier_data.Glyphs(images, layouts, radicals, strokes, [("忄", "日"), ("水", "日")] * (count // 2))
-
-
-def test_training_learns_bars_and_survives_half_precision():
-    glyphs, names, components = bars(64), ["horizontal", "vertical"], ["日", "忄", "水"]
-    mixture = classifier_data.Mixture(batch_size=32, transposed=0.2, recombined=0)
-    options = training.Options(steps=40, width=8, ema_decay=0.5, lr=5e-3, mixture=mixture)
-    net, steps = training.fit(glyphs, names, components, options, report=lambda line: None)
-    rounded, data = training.half_precision(net)
-    report = accuracy(rounded, glyphs, names, [61, 85], components, threshold=0.5)
-    assert steps == 40 and len(data) < 2**21
-    assert report["layout"] == 1 and report["layout_per_class"]["vertical"] == {"glyphs": 32, "accuracy": 1}
-    assert report["radical_per_class"]["85"] == {"glyphs": 32, "accuracy": 1}
-    assert report["components"] == {"precision": 1, "recall": 1, "f1": 1, "all_right": 1}
-    assert report["radical_among_components"] == {"glyphs": 64, "accuracy": 1}
-
-
-def test_training_ends_when_its_time_is_over_and_goes_on_from_weights(tmp_path):
-    mixture = classifier_data.Mixture(batch_size=8, recombined=0.5)
-    options = training.Options(steps=500, width=8, mixture=mixture, seconds=1e-3, keep=tmp_path / "w", keep_every=1)
-    net, steps = training.fit(
-        bars(16), ["horizontal", "vertical"], ["日", "忄", "水"], options, report=lambda line: None
-    )
-    again = training.new_net(2, 5, training.Options(width=8, start=options.keep))
-    assert steps == 1
-    torch.testing.assert_close(again.radical.weight, net.radical.weight, atol=1e-3, rtol=1e-3)
-    with pytest.raises(UserError, match="no weights to start from"):
-        training.new_net(2, 3, training.Options(start=tmp_path / "missing"))
-
-
-def test_the_learning_rate_rises_once_and_falls_to_nothing():
-    rates = [training.cycle(done) for done in np.linspace(0, 1, 201)]
-    top = int(np.argmax(rates))
-    assert rates[top] == pytest.approx(1) and rates[-1] == pytest.approx(0) and 0 < rates[0] < 0.1
-    assert (np.diff(rates[: top + 1]) > 0).all() and (np.diff(rates[top:]) < 0).all()
-
-
-def test_pictures_are_cut_at_their_only_lane():
-    assert classifier_recombination.lane(np.array([0, 1, 1, 0, 0, 0, 1, 0], bool)) == 4
-    assert classifier_recombination.lane(np.array([1, 0, 1, 0, 1], bool)) is None
-    assert classifier_recombination.lane(np.array([1, 1], bool)) is None
-
-
-def cut(glyphs, components):
-    labels = component_labels([part for parts in glyphs.parts for part in parts], components)
-    return classifier_recombination.cut(glyphs.images, glyphs.layouts, glyphs.radicals, glyphs.parts, labels)
-
-
-def test_parts_know_which_of_them_is_the_radical():
-    parts = cut(bars(8), ["日", "忄", "水"])
-    assert parts.radical.tolist() == [61, 0, 85, 0] * 4 and parts.picture.tolist() == [i // 2 for i in range(16)]
-    assert parts.components[:4].tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 0, 0]]
-    top, bottom, left, right = parts.box[0]
-    assert (top, bottom, right - left) == (8, 56, 8)
-
-
-def test_a_part_is_drawn_into_its_target_and_stretched_only_so_far():
-    images, box = np.full((2, 64, 64), 255, np.uint8), np.array([[10, 30, 20, 40]] * 2)
-    images[:, 10:30, 20:40] = images[:, 50:60, 50:60] = 0
-    targets = torch.tensor([[30.0, 50.0, 4.0, 34.0], [0.0, 64.0, 0.0, 64.0]])
-    small, large = classifier_recombination.place(images, box, targets)[:, 0] > 0.5
-    assert small[30:50, 4:34].all() and small.sum() == 20 * 30
-    assert large[14:50, 14:50].all() and large.sum() == 36**2, "1.8 times as large, in the middle"
-
-
-def test_recombined_glyphs_hold_a_radical_and_a_rest_in_both_layouts():
-    glyphs, generator = bars(8), torch.Generator().manual_seed(0)
-    parts = cut(glyphs, ["日", "忄", "水"])
-    ink, across, radical, components = classifier_recombination.recombine(glyphs.images, parts, 64, generator)
-    assert ink.shape == (64, 1, 64, 64) and ink.min() >= 0 and ink.max() <= 1
-    assert set(radical.tolist()) == {61, 85} and 0 < across.sum() < 64
-    assert (components == torch.tensor([[1.0, r == 61, r == 85] for r in radical.tolist()])).all()
-    for picture, beside in zip(ink[:, 0] > 0.5, across, strict=True):
-        assert classifier_recombination.lane(picture.any(dim=0 if beside else 1).numpy()) is not None
-
-
-def test_half_precision_file_loads_exactly(tmp_path):
-    net, data = training.half_precision(GlyphNet(3, 5, width=8).eval())
-    other = GlyphNet(3, 5, width=8).eval()
-    other.load_state_dict({k: v.float() for k, v in load(data).items()})
-    x = torch.rand(2, 1, 64, 64)
-    assert all(torch.equal(a, b) for a, b in zip(net(x), other(x), strict=True))
 
 
 def test_features_are_what_the_heads_read_and_do_not_depend_on_the_batch(classifier, real, judged):

@@ -10,12 +10,9 @@ from ldm.evaluation.glyphs.novelty import (
     COPY,
     Neighbours,
     Pool,
-    calibrate,
-    check,
     distinctness,
     nearest,
     novelty,
-    planted,
     to_size,
 )
 from ldm.evaluation.metrics.corruptions import blurred, moved, reweighted
@@ -41,13 +38,6 @@ def test_a_glyph_is_its_own_nearest_and_a_move_changes_nothing(glyphs, pool):
         found = nearest(images, pool)
         assert found.index.tolist() == list(range(5, 25))
         assert found.similarity == pytest.approx(np.ones(20), abs=1e-2)
-
-
-def test_every_kind_of_planted_copy_is_found_and_unseen_characters_are_not(glyphs, pool):
-    found = check(pool, glyphs["test"], copies=16)
-    for kind in ("moved", "bolder", "lighter", "blurred"):
-        assert found["copies"][kind]["share"] == 1 and found["copies"][kind]["own_glyph"] == 1, kind
-    assert found["false_alarms"]["share"] == 0 and found["threshold"] == COPY
 
 
 def test_one_dot_makes_another_character(glyph_cache):
@@ -91,22 +81,6 @@ def test_the_similarity_is_one_less_the_worst_window_root(glyphs):
     window = max((spread[y : y + 7, x : x + 7] ** 2).mean() for y in range(24, 34) for x in range(24, 34))
     found = module.similarities(ours, whole[None])
     assert found[0] == pytest.approx(1 - window**0.5, abs=0.02)
-
-
-def test_planted_copies_are_of_four_kinds_and_two_beyond(glyphs):
-    kinds = planted(glyphs["train"][:4], seed=1)
-    assert list(kinds)[:4] == ["moved", "bolder", "lighter", "blurred"] and len(kinds) == 6
-    ink = {name: (255 - images.astype(float)).sum() for name, images in kinds.items()}
-    assert ink["lighter"] < ink["moved"] < ink["bolder"]
-    assert ink["blurred"] == pytest.approx(ink["moved"], rel=0.01)
-    assert all((a == b).all() for a, b in zip(kinds.values(), planted(glyphs["train"][:4], seed=1).values()))
-
-
-def test_calibration_puts_the_threshold_between_copies_and_characters(glyphs, pool):
-    threshold, seen = calibrate(pool, glyphs["test"], copies=12)
-    least = min(entry["least"] for name, entry in seen["copies"].items() if "," not in name)
-    assert seen["unseen"]["99%"] < threshold < least and threshold == seen["threshold"]
-    assert seen["false_alarms"]["n"] == len(glyphs["test"])
 
 
 # ---- counting -------------------------------------------------------------------------------------------------------

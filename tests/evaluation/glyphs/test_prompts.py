@@ -1,21 +1,16 @@
 """The fixed list of prompts is what the data set says it is, and none of the characters in it was trained on."""
 
 from collections import Counter
-from importlib import resources
 
 import pytest
 
 from ldm.data.glyphs.dataset import HELD_OUT, load_table, split_characters, split_of
-from ldm.evaluation.glyphs.prompts import FILE, SECTIONS, as_text, compose, glyph_prompts
+from ldm.evaluation.glyphs.prompts import SECTIONS, glyph_prompts
 
 
 @pytest.fixture(scope="module")
 def asked():
     return glyph_prompts()
-
-
-def test_the_file_is_what_its_command_writes():
-    assert resources.files("ldm.evaluation").joinpath(FILE).read_text(encoding="utf-8") == as_text(compose())
 
 
 def test_sections_come_in_order_and_can_be_asked_for_alone(asked):

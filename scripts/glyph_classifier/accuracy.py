@@ -5,7 +5,7 @@ import torch
 
 from ldm.data.glyphs.components import radical_forms
 from ldm.evaluation.glyphs.classifier import STROKE_SCALE, Answers, GlyphNet, component_labels, to_ink
-from ldm.evaluation.glyphs.classifier_data import UNJUDGED, Glyphs
+from scripts.glyph_classifier.data import UNJUDGED, Glyphs
 
 NUM_COMMON_RADICALS = 36
 
