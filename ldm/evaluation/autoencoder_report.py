@@ -15,7 +15,7 @@ from ldm.data import spread
 from ldm.evaluation.metrics.ink import ink
 from ldm.evaluation.metrics.reconstruction import DENSE_FRACTION, _place, psnr, reconstruct, ssim
 from ldm.evaluation.ocr import GlyphReader
-from ldm.models.autoencoder import code_counts, posterior, to_images
+from ldm.models.autoencoder import code_counts, posterior
 from ldm.models.vector_quantizer import code_usage
 from ldm.utils.atomic_files import write_whole
 from ldm.utils.errors import UserError

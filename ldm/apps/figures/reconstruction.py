@@ -5,9 +5,8 @@ import numpy as np
 from ldm.apps.figures.figure import Drawing, Setting
 from ldm.apps.figures.inputs import glyphs, model, resolution_of
 from ldm.apps.figures.plot_style import SIGNED, grey, strip
-from ldm.cli.figures import Drawing, Setting
-from ldm.evaluation.autoencoder_report import psnr, reconstruct
-from ldm.evaluation.glyphs.validity import ink
+from ldm.evaluation.metrics.ink import ink
+from ldm.evaluation.metrics.reconstruction import psnr, reconstruct
 
 
 def reconstruction(setting: Setting) -> Drawing:
