@@ -3,9 +3,11 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 from collections import defaultdict
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,25 +192,57 @@ def test_allowing_what_did_not_change_is_a_slip():
         compare(origin(), changed("seed", 2), ["sead"], "x")
 
 
-def test_a_checkpoint_of_the_first_format_is_read(tmp_path):
-    """Frozen as version 1 wrote it; only its seed can be compared."""
+FIRST_FORMAT = Path(__file__).parents[1] / "fixtures" / "checkpoint-format-1"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Checkpoints of step 4 and 8 of the run that the frozen one was taken from, made on this machine."""
+    run = tmp_path_factory.mktemp("first-format") / "whole"
+    assert trained_to_8(run).wait() == 0
+    return run / "checkpoints"
+
+
+def trained_to_8(run, resume="auto") -> Child:
     from tests.training.test_trainer import LineTask, settings
 
-    fixture = os.path.join(os.path.dirname(__file__), "..", "fixtures", "checkpoint-format-1")
+    return Child(lambda: Trainer(LineTask(), settings(num_steps=8), run).fit(resume), run.with_suffix(".out"))
 
-    def go_on():
-        trainer = Trainer(LineTask(), settings(num_steps=8), tmp_path / "run")
-        trainer.fit(fixture)
 
-    def whole():
-        Trainer(LineTask(), settings(num_steps=8), tmp_path / "whole").fit()
+def resumed_from(folder, run) -> dict[str, np.ndarray]:
+    """All tensors at step 8."""
+    child = trained_to_8(run, folder)
+    assert child.wait() == 0, child.said()
+    assert "older format" in child.said()
+    return tensors_of(run / "checkpoints" / checkpoint.name(8))
 
-    children = [Child(go_on, tmp_path / "out"), Child(whole, tmp_path / "out2")]
-    assert [child.wait() for child in children] == [0, 0], children[0].said()
-    assert "older format" in children[0].said()
-    ours, theirs = (
-        checkpoint.load(tmp_path / name / "checkpoints" / checkpoint.name(8))[0] for name in ("run", "whole")
-    )
-    for group in theirs:
-        for name, value in theirs[group].items():
-            np.testing.assert_array_equal(ours[group][name].numpy(), value.numpy())
+
+def tensors_of(folder) -> dict[str, np.ndarray]:
+    groups = checkpoint.load(folder)[0]
+    return {f"{group}.{name}": value.numpy() for group in groups for name, value in groups[group].items()}
+
+
+def test_a_checkpoint_of_the_first_format_is_read(whole, tmp_path):
+    """Frozen as version 1 wrote it, on another CPU, whose roundings differ; only its seed can be compared."""
+    ours, theirs = resumed_from(FIRST_FORMAT, tmp_path / "run"), tensors_of(whole / checkpoint.name(8))
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():  # a step moves weights by 1e-2, roundings by 1e-7
+        np.testing.assert_allclose(ours[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_training_goes_on_from_the_first_format_to_the_last_bit(whole, tmp_path):
+    """This machine's own checkpoint, brought into the form of the frozen one."""
+    old = tmp_path / "old"
+    shutil.copytree(whole / checkpoint.name(4), old)
+    shutil.copy(FIRST_FORMAT / "state.json", old)
+    (old / checkpoint.MANIFEST).unlink()
+    checkpoint._write_manifest(old)
+    manifest = json.loads((old / checkpoint.MANIFEST).read_text())
+    (old / checkpoint.MANIFEST).write_text(json.dumps(manifest | {"format": 1}))
+    assert {name: value.shape for name, value in tensors_of(old).items()} == {
+        name: value.shape for name, value in tensors_of(FIRST_FORMAT).items()
+    }
+    ours, theirs = resumed_from(old, tmp_path / "run"), tensors_of(whole / checkpoint.name(8))
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
