@@ -1,11 +1,11 @@
-# `make check` is what every change has to pass; CI runs the same tests from a clean clone (.ci/run).
+# `make check` is what every change has to pass; continuous integration runs the same tests from a clean clone (.ci/run).
 PYTHON ?= python
 
 .PHONY: check format lint types test slow faults docs
 
 check: lint types test
 
-format:  ## rewrite the sources in the project's format
+format:  ## format the sources
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
 
@@ -22,8 +22,8 @@ test:
 slow:  ## the tests that take minutes
 	$(PYTHON) -m pytest -q -m "slow and not gpu"
 
-faults:  ## every fault the project claims to survive, with counts; the quick part is in `make test`
+faults:  ## the complete fault injection, with counts; `make test` runs a quick subset
 	$(PYTHON) -m pytest -q -n auto tests/faults --all-faults -m "not gpu"
 
-docs:  ## tutorial, how-to, ideas and reference as pages, in site/
+docs:  ## all pages with the reference, in site/
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
