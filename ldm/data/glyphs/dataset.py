@@ -5,8 +5,8 @@ Extension A character that Unihan defines in English.
 
 **The split** is by character and fixed: all styles of a character are on one side, whatever the options.
 
-- `heldout`: every character whose (radical, layout) pair is in `HELD_OUT`. Its radical and its layout are both common
-  in training, their combination never occurs there: for tests of composition.
+- `heldout`: every character whose (radical, layout) pair `ldm.data.glyphs.heldout` names. Its radical and its layout
+  both occur in training, their combination never does: for tests of composition.
 - Otherwise, with u = the first 8 bytes of sha256("ldm glyph U+XXXX") as a fraction of 2^64: `test` for u < 0.05,
   `validation` for u < 0.10, `train` for the rest.
 
@@ -26,30 +26,12 @@ import numpy as np
 
 from ldm.config.settings import DataOptions
 from ldm.data.glyphs.captions import RADICALS, STRUCTURES, GlyphCaptions
+from ldm.data.glyphs.heldout import held_out
 from ldm.data.glyphs.rendering import cached_glyphs, style_font
 from ldm.utils.errors import UserError
 
 SPLITS = ("train", "validation", "test", "heldout")
 SMALLEST = 16  # characters in a split that `limit` shrinks
-
-# (radical number, layout), 15 to 44 characters each.
-HELD_OUT: tuple[tuple[int, str], ...] = (
-    (38, "vertical"),  # woman
-    (64, "vertical"),  # hand
-    (82, "lower left"),  # fur
-    (96, "vertical"),  # jade
-    (102, "horizontal"),  # field
-    (109, "vertical"),  # eye
-    (112, "vertical"),  # stone
-    (119, "vertical"),  # rice
-    (120, "vertical"),  # silk
-    (130, "vertical"),  # flesh
-    (149, "vertical"),  # speech
-    (167, "vertical"),  # metal
-    (182, "horizontal"),  # wind
-    (187, "vertical"),  # horse
-    (195, "vertical"),  # fish
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +72,7 @@ def _fraction(codepoint: int, purpose: str) -> float:
 
 def split_of(glyph: Glyph) -> str:
     """Return the split a character belongs to, by the rule in the module's docstring."""
-    if (glyph.radical, glyph.structure) in HELD_OUT:
+    if held_out(glyph.radical, glyph.structure):
         return "heldout"
     u = _fraction(glyph.codepoint, "glyph")
     return "test" if u < 0.05 else "validation" if u < 0.10 else "train"

@@ -56,7 +56,7 @@ def card(splits: dict[str, "GlyphData"], options: "DataOptions") -> str:
     import numpy as np
 
     from ldm.data.glyphs.captions import RADICALS, STRUCTURES
-    from ldm.data.glyphs.dataset import HELD_OUT
+    from ldm.data.glyphs.heldout import HELD_OUT
 
     rng = np.random.default_rng(0)
     train = splits["train"]

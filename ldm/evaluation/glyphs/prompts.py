@@ -4,7 +4,7 @@
 
 - `layout`: the phrase of every layout, alone, as most people type it;
 - `radical`: 'glyph with the water radical' for the 36 radicals that are commonest in training;
-- `pair`: a layout with a radical, both common in training and never together (`ldm.data.glyphs.dataset.HELD_OUT`);
+- `pair`: a layout with a radical, both common in training and never together (`ldm.data.glyphs.heldout.HELD_OUT`);
 - `style`: sans or serif, alone and with the two commonest layouts;
 - `character`: everything there is to say of each character of the test split, none of which was trained on.
 """

@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from ldm.data.glyphs.dataset import HELD_OUT, load_table, split_characters, split_of
+from ldm.data.glyphs.dataset import load_table, split_characters, split_of
+from ldm.data.glyphs.heldout import HELD_OUT
 from ldm.evaluation.glyphs.prompts import SECTIONS, glyph_prompts
 
 

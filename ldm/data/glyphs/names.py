@@ -1,0 +1,57 @@
+"""English names of components, and of the parts of a character by the place they stand in.
+
+A component that is a form of a Kangxi radical has the radical's name, whatever its form: 氵, 水 and 氺 are 'water'. The
+other frequent ones are named by a sense of theirs (Unihan kDefinition, shortened). No two have the same name; what has
+none is never named. Two forms depend on more than themselves: 阝 is a mound at the left and a city at the right, and 月
+is the moon, or flesh where flesh is the radical of the character.
+"""
+
+from functools import cache
+
+from ldm.data.glyphs.captions import RADICALS
+from ldm.data.glyphs.components import KANGXI, load_components, radical_forms
+
+# How the first and the second part of a layout stand.
+PLACES: dict[str, tuple[str, str]] = {"horizontal": ("left", "right"), "vertical": ("top", "bottom")}
+OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
+LAYOUT_OF = {place: layout for layout, places in PLACES.items() for place in places}
+
+_OTHERS = """
+且 moreover, 甫 begin, 旦 dawn, 卑 humble, 兼 together, 丁 nail, 其 its, 良 good, 由 cause, 乍 sudden, 夭 tender, 九 nine,
+巴 snail, 也 also, 刃 blade, 今 now, 必 must, 于 at, 丰 lush, 勺 ladle, 亡 lost, 里 mile, 千 thousand, 天 sky,
+半 half, 中 middle, 七 seven, 甲 armour, 申 stretch, 井 well, 乃 thus, 世 generation, 丸 pill, 凡 ordinary, 少 few,
+上 upper, 下 lower, 三 three, 五 five, 六 six, 万 myriad, 壬 ninth stem, 亏 loss, 柬 letter, 丂 breath, 具 tool,
+巳 sixth branch, 兀 stool, 主 host, 未 not yet, 末 end, 本 root, 东 east, 丘 hill, 乌 crow, 云 cloud, 电 lightning
+"""
+_DOUBLE = {"月": 74, "阝": 170}  # forms of two radicals: the one that is meant unless something says otherwise
+
+
+@cache
+def component_names() -> dict[str, str]:
+    """Component -> its name."""
+    names = {char: RADICALS[_DOUBLE.get(char, min(radicals)) - 1] for char, radicals in radical_forms().items()}
+    return {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in _OTHERS.replace("\n", " ").strip().split(", ")} | {
+        char: name for char, name in names.items()
+    }
+
+
+def name_of(component: str, place: str, radical: int = 0) -> str | None:
+    """The name of a component that stands at a place (a key of OPPOSITE) of a character with that radical."""
+    if component == "阝" and place == "right":
+        return RADICALS[163 - 1]
+    if component == "月" and radical == 130:
+        return RADICALS[130 - 1]
+    return component_names().get(component)
+
+
+def parts_of(char: str, structure: str) -> list[tuple[str, str]]:
+    """(components, place) of the two parts of a character beside or above each other; [] for all others."""
+    parts = load_components().get(char, ())
+    return list(zip(parts, PLACES[structure], strict=True)) if structure in PLACES and len(parts) == 2 else []
+
+
+def standing_alone(name: str) -> str | None:
+    """The character that a component of this name is by itself: 水 for 'water'; None where no character is."""
+    if name in RADICALS:
+        return KANGXI[RADICALS.index(name)]
+    return next((char for char, other in component_names().items() if other == name), None)
