@@ -56,6 +56,8 @@ class CaptionOptions(Settings):
     shuffle: Fraction = 0.2  # probability that the parts come in another order
     synonyms: Fraction = 0.15  # probability that the layout is said in other words
     plain: Fraction = 0.1  # probability that a caption is its layout phrase alone: what most people type
+    places: Fraction = 0.5  # of naming the parts with their places: 'water on the left, horse on the right'
+    typed: Fraction = 0.25  # probability that a caption is in one of the short forms that people type
 
 
 class GlyphOptions(Settings):
@@ -64,6 +66,8 @@ class GlyphOptions(Settings):
     characters: Literal["all", "common"] = "all"  # common = the GB2312 set, about 6,700
     limit: Annotated[int, Field(ge=0)] = 0  # keep the first N training characters (0 = all); for quick runs
     captions: CaptionOptions = CaptionOptions()
+    balance: Fraction = 0.0  # a (radical, layout) of n images is drawn in proportion to n ** (1 - balance)
+    recombined: Annotated[int, Field(ge=0)] = 0  # new glyphs of parts that never met, mixed in by `mixture`
 
 
 class FileOptions(Settings):
@@ -104,6 +108,13 @@ class DigitOptions(Settings):
     plain: Fraction = 0.15  # probability that a caption is digit and colour alone: what most people type
 
 
+class MixtureOptions(Settings):
+    """How the made-up images that some data sets offer, such as recombined glyphs, are mixed into denoiser training."""
+
+    share: Fraction = 0.5  # of the images at noisier times than `above`
+    above: Fraction = 0.4  # the time, 1 = noise, below which only real images are trained on
+
+
 class DataOptions(Settings):
     # "glyphs", "digits", "toy", a folder, a .parquet file, or a Hub data set id (user/name)
     source: Named = "glyphs"
@@ -114,6 +125,7 @@ class DataOptions(Settings):
     files: FileOptions = FileOptions()
     toy: ToyOptions = ToyOptions()
     digits: DigitOptions = DigitOptions()
+    mixture: MixtureOptions = MixtureOptions()
 
 
 class OptimOptions(Settings):

@@ -44,6 +44,7 @@ class Splits:
     validation: ImageTextData
     test: ImageTextData | None = None
     heldout: ImageTextData | None = None
+    mixture: ImageTextData | None = None  # made-up images to train on beside the real ones (`data.mixture`)
 
 
 def spread(total: int, limit: int) -> np.ndarray:

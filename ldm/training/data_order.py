@@ -26,10 +26,14 @@ def draw_rows(rows: Rows, shape: tuple[int, ...], *seed: int) -> Tensor:
 
 
 class Batches(Dataset):
-    """Maps `Rows` to a batch: sample j of step s is place s * batch_size + j in an endless row of shuffled epochs."""
+    """Maps `Rows` to a batch: sample j of step s is place s * batch_size + j in an endless row of shuffled epochs.
+
+    Where a task has weights, an epoch is as many independent draws by them.
+    """
 
     def __init__(self, task: Task, seed: int):
         self.task, self.seed = task, seed
+        self._weights: np.ndarray | None = getattr(task, "weights", None)  # of the items, sum 1; None = all alike
         self._orders: dict[int, np.ndarray] = {}
 
     def __getitem__(self, rows: Rows) -> dict[str, Tensor]:
@@ -44,7 +48,8 @@ class Batches(Dataset):
         if epoch not in self._orders:
             if len(self._orders) > 2:  # a batch spans few epochs; keep memory flat over thousands of them
                 self._orders.clear()
-            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.task.num_samples)
+            rng, count, weights = np.random.default_rng([self.seed, epoch]), self.task.num_samples, self._weights
+            self._orders[epoch] = rng.permutation(count) if weights is None else rng.choice(count, count, p=weights)
         return self._orders[epoch]
 
 

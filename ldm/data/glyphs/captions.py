@@ -5,8 +5,16 @@ A caption has a head (the layout phrase, or just 'glyph') and optional parts:
     horizontal stacked glyph with the water radical, meaning big river, 9 strokes, in sans style
 
 `CaptionOptions` holds the probability of every part. Everything is lower-case ASCII; a caption is never empty.
+
+Where a glyph is two parts beside or above each other, those that have names are named with their places, and so is the
+place of the radical; a part without a name is not spoken of. A share of the captions is in forms that people type:
+
+    glyph with water on the left and horse on the right
+    roof above woman
+    vertical stacked glyph with the fire radical at the bottom
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -79,23 +87,90 @@ def radical_phrase(radical: int) -> str:
     return f"with the {RADICALS[radical - 1]} radical"
 
 
+# Where a part stands -> how it is said.
+PLACE_PHRASES = {
+    "left": ("on the left", "at the left", "on the left side"),
+    "right": ("on the right", "at the right", "on the right side"),
+    "top": ("above", "at the top", "on top"),
+    "bottom": ("below", "at the bottom", "underneath"),
+}
+# Layout -> one part told from the other: first then second, or the other way round.
+_BESIDE = {
+    "horizontal": ("{0} beside {1}", "{0} left of {1}", "{1} right of {0}", "{0} next to {1}"),
+    "vertical": ("{0} above {1}", "{0} over {1}", "{1} under {0}", "{1} below {0}"),
+}
+Named = Sequence[tuple[str, str]]  # (name, place) of the parts that have names, in the layout's order
+
+
 class GlyphCaptions:
     """Draws captions by the probabilities of `CaptionOptions`."""
 
     def __init__(self, options: CaptionOptions):
         self.options = options
 
-    def caption(self, row: GlyphRow, style: str, rng: np.random.Generator) -> str:
-        """Return one caption of `row` drawn in `style` (a key of STYLE_PHRASES); the same rng state gives the same."""
-        if rng.random() < self.options.plain:
+    def caption(
+        self, row: GlyphRow, style: str, rng: np.random.Generator, named: Named = (), radical_place: str = ""
+    ) -> str:
+        """Return one caption of `row` drawn in `style` (a key of STYLE_PHRASES); the same rng state gives the same.
+
+        Args:
+            named, radical_place: see `ldm.data.glyphs.names`.
+        """
+        weights = self.options
+        if rng.random() < weights.plain:
             return layout_phrase(row.structure)
+        if weights.typed and rng.random() < weights.typed:
+            return self._typed(row.structure, RADICALS[row.radical - 1], radical_place, named, style, rng)
         head = self._head(row.structure, rng)
         parts = self._parts(row, style, rng)
+        if radical_place and parts and parts[0] == radical_phrase(row.radical) and rng.random() < weights.places:
+            parts[0] += " " + _place(radical_place, rng)
+        if named and rng.random() < weights.places:
+            parts = [self._said(named, rng), *(p for p in parts if not p.startswith("with "))]
+        return self._joined(head, parts, rng)
+
+    def of_parts(self, layout: str, named: Named, style: str, rng: np.random.Generator) -> str:
+        """Return one caption of a glyph of which nothing is known but what stands where; `named` is not empty."""
+        name, place = named[rng.integers(len(named))]
+        if rng.random() < 0.5:
+            return self._typed(layout, name if name in RADICALS else "", place, named, style, rng)
+        parts = [self._said(named, rng)]
+        if rng.random() < self.options.style and STYLE_PHRASES[style]:
+            parts.append(STYLE_PHRASES[style])
+        return self._joined(self._head(layout, rng), parts, rng)
+
+    def _joined(self, head: str, parts: list[str], rng: np.random.Generator) -> str:
         if parts and rng.random() < self.options.shuffle:
             return ", ".join(rng.permutation([head, *parts]).tolist())
         if parts and parts[0].startswith("with "):
             head, parts = f"{head} {parts[0]}", parts[1:]
         return ", ".join([head, *parts])
+
+    def _said(self, named: Named, rng: np.random.Generator) -> str:
+        """'water on the left, horse on the right', in either order."""
+        said = [f"{name} {_place(place, rng)}" for name, place in named]
+        return ", ".join(said if rng.random() < 0.5 else said[::-1])
+
+    def _typed(
+        self, layout: str, radical: str, radical_place: str, named: Named, style: str, rng: np.random.Generator
+    ) -> str:
+        """A form that people type; `radical`: its name, or '' where none may be said."""
+        head = layout_phrase(layout) if rng.random() < 0.5 else "glyph"
+        forms = []
+        if radical:
+            forms.append(f"{head} with the {radical} radical")
+            if radical_place:
+                forms.append(f"{head} with the {radical} radical {_place(radical_place, rng)}")
+        if named:
+            said = [f"{name} {_place(place, rng)}" for name, place in named]
+            forms.append(f"{head} with {' and '.join(said if rng.random() < 0.7 else said[::-1])}")
+        if len(named) == 2:
+            first, second = ((f"a {name}" if rng.random() < 0.2 else name) for name, _ in named)
+            beside = _BESIDE[layout][rng.integers(len(_BESIDE[layout]))].format(first, second)
+            forms.append(beside if rng.random() < 0.3 else f"glyph of {beside}")
+        text = forms[rng.integers(len(forms))] if forms else head
+        phrase = STYLE_PHRASES[style]
+        return f"{text}, {phrase}" if phrase and rng.random() < self.options.style / 2 else text
 
     def _head(self, structure: str, rng: np.random.Generator) -> str:
         if rng.random() >= self.options.layout:
@@ -112,3 +187,9 @@ class GlyphCaptions:
         strokes = f"{row.strokes} stroke{'s' if row.strokes != 1 else ''}"
         parts = (radical_phrase(row.radical), sense, strokes, STYLE_PHRASES[style])
         return [part for part, drawn in zip(parts, wanted, strict=True) if drawn and part]
+
+
+def _place(place: str, rng: np.random.Generator) -> str:
+    """How a place is said: mostly in its first form."""
+    phrases = PLACE_PHRASES[place]
+    return phrases[0] if rng.random() < 0.5 else phrases[rng.integers(len(phrases))]

@@ -21,14 +21,19 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ldm.config.settings import DataOptions
 from ldm.data.glyphs.captions import RADICALS, STRUCTURES, GlyphCaptions
 from ldm.data.glyphs.heldout import held_out
+from ldm.data.glyphs.names import named_parts, radical_place
 from ldm.data.glyphs.rendering import cached_glyphs, style_font
 from ldm.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from ldm.data.glyphs.recombination import RecombinedGlyphs
 
 SPLITS = ("train", "validation", "test", "heldout")
 SMALLEST = 16  # characters in a split that `limit` shrinks
@@ -104,8 +109,8 @@ def split_characters(characters: str = "all", limit: int = 0) -> dict[str, list[
     return splits
 
 
-def splits(options: DataOptions) -> dict[str, "GlyphData"]:
-    """Return train, validation, test and heldout, rendering what the cache lacks.
+def splits(options: DataOptions) -> dict[str, "GlyphData | RecombinedGlyphs"]:
+    """Return train, validation, test and heldout, and the mixture if asked for, rendering what the cache lacks.
 
     Characters that a font cannot draw (seen by their pixels) are left out of that style and logged.
     Raises: UserError: no font package, unreadable font, unwritable cache, or a split that comes out empty.
@@ -133,6 +138,10 @@ def splits(options: DataOptions) -> dict[str, "GlyphData"]:
                 f"the font draws no character of the {name} split: raise data.glyphs.limit or change the font"
             )
         data[name] = GlyphData(items, files, options)
+    if glyphs.recombined:
+        from ldm.data.glyphs.recombination import RecombinedGlyphs
+
+        data["mixture"] = RecombinedGlyphs(data["train"], GlyphCaptions(glyphs.captions), glyphs.recombined)
     return data
 
 
@@ -148,6 +157,7 @@ class GlyphData:
         self.channels: int = options.channels
         self.resolution = options.resolution
         self.captions = GlyphCaptions(options.glyphs.captions)
+        self.balance = options.glyphs.balance
         self.ids = [f"U+{row.codepoint:04X}/{style}" for row, style, _ in items]
         self._maps: dict[str, np.ndarray] = {}
 
@@ -163,6 +173,16 @@ class GlyphData:
         keys = [f"{style}={path.parent.name}" for style, path in self.files.items()]
         return hashlib.sha256("\n".join([*keys, str(self.channels), *self.ids]).encode()).hexdigest()
 
+    @property
+    def weights(self) -> np.ndarray | None:
+        """How often to draw each item, float64 (n,) of sum 1, by `data.glyphs.balance`; None = all alike."""
+        if not self.balance:
+            return None
+        keys = [f"{row.radical} {row.structure}" for row, _, _ in self.items]
+        _, index, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        weights = counts[index].astype(np.float64) ** -self.balance
+        return weights / weights.sum()
+
     def image(self, i: int) -> np.ndarray:
         """Return uint8 (resolution, resolution, channels): white ground 255, black ink 0."""
         _, style, index = self.items[i]
@@ -173,7 +193,7 @@ class GlyphData:
     def caption(self, i: int, rng: np.random.Generator) -> str:
         """Return one caption drawn anew; never empty."""
         row, style, _ = self.items[i]
-        return self.captions.caption(row, style, rng)
+        return self.captions.caption(row, style, rng, named_parts(row.char, row), radical_place(row.char, row))
 
     def meta(self, i: int) -> dict:
         """Return what is known of sample i, for evaluation and publishing."""

@@ -8,8 +8,9 @@ is the moon, or flesh where flesh is the radical of the character.
 
 from functools import cache
 
-from ldm.data.glyphs.captions import RADICALS
+from ldm.data.glyphs.captions import RADICALS, GlyphRow
 from ldm.data.glyphs.components import KANGXI, load_components, radical_forms
+from ldm.data.glyphs.heldout import may_be_shown
 
 # How the first and the second part of a layout stand.
 PLACES: dict[str, tuple[str, str]] = {"horizontal": ("left", "right"), "vertical": ("top", "bottom")}
@@ -17,8 +18,8 @@ OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 LAYOUT_OF = {place: layout for layout, places in PLACES.items() for place in places}
 
 _OTHERS = """
-且 moreover, 甫 begin, 旦 dawn, 卑 humble, 兼 together, 丁 nail, 其 its, 良 good, 由 cause, 乍 sudden, 夭 tender, 九 nine,
-巴 snail, 也 also, 刃 blade, 今 now, 必 must, 于 at, 丰 lush, 勺 ladle, 亡 lost, 里 mile, 千 thousand, 天 sky,
+且 moreover, 甫 begin, 旦 dawn, 卑 humble, 兼 together, 丁 nail, 其 its, 良 good, 由 cause, 乍 sudden, 夭 tender,
+九 nine, 巴 snail, 也 also, 刃 blade, 今 now, 必 must, 于 at, 丰 lush, 勺 ladle, 亡 lost, 里 mile, 千 thousand, 天 sky,
 半 half, 中 middle, 七 seven, 甲 armour, 申 stretch, 井 well, 乃 thus, 世 generation, 丸 pill, 凡 ordinary, 少 few,
 上 upper, 下 lower, 三 three, 五 five, 六 six, 万 myriad, 壬 ninth stem, 亏 loss, 柬 letter, 丂 breath, 具 tool,
 巳 sixth branch, 兀 stool, 主 host, 未 not yet, 末 end, 本 root, 东 east, 丘 hill, 乌 crow, 云 cloud, 电 lightning
@@ -30,9 +31,9 @@ _DOUBLE = {"月": 74, "阝": 170}  # forms of two radicals: the one that is mean
 def component_names() -> dict[str, str]:
     """Component -> its name."""
     names = {char: RADICALS[_DOUBLE.get(char, min(radicals)) - 1] for char, radicals in radical_forms().items()}
-    return {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in _OTHERS.replace("\n", " ").strip().split(", ")} | {
-        char: name for char, name in names.items()
-    }
+    del names["\u800c"]  # 'and' would be read as the word between two parts
+    others = [entry.strip() for entry in _OTHERS.split(",")]
+    return {entry[0]: entry[2:] for entry in others} | names
 
 
 def name_of(component: str, place: str, radical: int = 0) -> str | None:
@@ -48,6 +49,26 @@ def parts_of(char: str, structure: str) -> list[tuple[str, str]]:
     """(components, place) of the two parts of a character beside or above each other; [] for all others."""
     parts = load_components().get(char, ())
     return list(zip(parts, PLACES[structure], strict=True)) if structure in PLACES and len(parts) == 2 else []
+
+
+def named_parts(char: str, row: GlyphRow) -> list[tuple[str, str]]:
+    """(name, place) of the parts of a character that may be spoken of: of one component, or of two, that have names."""
+    found = []
+    for part, place in parts_of(char, row.structure):
+        names = [name_of(component, place, row.radical) for component in part]
+        spoken = all(n and may_be_shown(c, n, row.structure, place) for c, n in zip(part, names, strict=True))
+        if names and len(names) <= 2 and spoken:
+            found.append((" and ".join(filter(None, names)), place))
+    return found
+
+
+def radical_place(char: str, row: GlyphRow) -> str:
+    """Where the radical of a character stands; '' where it is in both parts, in none, or the character has no two."""
+    forms = radical_forms()
+    places = [
+        place for part, place in parts_of(char, row.structure) if any(row.radical in forms.get(c, ()) for c in part)
+    ]
+    return places[0] if len(places) == 1 else ""
 
 
 def standing_alone(name: str) -> str | None:

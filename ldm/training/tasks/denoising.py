@@ -76,6 +76,7 @@ class LdmTask:
         if device.type == "cpu":  # torch's fused attention has a backward five times slower in bf16 there
             self.text_encoder.set_attn_implementation("eager")
         self.train_latents, self.validation_latents = (self._latents(part) for part in (data.train, data.validation))
+        self.mixture_latents = None if data.mixture is None else self._latents(data.mixture)
         self.process = NoiseProcess(**settings.noise.model_dump())
         self._scheduler()  # a sampler that could not be exported is said now and not after the training
         torch.manual_seed(mix(settings.seed, 1))
@@ -86,6 +87,7 @@ class LdmTask:
         self.identity = self._identity()
         self.model = self._kept()
         self.num_samples = len(data.train)
+        self.weights = getattr(data.train, "weights", None)
         self.find_unused_parameters = self.module.alignment is not None  # its network rests after a while
 
     def _begin(self, settings: LdmSettings, device: torch.device) -> LdmSettings:
@@ -123,6 +125,8 @@ class LdmTask:
         """Digests of what is not in a checkpoint and yet decides the training; a text encoder that learns is in it."""
         named = identity_of(self.data.train, captions=not self.unconditional)
         named |= {"vae": self.vae_digest, "tokenizer": tokenizer_digest(self.tokenizer)}
+        if self.data.mixture is not None:
+            named["mixture"] = self.data.mixture.fingerprint
         if not self.trains_text:
             named["text"] = network_digest(self.text_encoder)
         if self.module.alignment is not None:
@@ -134,11 +138,17 @@ class LdmTask:
         indices = [sample.index for sample in samples]
         shape = self.train_latents.shape[1:]
         times = self.process.draw_times(rows.batch_size, generator_for(seed, 5, rows.step))
+        captions = [self._caption(sample, self.data.train) for sample in samples]
+        noise = draw_rows(rows, shape, seed, 6)
+        latents = self.train_latents.sample(indices, noise)
+        for j, made_up in self._mixed_in(rows, times).items():
+            captions[j] = self._caption(made_up, self.data.mixture)
+            latents[j] = self.mixture_latents.sample([made_up.index], noise[j : j + 1])[0]
         batch = {
-            "latents": self.train_latents.sample(indices, draw_rows(rows, shape, seed, 6)),
+            "latents": latents,
             "noise": draw_rows(rows, shape, seed, 7),
             "times": times[rows.start : rows.stop],
-            "input_ids": self._tokens([self._caption(sample) for sample in samples]),
+            "input_ids": self._tokens(captions),
         }
         if (
             self.module.alignment is not None
@@ -147,15 +157,25 @@ class LdmTask:
             batch["images"] = to_images(np.stack([self.data.train.image(i) for i in indices]))
         return batch
 
+    def _mixed_in(self, rows: Rows, times: Tensor) -> dict[int, Sample]:
+        """Rows of this process's batch that are made-up images instead of real ones, by `data.mixture`."""
+        if self.data.mixture is None:
+            return {}
+        options = self.settings.data.mixture
+        rng = np.random.default_rng([self.settings.seed, 9, rows.step])
+        chosen = (rng.random(rows.batch_size) < options.share) & (times.numpy() > options.above)
+        indices = rng.integers(len(self.data.mixture), size=rows.batch_size)
+        return {j - rows.start: Sample(int(indices[j]), rows.step) for j in range(rows.start, rows.stop) if chosen[j]}
+
     def _tokens(self, captions: list[str]) -> Tensor:
         """Token ids (B, L), or (1, L) where no caption differs from another."""
         return self.token_rows(captions[:1] if self.unconditional else captions)
 
-    def _caption(self, sample: Sample) -> str:
+    def _caption(self, sample: Sample, data: ImageTextData) -> str:
         """This epoch's caption, or the null caption: always when unconditional, else with `caption_dropout`."""
         if self.unconditional:
             return ""
-        return caption_or_null(self.settings, self.data.train, sample)
+        return caption_or_null(self.settings, data, sample)
 
     @torch.no_grad()
     def report(self, folder: Path, label: str) -> dict[str, float]:

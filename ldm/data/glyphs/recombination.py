@@ -1,0 +1,248 @@
+"""New glyphs from the parts of real ones: two components that never met, beside or above each other.
+
+A component has its usual place in real characters, and a network learns the place along with it. Here the image of a
+training character that falls into two parts is cut at the only blank lane through it, and pieces of different
+characters are put together in places drawn alike for every component, each in the form it has there: a piece from the
+same place where there are any, else the component's character itself (扌 stands at the left, 手 anywhere else).
+
+Held out stays held out (`ldm.data.glyphs.heldout`): a component is not put where it must not be seen, and no character
+of another split than `train` is put together by chance.
+"""
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+
+from ldm.data.glyphs.captions import GlyphCaptions
+from ldm.data.glyphs.dataset import GlyphData, load_table, split_of
+from ldm.data.glyphs.heldout import may_be_shown
+from ldm.data.glyphs.names import LAYOUT_OF, OPPOSITE, PLACES, name_of, parts_of, standing_alone
+
+BLANK = 40  # a lane is blank where no ink is darker than this, out of 255
+STRETCH = 1.7  # a piece is widened or heightened so much at most: strokes are no beams
+SMALLEST = 0.125  # of the image's side: the least height and width of a piece
+FEW = 3  # pieces of a component in a place, below which it may come from elsewhere
+MARGIN, GAP = 0.05, 0.03  # of the side: around the glyph, and between its parts
+VERSION = 1  # part of the fingerprint: raise it when the same settings give other images
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of an image, and what it is."""
+
+    picture: int  # index in the data set
+    box: tuple[int, int, int, int]  # top, bottom, left, right; the ends are outside
+    place: str  # where it is cut from: a key of OPPOSITE, or '' where it is a whole character
+    components: str
+    name: str | None  # where it is one component that has a name
+    style: str
+
+
+def lane(inked: np.ndarray) -> int | None:
+    """Middle of the only run of blanks between the first and last ink of a bool (size,) profile; None if not one."""
+    at = np.flatnonzero(inked)
+    gaps = np.flatnonzero(np.diff(at) > 1)
+    return int(at[gaps[0]] + at[gaps[0] + 1] + 1) // 2 if len(gaps) == 1 else None
+
+
+def ink_box(dark: np.ndarray) -> tuple[int, int, int, int]:
+    """Top, bottom, left and right of the ink of a bool (h, w) image that has some; the ends are outside."""
+    rows, columns = np.flatnonzero(dark.any(1)), np.flatnonzero(dark.any(0))
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+
+
+def halves(image: np.ndarray, layout: str) -> list[tuple[int, int, int, int]]:
+    """Ink boxes of the two parts of a glyph uint8 (h, w), dark on white; [] where no single blank lane parts them."""
+    dark = image < 255 - BLANK
+    across = layout == "horizontal"
+    middle = lane(dark.any(axis=0 if across else 1))
+    if middle is None:
+        return []
+    boxes = []
+    for span in (slice(None, middle), slice(middle, None)):
+        piece = np.zeros_like(dark)
+        where = (slice(None), span) if across else (span, slice(None))
+        piece[where] = dark[where]
+        boxes.append(ink_box(piece))
+    return boxes
+
+
+def find_pieces(data: GlyphData) -> list[Piece]:
+    """All pieces of a split's images: the parts of those that can be cut, and whole characters that are components."""
+    pieces, least = [], SMALLEST * data.resolution
+    for i, (row, style, _) in enumerate(data.items):
+        parts = parts_of(row.char, row.structure)
+        boxes = halves(data.image(i)[..., 0], row.structure) if parts else []
+        for (components, place), box in zip(parts, boxes, strict=False):
+            name = name_of(components, place, row.radical) if len(components) == 1 else None
+            if min(box[1] - box[0], box[3] - box[2]) >= least and components:
+                pieces.append(Piece(i, box, place, components, name, style))
+        name = name_of(row.char, "")
+        if name and standing_alone(name) == row.char:
+            box = ink_box(data.image(i)[..., 0] < 255 - BLANK)
+            pieces.append(Piece(i, box, "", row.char, name, style))
+    return pieces
+
+
+def fit(ink: np.ndarray, box: tuple[float, float, float, float], canvas: np.ndarray) -> None:
+    """Draw a piece float32 (h, w), ink 1, into the box (top, bottom, left, right) of a canvas, stretched to fit."""
+    height, width = ink.shape
+    tall, wide = max(2, round(box[1] - box[0])), max(2, round(box[3] - box[2]))
+    tall, wide = min(tall, round(height * STRETCH)), min(wide, round(width * STRETCH))
+    drawn = np.asarray(Image.fromarray(ink, "F").resize((wide, tall), Image.Resampling.BICUBIC)).clip(0, 1)
+    top, left = round((box[0] + box[1] - tall) / 2), round((box[2] + box[3] - wide) / 2)
+    view = canvas[top : top + tall, left : left + wide]
+    np.maximum(view, drawn, out=view)
+
+
+def cells(layout: str, share: float, fill: tuple[float, float], size: int) -> list[tuple[float, float, float, float]]:
+    """Target boxes of the first and the second part.
+
+    Args:
+        share: in (0, 1), of the first part along the line on which they stand.
+        fill: how much of the breadth each part takes.
+    """
+    low, high = MARGIN * size, (1 - MARGIN) * size
+    first_end = low + (high - low - GAP * size) * share
+    boxes = []
+    for (start, end), part in zip(((low, first_end), (first_end + GAP * size, high)), fill, strict=True):
+        spread = part * (high - low) / 2
+        side = (size / 2 - spread, size / 2 + spread)
+        boxes.append((*side, start, end) if layout == "horizontal" else (start, end, *side))
+    return boxes
+
+
+class RecombinedGlyphs:
+    """`count` new glyphs with captions, a data set like any other: see `ldm.data.ImageTextData`.
+
+    Glyph i is drawn by a generator of (seed, i) alone: a component and a place alike often for all that are allowed,
+    what stands in the other place (half the time a component that has a name too), sizes by what the pieces measure.
+    """
+
+    has_captions = True
+
+    def __init__(self, data: GlyphData, captions: GlyphCaptions, count: int, seed: int = 0):
+        self.data, self.captions, self.count, self.seed = data, captions, count, seed
+        self.channels, self.resolution = data.channels, data.resolution
+        self.ids = [f"recombined/{seed}/{i}" for i in range(count)]
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all that decides the pixels."""
+        text = f"recombined {VERSION} {self.seed} {self.count} {self.data.fingerprint}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def _stock(self) -> "Stock":
+        return Stock(self.data)
+
+    def parts(self, i: int) -> list[tuple[Piece, str]]:
+        """The two pieces of glyph i, each with its place, in the layout's order."""
+        return self._stock.draw(np.random.default_rng([self.seed, 11, i]))
+
+    def image(self, i: int) -> np.ndarray:
+        """uint8 (resolution, resolution, channels): white ground 255, black ink 0."""
+        rng = np.random.default_rng([self.seed, 12, i])
+        canvas = self._stock.compose(self.parts(i), rng)
+        grey = (255 - 255 * canvas).round().astype(np.uint8)
+        return np.repeat(grey[..., None], self.channels, axis=-1)
+
+    def caption(self, i: int, rng: np.random.Generator) -> str:
+        """One caption drawn anew: what was placed where; a piece without a name is not spoken of."""
+        parts = self.parts(i)
+        named = [(piece.name, place) for piece, place in parts if piece.name]
+        return self.captions.of_parts(LAYOUT_OF[parts[0][1]], named, parts[0][0].style, rng)
+
+
+class Stock:
+    """The pieces by name, place and style, and the draws from them."""
+
+    def __init__(self, data: GlyphData):
+        self.data = data
+        self.by_name: dict[tuple[str, str, str], list[Piece]] = defaultdict(list)  # style, name, place
+        self.by_place: dict[tuple[str, str], list[Piece]] = defaultdict(list)  # style, place
+        for piece in find_pieces(data):
+            if piece.name:
+                self.by_name[piece.style, piece.name, piece.place].append(piece)
+            if piece.place:
+                self.by_place[piece.style, piece.place].append(piece)
+        self.styles = sorted({style for style, _ in self.by_place})
+        self.names = {style: sorted({name for s, name, _ in self.by_name if s == style}) for style in self.styles}
+        self.unseen = unseen_characters()
+
+    def forms(self, style: str, name: str, place: str) -> list[Piece]:
+        """Pieces of that name fit for a place: those from it, else the character itself, else those from elsewhere."""
+        there = self.by_name.get((style, name, place), [])
+        alone = self.by_name.get((style, name, ""), [])
+        if len(there) >= FEW or not alone:
+            elsewhere = [p for other in OPPOSITE for p in self.by_name.get((style, name, other), [])]
+            return there or elsewhere
+        return there + alone
+
+    def draw(self, rng: np.random.Generator) -> list[tuple[Piece, str]]:
+        """Two pieces with their places, in the layout's order."""
+        places = list(OPPOSITE)
+        while True:
+            style, place = self.styles[rng.integers(len(self.styles))], places[rng.integers(len(places))]
+            one = self._named(style, place, rng)
+            other = self._any(style, OPPOSITE[place], rng)
+            if one is None or other is None:
+                continue
+            pair = sorted([(one, place), (other, OPPOSITE[place])], key=lambda x: PLACES[LAYOUT_OF[place]].index(x[1]))
+            if (LAYOUT_OF[place], pair[0][0].components, pair[1][0].components) not in self.unseen:
+                return pair
+
+    def _named(self, style: str, place: str, rng: np.random.Generator) -> Piece | None:
+        """A named component, alike often for all names; None where it must not stand there."""
+        names = self.names[style]
+        found = self.forms(style, names[rng.integers(len(names))], place)
+        piece = found[rng.integers(len(found))] if found else None
+        return piece if piece and allowed(piece, place) else None
+
+    def _any(self, style: str, place: str, rng: np.random.Generator) -> Piece | None:
+        """What stands beside it: half the time a named component, else any part of a real character."""
+        if rng.random() < 0.5:
+            return self._named(style, place, rng)
+        pieces = self.by_place[style, place]
+        piece = pieces[rng.integers(len(pieces))]
+        return piece if allowed(piece, place) else None
+
+    def compose(self, parts: list[tuple[Piece, str]], rng: np.random.Generator) -> np.ndarray:
+        """Ink float32 (resolution, resolution) in [0, 1]."""
+        size, layout = self.data.resolution, LAYOUT_OF[parts[0][1]]
+        lengths, breadths = [], []
+        for piece, place in parts:
+            tall, wide = piece.box[1] - piece.box[0], piece.box[3] - piece.box[2]
+            along, breadth = (wide, tall) if layout == "horizontal" else (tall, wide)
+            # a piece from the other line is squeezed to the share that a part of its kind has
+            lengths.append(along if piece.place and LAYOUT_OF[piece.place] == layout else 0.6 * along)
+            breadths.append(max(breadth / size / (1 - 2 * MARGIN), 0.6) * (1 if piece.place == place else 1.1))
+        share = lengths[0] / sum(lengths) + rng.uniform(-0.05, 0.05)
+        fill = tuple(min(1.0, b * rng.uniform(0.92, 1.05)) for b in breadths)
+        canvas = np.zeros((size, size), np.float32)
+        for (piece, _), box in zip(parts, cells(layout, float(np.clip(share, 0.25, 0.75)), fill, size), strict=True):
+            top, bottom, left, right = piece.box
+            image = self.data.image(piece.picture)[top:bottom, left:right, 0]
+            fit((255 - image).astype(np.float32) / 255, box, canvas)
+        return canvas
+
+
+def allowed(piece: Piece, place: str) -> bool:
+    """Whether nothing of the piece is held out from that place."""
+    layout, single = LAYOUT_OF[place], len(piece.components) == 1
+    names = ((c, piece.name if single else name_of(c, place)) for c in piece.components)
+    return all(may_be_shown(component, name, layout, place) for component, name in names)
+
+
+def unseen_characters() -> frozenset[tuple[str, str, str]]:
+    """(layout, components of the first part, of the second) of all characters that are not in training."""
+    rows = (row for row in load_table() if split_of(row) != "train")
+    found = ((row.structure, parts_of(row.char, row.structure)) for row in rows)
+    return frozenset((layout, parts[0][0], parts[1][0]) for layout, parts in found if parts)
