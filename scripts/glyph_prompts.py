@@ -10,7 +10,8 @@ from dataclasses import astuple, fields
 from pathlib import Path
 
 from ldm.data.glyphs.captions import STRUCTURES, STYLE_PHRASES, layout_phrase, radical_phrase
-from ldm.data.glyphs.dataset import HELD_OUT, Glyph, split_characters
+from ldm.data.glyphs.dataset import Glyph, split_characters
+from ldm.data.glyphs.heldout import HELD_OUT
 from ldm.evaluation.glyphs.prompts import FILE, Asked
 from ldm.utils.atomic_files import write_whole
 

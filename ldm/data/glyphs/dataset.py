@@ -5,8 +5,8 @@ Extension A character that Unihan defines in English.
 
 **The split** is by character and fixed: all styles of a character are on one side, whatever the options.
 
-- `heldout`: every character whose (radical, layout) pair `ldm.data.glyphs.heldout` names. Its radical and its layout
-  both occur in training, their combination never does: for tests of composition.
+- `heldout`: every character whose (radical, layout) pair is in `HELD_OUT` of `ldm.data.glyphs.heldout`, and those
+  of its `LATER` that would else be in `train`. Radical and layout both occur in training, their combination never.
 - Otherwise, with u = the first 8 bytes of sha256("ldm glyph U+XXXX") as a fraction of 2^64: `test` for u < 0.05,
   `validation` for u < 0.10, `train` for the rest.
 
@@ -27,7 +27,7 @@ import numpy as np
 
 from ldm.config.settings import DataOptions
 from ldm.data.glyphs.captions import RADICALS, STRUCTURES, GlyphCaptions
-from ldm.data.glyphs.heldout import held_out
+from ldm.data.glyphs.heldout import HELD_OUT, LATER
 from ldm.data.glyphs.names import named_parts, radical_place
 from ldm.data.glyphs.rendering import cached_glyphs, style_font
 from ldm.utils.errors import UserError
@@ -77,9 +77,10 @@ def _fraction(codepoint: int, purpose: str) -> float:
 
 def split_of(glyph: Glyph) -> str:
     """Return the split a character belongs to, by the rule in the module's docstring."""
-    if held_out(glyph.radical, glyph.structure):
-        return "heldout"
+    pair = (glyph.radical, glyph.structure)
     u = _fraction(glyph.codepoint, "glyph")
+    if pair in HELD_OUT or (pair in LATER and u >= 0.10):
+        return "heldout"
     return "test" if u < 0.05 else "validation" if u < 0.10 else "train"
 
 

@@ -8,8 +8,9 @@ All three lists were fixed before a model was trained on captions that name plac
 - `PLACES_HELD_OUT`: (name, place) that 1 to 9 characters have as a whole part, the name on 30 or more parts and the
   radical of no pair above; of these the 30 with the least sha256("ldm place NAME PLACE"), one for each name.
 
-Characters of held-out pairs are the `heldout` split. A character of another radical may contain a held-out component
-in its held-out place: its image stays in training, and no caption names the component there.
+Characters of held-out pairs are the `heldout` split (of `LATER`, those that were in `train` before). A character of
+another radical may contain a held-out component in its held-out place: its image stays in training, and no caption
+names the component there.
 `tests/data/glyphs/test_heldout.py` works the last two lists out anew.
 """
 

@@ -17,6 +17,14 @@ PLACES: dict[str, tuple[str, str]] = {"horizontal": ("left", "right"), "vertical
 OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 LAYOUT_OF = {place: layout for layout, places in PLACES.items() for place in places}
 
+# Forms that stand nowhere else; elsewhere the component's other form is written.
+BOUND: dict[str, str] = {
+    **dict.fromkeys("亻冫忄扌氵犭礻衤糹纟讠钅飠饣彳爯丬", "left"),
+    **dict.fromkeys("刂卩彡攵", "right"),
+    **dict.fromkeys("艹宀冖罒亠穴虍髟爫覀⺆耂⺌⺍亼癶丷䒑", "top"),
+    **dict.fromkeys("灬儿廾辶廴", "bottom"),
+}
+
 _OTHERS = """
 且 moreover, 甫 begin, 旦 dawn, 卑 humble, 兼 together, 丁 nail, 其 its, 良 good, 由 cause, 乍 sudden, 夭 tender,
 九 nine, 巴 snail, 也 also, 刃 blade, 今 now, 必 must, 于 at, 丰 lush, 勺 ladle, 亡 lost, 里 mile, 千 thousand, 天 sky,

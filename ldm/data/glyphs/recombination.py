@@ -20,7 +20,7 @@ from PIL import Image
 from ldm.data.glyphs.captions import GlyphCaptions
 from ldm.data.glyphs.dataset import GlyphData, load_table, split_of
 from ldm.data.glyphs.heldout import may_be_shown
-from ldm.data.glyphs.names import LAYOUT_OF, OPPOSITE, PLACES, name_of, parts_of, standing_alone
+from ldm.data.glyphs.names import BOUND, LAYOUT_OF, OPPOSITE, PLACES, name_of, parts_of, standing_alone
 
 BLANK = 40  # a lane is blank where no ink is darker than this, out of 255
 STRETCH = 1.7  # a piece is widened or heightened so much at most: strokes are no beams
@@ -181,10 +181,9 @@ class Stock:
         """Pieces of that name fit for a place: those from it, else the character itself, else those from elsewhere."""
         there = self.by_name.get((style, name, place), [])
         alone = self.by_name.get((style, name, ""), [])
-        if len(there) >= FEW or not alone:
-            elsewhere = [p for other in OPPOSITE for p in self.by_name.get((style, name, other), [])]
-            return there or elsewhere
-        return there + alone
+        elsewhere = [p for other in OPPOSITE for p in self.by_name.get((style, name, other), [])]
+        found = there if len(there) >= FEW else there + alone or elsewhere
+        return [piece for piece in found if BOUND.get(piece.components, place) == place]
 
     def draw(self, rng: np.random.Generator) -> list[tuple[Piece, str]]:
         """Two pieces with their places, in the layout's order."""

@@ -12,7 +12,9 @@ from ldm.data.glyphs.dataset import Glyph
 
 RIVER = Glyph(0x6C5F, 85, 6, True, "horizontal", ("large river",))
 NAMELESS = Glyph(0x4E00, 1, 1, True, "single", ())
-NEVER = dict.fromkeys(("layout", "radical", "meaning", "style", "strokes", "shuffle", "synonyms", "plain"), 0)
+NEVER = dict.fromkeys(
+    ("layout", "radical", "meaning", "style", "strokes", "shuffle", "synonyms", "plain", "places", "typed"), 0
+)
 ALWAYS = NEVER | dict.fromkeys(("layout", "radical", "meaning", "style", "strokes"), 1)
 
 
@@ -115,3 +117,44 @@ def test_radical_names_are_unique_and_agree_with_unicode():
 def test_radical_numbers_outside_the_table_are_refused(number):
     with pytest.raises(IndexError, match="1..214"):
         radical_phrase(number)
+
+
+PARTS = [("water", "left"), ("work", "right")]
+
+
+def test_parts_are_named_with_their_places_in_either_order():
+    captions = GlyphCaptions(CaptionOptions(**(NEVER | {"places": 1})))
+    drawn = {captions.caption(RIVER, "hei", np.random.default_rng(s), PARTS) for s in range(200)}
+    assert {"glyph, water on the left, work on the right", "glyph, work on the right, water on the left"} <= drawn
+    assert all("water" in text and "work" in text for text in drawn)
+
+
+def test_a_part_without_a_name_is_not_spoken_of():
+    captions = GlyphCaptions(CaptionOptions(**(NEVER | {"places": 1})))
+    assert captions.caption(RIVER, "hei", np.random.default_rng(0), PARTS[:1]).startswith("glyph, water ")
+
+
+def test_the_radical_may_have_its_place_behind_it():
+    captions = GlyphCaptions(CaptionOptions(**(NEVER | {"places": 1, "radical": 1})))
+    drawn = {captions.caption(RIVER, "hei", np.random.default_rng(s), (), "left") for s in range(50)}
+    assert "glyph with the water radical on the left" in drawn and len(drawn) == 3
+
+
+def test_typed_captions_are_what_people_type():
+    captions = GlyphCaptions(CaptionOptions(**(NEVER | {"typed": 1})))
+    drawn = {captions.caption(RIVER, "hei", np.random.default_rng(s), PARTS, "left") for s in range(600)}
+    for text in (
+        "horizontal stacked glyph with the water radical",
+        "glyph with the water radical on the left",
+        "glyph with water on the left and work on the right",
+        "glyph of water beside work",
+        "work right of water",
+    ):
+        assert text in drawn
+
+
+def test_glyphs_of_which_only_the_parts_are_known():
+    captions = GlyphCaptions(CaptionOptions())
+    drawn = {captions.of_parts("vertical", [("dawn", "top")], "hei", np.random.default_rng(s)) for s in range(300)}
+    assert all("dawn" in text and "radical" not in text for text in drawn)
+    assert any(text.startswith("vertical stacked glyph") for text in drawn)

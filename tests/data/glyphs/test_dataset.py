@@ -8,8 +8,9 @@ import pytest
 
 from ldm.config.settings import DataOptions
 from ldm.data.glyphs.captions import STRUCTURES
-from ldm.data.glyphs.dataset import HELD_OUT, load_table, split_characters, split_of
+from ldm.data.glyphs.dataset import load_table, split_characters, split_of
 from ldm.data.glyphs.dataset import splits as glyph_splits
+from ldm.data.glyphs.heldout import HELD_OUT, LATER
 from ldm.data.glyphs.rendering import style_font
 
 pytest.importorskip("pylopdf_fonts_zh_cn", reason="needs the extra 'glyphs'")
@@ -86,7 +87,8 @@ def test_the_split_is_the_documented_hash_and_never_changes():
     for row in load_table()[::500]:
         u = int(hashlib.sha256(f"ldm glyph U+{row.codepoint:04X}".encode()).hexdigest()[:16], 16) / 2**64
         expected = "test" if u < 0.05 else "validation" if u < 0.1 else "train"
-        assert split_of(row) == ("heldout" if (row.radical, row.structure) in HELD_OUT else expected)
+        held = HELD_OUT if u < 0.1 else HELD_OUT + LATER
+        assert split_of(row) == ("heldout" if (row.radical, row.structure) in held else expected)
 
 
 def test_held_out_pairs_occur_nowhere_else_but_their_parts_do():
@@ -94,7 +96,8 @@ def test_held_out_pairs_occur_nowhere_else_but_their_parts_do():
     train = splits["train"]
     pairs = {(row.radical, row.structure) for name in ("train", "validation", "test") for row in splits[name]}
     assert not pairs & set(HELD_OUT)
-    assert {(row.radical, row.structure) for row in splits["heldout"]} == set(HELD_OUT)
+    assert not {(row.radical, row.structure) for row in train} & set(LATER)
+    assert {(row.radical, row.structure) for row in splits["heldout"]} == set(HELD_OUT + LATER)
     for radical, structure in HELD_OUT:
         assert sum(row.radical == radical for row in train) >= 40
         assert sum(row.structure == structure for row in train) >= 400
