@@ -76,7 +76,8 @@ class LdmTask:
         if device.type == "cpu":  # torch's fused attention has a backward five times slower in bf16 there
             self.text_encoder.set_attn_implementation("eager")
         self.train_latents, self.validation_latents = (self._latents(part) for part in (data.train, data.validation))
-        self.mixture_latents = None if data.mixture is None else self._latents(data.mixture)
+        self.mixture = data.mixture or data.train  # the latter is never drawn from as a mixture
+        self.mixture_latents = self._latents(data.mixture) if data.mixture else self.train_latents
         self.process = NoiseProcess(**settings.noise.model_dump())
         self._scheduler()  # a sampler that could not be exported is said now and not after the training
         torch.manual_seed(mix(settings.seed, 1))
@@ -138,34 +139,44 @@ class LdmTask:
         indices = [sample.index for sample in samples]
         shape = self.train_latents.shape[1:]
         times = self.process.draw_times(rows.batch_size, generator_for(seed, 5, rows.step))
-        captions = [self._caption(sample, self.data.train) for sample in samples]
-        noise = draw_rows(rows, shape, seed, 6)
-        latents = self.train_latents.sample(indices, noise)
-        for j, made_up in self._mixed_in(rows, times).items():
-            captions[j] = self._caption(made_up, self.data.mixture)
-            latents[j] = self.mixture_latents.sample([made_up.index], noise[j : j + 1])[0]
+        made_up = self._made_up(rows, times)
         batch = {
-            "latents": latents,
+            "latents": self._clean(indices, made_up, draw_rows(rows, shape, seed, 6)),
             "noise": draw_rows(rows, shape, seed, 7),
             "times": times[rows.start : rows.stop],
-            "input_ids": self._tokens(captions),
+            "input_ids": self._tokens(self._said(samples, made_up)),
         }
         if (
             self.module.alignment is not None
             and rows.step < self.settings.alignment.until * self.settings.train.num_steps
         ):
-            batch["images"] = to_images(np.stack([self.data.train.image(i) for i in indices]))
+            batch["images"] = to_images(np.stack(self._shown(indices, made_up)))
         return batch
 
-    def _mixed_in(self, rows: Rows, times: Tensor) -> dict[int, Sample]:
-        """Rows of this process's batch that are made-up images instead of real ones, by `data.mixture`."""
+    def _made_up(self, rows: Rows, times: Tensor) -> dict[int, Sample]:
+        """Place in this process's batch -> the image of the mixture that stands there (`data.mixture`)."""
         if self.data.mixture is None:
             return {}
         options = self.settings.data.mixture
         rng = np.random.default_rng([self.settings.seed, 9, rows.step])
         chosen = (rng.random(rows.batch_size) < options.share) & (times.numpy() > options.above)
-        indices = rng.integers(len(self.data.mixture), size=rows.batch_size)
+        indices = rng.integers(len(self.mixture), size=rows.batch_size)
         return {j - rows.start: Sample(int(indices[j]), rows.step) for j in range(rows.start, rows.stop) if chosen[j]}
+
+    def _clean(self, indices: list[int], made_up: dict[int, Sample], noise: Tensor) -> Tensor:
+        latents = self.train_latents.sample(indices, noise)
+        if made_up:
+            places = list(made_up)
+            latents[places] = self.mixture_latents.sample([made_up[j].index for j in places], noise[places])
+        return latents
+
+    def _said(self, samples: list[Sample], made_up: dict[int, Sample]) -> list[str]:
+        mixed = {j: self._caption(sample, self.mixture) for j, sample in made_up.items()}
+        return [mixed[j] if j in mixed else self._caption(sample, self.data.train) for j, sample in enumerate(samples)]
+
+    def _shown(self, indices: list[int], made_up: dict[int, Sample]) -> list[np.ndarray]:
+        mixed = {j: self.mixture.image(sample.index) for j, sample in made_up.items()}
+        return [mixed[j] if j in mixed else self.data.train.image(i) for j, i in enumerate(indices)]
 
     def _tokens(self, captions: list[str]) -> Tensor:
         """Token ids (B, L), or (1, L) where no caption differs from another."""

@@ -17,6 +17,7 @@ from ldm.models.autoencoder import build_vae
 from ldm.models.conditioning import CONDITIONINGS
 from ldm.models.text_encoder import null_text
 from ldm.pipelines.loading import load_pipeline
+from ldm.training.data_order import Rows, Sample
 from ldm.training.run_directory import record
 from ldm.training.tasks.denoising import LdmTask
 from ldm.training.tasks.denoising_loss import LdmObjective, Uncertainty
@@ -284,3 +285,43 @@ def test_alignment_that_cannot_be_is_one_line(tmp_path):
         load_tower(tmp_path / "clip", 32, 1)
     with pytest.raises(UserError, match="mid_block: true"):
         fit(chosen.model_copy(update={"model": chosen.model.model_copy(update={"mid_block": False})}))
+
+
+class Greys(Shades):
+    """The mixture of the tests: middle grey, called 'grey'."""
+
+    fingerprint = "greys"
+
+    def image(self, i):
+        return np.full((16, 16, 1), 128, np.uint8)
+
+    def caption(self, i, rng):
+        return "grey"
+
+
+def mixed_task(tmp_path, share, above) -> LdmTask:
+    chosen = settings(
+        tmp_path,
+        data={"resolution": 16, "cache_dir": tmp_path / "cache", "mixture": {"share": share, "above": above}},
+        caption_dropout=0.0,
+    )
+    return LdmTask(chosen, Splits(Shades(12), Shades(4), mixture=Greys(6)), chosen.output_dir, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("share, above", [(1.0, 0.4), (0.5, 0.0), (0.0, 0.0)])
+def test_the_mixture_stands_at_noisy_times_with_its_own_captions(share, above, tmp_path):
+    task = mixed_task(tmp_path, share, above)
+    samples = [Sample(i % 12, 0) for i in range(256)]
+    batch = task.batch(samples, Rows(0, 0, 256, 256))
+    grey = batch["latents"].flatten(1).abs().amax(1) < 0.1
+    called = (batch["input_ids"] == task._tokens(["grey"])).all(1)
+    assert torch.equal(grey, called)
+    assert not grey[batch["times"] <= above].any()
+    assert grey[batch["times"] > above].float().mean() == pytest.approx(share, abs=0.1)
+    parts = [task.batch(samples[k : k + 64], Rows(0, k, k + 64, 256)) for k in range(0, 256, 64)]
+    for name, value in batch.items():
+        assert torch.equal(torch.cat([part[name] for part in parts]), value), name
+
+
+def test_a_mixture_is_part_of_what_a_run_is_trained_on(tmp_path):
+    assert mixed_task(tmp_path, 0.5, 0.4).identity["mixture"] == "greys"
