@@ -1,7 +1,7 @@
 """For mkdocs: formulas between $...$ and $$...$$ become MathML while the pages are built.
 
-Browsers draw MathML by themselves, so the pages need no script and no network. Code, fenced or between backticks, is
-left alone. A formula that the converter does not know stops the build.
+Browsers render MathML, so the pages need no script and no network. Code, fenced or between backticks, is unchanged. A
+formula that the converter does not know stops the build.
 """
 
 import re
@@ -14,15 +14,15 @@ from markdown.inlinepatterns import InlineProcessor
 from mkdocs.structure.files import File
 
 FORMULA = r"(?P<mark>\$\$?)(?P<tex>(?:[^$\\]|\\.)+?)(?P=mark)"
-FUNCTION = re.compile("(<mi>(?:ln|log|exp|cos|sin|tan)</mi>)(?!<mo)")  # they come without the space after them
-PRIORITY = 185  # below `code` at 190, above \escapes at 180: backslashes reach us whole
+FUNCTION = re.compile("(<mi>(?:ln|log|exp|cos|sin|tan)</mi>)(?!<mo)")  # latex2mathml omits the space after them
+PRIORITY = 185  # below `code` at 190, above \escapes at 180: backslashes reach us unchanged
 
 
 def to_mathml(tex: str, display: bool = False) -> str:
-    """MathML of one formula; wide ones scroll by themselves. Raises: ValueError for what cannot be converted."""
+    """MathML of one formula; wide ones can be scrolled. Raises: ValueError for what cannot be converted."""
     try:
         mathml = convert(tex.strip(), display="block" if display else "inline")
-    except Exception as error:  # the library has a class for each kind of slip
+    except Exception as error:  # the library has a class for each type of error
         raise ValueError(f"formula {tex.strip()!r}: {type(error).__name__} {error}") from error
     if "\\" in mathml or "<mi>&</mi>" in mathml:
         raise ValueError(f"formula {tex.strip()!r} uses a command that latex2mathml does not know")
@@ -51,15 +51,15 @@ def on_config(config):
 
 
 def on_files(files, config):
-    """The shipped model's pictures lie outside docs/; pages may show them all the same."""
+    """The included models' images are outside docs/; pages may show them all the same."""
     root = Path(config.docs_dir).parent
-    for picture in sorted((root / "models").glob("*/*.png")):
-        files.append(File.generated(config, picture.relative_to(root).as_posix(), abs_src_path=str(picture)))
+    for image in sorted((root / "models").glob("*/*.png")):
+        files.append(File.generated(config, image.relative_to(root).as_posix(), abs_src_path=str(image)))
     return files
 
 
 def on_page_markdown(markdown: str, page, **_) -> str:
-    """../../models is right in the repository; in the pages it is one folder less."""
+    """../../models is right in the repository; in the site it is one level less."""
     if page.is_homepage:
-        page.meta["hide"] = ["navigation"]  # there is but this page in its tab
+        page.meta["hide"] = ["navigation"]  # its tab has only this page
     return re.sub(r"\]\(\.\./((?:\.\./)*models/)", r"](\1", markdown)

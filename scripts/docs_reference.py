@@ -1,4 +1,4 @@
-"""For mkdocs: the reference is written while the pages are built, so it cannot get out of date.
+"""For mkdocs: the reference is generated while the pages are built, so it is always up to date.
 
 Modules come from their docstrings and signatures (`extra.reference` in mkdocs.yml says which), settings from the schema
 of a project file, commands from their own parsers.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mkdocs.structure.files import File
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this file, wherever mkdocs was started
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this file, from any working directory
 
 from ldm.cli import main as cli
 from ldm.config import json_schema as schema
@@ -19,7 +19,7 @@ from ldm.config import overrides as command_line
 from ldm.config.yaml_io import dump
 
 BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
-TYPES = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text", "null": "null"}
+TYPES = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text", "null": "null"}
 
 
 def on_config(config):
@@ -47,7 +47,7 @@ def modules_page(title: str, modules: list[str]) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; bars, line breaks and formulas' marks in its cells are text."""
+    """A Markdown table; bars, line breaks and formula marks in its cells are text."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell(text) for text in line) + " |" for line in lines)
 
@@ -68,9 +68,9 @@ def settings_page() -> str:
     shared["properties"].pop("extends")
     out = [
         "# Settings",
-        "Every setting of a project file, with what is allowed and its default. The shared ones stand at the top of "
-        "the file or in a part's block, where they hold for that part alone; on the command line each is `--` and its "
-        "name within the part, such as `--optim.lr 2e-4`. `extends: other.yaml` starts from another file.",
+        "Every setting of a project file, with the allowed values and the default. The shared ones are at the top of "
+        "the file or in the block of a stage, where they hold for that stage alone; on the command line each is `--` "
+        "and its name within the stage, such as `--optim.lr 2e-4`. `extends: other.yaml` starts from another file.",
         "## Shared",
         *sections(shared, document["$defs"]),
     ]
@@ -100,7 +100,7 @@ def sections(definition: dict, definitions: dict, path: str = "") -> Iterator[st
 
 
 def allowed(entry: dict) -> str:
-    """A JSON schema in words."""
+    """A JSON schema as text."""
     if "anyOf" in entry:
         return " or ".join(allowed(each) for each in entry["anyOf"])
     if "const" in entry or "enum" in entry:
@@ -126,11 +126,11 @@ def shown(value) -> str:
 
 
 def commands_page() -> str:
-    out = ["# Commands", "What `ldm COMMAND --help` says, and what the three trainers take."]
+    out = ["# Commands", "The help of every `ldm` command, and the options of the three trainers."]
     for words, parser in parsers(cli.COMMANDS):
         out += [f"## {' '.join(['ldm', *words])}", cell(parser.description or ""), *options_of(parser)]
         out += [cell(parser.epilog)] if parser.epilog else []
-    usage = command_line.usage("ldm").split("\n\nsettings")[0].replace("train_ldm.py", "train_PART.py")
+    usage = command_line.usage("ldm").split("\n\nsettings")[0].replace("train_ldm.py", "train_STAGE.py")
     out += [
         "## train_clip.py, train_vae.py, train_ldm.py",
         f"```text\n{usage}\n```",
@@ -140,7 +140,7 @@ def commands_page() -> str:
 
 
 def parsers(registry: cli.Registry, above: tuple[str, ...] = ()) -> Iterator[tuple[list[str], argparse.ArgumentParser]]:
-    """(words, parser) of every command that does something."""
+    """(words, parser) of every command, groups left out."""
     for name, (place, _) in registry.items():
         words = [*above, name]
         if isinstance(place, dict):
@@ -153,7 +153,7 @@ def parsers(registry: cli.Registry, above: tuple[str, ...] = ()) -> Iterator[tup
 
 
 def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """How it is called, and a table of what it takes."""
+    """The usage, and a table of the arguments."""
     usage = parser.format_usage().rstrip().replace("\n" + " " * len("usage: "), "\n").removeprefix("usage: ")
     yield f"```text\n{usage}\n```"
     formatter = parser._get_formatter()
