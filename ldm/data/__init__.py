@@ -64,14 +64,19 @@ def identity_of(data: ImageTextData, captions: bool = True) -> dict[str, str]:
 def build(options: "DataOptions") -> Splits:
     """The splits of `options.source`. Raises: UserError for a source that is missing, empty or unreadable."""
     if is_own(options.source):
-        return Splits(**_maker(options.source).splits(options))
+        maker = _maker(options.source)
+        splits, mixture = maker.splits(options), getattr(maker, "mixture", None)
+        return Splits(**splits, mixture=mixture(options, splits["train"]) if mixture else None)
     from ldm.data.image_files.dataset import file_splits
 
     return Splits(**file_splits(options))
 
 
 def is_own(source: str) -> bool:
-    """Whether a module of this package makes the data: one of that name with `splits(options) -> dict` for `Splits`."""
+    """Whether a module of this package makes the data: one of that name with `splits(options) -> dict` for `Splits`.
+
+    It may have `mixture(options, train)` too, for made-up images made from the training split.
+    """
     if not source.isidentifier() or importlib.util.find_spec(f"ldm.data.{source}") is None:
         return False
     return hasattr(_maker(source), "splits")

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,11 +28,9 @@ from ldm.config.settings import DataOptions
 from ldm.data.glyphs.captions import RADICALS, STRUCTURES, GlyphCaptions
 from ldm.data.glyphs.heldout import HELD_OUT, LATER
 from ldm.data.glyphs.names import named_parts, radical_place
+from ldm.data.glyphs.recombination import RecombinedGlyphs, composition
 from ldm.data.glyphs.rendering import cached_glyphs, style_font
 from ldm.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from ldm.data.glyphs.recombination import RecombinedGlyphs
 
 SPLITS = ("train", "validation", "test", "heldout")
 SMALLEST = 16  # characters in a split that `limit` shrinks
@@ -110,8 +107,8 @@ def split_characters(characters: str = "all", limit: int = 0) -> dict[str, list[
     return splits
 
 
-def splits(options: DataOptions) -> dict[str, "GlyphData | RecombinedGlyphs"]:
-    """Return train, validation, test and heldout, and the mixture if asked for, rendering what the cache lacks.
+def splits(options: DataOptions) -> dict[str, "GlyphData"]:
+    """Return train, validation, test and heldout, rendering what the cache lacks.
 
     Characters that a font cannot draw (seen by their pixels) are left out of that style and logged.
     Raises: UserError: no font package, unreadable font, unwritable cache, or a split that comes out empty.
@@ -139,11 +136,15 @@ def splits(options: DataOptions) -> dict[str, "GlyphData | RecombinedGlyphs"]:
                 f"the font draws no character of the {name} split: raise data.glyphs.limit or change the font"
             )
         data[name] = GlyphData(items, files, options)
-    if glyphs.recombined:
-        from ldm.data.glyphs.recombination import RecombinedGlyphs
-
-        data["mixture"] = RecombinedGlyphs(data["train"], GlyphCaptions(glyphs.captions), glyphs.recombined)
     return data
+
+
+def mixture(options: DataOptions, train: "GlyphData") -> RecombinedGlyphs | None:
+    """Recombined glyphs of the training split, by `data.glyphs.recombined`."""
+    if not options.glyphs.recombined:
+        return None
+    others = frozenset(filter(None, (composition(row) for row in load_table() if split_of(row) != "train")))
+    return RecombinedGlyphs(train, GlyphCaptions(options.glyphs.captions), options.glyphs.recombined, others)
 
 
 class GlyphData:

@@ -13,12 +13,12 @@ import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from ldm.data.glyphs.captions import GlyphCaptions
-from ldm.data.glyphs.dataset import GlyphData, load_table, split_of
+from ldm.data.glyphs.captions import GlyphCaptions, GlyphRow
 from ldm.data.glyphs.heldout import may_be_shown
 from ldm.data.glyphs.names import BOUND, LAYOUT_OF, OPPOSITE, PLACES, name_of, parts_of, standing_alone
 
@@ -28,6 +28,28 @@ SMALLEST = 0.125  # of the image's side: the least height and width of a piece
 FEW = 3  # pieces of a component in a place, below which it may come from elsewhere
 MARGIN, GAP = 0.05, 0.03  # of the side: around the glyph, and between its parts
 VERSION = 1  # part of the fingerprint: raise it when the same settings give other images
+
+
+class Character(GlyphRow, Protocol):
+    """A row of the glyph table."""
+
+    @property
+    def char(self) -> str: ...
+
+
+class Images(Protocol):
+    """The split that pieces are cut from: `ldm.data.glyphs.dataset.GlyphData`."""
+
+    items: Any  # (Character, style, index) of each image
+    channels: int
+    resolution: int
+
+    @property
+    def fingerprint(self) -> str: ...
+    def image(self, i: int) -> np.ndarray: ...
+
+
+Composition = tuple[str, str, str]  # layout, components of the first part, of the second
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +93,7 @@ def halves(image: np.ndarray, layout: str) -> list[tuple[int, int, int, int]]:
     return boxes
 
 
-def find_pieces(data: GlyphData) -> list[Piece]:
+def find_pieces(data: Images) -> list[Piece]:
     """All pieces of a split's images: the parts of those that can be cut, and whole characters that are components."""
     pieces, least = [], SMALLEST * data.resolution
     for i, (row, style, _) in enumerate(data.items):
@@ -125,8 +147,16 @@ class RecombinedGlyphs:
 
     has_captions = True
 
-    def __init__(self, data: GlyphData, captions: GlyphCaptions, count: int, seed: int = 0):
-        self.data, self.captions, self.count, self.seed = data, captions, count, seed
+    def __init__(
+        self,
+        data: Images,
+        captions: GlyphCaptions,
+        count: int,
+        never: frozenset[Composition] = frozenset(),
+        seed: int = 0,
+    ):
+        """`data`: the training split; `never`: what is not put together, the characters of the other splits."""
+        self.data, self.captions, self.count, self.never, self.seed = data, captions, count, never, seed
         self.channels, self.resolution = data.channels, data.resolution
         self.ids = [f"recombined/{seed}/{i}" for i in range(count)]
 
@@ -141,7 +171,7 @@ class RecombinedGlyphs:
 
     @cached_property
     def _stock(self) -> "Stock":
-        return Stock(self.data)
+        return Stock(self.data, self.never)
 
     def parts(self, i: int) -> list[tuple[Piece, str]]:
         """The two pieces of glyph i, each with its place, in the layout's order."""
@@ -164,8 +194,8 @@ class RecombinedGlyphs:
 class Stock:
     """The pieces by name, place and style, and the draws from them."""
 
-    def __init__(self, data: GlyphData):
-        self.data = data
+    def __init__(self, data: Images, never: frozenset[Composition]):
+        self.data, self.never = data, never
         self.by_name: dict[tuple[str, str, str], list[Piece]] = defaultdict(list)  # style, name, place
         self.by_place: dict[tuple[str, str], list[Piece]] = defaultdict(list)  # style, place
         for piece in find_pieces(data):
@@ -175,7 +205,6 @@ class Stock:
                 self.by_place[piece.style, piece.place].append(piece)
         self.styles = sorted({style for style, _ in self.by_place})
         self.names = {style: sorted({name for s, name, _ in self.by_name if s == style}) for style in self.styles}
-        self.unseen = unseen_characters()
 
     def forms(self, style: str, name: str, place: str) -> list[Piece]:
         """Pieces of that name fit for a place: those from it, else the character itself, else those from elsewhere."""
@@ -195,7 +224,7 @@ class Stock:
             if one is None or other is None:
                 continue
             pair = sorted([(one, place), (other, OPPOSITE[place])], key=lambda x: PLACES[LAYOUT_OF[place]].index(x[1]))
-            if (LAYOUT_OF[place], pair[0][0].components, pair[1][0].components) not in self.unseen:
+            if (LAYOUT_OF[place], pair[0][0].components, pair[1][0].components) not in self.never:
                 return pair
 
     def _named(self, style: str, place: str, rng: np.random.Generator) -> Piece | None:
@@ -240,8 +269,7 @@ def allowed(piece: Piece, place: str) -> bool:
     return all(may_be_shown(component, name, layout, place) for component, name in names)
 
 
-def unseen_characters() -> frozenset[tuple[str, str, str]]:
-    """(layout, components of the first part, of the second) of all characters that are not in training."""
-    rows = (row for row in load_table() if split_of(row) != "train")
-    found = ((row.structure, parts_of(row.char, row.structure)) for row in rows)
-    return frozenset((layout, parts[0][0], parts[1][0]) for layout, parts in found if parts)
+def composition(row: Character) -> Composition | None:
+    """What a character is put together from; None where it is not two parts beside or above each other."""
+    parts = parts_of(row.char, row.structure)
+    return (row.structure, parts[0][0], parts[1][0]) if parts else None
