@@ -46,3 +46,16 @@ def test_the_version_is_the_same_everywhere():
 
     assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"## [{__version__}] - " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_contributing_names_the_files_of_ten_changes_and_their_registries():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = [row.strip("| ").split(" | ") for row in re.findall(r"^\| .*`tests/.*$", text, re.M)]
+    assert len(rows) == 10 and all(len(row) == 4 for row in rows)
+    for change, source, line, test in rows:
+        assert source.startswith("`ldm/") and test.startswith("`tests/"), change
+        if not line.startswith("none"):
+            names, file = line.rsplit(" in `", 1)
+            for name in re.findall(r"`([A-Za-z]\w+)`", names):
+                code = (ROOT / file.rstrip("`")).read_text(encoding="utf-8")
+                assert re.search(rf"^(class |def )?{name}\b", code, re.M), (change, name)
