@@ -26,6 +26,11 @@ def test_it_has_the_command_that_continuous_integration_runs():
     assert README.index(BLOCKS[0]) < README.index("<!-- test command -->")
 
 
+def test_it_names_every_package():
+    packages = {path.parent.name for path in (ROOT / "ldm").glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `ldm/(\w+)/` \|", README, re.M)) == packages
+
+
 def test_every_ldm_command_of_its_blocks_is_one():
     lines = [part for block in BLOCKS for part in re.split(r"\n| && ", block) if part.startswith("ldm ")]
     assert len(lines) >= 3
