@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from ldm.data.glyphs.components import radical_forms
+from ldm.data.glyphs.recombination import BLANK, lane
 
-BLANK = 40  # a lane is blank where no ink is darker than this, out of 255
 STRETCH = 1.8  # a part is widened or heightened so much at most: strokes are no beams
 SMALLEST = 8  # pixels, the least height and width of a part
 LAYOUTS = ("horizontal", "vertical")
@@ -27,13 +27,6 @@ class Parts:
     box: np.ndarray  # int64 (m, 4), top, bottom, left, right; the ends are outside
     radical: np.ndarray  # int64 (m,), 1..214 where the piece is the radical of its character, else 0
     components: np.ndarray  # bool (m, components)
-
-
-def lane(inked: np.ndarray) -> int | None:
-    """Middle of the only run of blanks between the first and last ink of a bool (size,) profile; None if not one."""
-    at = np.flatnonzero(inked)
-    gaps = np.flatnonzero(np.diff(at) > 1)
-    return int(at[gaps[0]] + at[gaps[0] + 1] + 1) // 2 if len(gaps) == 1 else None
 
 
 def cut(

@@ -4,14 +4,9 @@ import numpy as np
 import torch
 from glyph_bars import bars
 
+from ldm.data.glyphs.recombination import lane
 from ldm.evaluation.glyphs import classifier_recombination
 from ldm.evaluation.glyphs.classifier import component_labels
-
-
-def test_pictures_are_cut_at_their_only_lane():
-    assert classifier_recombination.lane(np.array([0, 1, 1, 0, 0, 0, 1, 0], bool)) == 4
-    assert classifier_recombination.lane(np.array([1, 0, 1, 0, 1], bool)) is None
-    assert classifier_recombination.lane(np.array([1, 1], bool)) is None
 
 
 def cut(glyphs, components):
@@ -44,4 +39,4 @@ def test_recombined_glyphs_hold_a_radical_and_a_rest_in_both_layouts():
     assert set(radical.tolist()) == {61, 85} and 0 < across.sum() < 64
     assert (components == torch.tensor([[1.0, r == 61, r == 85] for r in radical.tolist()])).all()
     for picture, beside in zip(ink[:, 0] > 0.5, across, strict=True):
-        assert classifier_recombination.lane(picture.any(dim=0 if beside else 1).numpy()) is not None
+        assert lane(picture.any(dim=0 if beside else 1).numpy()) is not None
