@@ -6,8 +6,9 @@ A caption has a head (the layout phrase, or just 'glyph') and optional parts:
 
 `CaptionOptions` holds the probability of every part. Everything is lower-case ASCII; a caption is never empty.
 
-Where a glyph is two parts beside or above each other, those that have names are named with their places, and so is the
-place of the radical; a part without a name is not spoken of. A share of the captions is in forms that people type:
+Where a glyph is two parts beside or above each other, or one around the other, those that have names are named with
+their places, and so is the place of the radical; a part without a name is not spoken of. A share of the captions is in
+forms that people type:
 
     glyph with water on the left and horse on the right
     roof above woman
@@ -93,11 +94,14 @@ PLACE_PHRASES = {
     "right": ("on the right", "at the right", "on the right side"),
     "top": ("above", "at the top", "on top"),
     "bottom": ("below", "at the bottom", "underneath"),
+    "around": ("around", "around the rest", "on the outside"),
+    "inside": ("inside", "in the middle", "within"),
 }
-# Layout -> one part told from the other: first then second, or the other way round.
+# Layout -> one part told from the other: first then second, or the other way round; enclosures have the last.
 _BESIDE = {
     "horizontal": ("{0} beside {1}", "{0} left of {1}", "{1} right of {0}", "{0} next to {1}"),
     "vertical": ("{0} above {1}", "{0} over {1}", "{1} under {0}", "{1} below {0}"),
+    "": ("{0} around {1}", "{1} inside {0}", "{1} in {0}", "{0} around {1}"),
 }
 Named = Sequence[tuple[str, str]]  # (name, place) of the parts that have names, in the layout's order
 
@@ -166,7 +170,8 @@ class GlyphCaptions:
             forms.append(f"{head} with {' and '.join(said if rng.random() < 0.7 else said[::-1])}")
         if len(named) == 2:
             first, second = ((f"a {name}" if rng.random() < 0.2 else name) for name, _ in named)
-            beside = _BESIDE[layout][rng.integers(len(_BESIDE[layout]))].format(first, second)
+            ways = _BESIDE.get(layout, _BESIDE[""])
+            beside = ways[rng.integers(len(ways))].format(first, second)
             forms.append(beside if rng.random() < 0.3 else f"glyph of {beside}")
         text = forms[rng.integers(len(forms))] if forms else head
         phrase = STYLE_PHRASES[style]

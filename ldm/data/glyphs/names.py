@@ -14,6 +14,7 @@ from ldm.data.glyphs.heldout import may_be_shown
 
 # How the first and the second part of a layout stand.
 PLACES: dict[str, tuple[str, str]] = {"horizontal": ("left", "right"), "vertical": ("top", "bottom")}
+ENCLOSING = ("enclosed", "above", "below", "left", "upper left", "upper right", "lower left")
 OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 LAYOUT_OF = {place: layout for layout, places in PLACES.items() for place in places}
 
@@ -27,8 +28,8 @@ BOUND: dict[str, str] = {
 
 _OTHERS = """
 且 moreover, 甫 begin, 旦 dawn, 卑 humble, 兼 together, 丁 nail, 其 its, 良 good, 由 cause, 乍 sudden, 夭 tender,
-九 nine, 巴 snail, 也 also, 刃 blade, 今 now, 必 must, 于 at, 丰 lush, 勺 ladle, 亡 lost, 里 mile, 千 thousand, 天 sky,
-半 half, 中 middle, 七 seven, 甲 armour, 申 stretch, 井 well, 乃 thus, 世 generation, 丸 pill, 凡 ordinary, 少 few,
+九 nine, 巴 snail, 也 also, 刃 blade, 今 now, 必 must, 丰 lush, 勺 ladle, 亡 lost, 里 mile, 千 thousand, 天 sky,
+半 half, 中 centre, 七 seven, 甲 armour, 申 stretch, 井 well, 乃 thus, 世 generation, 丸 pill, 凡 ordinary, 少 few,
 上 upper, 下 lower, 三 three, 五 five, 六 six, 万 myriad, 壬 ninth stem, 亏 loss, 柬 letter, 丂 breath, 具 tool,
 巳 sixth branch, 兀 stool, 主 host, 未 not yet, 末 end, 本 root, 东 east, 丘 hill, 乌 crow, 云 cloud, 电 lightning
 """
@@ -59,10 +60,16 @@ def parts_of(char: str, structure: str) -> list[tuple[str, str]]:
     return list(zip(parts, PLACES[structure], strict=True)) if structure in PLACES and len(parts) == 2 else []
 
 
+def outer_and_inner(char: str, structure: str) -> list[tuple[str, str]]:
+    """(components, place) of what encloses and what is enclosed, 'around' and 'inside'; [] where nothing encloses."""
+    held = "".join(load_components().get(char, ()))
+    return [(held[0], "around"), (held[1:], "inside")] if structure in ENCLOSING and len(held) > 1 else []
+
+
 def named_parts(char: str, row: GlyphRow) -> list[tuple[str, str]]:
     """(name, place) of the parts of a character that may be spoken of: of one component, or of two, that have names."""
     found = []
-    for part, place in parts_of(char, row.structure):
+    for part, place in parts_of(char, row.structure) or outer_and_inner(char, row.structure):
         names = [name_of(component, place, row.radical) for component in part]
         spoken = all(n and may_be_shown(c, n, row.structure, place) for c, n in zip(part, names, strict=True))
         if names and len(names) <= 2 and spoken:

@@ -2,6 +2,7 @@
 
     glyph of a tree beside a dog              tree on the left, dog on the right
     fire under a roof                         roof at the top, fire at the bottom
+    gate around an ear                        gate around, ear inside
     glyph with water on the left              water on the left
     vertical stacked glyph with the jade radical at the bottom
 
@@ -21,6 +22,8 @@ _BETWEEN = {
     **dict.fromkeys(("right of", "to the right of"), ("right", "left")),
     **dict.fromkeys(("above", "over", "on top of"), ("top", "bottom")),
     **dict.fromkeys(("under", "below", "beneath", "underneath"), ("bottom", "top")),
+    **dict.fromkeys(("around", "enclosing"), ("around", "inside")),
+    **dict.fromkeys(("inside", "in", "within"), ("inside", "around")),
 }
 _AFTER = {phrase: place for place, phrases in PLACE_PHRASES.items() for phrase in phrases}
 
@@ -41,7 +44,7 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
 def parts_asked_for(prompt: str) -> list[tuple[str, str]]:
     """(name, place) of each part that a prompt names with its place, in the order in which they are said.
 
-    The place is 'left', 'right', 'top' or 'bottom'; [] for a prompt that says nothing of the kind.
+    The place is 'left', 'right', 'top', 'bottom', 'around' or 'inside'; [] for a prompt that says nothing of the kind.
     """
     text = " ".join(prompt.lower().split())
     between, after = _patterns()
