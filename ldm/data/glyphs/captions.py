@@ -15,7 +15,6 @@ forms that people type:
     vertical stacked glyph with the fire radical at the bottom
 """
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -103,7 +102,7 @@ _BESIDE = {
     "vertical": ("{0} above {1}", "{0} over {1}", "{1} under {0}", "{1} below {0}"),
     "": ("{0} around {1}", "{1} inside {0}", "{1} in {0}", "{0} around {1}"),
 }
-Named = Sequence[tuple[str, str]]  # (name, place) of the parts that have names, in the layout's order
+Named = list[tuple[str, str]]  # (name, place) of the parts that have names, in the layout's order
 
 
 class GlyphCaptions:
@@ -113,14 +112,14 @@ class GlyphCaptions:
         self.options = options
 
     def caption(
-        self, row: GlyphRow, style: str, rng: np.random.Generator, named: Named = (), radical_place: str = ""
+        self, row: GlyphRow, style: str, rng: np.random.Generator, named: Named | None = None, radical_place: str = ""
     ) -> str:
         """Return one caption of `row` drawn in `style` (a key of STYLE_PHRASES); the same rng state gives the same.
 
         Args:
             named, radical_place: see `ldm.data.glyphs.names`.
         """
-        weights = self.options
+        weights, named = self.options, named or []
         if rng.random() < weights.plain:
             return layout_phrase(row.structure)
         if weights.typed and rng.random() < weights.typed:
@@ -135,7 +134,7 @@ class GlyphCaptions:
 
     def of_parts(self, layout: str, named: Named, style: str, rng: np.random.Generator) -> str:
         """Return one caption of a glyph of which nothing is known but what stands where; `named` is not empty."""
-        name, place = named[rng.integers(len(named))]
+        name, place = named[int(rng.integers(len(named)))]
         if rng.random() < 0.5:
             return self._typed(layout, name if name in RADICALS else "", place, named, style, rng)
         parts = [self._said(named, rng)]

@@ -81,7 +81,7 @@ def halves(image: np.ndarray, layout: str) -> list[tuple[int, int, int, int]]:
     """Ink boxes of the two parts of a glyph uint8 (h, w), dark on white; [] where no single blank lane parts them."""
     dark = image < 255 - BLANK
     across = layout == "horizontal"
-    middle = lane(dark.any(axis=0 if across else 1))
+    middle = lane(np.asarray(dark.any(axis=0 if across else 1)))
     if middle is None:
         return []
     boxes = []
@@ -253,7 +253,7 @@ class Stock:
             lengths.append(along if piece.place and LAYOUT_OF[piece.place] == layout else 0.6 * along)
             breadths.append(max(breadth / size / (1 - 2 * MARGIN), 0.6) * (1 if piece.place == place else 1.1))
         share = lengths[0] / sum(lengths) + rng.uniform(-0.05, 0.05)
-        fill = tuple(min(1.0, b * rng.uniform(0.92, 1.05)) for b in breadths)
+        fill = (min(1.0, breadths[0] * rng.uniform(0.92, 1.05)), min(1.0, breadths[1] * rng.uniform(0.92, 1.05)))
         canvas = np.zeros((size, size), np.float32)
         for (piece, _), box in zip(parts, cells(layout, float(np.clip(share, 0.25, 0.75)), fill, size), strict=True):
             top, bottom, left, right = piece.box

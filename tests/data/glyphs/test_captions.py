@@ -136,7 +136,7 @@ def test_a_part_without_a_name_is_not_spoken_of():
 
 def test_the_radical_may_have_its_place_behind_it():
     captions = GlyphCaptions(CaptionOptions(**(NEVER | {"places": 1, "radical": 1})))
-    drawn = {captions.caption(RIVER, "hei", np.random.default_rng(s), (), "left") for s in range(50)}
+    drawn = {captions.caption(RIVER, "hei", np.random.default_rng(s), [], "left") for s in range(50)}
     assert "glyph with the water radical on the left" in drawn and len(drawn) == 3
 
 
