@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.diffusion.samplers import SAMPLERS
-from ldm.diffusion.time_grids import TIME_GRIDS
 from ldm.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,6 +16,9 @@ MOST_STEPS = 1000
 
 
 def add_parser(subparsers) -> None:
+    from ldm.diffusion.samplers import SAMPLERS  # torch, for the names that --help lists
+    from ldm.diffusion.time_grids import TIME_GRIDS
+
     parser = subparsers.add_parser(
         "sample",
         help="draw many samples into one file",

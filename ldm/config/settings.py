@@ -4,19 +4,22 @@ One YAML file describes one project: shared keys (`data`, `seed`, `train`, `opti
 part (`clip`, `vae`, `ldm`) with what differs there. `extends: other.yaml` starts from another file.
 """
 
+import importlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-
-from ldm.diffusion.loss_weighting import WEIGHTS
-from ldm.diffusion.parameterization import PREDICTIONS
-from ldm.diffusion.samplers import SAMPLERS
-from ldm.diffusion.schedules import SCHEDULES
-from ldm.diffusion.time_grids import TIME_GRIDS
-from ldm.diffusion.time_sampling import TIMES
-from ldm.models.conditioning import CONDITIONINGS
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -26,17 +29,40 @@ Widths = Annotated[list[Count], Field(min_length=1)]
 Weight = Annotated[float, Field(ge=0)]
 Place = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]  # "~/runs" is not a folder "~"
 Named = Annotated[str, AfterValidator(os.path.expanduser)]  # a place, or one of a few words, or a Hub id
-if TYPE_CHECKING:
-    Process: TypeAlias = str
-    Prediction: TypeAlias = str
-    Times: TypeAlias = str
-    LossWeight: TypeAlias = str
-    SamplerName: TypeAlias = str
-    GridName: TypeAlias = str
-    Conditioning: TypeAlias = str
-else:  # whatever is registered where it is written is allowed here
-    Process, Prediction, Times, LossWeight = (Literal[tuple(n)] for n in (SCHEDULES, PREDICTIONS, TIMES, WEIGHTS))
-    SamplerName, GridName, Conditioning = (Literal[tuple(n)] for n in (SAMPLERS, TIME_GRIDS, CONDITIONINGS))
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A name in a registry of `ldm.diffusion`, which needs torch: it is imported to check other names than `usual`."""
+
+    module: str
+    registry: str
+    usual: str
+
+    def names(self) -> list[str]:
+        return list(getattr(importlib.import_module(f"ldm.diffusion.{self.module}"), self.registry))
+
+    def check(self, value: Any) -> str:
+        if value != self.usual and value not in (names := self.names()):
+            *others, last = map(repr, names)
+            expected = {"expected": f"{', '.join(others)} or {last}"}
+            raise PydanticCustomError("literal_error", "Input should be {expected}", expected)
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.check)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"enum": self.names(), "type": "string"}
+
+
+Process = Annotated[str, Registered("schedules", "SCHEDULES", "flow")]
+Prediction = Annotated[str, Registered("parameterization", "PREDICTIONS", "flow")]
+TimeDensity = Annotated[str, Registered("time_sampling", "TIME_DENSITIES", "logit_normal")]
+LossWeight = Annotated[str, Registered("loss_weighting", "LOSS_WEIGHTS", "uniform")]
+SamplerName = Annotated[str, Registered("samplers", "SAMPLERS", "dpmpp_2m")]
+GridName = Annotated[str, Registered("time_grids", "TIME_GRIDS", "uniform")]
+Conditioning = Literal["cross_attention", "modulation", "concatenation"]  # the keys of models.conditioning
 
 
 class Settings(BaseModel):
@@ -278,7 +304,7 @@ class MlpModel(Settings):
 class NoiseOptions(Settings):
     process: Process = "flow"
     prediction_type: Prediction = "flow"
-    timesteps: Times = "logit_normal"  # which times are trained on
+    timesteps: TimeDensity = "logit_normal"  # which times are trained on
     stratified: bool = True  # one time from each of batch_size equal parts
     shift: Positive = 1.0  # resolution shift towards noise: ln(snr) falls by 2 ln(shift) at every time
     zero_terminal_snr: bool = False  # rescale a tabled process so that the last step is nothing but noise

@@ -1,16 +1,16 @@
-"""How much an error at a time counts."""
+"""How much the squared error counts at each noise level.
+
+A weight is a function of the snr and one number c, whose default is the paper's, on the squared error of x_0;
+`NoiseProcess.loss_weight` turns it into one on what the network predicts. `uniform` and `learned` weigh the error of
+the prediction itself, whatever its type.
+"""
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
-
-# Weights of the squared error of x0 as functions of the snr and one number, whose default is the paper's.
-# 'uniform' and 'learned' weigh the error of what the network predicts, whatever that is.
-WEIGHTS: dict[str, Callable[..., "Tensor"] | None] = {
+LOSS_WEIGHTS: dict[str, Callable[..., Tensor] | None] = {
     "uniform": None,
     "min_snr": lambda snr, c=5.0: snr.clamp(max=c),  # Hang et al. 2023, arXiv 2303.09556
     "soft_min_snr": lambda snr, c=5.0: c * snr / (c + snr),  # Crowson et al. 2024, arXiv 2401.11605

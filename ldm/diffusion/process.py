@@ -1,39 +1,39 @@
-"""The noise process: x0, eps and a time to x_t, the network's target and its weight in the loss."""
+"""The noise process of training: x_t, timestep, target and loss weight from x_0, eps and t."""
 
-from typing import TYPE_CHECKING
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
 
-from ldm.diffusion.loss_weighting import WEIGHTS
+from ldm.diffusion.loss_weighting import LOSS_WEIGHTS
 from ldm.diffusion.parameterization import PREDICTIONS, convert
-from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS, SCHEDULES
-from ldm.diffusion.time_sampling import TIMES
+from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS, SCHEDULES, Times
+from ldm.diffusion.time_sampling import TIME_DENSITIES
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+Batch = Float[Tensor, "b *rest"]
 
 
-def rows(values: "Tensor", like: "Tensor") -> "Tensor":
-    """(B,) or () shaped to broadcast against (B, ...), in the other's dtype."""
+def expand_to(values: Shaped[Tensor, "..."], like: Batch) -> Float[Tensor, "..."]:
+    """Values of shape (B,) or () as (B, 1, ...) or (1, 1, ...), to broadcast against (B, ...), in the other's dtype."""
     return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
 
 
-def previous_step(t: "Tensor", num_steps: int = NUM_TRAIN_TIMESTEPS) -> "tuple[Tensor, Tensor]":
+def whole_steps(t: Times, num_steps: int = NUM_TRAIN_TIMESTEPS) -> tuple[Times, Times]:
     """t rounded up to a multiple of 1 / num_steps, and the multiple before it."""
     index = (t * num_steps - 1e-3).ceil().clamp(min=1)
     return index / num_steps, (index - 1) / num_steps
 
 
 class NoiseProcess:
-    """x0, eps, time -> x_t, network timestep, target and loss weight.
+    """x_t = alpha_t x_0 + sigma_t eps, and what the network learns from it.
 
     Args:
         process: a name in `SCHEDULES`.
         prediction_type: a name in `PREDICTIONS`.
-        timesteps: a name in `TIMES`.
-        stratified: one time from each of B equal parts, which lowers the loss's variance.
+        timesteps: a name in `TIME_DENSITIES`.
+        stratified: one t from each of B equal intervals, which lowers the variance of the loss.
         shift: resolution shift of the schedule, see `Schedule`.
-        zero_terminal_snr: rescale a tabled schedule so that x_1 is nothing but noise.
-        weight, weight_parameter: a name in `WEIGHTS`, and its number (None = the paper's).
+        zero_terminal_snr: rescale a tabulated schedule so that x_1 is pure noise.
+        weight, weight_parameter: a name in `LOSS_WEIGHTS`, and its number (None = the paper's).
         learned_variance, vlb_weight: the network also predicts the reverse variance, see `variational_loss`.
     """
 
@@ -56,56 +56,57 @@ class NoiseProcess:
         self.weight, self.weight_parameter = weight, weight_parameter
         self.learned_variance, self.vlb_weight = learned_variance, vlb_weight
 
-    def draw_times(self, batch_size: int, generator: "torch.Generator | None" = None) -> "Tensor":
-        """Times t in [first_time, 1], shape (B,), float32."""
-        import torch
-
+    def draw_times(self, batch_size: int, generator: torch.Generator | None = None) -> Float[Tensor, " b"]:
+        """t in [first_time, 1], shape (B,), float32."""
         u = torch.rand(batch_size, generator=generator)
         if self.stratified:
             u = (torch.randperm(batch_size, generator=generator) + u) / batch_size
-        times = TIMES[self.timesteps](u, self.schedule).clamp(min=self.schedule.first_time)
-        return previous_step(times)[0] if self.learned_variance else times  # the bound is a sum over whole steps
+        t = TIME_DENSITIES[self.timesteps](u, self.schedule).clamp(min=self.schedule.first_time)
+        return whole_steps(t)[0] if self.learned_variance else t  # the bound is a sum over whole steps
 
-    def timestep(self, t: "Tensor") -> "Tensor":
-        """What the network is told, float, shape of t."""
+    def timestep(self, t: Times) -> Times:
+        """The network's time input, float, shape of t."""
         return self.schedule.timestep(t)
 
-    def scales(self, t: "Tensor") -> "tuple[Tensor, Tensor]":
+    def scales(self, t: Times) -> tuple[Times, Times]:
         """alpha_t and sigma_t, each of t's shape."""
         return self.schedule.scales(t)
 
-    def network_input(self, x_t: "Tensor", t: "Tensor") -> "Tensor":
-        return rows(self.schedule.input_scale(t), x_t) * x_t
+    def network_input(self, x_t: Batch, t: Times) -> Batch:
+        return expand_to(self.schedule.input_scale(t), x_t) * x_t
 
-    def corrupt(self, x0: "Tensor", eps: "Tensor", t: "Tensor") -> "Tensor":
-        """x_t = alpha_t x0 + sigma_t eps; shapes (B, ...) and t (B,)."""
-        alpha, sigma = self.scales(t)
-        return rows(alpha, x0) * x0 + rows(sigma, x0) * eps
+    def corrupt(self, x0: Batch, eps: Batch, t: Float[Tensor, " b"]) -> Batch:
+        """x_t = alpha_t x_0 + sigma_t eps."""
+        alpha, sigma = self._scales_for(x0, t)
+        return alpha * x0 + sigma * eps
 
-    def target(self, x0: "Tensor", eps: "Tensor", t: "Tensor") -> "Tensor":
-        """What the network should predict, shape of x0."""
-        a, b = PREDICTIONS[self.prediction_type](*(rows(scale, x0) for scale in self.scales(t)))
+    def target(self, x0: Batch, eps: Batch, t: Float[Tensor, " b"]) -> Batch:
+        """What the network should predict: a x_0 + b eps, see `PREDICTIONS`."""
+        a, b = PREDICTIONS[self.prediction_type](*self._scales_for(x0, t))
         return a * x0 + b * eps
 
-    def convert(self, prediction: "Tensor", x_t: "Tensor", t: "Tensor", target: str) -> "Tensor":
-        """The network's prediction as 'sample', 'epsilon' or any other kind, see `convert`."""
-        alpha, sigma = (rows(scale, x_t) for scale in self.scales(t))
-        return convert(prediction, x_t, alpha, sigma, self.prediction_type, target)
+    def convert(self, prediction: Batch, x_t: Batch, t: Times, target: str) -> Batch:
+        """The network's prediction as 'sample', 'epsilon' or any other type, see `parameterization.convert`."""
+        return convert(prediction, x_t, *self._scales_for(x_t, t), self.prediction_type, target)
 
-    def predict_x0(self, x_t: "Tensor", prediction: "Tensor", t: "Tensor") -> "Tensor":
-        """The clean sample that a prediction implies, shape of x_t."""
+    def predict_x0(self, x_t: Batch, prediction: Batch, t: Times) -> Batch:
+        """x_0 as the prediction implies it."""
         return self.convert(prediction, x_t, t, "sample")
 
-    def loss_weight(self, t: "Tensor") -> "Tensor":
-        """Weight of each sample's squared error in what the network predicts, shape (B,).
+    def loss_weight(self, t: Times) -> Times:
+        """Weight of each sample's squared error in what the network predicts.
 
-        With p = a x0 + b eps and x_t given, dp/dx0 = a - b alpha / sigma; its square turns a weight on the error of x0
-        into one on the error of p.
+        With p = a x_0 + b eps and x_t given, dp/dx_0 = a - b alpha / sigma; its square turns a weight on the error of
+        x_0 into one on the error of p.
         """
-        weigh = WEIGHTS[self.weight]
-        if weigh is None:
-            return t * 0 + 1
+        weight = LOSS_WEIGHTS[self.weight]
+        if weight is None:
+            return torch.ones_like(t)
         alpha, sigma = (scale.double().clamp(min=1e-6) for scale in self.scales(t))
         a, b = PREDICTIONS[self.prediction_type](alpha, sigma)
         options = {} if self.weight_parameter is None else {"c": self.weight_parameter}
-        return (weigh((alpha / sigma) ** 2, **options) / (a - b * alpha / sigma) ** 2).to(t.dtype)
+        return (weight((alpha / sigma) ** 2, **options) / (a - b * alpha / sigma) ** 2).to(t.dtype)
+
+    def _scales_for(self, x: Batch, t: Times) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self.scales(t)
+        return expand_to(alpha, x), expand_to(sigma, x)

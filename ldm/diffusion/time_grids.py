@@ -1,22 +1,22 @@
-"""Time grids: at which times a sampler stops on its way from noise to data, and how noisy x is there.
-
-Torch is imported where tensors are made and not at the top, so that `ldm.config` can offer the names defined here.
-"""
+"""Time grids: the times at which a sampler stops between noise (t = 1) and data (t = 0), and the noise level there."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS, Karras, Schedule
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS, Schedule, VarianceExploding
+
+Grid = Float64[Tensor, " n"]  # falling times
 
 
 @dataclass(frozen=True)
 class Level:
-    """A point of the time grid, as plain float64 numbers."""
+    """A point of a time grid, in plain float64 numbers."""
 
     t: float
     alpha: float
@@ -24,16 +24,14 @@ class Level:
 
     @property
     def lam(self) -> float:
-        """ln(alpha / sigma), half the logsnr: -inf for pure noise, inf for data."""
+        """lambda = ln(alpha / sigma), half the logsnr: -inf for pure noise, inf for data."""
         if self.alpha == 0 or self.sigma == 0:
             return -math.inf if self.alpha == 0 else math.inf
         return math.log(self.alpha / self.sigma)
 
 
-def levels(schedule: Schedule, times: "Tensor | list[float]") -> list[Level]:
+def levels(schedule: Schedule, times: Tensor | Sequence[float]) -> list[Level]:
     """The levels of falling times. Raises: ValueError if they do not fall within [0, 1]."""
-    import torch
-
     times = torch.as_tensor(times, dtype=torch.float64)
     falls = times.ndim == 1 and len(times) > 1 and bool((times.diff() <= 0).all())
     if not falls or times[0] > 1 or times[-1] < 0:
@@ -48,99 +46,87 @@ def levels(schedule: Schedule, times: "Tensor | list[float]") -> list[Level]:
     return points
 
 
-LARGEST, SMALLEST = 160.0, 0.002  # sigma / alpha: EDM's 80 and 0.002, the former for its data of deviation 0.5
+MAX_RATIO, MIN_RATIO = 160.0, 0.002  # sigma / alpha: EDM's 80 and 0.002, the former for its data of deviation 0.5
 # sigma / alpha of ten steps of Stable Diffusion 1.5: Sabour et al. 2024, arXiv 2404.14507, and their quickstart page
-STABLE_DIFFUSION = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152)
+ALIGN_YOUR_STEPS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152)
 
 
-def uniform(schedule: Schedule, num_steps: int) -> "Tensor":
+def uniform(schedule: Schedule, num_steps: int) -> Grid:
     """Equal steps in t. Where t = 0 is not yet data (karras), the last step is from there: EDM's grid, rho 7."""
-    import torch
-
-    if isinstance(schedule, Karras):
-        return torch.cat([torch.linspace(1, 0, num_steps, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
-    return torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+    if isinstance(schedule, VarianceExploding):
+        return torch.cat([_one_to_zero(num_steps), torch.zeros(1, dtype=torch.float64)])
+    return _one_to_zero(num_steps + 1)
 
 
-def quadratic(schedule: Schedule, num_steps: int) -> "Tensor":
+def quadratic(schedule: Schedule, num_steps: int) -> Grid:
     """Steps that shrink towards the data: t = (1 - k / n)^2. Source: Song et al. 2020, arXiv 2010.02502, app. D.2."""
     return uniform(schedule, num_steps) ** 2
 
 
-def karras(schedule: Schedule, num_steps: int) -> "Tensor":
+def karras(schedule: Schedule, num_steps: int) -> Grid:
     """Equal steps in (sigma / alpha)^(1/7). Source: Karras et al. 2022, arXiv 2206.00364, eq. 5."""
-    if isinstance(schedule, Karras):
+    if isinstance(schedule, VarianceExploding):
         return uniform(schedule, num_steps)
-    low, high = (ratio ** (1 / 7) for ratio in ratios(schedule))
-    return at_ratios(schedule, (low + (high - low) * uniform_part(num_steps)) ** 7)
+    low, high = (ratio ** (1 / 7) for ratio in _ratio_range(schedule))
+    return _at_ratios(schedule, (low + (high - low) * _one_to_zero(num_steps)) ** 7)
 
 
-def logsnr(schedule: Schedule, num_steps: int) -> "Tensor":
+def logsnr(schedule: Schedule, num_steps: int) -> Grid:
     """Equal steps in ln(alpha / sigma)."""
-    low, high = (math.log(ratio) for ratio in ratios(schedule))
-    return at_ratios(schedule, (low + (high - low) * uniform_part(num_steps)).exp())
+    low, high = (math.log(ratio) for ratio in _ratio_range(schedule))
+    return _at_ratios(schedule, (low + (high - low) * _one_to_zero(num_steps)).exp())
 
 
-def align_your_steps(schedule: Schedule, num_steps: int) -> "Tensor":
+def align_your_steps(schedule: Schedule, num_steps: int) -> Grid:
     """The published grid of ten steps, other numbers by interpolation of its logarithm.
 
-    It was optimised for Stable Diffusion 1.5 and not for this model: from sigma / alpha = 0.152 it goes straight to the
-    data, which is right for pictures and blurs nothing visible there, but makes points finer than that too narrow.
+    It was optimized for Stable Diffusion 1.5, not for this model. Its last step goes from sigma / alpha = 0.152 to the
+    data at once: invisible in images, but point clouds with finer detail than that come out too narrow.
     """
-    import numpy as np
-    import torch
-
-    known = np.log(STABLE_DIFFUSION)
-    wanted = np.interp(np.linspace(0, 1, num_steps), np.linspace(0, 1, len(known)), known)
-    return at_ratios(schedule, torch.from_numpy(np.exp(wanted)))
+    known = np.log(ALIGN_YOUR_STEPS)
+    log_ratio = np.interp(np.linspace(0, 1, num_steps), np.linspace(0, 1, len(known)), known)
+    return _at_ratios(schedule, torch.from_numpy(np.exp(log_ratio)))
 
 
-def uniform_part(num_steps: int) -> "Tensor":
-    """From 1 to 0 in `num_steps` numbers."""
-    import torch
-
-    return torch.linspace(1, 0, num_steps, dtype=torch.float64)
+def trailing(schedule: Schedule, num_steps: int) -> Grid:
+    """`uniform`, rounded to the steps of training. Source, and of the next two: Lin et al. 2023, arXiv 2305.08891."""
+    return (_one_to_zero(num_steps + 1) * NUM_TRAIN_TIMESTEPS).round() / NUM_TRAIN_TIMESTEPS
 
 
-def ratios(schedule: Schedule) -> tuple[float, float]:
-    """sigma / alpha at the first and last time, where that is neither too small nor too large."""
+def leading(schedule: Schedule, num_steps: int) -> Grid:
+    """1, 1 + c, 1 + 2c, ... thousandths: starts where there is still signal, a known flaw. For comparison."""
+    return _falling(1 + torch.arange(num_steps) * (NUM_TRAIN_TIMESTEPS // num_steps))
+
+
+def linspace(schedule: Schedule, num_steps: int) -> Grid:
+    """Both the first and the last step of training are in it."""
+    return _falling(1 + torch.linspace(0, NUM_TRAIN_TIMESTEPS - 1, num_steps, dtype=torch.float64).round())
+
+
+def _one_to_zero(count: int) -> Grid:
+    return torch.linspace(1, 0, count, dtype=torch.float64)
+
+
+def _falling(steps: Tensor) -> Grid:
+    """Rising thousandths as falling times, with t = 0 at the end."""
+    times = steps.double().flip(0) / NUM_TRAIN_TIMESTEPS
+    return torch.cat([times, torch.zeros_like(times[:1])])
+
+
+def _ratio_range(schedule: Schedule) -> tuple[float, float]:
+    """sigma / alpha at the first and last time, within MIN_RATIO and MAX_RATIO."""
     low, high = levels(schedule, [1.0, max(schedule.first_time, 1e-9)])[::-1]
-    return max(math.exp(-low.lam), SMALLEST), min(math.exp(-high.lam) if high.alpha else LARGEST, LARGEST)
+    return max(math.exp(-low.lam), MIN_RATIO), min(math.exp(-high.lam) if high.alpha else MAX_RATIO, MAX_RATIO)
 
 
-def at_ratios(schedule: Schedule, ratio: "Tensor") -> "Tensor":
+def _at_ratios(schedule: Schedule, ratio: Grid) -> Grid:
     """The times of falling sigma / alpha, the first moved to t = 1, and t = 0 after the last."""
-    import torch
-
     times = schedule.time(-2 * ratio.log())
     return torch.cat([torch.ones_like(times[:1]), times[1:], torch.zeros_like(times[:1])])
 
 
-def trailing(schedule: Schedule, num_steps: int) -> "Tensor":
-    """`uniform`, rounded to the steps of training. Source, and of the next two: Lin et al. 2023, arXiv 2305.08891."""
-    return (uniform_part(num_steps + 1) * NUM_TRAIN_TIMESTEPS).round() / NUM_TRAIN_TIMESTEPS
-
-
-def leading(schedule: Schedule, num_steps: int) -> "Tensor":
-    """1, 1 + c, 1 + 2c, ... thousandths: starts where there is still signal, a known flaw. For comparison."""
-    return spaced(lambda torch: 1 + torch.arange(num_steps) * (NUM_TRAIN_TIMESTEPS // num_steps))
-
-
-def linspace(schedule: Schedule, num_steps: int) -> "Tensor":
-    """Both the first and the last step of training are in it."""
-    return spaced(lambda torch: 1 + torch.linspace(0, NUM_TRAIN_TIMESTEPS - 1, num_steps, dtype=torch.float64).round())
-
-
-def spaced(steps: Callable) -> "Tensor":
-    """Rising thousandths as falling times, with t = 0 at the end."""
-    import torch
-
-    times = steps(torch).double().flip(0) / NUM_TRAIN_TIMESTEPS
-    return torch.cat([times, torch.zeros_like(times[:1])])
-
-
-# schedule, number of steps -> that many times and one more, falling from 1 (leading: nearly) to 0, float64
-TIME_GRIDS: dict[str, "Callable[[Schedule, int], Tensor]"] = {
+# (schedule, number of steps) -> that many times and one more, falling from 1 (leading: nearly) to 0
+TIME_GRIDS: dict[str, Callable[[Schedule, int], Grid]] = {
     "uniform": uniform,
     "trailing": trailing,
     "leading": leading,

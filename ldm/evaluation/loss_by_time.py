@@ -71,7 +71,7 @@ def trivial_losses(process: NoiseProcess, t: Tensor, mean: Tensor, variance: Ten
         mean, variance: of each channel of the clean data, (c,); the losses are averaged over channels.
     """
     alpha, sigma = (scale.double().unsqueeze(-1) for scale in process.scales(t))
-    a, b = PREDICTIONS[process.prediction_type](alpha, sigma)
+    a, b = (torch.ones_like(alpha) * each for each in PREDICTIONS[process.prediction_type](alpha, sigma))
     m, v = mean.double(), variance.double()
     return {
         "zero": (a**2 * (v + m**2) + b**2).mean(-1),

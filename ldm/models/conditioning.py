@@ -1,17 +1,15 @@
 """How text enters a U-Net: the settings of diffusers' `UNet2DConditionModel` that make it so.
 
-A way is a function from `UNetModel` to those settings, and its name in `CONDITIONINGS`. Nothing is imported
-here, so that `ldm.config.settings` can offer the names at once.
+Each is a function from `UNetModel` to those settings, with a name in `CONDITIONINGS` that
+`ldm.config.settings.Conditioning` lists too.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ldm.config.settings import UNetModel
+from ldm.config.settings import UNetModel
 
 
-def cross_attention(model: "UNetModel") -> dict:
+def cross_attention(model: UNetModel) -> dict:
     """Text states are keys and values at `attention_levels` and in the middle."""
     return {
         "down_block_types": _blocks(model, "CrossAttnDownBlock2D", "DownBlock2D"),
@@ -22,26 +20,26 @@ def cross_attention(model: "UNetModel") -> dict:
     }
 
 
-def modulation(model: "UNetModel") -> dict:
+def modulation(model: UNetModel) -> dict:
     """Pooled text joins the time embedding, whose scale and shift follow every group norm (Perez et al. 2017, FiLM,
     arXiv 1709.07871; AdaGN of Dhariwal and Nichol 2021, arXiv 2105.05233, sec. 3.1). Attention is self-attention only.
     """
     return _self_attention(model) | {"addition_embed_type": "text"}
 
 
-def concatenation(model: "UNetModel") -> dict:
+def concatenation(model: UNetModel) -> dict:
     """The U-Net within a `ldm.models.unet.ConcatenatedUNet`: it knows of no text itself."""
     return _self_attention(model) | {"addition_embed_type": None}
 
 
-CONDITIONINGS: dict[str, Callable[["UNetModel"], dict]] = {
+CONDITIONINGS: dict[str, Callable[[UNetModel], dict]] = {
     "cross_attention": cross_attention,
     "modulation": modulation,
     "concatenation": concatenation,
 }
 
 
-def _self_attention(model: "UNetModel") -> dict:
+def _self_attention(model: UNetModel) -> dict:
     return {
         "down_block_types": _blocks(model, "AttnDownBlock2D", "DownBlock2D"),
         "up_block_types": _blocks(model, "AttnUpBlock2D", "UpBlock2D")[::-1],
@@ -50,7 +48,7 @@ def _self_attention(model: "UNetModel") -> dict:
     }
 
 
-def _blocks(model: "UNetModel", attending: str, plain: str) -> tuple[str, ...]:
+def _blocks(model: UNetModel, attending: str, plain: str) -> tuple[str, ...]:
     return tuple(
         attending if level in model.attention_levels else plain for level in range(len(model.block_out_channels))
     )

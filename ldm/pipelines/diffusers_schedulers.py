@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from ldm.diffusion.process import NoiseProcess
-from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS, SCHEDULES, Flow, Karras, Tabled
-from ldm.diffusion.time_grids import LARGEST
+from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS, SCHEDULES, DiscreteVP, RectifiedFlow, VarianceExploding
+from ldm.diffusion.time_grids import MAX_RATIO
 from ldm.pipelines.component_classes import stock_class
 from ldm.utils.errors import UserError
 
@@ -138,13 +138,13 @@ def process_of(scheduler: Any) -> NoiseProcess:
     prediction_type = config.get("prediction_type", "flow_prediction")
     if config.get("use_flow_sigmas") or prediction_type == "flow_prediction":
         process = NoiseProcess()
-        process.schedule = Flow(config.get("flow_shift") or config.get("shift") or 1.0)
+        process.schedule = RectifiedFlow(config.get("flow_shift") or config.get("shift") or 1.0)
     elif "sigma_data" in config:
         process = NoiseProcess("karras", "v_prediction")
-        process.schedule = Karras(config["sigma_min"] / Karras.sigma_min)
+        process.schedule = VarianceExploding(config["sigma_min"] / VarianceExploding.sigma_min)
     elif hasattr(scheduler, "alphas_cumprod"):
         process = NoiseProcess("linear", prediction_type)
-        process.schedule = Tabled(scheduler.alphas_cumprod.double().cpu().numpy())
+        process.schedule = DiscreteVP(scheduler.alphas_cumprod.double().cpu().numpy())
     else:
         raise ValueError(f"the noise process of {type(scheduler).__name__} is not known")
     process.learned_variance = config.get("variance_type") in ("learned", "learned_range")
@@ -182,7 +182,7 @@ def samplers_for(scheduler: Any) -> list[str]:
 
 
 def _tabled_grids(process: Process, sampler: str, scheduler: str) -> dict[str, dict[str, Any]]:
-    if scheduler == HEUN and process.largest > LARGEST:
+    if scheduler == HEUN and process.largest > MAX_RATIO:
         return {}  # from so large a sigma / alpha its first step is far off, and from zero SNR infinitely
     if scheduler == ANCESTRAL and process.settings["prediction_type"] == "sample":
         return {}  # not written
@@ -191,7 +191,7 @@ def _tabled_grids(process: Process, sampler: str, scheduler: str) -> dict[str, d
         return {}  # the others would take the variance for channels of the sample
     if process.learned or sampler == "ddpm_large":  # unless it starts at its first training step, the last adds noise
         return _BOTH_ENDS | _LEADING
-    if process.largest > LARGEST:  # ours begin below
+    if process.largest > MAX_RATIO:  # ours begin below
         grids = {name: settings for name, settings in grids.items() if name not in _RATIOS}
     return grids
 
@@ -228,10 +228,10 @@ def _trained(noise: "NoiseOptions") -> Process:
     if noise.process == "flow":
         return _flow(noise.shift)
     if noise.process == "karras":
-        return _karras(noise.shift * Karras.sigma_min, noise.shift * Karras.sigma_max)
+        return _karras(noise.shift * VarianceExploding.sigma_min, noise.shift * VarianceExploding.sigma_max)
     settings: dict[str, Any] = {"prediction_type": noise.prediction_type}
     schedule = SCHEDULES[noise.process](noise.shift)
-    assert isinstance(schedule, Tabled)
+    assert isinstance(schedule, DiscreteVP)
     alphas_cumprod = schedule.alphas_cumprod.numpy()
     if noise.process in _NAMED and noise.shift == 1:
         settings |= _NAMED[noise.process]
@@ -267,5 +267,5 @@ def _flow(shift: float) -> Process:
 
 
 def _karras(smallest: float, largest: float) -> Process:
-    sigmas = {"sigma_min": smallest, "sigma_max": largest, "sigma_data": 1.0, "rho": Karras.rho}
+    sigmas = {"sigma_min": smallest, "sigma_max": largest, "sigma_data": 1.0, "rho": VarianceExploding.rho}
     return Process("karras", {"prediction_type": "v_prediction", **sigmas})

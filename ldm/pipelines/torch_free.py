@@ -6,20 +6,33 @@ the stock scheduler takes it. Whatever goes beyond that (other samplers and proc
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm.diffusion.samplers import DPMSolver2M, Step
-from ldm.diffusion.schedules import Flow
-from ldm.diffusion.time_grids import Level
 from ldm.pipelines.model_folder import ModelFolder
 from ldm.pipelines.onnx_runtime import Engine, open_engine
 from ldm.utils.errors import UserError
 from ldm.utils.untrusted_files import read_json
+
+
+class Level(NamedTuple):
+    """As `ldm.diffusion.time_grids.Level`, which needs torch."""
+
+    alpha: float
+    sigma: float
+
+    @property
+    def lam(self) -> float:
+        """ln(alpha / sigma): -inf for pure noise, inf for data."""
+        if self.alpha == 0 or self.sigma == 0:
+            return -math.inf if self.alpha == 0 else math.inf
+        return math.log(self.alpha / self.sigma)
+
 
 log = logging.getLogger(__name__)
 CUT = "prompt cut after %d tokens, so these words were lost: %r (of %r)"
@@ -86,7 +99,7 @@ class Light:
         """(x_t, timestep) -> guided prediction; see `ldm.diffusion.guidance`."""
 
         def predict(x_t: np.ndarray, timestep: int) -> np.ndarray:
-            if away is None or not interval[0] - 1e-6 <= self._flow.from_timestep(timestep) <= interval[1] + 1e-6:
+            if away is None or not interval[0] - 1e-6 <= self._time(timestep) <= interval[1] + 1e-6:
                 return self.engine.predict(x_t, np.full(len(x_t), timestep, np.float32), condition)
             both = self.engine.predict(
                 np.concatenate([x_t, x_t]),
@@ -99,34 +112,48 @@ class Light:
         return predict
 
     def _walk(self, predict, x_t: np.ndarray, steps: int, callback) -> np.ndarray:
+        """The loop of `ldm.diffusion.sampling.denoising_loop`, with the step of `samplers.DPMSolver2M`."""
         levels, timesteps = self._levels(steps)
-        solver: Any = DPMSolver2M()  # its arithmetic does not ask for tensors
-        past: list[Any] = []
-        solver.order = self.scheduler["solver_order"]
+        previous = None
         for index, (t, s) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
             x0_hat = x_t - np.float32(t.sigma) * predict(x_t, timesteps[index])
-            x_t = solver.step(x_t, x0_hat, Step(t, s, index, steps, past, self._nothing, self._nothing))
-            x_t = x_t.astype(np.float32)
-            past = [(t, x0_hat)]
+            last = s.sigma == 0 or (steps < 15 and index + 1 == steps)  # of first order, as in diffusers
+            past = None if last or self.scheduler["solver_order"] == 1 else previous
+            x_t = dpm_solver_step(x_t, x0_hat, t, s, past).astype(np.float32)
+            previous = (t, x0_hat)
             if callback is not None:
                 callback(index)
         return x_t
 
-    @staticmethod
-    def _nothing(*_):
-        raise AssertionError("this solver asks for no other call and no new noise")
-
     def _levels(self, steps: int) -> tuple[list[Level], list[int]]:
         """The scheduler's levels, one more than steps, and the timesteps that the network is told."""
         count = self.scheduler["num_train_timesteps"]
-        sigmas = self._flow.scales(1 - np.linspace(1, 1 / count, steps + 1)[::-1][:-1])[1].astype(np.float32)
-        levels = [Level(float(sigma), 1 - float(sigma), float(sigma)) for sigma in (*sigmas, 0.0)]
+        t = 1 - np.linspace(1, 1 / count, steps + 1)[::-1][:-1]
+        sigmas = (self._shift * t / (1 + (self._shift - 1) * t)).astype(np.float32)
+        levels = [Level(1 - float(sigma), float(sigma)) for sigma in (*sigmas, 0.0)]
         return levels, [int(sigma * np.float32(count)) for sigma in sigmas]
 
+    def _time(self, timestep: int) -> float:
+        """t of a timestep: the inverse of the flow's shift."""
+        u = timestep / 1000
+        return u / (self._shift - (self._shift - 1) * u)
+
     @property
-    def _flow(self) -> Any:
-        """The schedule, whose arithmetic does not ask for tensors."""
-        return Flow(self.scheduler.get("flow_shift") or 1.0)
+    def _shift(self) -> float:
+        return self.scheduler.get("flow_shift") or 1.0
+
+
+def dpm_solver_step(
+    x_t: np.ndarray, x0_hat: np.ndarray, t: Level, s: Level, previous: tuple[Level, np.ndarray] | None
+) -> np.ndarray:
+    """x_s by DPM-Solver++: `samplers.DPMSolver2M.step`, of first order without a previous (level, x0_hat)."""
+    ratio = s.sigma / t.sigma
+    x_s = ratio * x_t + (s.alpha - ratio * t.alpha) * x0_hat
+    if previous is None:
+        return x_s
+    level, before = previous
+    difference = (x0_hat - before) * ((s.lam - t.lam) / (t.lam - level.lam))
+    return x_s + 0.5 * s.alpha * (1 - t.alpha * s.sigma / (s.alpha * t.sigma)) * difference
 
 
 def open_light(folder: ModelFolder) -> Light | None:

@@ -6,23 +6,26 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from ldm.config.introspection import nearest, paths
 from ldm.config.json_schema import schema, text
 from ldm.config.loading import load, part_of, run_dir, to_yaml
 from ldm.config.overrides import Invocation, parse, parse_overrides, usage
-from ldm.config.settings import PARTS, RunSettings
+from ldm.config.settings import PARTS, Conditioning, NoiseOptions, RunSettings, SamplingOptions
 from ldm.config.yaml_io import merge
+from ldm.models.conditioning import CONDITIONINGS
 from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
 
 PRESETS = sorted(shipped_configs().glob("*.yaml"))
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -359,6 +362,26 @@ def test_help_names_every_setting_and_fits_a_screen_or_two(part, capsys):
 def test_settings_may_stand_before_the_file_too():
     got, invocation = parse("vae", ["--optim.lr", "0.5", str(shipped_configs() / "smoke.yaml"), "--resume=never"])
     assert (got.optim.lr, invocation.resume) == (0.5, "never")
+
+
+# ---- registries ----------------------------------------------------------------------------------------------------
+
+
+def test_the_conditionings_are_those_of_the_models():
+    assert set(get_args(Conditioning)) == set(CONDITIONINGS)
+
+
+@pytest.mark.parametrize("options, name", [(NoiseOptions, "process"), (SamplingOptions, "sampler")])
+def test_a_name_that_is_in_no_registry_is_refused_with_those_that_are(options, name):
+    with pytest.raises(ValidationError, match="Input should be 'flow', 'linear'.* or 'karras'|'ddpm'.* or 'unipc'"):
+        options(**{name: "nothing"})
+
+
+def test_settings_need_no_torch_until_they_name_something_unusual():
+    code = "import sys; from ldm.config import settings as s; s.LdmSettings(); print('torch' in sys.modules)"
+    code += "; s.SamplingOptions(sampler='unipc'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "True"], done.stderr
 
 
 # ---- schema --------------------------------------------------------------------------------------------------------

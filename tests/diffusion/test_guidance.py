@@ -7,7 +7,7 @@ import torch
 
 from ldm.diffusion.guidance import Guidance, guide, projected, rescaled
 from ldm.diffusion.parameterization import convert
-from ldm.diffusion.process import NoiseProcess, rows
+from ldm.diffusion.process import NoiseProcess, expand_to
 
 PROCESSES = [
     ("flow", "flow"),
@@ -25,8 +25,8 @@ class Gaussian:
         self.process, self.variance, self.extra, self.rows = process, variance, extra, []
 
     def scales(self, x, t):
-        alpha, sigma = (rows(scale, x) for scale in self.process.scales(t))
-        seen = rows(self.process.schedule.input_scale(t), x)
+        alpha, sigma = (expand_to(scale, x) for scale in self.process.scales(t))
+        seen = expand_to(self.process.schedule.input_scale(t), x)
         return seen * alpha, seen * sigma
 
     def __call__(self, x, t, condition):

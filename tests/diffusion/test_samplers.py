@@ -13,12 +13,12 @@ from ldm.diffusion.parameterization import PREDICTIONS, convert
 from ldm.diffusion.process import NoiseProcess
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.diffusion.sampling import denoise_with, prior, sample, standard_normal, trajectory
-from ldm.diffusion.schedules import SCHEDULES, Tabled
+from ldm.diffusion.schedules import SCHEDULES, DiscreteVP
 from ldm.diffusion.time_grids import TIME_GRIDS, levels
 from ldm.diffusion.variational import posterior
 
 TOY = EightGaussians()
-ODE = [name for name, kind in SAMPLERS.items() if not kind.draws]
+ODE = [name for name, kind in SAMPLERS.items() if not kind.stochastic]
 PROCESSES = {
     "flow": SCHEDULES["flow"](),
     "shifted": SCHEDULES["flow"](3.0),
@@ -208,7 +208,7 @@ def test_a_caller_may_watch_and_stop():
     walk = trajectory(denoise, points(), schedule, grid("uniform", schedule, 10), "euler")
     first, second = next(walk), next(walk)
     walk.close()
-    assert calls == [1.0, 0.9] and (first.step, first.t, first.s) == (0, 1.0, 0.9) and second.step == 1
+    assert calls == [1.0, 0.9] and (first.index, first.t, first.s) == (0, 1.0, 0.9) and second.index == 1
     assert second.x.shape == points().shape
     list(trajectory(denoise, points(), schedule, grid("uniform", schedule, 10), "heun"))
     assert len(calls) == 2 + 2 * 10 - 1
@@ -272,7 +272,9 @@ def scales_of(theirs, index, t):
 def schedule_of(theirs):
     if theirs.config.get("use_flow_sigmas") or "FlowMatch" in type(theirs).__name__:
         return SCHEDULES["flow"]()
-    return SCHEDULES["karras"]() if "EDM" in type(theirs).__name__ else Tabled(theirs.alphas_cumprod.double().numpy())
+    return (
+        SCHEDULES["karras"]() if "EDM" in type(theirs).__name__ else DiscreteVP(theirs.alphas_cumprod.double().numpy())
+    )
 
 
 def guess(x, alpha, sigma):

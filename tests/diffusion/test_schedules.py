@@ -10,11 +10,11 @@ from diffusers import DDPMScheduler, EDMDPMSolverMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm.diffusion.loss_weighting import WEIGHTS
+from ldm.diffusion.loss_weighting import LOSS_WEIGHTS
 from ldm.diffusion.parameterization import PREDICTIONS, convert
-from ldm.diffusion.process import NoiseProcess, rows
+from ldm.diffusion.process import NoiseProcess, expand_to
 from ldm.diffusion.schedules import SCHEDULES, TABLES
-from ldm.diffusion.time_sampling import TIMES
+from ldm.diffusion.time_sampling import TIME_DENSITIES
 from ldm.diffusion.variational import gaussian_kl, log_variance_range, posterior, step_bound, variational_loss
 
 PREDICTED = {"flow": "flow", "karras": "v_prediction", **dict.fromkeys(TABLES, "v_prediction")}
@@ -135,7 +135,7 @@ def test_karras_is_the_stock_edm_scheduler():
 def test_every_prediction_gives_every_other(name):
     x0, eps = pair()
     t = torch.linspace(0.01, 0.95, len(x0), dtype=torch.float64)
-    alpha, sigma = (rows(scale, x0) for scale in SCHEDULES[name]().scales(t))
+    alpha, sigma = (expand_to(scale, x0) for scale in SCHEDULES[name]().scales(t))
     x_t = alpha * x0 + sigma * eps
     value = {kind: a * x0 + b * eps for kind, (a, b) in ((k, rule(alpha, sigma)) for k, rule in PREDICTIONS.items())}
     for source, target in itertools.product(PREDICTIONS, repeat=2):
@@ -176,7 +176,7 @@ def test_flow_target_is_the_derivative_of_the_path():
 # ---- times ----
 
 
-@pytest.mark.parametrize("name, process", list(itertools.product(TIMES, ("flow", "cosine", "karras"))))
+@pytest.mark.parametrize("name, process", list(itertools.product(TIME_DENSITIES, ("flow", "cosine", "karras"))))
 def test_times_lie_where_sampling_goes(name, process):
     drawn = NoiseProcess(process, PREDICTED[process], timesteps=name)
     t = drawn.draw_times(4096, torch.Generator().manual_seed(0))
@@ -217,19 +217,21 @@ def test_a_learned_variance_is_trained_at_whole_steps():
 # ---- weights ----
 
 
-@pytest.mark.parametrize("name", sorted(set(WEIGHTS) - {"uniform", "learned"}))
+@pytest.mark.parametrize("name", sorted(set(LOSS_WEIGHTS) - {"uniform", "learned"}))
 def test_a_weight_weighs_the_same_error_in_x0_alike(name):
     """weight x squared error of the prediction is w(snr) |x0 error|^2, whatever is predicted."""
     t = torch.linspace(0.05, 0.95, 50, dtype=torch.float64)
     x0, eps = pair(50)
     for prediction in ("epsilon", "v_prediction", "sample"):
         process = NoiseProcess("cosine", prediction, weight=name)
-        alpha, sigma = (rows(scale, x0) for scale in process.scales(t))
+        alpha, sigma = (expand_to(scale, x0) for scale in process.scales(t))
         wrong = x0 + 0.1
         implied = (process.corrupt(x0, eps, t) - alpha * wrong) / sigma
         error = (process.target(wrong, implied, t) - process.target(x0, eps, t)).square().mean((1, 2, 3))
         snr = (alpha / sigma).flatten() ** 2
-        torch.testing.assert_close(process.loss_weight(t) * error, WEIGHTS[name](snr) * 0.01, rtol=1e-6, atol=1e-12)
+        torch.testing.assert_close(
+            process.loss_weight(t) * error, LOSS_WEIGHTS[name](snr) * 0.01, rtol=1e-6, atol=1e-12
+        )
 
 
 def test_weights_have_their_published_forms():
@@ -257,7 +259,7 @@ def test_weights_have_their_published_forms():
     )
 
 
-@pytest.mark.parametrize("name, process", list(itertools.product(WEIGHTS, ("flow", "karras", "cosine"))))
+@pytest.mark.parametrize("name, process", list(itertools.product(LOSS_WEIGHTS, ("flow", "karras", "cosine"))))
 def test_weights_are_finite_at_both_ends(name, process):
     weights = NoiseProcess(process, PREDICTED[process], weight=name).loss_weight(torch.tensor([0.0, 0.5, 1.0]))
     assert torch.isfinite(weights).all() and (weights >= 0).all()

@@ -13,7 +13,7 @@ from ldm.cli import likelihood as likelihood_cli
 from ldm.config.settings import DataOptions, ToyOptions
 from ldm.data.toy import exact_denoiser, splits
 from ldm.diffusion.parameterization import convert
-from ldm.diffusion.process import NoiseProcess, rows
+from ldm.diffusion.process import NoiseProcess, expand_to
 from ldm.evaluation.likelihood import Plan, evaluate, measure, nats_per_point
 from ldm.models.identity_autoencoder import IdentityAutoencoder
 from ldm.utils.errors import UserError
@@ -38,7 +38,7 @@ def exact_pipeline(process, data):
             known = toy if number < 0 else toy.part(number)
             chosen = states.flatten() == number
             x0_hat[chosen] = exact_denoiser(known, process.schedule)(x[chosen], t)
-        alpha, sigma = (rows(scale, x) for scale in process.scales(t))
+        alpha, sigma = (expand_to(scale, x) for scale in process.scales(t))
         return convert(x0_hat, x, alpha, sigma, "sample", process.prediction_type)
 
     vae = IdentityAutoencoder(toy.dims, toy.dims, toy.dims)

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from ldm.config.settings import LdmSettings
 from ldm.data import Splits
 from ldm.diffusion.parameterization import convert
-from ldm.diffusion.process import NoiseProcess, rows
+from ldm.diffusion.process import NoiseProcess, expand_to
 from ldm.evaluation.loss_by_time import (
     Plan,
     bin_edges,
@@ -102,8 +102,8 @@ def test_the_exact_network_of_a_gaussian_is_the_linear_one(name, prediction):
 
     def predict(x, timestep, states):
         t = process.schedule.from_timestep(timestep.double())
-        alpha, sigma = (rows(scale, x.double()) for scale in process.scales(t))
-        x_t = x.double() / rows(process.schedule.input_scale(t), x.double())
+        alpha, sigma = (expand_to(scale, x.double()) for scale in process.scales(t))
+        x_t = x.double() / expand_to(process.schedule.input_scale(t), x.double())
         x0_hat = mean + std**2 * alpha / (alpha**2 * std**2 + sigma**2) * (x_t - alpha * mean)
         return convert(x0_hat, x_t, alpha, sigma, "sample", prediction).float()
 
@@ -134,7 +134,7 @@ def test_the_price_of_a_wrong_and_of_no_caption_is_exact():
     process, data = NoiseProcess(), Ends(16)
 
     def predict(x, timestep, states):
-        t = rows(timestep / 1000, x)
+        t = expand_to(timestep / 1000, x)
         return (x - 2 * states.view(-1, 1, 1, 1)) / t
 
     network, plan = pipeline_of(predict, channels=1), Plan(limit=16, bins=3, batch=5)

@@ -112,7 +112,9 @@ def test_models_that_do_not_match_are_refused(tmp_path, main):
     other.unet.register_to_config(sample_size=4)
     with pytest.raises(ValueError, match=r"has latents \(4, 4, 4\), the main one \(4, 8, 8\)"):
         draw(main, "a", weak=other)
-    with pytest.raises(ValueError, match="must have the main one's noise process: flow on Flow here, v_prediction"):
+    with pytest.raises(
+        ValueError, match="must have the main one's noise process: flow on RectifiedFlow here, v_prediction"
+    ):
         draw(main, "a", weak=tiny_pipeline(COSINE))
     folder = tiny_folder(tmp_path / "model", FLOW)
     foreign = load_pipeline(folder)

@@ -214,7 +214,7 @@ def solvers(setting: Setting) -> Drawing:
     for name in names:
         ends = [_ended(denoise, schedule, noise, name, count) for count in counts]
         rows.append([grey(_decoded(pipeline, end)) for end in ends])
-        if not SAMPLERS[name].draws:
+        if not SAMPLERS[name].stochastic:
             away = [f"{_distance(end, truth):.2f}" for end in ends]
             numbers[f"{name}: distance in latents from 40 steps of heun, over {counts} steps"] = ", ".join(away)
     return Drawing(strip(rows, names, [f"{count} steps" for count in counts], left=110), {"prompt": SECOND, **numbers})

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.process import NoiseProcess
-from ldm.diffusion.schedules import Tabled
+from ldm.diffusion.schedules import DiscreteVP
 from ldm.evaluation.diagnostics.context import Case
 from ldm.evaluation.diagnostics.findings import Finding
 from ldm.evaluation.loss_by_time import channel_moments
@@ -27,7 +27,7 @@ def check_schedule(case: Case) -> Finding:
     """Drawing starts at pure noise; training's last time must not show more than that."""
     process = case.process
     alpha, sigma = (float(scale) for scale in process.scales(torch.ones((), dtype=torch.float64)))
-    if not isinstance(process.schedule, Tabled):
+    if not isinstance(process.schedule, DiscreteVP):
         text = f"at t = 1 alpha {alpha:.3g}, sigma {sigma:.3g}: drawing starts where training ends"
         return Finding("schedule", "ok", text)
     left = alpha / sigma

@@ -45,7 +45,7 @@ def convergence(
         number of steps, and the order: minus the least-squares slope of ln error over ln steps.
     Raises: ValueError for a sampler that draws new noise, whose end is random.
     """
-    noisy = [name for name in samplers if SAMPLERS[name].draws]
+    noisy = [name for name in samplers if SAMPLERS[name].stochastic]
     if noisy:
         raise ValueError(f"samplers must be without new noise to converge to a solution, got {', '.join(noisy)}")
     exact = solve(denoise, schedule, x, ratios)

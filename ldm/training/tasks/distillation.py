@@ -20,7 +20,7 @@ from transformers import CLIPTextModel
 from ldm.config.settings import DistillOptions, LdmSettings
 from ldm.diffusion.guidance import Guidance, guide
 from ldm.diffusion.parameterization import convert
-from ldm.diffusion.process import NoiseProcess, rows
+from ldm.diffusion.process import NoiseProcess, expand_to
 from ldm.diffusion.sampling import denoise_with, sample
 from ldm.diffusion.time_grids import levels
 from ldm.models.digests import network_digest
@@ -92,8 +92,8 @@ class DistillObjective(LdmObjective):
         keep = s.sigma / t.sigma
         x0 = (x_s - keep * x_t) / (
             s.alpha - keep * t.alpha
-        )  # `ldm.diffusion.samplers.glide`, solved for what it is told
-        alpha, sigma = (rows(scale, x_t) for scale in process.scales(x_t.new_full((len(x_t),), start)))
+        )  # `ldm.diffusion.samplers.ddim_step`, solved for what it is told
+        alpha, sigma = (expand_to(scale, x_t) for scale in process.scales(x_t.new_full((len(x_t),), start)))
         return convert(x0, x_t, alpha, sigma, "sample", process.prediction_type)
 
     def _guide(self, states: Tensor, null: Tensor):
