@@ -176,7 +176,8 @@ def timed(rows: list[str], args: argparse.Namespace) -> None:
 
     from ldm.config.loading import load
     from ldm.data import build
-    from ldm.models.autoencoder import image_batches, posterior
+    from ldm.models.autoencoder import image_batches
+    from ldm.models.latents import posterior
 
     images = next(image_batches(build(load("vae", args.config).data).validation, 16, limit=16))
     vaes = {row: _vae(row, args) for row in rows}

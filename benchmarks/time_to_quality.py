@@ -27,6 +27,7 @@ from typing import Any
 
 from protocol import markdown, paired_ratio, ratio_text, write_report
 
+from ldm.models.latents import downsampling_factor
 from ldm.utils.runtime import prepare_threads, run_main
 from ldm.utils.torchvision_compat import mend_torchvision
 
@@ -262,7 +263,7 @@ def peer(seed: int, args: argparse.Namespace, choice: dict, limit: float) -> dic
     text_encoder, tokenizer = load_text(args.parts)
     text_encoder.requires_grad_(False)
     torch.manual_seed(mix(seed, 1))  # the weights that ours starts from
-    side = settings.data.resolution // 2 ** (len(vae.config.block_out_channels) - 1)
+    side = settings.data.resolution // downsampling_factor(vae.config)
     unet = build_unet(settings.model, vae.config.latent_channels, side, text_encoder.config.hidden_size).train()
     facts = {"start": weights_digest(unet)} | choice
     ema = EMAModel(unet.parameters(), model_cls=type(unet), model_config=unet.config)

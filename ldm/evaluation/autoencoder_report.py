@@ -1,26 +1,32 @@
 """How much of a picture an autoencoder keeps, and in how few bits: PSNR, SSIM, whether the OCR still reads the same
 character, the rate, and how fast it codes."""
 
-import json
-import logging
-import math
-import time
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-
 from ldm.data import spread
 from ldm.evaluation.metrics.ink import ink
-from ldm.evaluation.metrics.reconstruction import DENSE_FRACTION, _place, psnr, reconstruct, ssim
+from ldm.evaluation.metrics.reconstruction import DENSE_FRACTION
+from ldm.evaluation.metrics.reconstruction import _place
+from ldm.evaluation.metrics.reconstruction import psnr
+from ldm.evaluation.metrics.reconstruction import reconstruct
+from ldm.evaluation.metrics.reconstruction import ssim
 from ldm.evaluation.ocr import GlyphReader
-from ldm.models.autoencoder import code_counts, posterior
+from ldm.models.autoencoder import code_counts
+from ldm.models.identity_autoencoder import IdentityAutoencoder
+from ldm.models.latents import is_vector_quantized
+from ldm.models.latents import posterior
 from ldm.models.vector_quantizer import code_usage
 from ldm.utils.atomic_files import write_whole
 from ldm.utils.errors import UserError
-from ldm.utils.image_grid import save_png, sheet
+from ldm.utils.image_grid import save_png
+from ldm.utils.image_grid import sheet
 from ldm.utils.image_tensors import to_images
+from pathlib import Path
+from typing import Any
+import json
+import logging
+import math
+import numpy as np
+import time
+import torch
 
 log = logging.getLogger(__name__)
 
@@ -71,18 +77,18 @@ def rate(vae, images: np.ndarray, latents: torch.Tensor, batch_size: int = 32) -
         latents: their posterior means (n, c, h, w).
     """
     per_pixel = latents[0, 0].numel() / (images.shape[1] * images.shape[2])  # latent places
-    if hasattr(vae, "quantize"):
+    if is_vector_quantized(vae.config):
         usage = code_usage(code_counts(vae, latents.to(_place(vae))))
         bits = {
             "bits_per_pixel": per_pixel * math.log2(vae.config.num_vq_embeddings),
             "entropy_bits_per_pixel": per_pixel * usage["entropy"],
         }
         return {name: round(value, 4) for name, value in (bits | usage).items()}
-    if not hasattr(vae, "quant_conv"):
+    if isinstance(vae, IdentityAutoencoder):
         return {"bits_per_pixel": 8.0 * images.shape[3]}
     nats = 0.0
     for start in range(0, len(images), batch_size):
-        q = vae.encode(to_images(images[start : start + batch_size]).to(_place(vae))).latent_dist
+        q = posterior(vae, to_images(images[start : start + batch_size]).to(_place(vae)))
         nats += q.kl().double().sum().item()
     return {"bits_per_pixel": round(nats / math.log(2) / images[..., 0].size, 4)}
 

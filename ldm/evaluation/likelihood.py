@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ldm.config.loading import load
 from ldm.data import ImageTextData, build, spread
+from ldm.data.toy import ToyData
 from ldm.diffusion.likelihood import (
     Bound,
     Denoise,
@@ -29,9 +30,12 @@ from ldm.diffusion.likelihood import (
 )
 from ldm.diffusion.process import NoiseProcess
 from ldm.diffusion.sampling import denoise_with
+from ldm.models.identity_autoencoder import IdentityAutoencoder
+from ldm.models.latents import is_vector_quantized
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.errors import UserError
+from ldm.utils.image_tensors import to_images
 
 BINS = 10
 SMALL = 16  # up to so many dimensions the trace is taken exactly
@@ -83,12 +87,12 @@ def measure(
 ) -> dict[str, Any]:
     """All numbers as a dict fit for JSON; the seed of torch's own generator is set."""
     torch.manual_seed(plan.seed)
-    if type(pipeline.vae).__name__ == "VQModel":
+    if is_vector_quantized(pipeline.vae.config):
         raise UserError("a model over a VQ autoencoder gives no density: its latents are codes, not noised numbers")
-    points = getattr(test, "points", None) is not None
+    points = test.resolution == 1
     own, ode = (1000, 100) if points else (100, 40)
     own, ode = plan.steps or own, plan.ode_steps or ode
-    latent = not hasattr(pipeline.vae, "unit")  # the identity's only tensor
+    latent = not isinstance(pipeline.vae, IdentityAutoencoder)
     std = decoder_std(pipeline.vae, _pictures(train, plan.limit, pipeline)) if latent else None
     items, kind = (
         _items(pipeline, test, plan, std),
@@ -111,7 +115,7 @@ def measure(
     if plan.exact:
         exact = _exact(pipeline, process, items, ode, plan, spread_out=not (points or latent))
         found["exact"] = _summary(-exact - _encoded(items), found, discrete=latent)
-    if points and hasattr(test, "toy"):
+    if isinstance(test, ToyData):
         found["truth"] = _truth(test, items.x.flatten(1), found["captions"], plan)
     return found
 
@@ -143,8 +147,7 @@ def model_denoise(pipeline: Pipeline, process: NoiseProcess, states: Tensor) -> 
 def _pictures(data: ImageTextData, limit: int, pipeline: Pipeline) -> Tensor:
     """Evenly spaced items as the model takes them: float32 (B, C, H, W), pictures in [-1, 1] or points of one pixel."""
     chosen = np.stack([data.image(int(i)) for i in spread(len(data), limit)])
-    x = torch.from_numpy(chosen).permute(0, 3, 1, 2).float()
-    return (x / 127.5 - 1 if chosen.dtype == np.uint8 else x).to(pipeline.device)
+    return to_images(chosen).to(pipeline.device)
 
 
 @torch.no_grad()

@@ -10,21 +10,23 @@ what the captions are worth to the network.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
-
-from ldm.data import ImageTextData, spread
+from ldm.data import ImageTextData
+from ldm.data import spread
 from ldm.diffusion.parameterization import PREDICTIONS
 from ldm.diffusion.process import NoiseProcess
 from ldm.evaluation.run_loading import open_run
-from ldm.models.autoencoder import posterior
+from ldm.models.latents import posterior
+from ldm.models.latents import to_model_latents
 from ldm.pipelines.pipeline import Pipeline
 from ldm.training.data_order import generator_for
-from ldm.training.task import Sample, caption_of
+from ldm.training.task import Sample
+from ldm.training.task import caption_of
+from ldm.utils.image_tensors import to_images
+from pathlib import Path
+from torch import Tensor
+from typing import Any
+import numpy as np
+import torch
 
 TOLD = ("own", "shuffled", "empty")  # which captions the network is told
 TRIVIAL = ("zero", "mean", "linear")
@@ -91,17 +93,7 @@ def channel_moments(latents: Tensor) -> tuple[Tensor, Tensor]:
 
 def pictures(data: ImageTextData, indices: Sequence[int]) -> Tensor:
     """float32 (B, C, H, W): pictures in [-1, 1], points as pictures of one pixel."""
-    points = getattr(data, "points", None)
-    if points is not None:
-        return torch.from_numpy(points[list(indices)].astype(np.float32))[..., None, None]
-    stacked = np.stack([data.image(int(i)) for i in indices])
-    x = torch.from_numpy(stacked).permute(0, 3, 1, 2).float()
-    return x / 127.5 - 1 if stacked.dtype == np.uint8 else x
-
-
-def to_model(vae: Any, raw: Tensor) -> Tensor:
-    """The autoencoder's latents as the denoiser's: (z - shift) * scale, the inverse of what decoding does."""
-    return (raw - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
+    return to_images(np.stack([data.image(int(i)) for i in indices]))
 
 
 @torch.no_grad()
@@ -112,7 +104,7 @@ def choose_items(pipeline: Pipeline, data: ImageTextData, plan: Plan, captions: 
         x = pictures(data, chosen[start : start + plan.batch]).to(pipeline.device, pipeline.vae.dtype)
         encoded = posterior(pipeline.vae, x)
         noise = torch.randn(encoded.mean.shape, generator=generator_for(plan.seed, 20, start)).to(x)
-        found.append(to_model(pipeline.vae, encoded.mean + encoded.std * noise).float().cpu())
+        found.append(to_model_latents(encoded.mean + encoded.std * noise, pipeline.vae.config).float().cpu())
     told = captions and data.has_captions
     words = [caption_of(data, Sample(i, 0), plan.seed) if told else "" for i in chosen]
     return Items(torch.cat(found), words)

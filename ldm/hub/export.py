@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ldm.models.latents import downsampling_factor
 from ldm.pipelines.component_classes import CLASSES, LIBRARY
 from ldm.pipelines.loading import load_pipeline, no_progress_bars
 from ldm.pipelines.model_folder import COMPONENTS, locate
@@ -145,7 +146,7 @@ def model_index(pipeline: Pipeline) -> dict[str, Any]:
 
 def describe(pipeline: Pipeline) -> dict[str, Any]:
     """What ldm.json says beside the sampling defaults."""
-    factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    factor = downsampling_factor(pipeline.vae.config)
     return {
         "format": FORMAT,
         "resolution": pipeline.latent_shape[1] * factor,

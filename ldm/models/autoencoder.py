@@ -7,7 +7,6 @@ a VQModel are its continuous vectors; decoding replaces them by the nearest code
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ldm.config.settings import VaeModel
 from ldm.data import ImageTextData, spread
+from ldm.models.latents import posterior, shift_factor
 from ldm.models.vector_quantizer import nearest
 from ldm.utils.errors import UserError
 from ldm.utils.image_tensors import to_images
@@ -25,28 +25,6 @@ from ldm.utils.untrusted_files import read_json, vetted
 
 Autoencoder: TypeAlias = AutoencoderKL | VQModel
 CLASSES = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
-
-
-@dataclass(frozen=True)
-class Point:
-    """A posterior without spread, of a VQModel's encoder or of no encoder at all: latents (B, c, h, w)."""
-
-    mean: Tensor
-
-    @property
-    def std(self) -> Tensor:
-        return torch.zeros_like(self.mean)
-
-    var = std
-
-    def mode(self) -> Tensor:
-        return self.mean
-
-
-def posterior(vae, images: Tensor):
-    """q(z | x) of any autoencoder here, with mean, std and var (B, c, h, w) and mode(); std is 0 for a VQModel."""
-    encoded = vae.encode(images)
-    return Point(encoded.latents) if isinstance(vae, VQModel) else encoded.latent_dist
 
 
 def build_vae(model: VaeModel, channels: int, resolution: int = 64) -> Autoencoder:
@@ -94,11 +72,6 @@ def image_batches(data: ImageTextData, batch_size: int = 64, limit: int | None =
     chosen = spread(len(data), limit or len(data))
     for start in range(0, len(chosen), batch_size):
         yield to_images(np.stack([data.image(int(i)) for i in chosen[start : start + batch_size]]))
-
-
-def factor_of(vae) -> int:
-    """How many pixels, each way, one latent stands for."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 @torch.no_grad()
@@ -152,7 +125,7 @@ def fold_whitening(vae: Autoencoder, mean: Tensor, std: Tensor) -> None:
 
 def _to_unit_scale(vae: Autoencoder) -> None:
     """Fold a foreign VAE's scaling and shift factors into its weights: one latent space, whoever reads it."""
-    scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
+    scale, shift = vae.config.scaling_factor, shift_factor(vae.config)
     if scale == 1 and shift == 0:
         return
     if vae.quant_conv is None or vae.post_quant_conv is None:

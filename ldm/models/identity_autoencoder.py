@@ -10,12 +10,12 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from ldm.models.autoencoder import Point
+from ldm.models.latents import DeterministicPosterior
 
 
 @dataclass(frozen=True)
 class Encoded:
-    latent_dist: Point
+    latent_dist: DeterministicPosterior
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class IdentityAutoencoder(ModelMixin, ConfigMixin):
         self.register_buffer("unit", torch.ones(1))  # so that there is a device, a dtype and a weights file
 
     def encode(self, images: Tensor) -> Encoded:
-        return Encoded(Point(images))
+        return Encoded(DeterministicPosterior(images))
 
     def decode(self, latents: Tensor, return_dict: bool = True):
         return Decoded(latents) if return_dict else (latents,)

@@ -2,12 +2,12 @@
 
 from diffusers import AutoencoderTiny
 
-from ldm.models.autoencoder import factor_of
+from ldm.models.latents import downsampling_factor
 
 
 def build_tiny(vae, width: int = 32, blocks: int = 1) -> AutoencoderTiny:
     """An AutoencoderTiny with the latents, pictures and factor of `vae`; `blocks` residual blocks per level."""
-    config, levels = vae.config, factor_of(vae).bit_length()
+    config, levels = vae.config, downsampling_factor(vae.config).bit_length()
     return AutoencoderTiny(
         in_channels=config.in_channels,
         out_channels=config.out_channels,

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ldm.data.decoding import MAX_BYTES, ImageError, decode_image, fit_image
 from ldm.diffusion.sampling import standard_normal
+from ldm.models.latents import downsampling_factor
 from ldm.pipelines.denoising_loop import Walk, backwards
 from ldm.pipelines.pipeline import Pipeline, PipelineOutput, as_output
 from ldm.utils.errors import UserError
@@ -332,8 +333,7 @@ def parse_weights(prompt: str) -> tuple[str, list[tuple[int, int, float]]]:
 
 def _pixels(pipeline: Pipeline, picture: Picture | Sequence[Picture], resize: str, background: int) -> Tensor:
     """Pictures (n, C, H, W) in [0, 1], float32, as the model's autoencoder wants them."""
-    halvings = len(getattr(pipeline.vae.config, "block_out_channels", (1,))) - 1
-    height, width = (side * 2**halvings for side in pipeline.latent_shape[1:])
+    height, width = (side * downsampling_factor(pipeline.vae.config) for side in pipeline.latent_shape[1:])
     if height != width:
         raise ValueError(f"pictures are brought to squares, and this model draws {width} x {height}")
     many: Sequence[Any] = picture if isinstance(picture, list | tuple) else [picture]

@@ -12,6 +12,7 @@ from ldm.diffusion.guidance import Guidance, guide
 from ldm.diffusion.process import NoiseProcess
 from ldm.diffusion.sampling import denoise_with, prior, sample
 from ldm.diffusion.time_grids import TIME_GRIDS
+from ldm.models.latents import from_model_latents
 from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.pipeline import Pipeline
 
@@ -77,9 +78,7 @@ def draw(
 def to_array(pipeline: Pipeline, latents: Tensor) -> np.ndarray:
     """Points as float32 (n, d), pictures as uint8 (n, H, W, C)."""
     if pipeline.latent_shape[1:] == (1, 1):
-        config = pipeline.vae.config
-        points = latents.flatten(1) / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-        return points.numpy().astype(np.float32)
+        return from_model_latents(latents.flatten(1), pipeline.vae.config).numpy().astype(np.float32)
     with torch.inference_mode():
         pixels = [pipeline.decode(part.to(pipeline.device)).cpu() for part in latents.split(64)]
     return (torch.cat(pixels).permute(0, 2, 3, 1) * 255).round().byte().numpy()

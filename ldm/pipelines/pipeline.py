@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.diffusion.guidance import Guidance, guide
+from ldm.models.latents import from_model_latents, posterior, to_model_latents
 from ldm.models.lora import digest_with
 from ldm.pipelines.component_classes import stock_class
 from ldm.pipelines.denoising_loop import Callback, Denoise, Walk
@@ -194,10 +195,7 @@ class Pipeline:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, C, H, W) in [0, 1], float32, of model latents (B, c, h, w)."""
-        config = self.vae.config
-        latents = latents.to(self.vae.dtype) / config.scaling_factor
-        if getattr(config, "shift_factor", None):
-            latents = latents + config.shift_factor
+        latents = from_model_latents(latents.to(self.vae.dtype), self.vae.config)
         engine = None if latents.requires_grad else self._engine("vae")  # only torch has gradients
         if engine:
             pictures = torch.from_numpy(engine.decode(latents.numpy()))
@@ -208,10 +206,8 @@ class Pipeline:
     @torch.inference_mode()
     def encode(self, pictures: Tensor) -> Tensor:
         """Model latents (B, c, h, w) of pictures (B, C, H, W) in [0, 1]: the posterior's mean, what `decode` undoes."""
-        found = self.vae.encode((pictures * 2 - 1).to(self.device, self.vae.dtype))
-        latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
-        latents = (latents - (getattr(self.vae.config, "shift_factor", None) or 0)) * self.vae.config.scaling_factor
-        return latents.to(self.dtype)
+        latents = posterior(self.vae, (pictures * 2 - 1).to(self.device, self.vae.dtype)).mode()
+        return to_model_latents(latents, self.vae.config).to(self.dtype)
 
     def preview(self, latents: Tensor) -> Tensor:
         """As `decode`, but quick and rough, by the tiny decoder of `ldm preview-decoder` where the run has one."""

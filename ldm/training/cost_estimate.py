@@ -333,9 +333,11 @@ def _latents(settings: LdmSettings, config: Path | None) -> tuple[int, int]:
     """Channels and downsampling factor of the VAE: of the trained one, or else as the project file plans it."""
     if settings.vae == "identity":
         return settings.data.channels, 1
+    from ldm.models.latents import downsampling_factor
+
     trained = _component(_run_of(settings, settings.vae, "vae"), "vae")
     if trained:
-        return trained["latent_channels"], 2 ** (len(trained["block_out_channels"]) - 1)
+        return trained["latent_channels"], downsampling_factor(trained)
     if settings.vae != "run":
         raise UserError(f"vae: {settings.vae} holds no VAE run and no AutoencoderKL; train one or set vae: run")
     model = load("vae", config).model if config else VaeSettings().model

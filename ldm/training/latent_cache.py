@@ -20,8 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.data import ImageTextData
-from ldm.models.autoencoder import Autoencoder, factor_of, posterior
+from ldm.models.autoencoder import Autoencoder
 from ldm.models.digests import network_digest
+from ldm.models.latents import downsampling_factor, posterior
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import NO_ROOM, one_writer, require_room, telling
 from ldm.utils.errors import UserError
@@ -83,8 +84,8 @@ def cached_latents(
             f"the VAE takes {vae.config.in_channels}-channel images and the data has {data.channels}: "
             "set data.channels to match, or train a VAE on this data"
         )
-    if data.resolution % factor_of(vae):
-        raise UserError(f"data.resolution {data.resolution} is no multiple of the VAE's factor {factor_of(vae)}")
+    if data.resolution % (factor := downsampling_factor(vae.config)):
+        raise UserError(f"data.resolution {data.resolution} is no multiple of the VAE's factor {factor}")
     folder = latents_folder(network_digest(vae) if digest is None else digest, data, cache_dir)
     if checkpoint.verify(folder):
         with telling(folder, NO_ROOM), one_writer(folder):
@@ -100,7 +101,7 @@ def _renew(vae: Autoencoder, data: ImageTextData, folder: Path, batch_size: int)
     if folder.exists():
         print(f"latent cache {folder} cannot be used ({fault}); building it anew", flush=True)
         shutil.rmtree(folder)
-    side = data.resolution // factor_of(vae)
+    side = data.resolution // downsampling_factor(vae.config)
     shape = (len(data), vae.config.latent_channels, side, side)
     require_room(folder.parent, len(NAMES) * math.prod(shape) * np.dtype(DTYPE).itemsize, "the latent cache")
     header = {"descr": DTYPE, "fortran_order": False, "shape": shape}
@@ -159,13 +160,13 @@ class Uncached:
     def __init__(self, data: ImageTextData):
         self.data = data
         self.shape = (len(data), data.channels, data.resolution, data.resolution)
+        points = [data.image(i) for i in range(len(data))] if data.resolution == 1 else []
+        self._points = np.stack(points) if points else None  # few numbers, and many in a batch: kept in memory
 
     def __len__(self) -> int:
         return len(self.data)
 
     def sample(self, indices: list[int], noise: Tensor) -> Tensor:
         """These items, (B, c, h, w); there is no posterior for the noise to be of."""
-        points = getattr(self.data, "points", None)
-        if points is not None:
-            return torch.from_numpy(points[indices].astype(np.float32))[..., None, None]
-        return to_images(np.stack([self.data.image(i) for i in indices]))
+        points = self._points
+        return to_images(np.stack([self.data.image(i) for i in indices]) if points is None else points[indices])

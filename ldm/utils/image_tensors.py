@@ -6,8 +6,9 @@ from torch import Tensor
 
 
 def to_images(pixels: np.ndarray) -> Tensor:
-    """uint8 (B, H, W, C) in 0..255 -> float32 (B, C, H, W) in [-1, 1]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    """uint8 (B, H, W, C) in 0..255 -> float32 (B, C, H, W) in [-1, 1]; floats, the coordinates of points, are kept."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    return images.div_(127.5).sub_(1) if pixels.dtype == np.uint8 else images
 
 
 def to_pixels(images: Tensor) -> np.ndarray:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ldm.config.settings import VaeLoss, VaeModel
-from ldm.models.autoencoder import build_vae, fold_whitening, latent_statistics, load_vae, posterior
+from ldm.models.autoencoder import build_vae, fold_whitening, latent_statistics, load_vae
+from ldm.models.latents import posterior
 from ldm.models.reconstruction_losses import (
     PatchDiscriminator,
     RandomFeatures,

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from ldm.models.autoencoder import factor_of
 from ldm.models.identity_autoencoder import IdentityAutoencoder
+from ldm.models.latents import downsampling_factor
 from ldm.training.latent_cache import Uncached
 
 
@@ -30,7 +30,7 @@ def test_encoding_and_decoding_change_nothing(tmp_path):
     assert vae.decode(x).sample is x and vae.decode(x, return_dict=False) == (x,)
     vae.save_pretrained(tmp_path)
     again = IdentityAutoencoder.from_pretrained(tmp_path)
-    assert factor_of(again) == 1 and again.config.in_channels == 3 and again.config.scaling_factor == 1
+    assert downsampling_factor(again.config) == 1 and again.config.in_channels == 3 and again.config.scaling_factor == 1
 
 
 def test_pictures_come_in_their_range_and_points_as_single_pixels():

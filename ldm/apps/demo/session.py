@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldm.apps.demo import limits
 from ldm.data.decoding import ImageError, decode_image, fit_image
+from ldm.models.latents import downsampling_factor
 from ldm.models.lora import as_options, split_scale
 from ldm.pipelines.diffusers_schedulers import samplers_for
 from ldm.pipelines.editing import image_to_image, inpaint, interpolate
@@ -123,7 +124,7 @@ class Studio:
     @cached_property
     def side(self) -> int:
         """Height of a picture in pixels."""
-        return self.pipeline.latent_shape[1] * 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
+        return self.pipeline.latent_shape[1] * downsampling_factor(self.pipeline.vae.config)
 
     @property
     def scale(self) -> int:

@@ -1,24 +1,28 @@
 """What the figures draw from: glyphs of the table, the model, and the model as a denoise function."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 from functools import lru_cache
-
-import numpy as np
-import torch
-from torch import Tensor
-
 from ldm.apps.figures.figure import Setting
-from ldm.config.settings import CaptionOptions, DataOptions, GlyphOptions
-from ldm.data.glyphs.dataset import GlyphData, splits
-from ldm.data.glyphs.rendering import render, style_font
+from ldm.config.settings import CaptionOptions
+from ldm.config.settings import DataOptions
+from ldm.config.settings import GlyphOptions
+from ldm.data.glyphs.dataset import GlyphData
+from ldm.data.glyphs.dataset import splits
+from ldm.data.glyphs.rendering import render
+from ldm.data.glyphs.rendering import style_font
 from ldm.diffusion.guidance import guide
 from ldm.diffusion.sampling import denoise_with
 from ldm.diffusion.schedules import Schedule
-from ldm.models.autoencoder import factor_of
+from ldm.models.latents import downsampling_factor
+from ldm.models.latents import posterior
 from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.image_tensors import to_images
+from torch import Tensor
+import numpy as np
+import torch
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 # Captions for measuring: what most people would type.
@@ -38,7 +42,7 @@ def glyphs(setting: Setting, split: str, resolution: int = 64, styles: Sequence[
 
 def resolution_of(pipeline: Pipeline) -> int:
     """The side in pixels of the pictures that a model draws."""
-    return pipeline.latent_shape[1] * factor_of(pipeline.vae)
+    return pipeline.latent_shape[1] * downsampling_factor(pipeline.vae.config)
 
 
 def of_layouts(data: GlyphData, layouts: Sequence[str], each: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +66,7 @@ def model(setting: Setting) -> Pipeline:
 def encode(pipeline: Pipeline, pictures: np.ndarray, batch_size: int = 64) -> Tensor:
     """Model latents (n, c, h, w), the posterior's mean, of uint8 pictures (n, H, W, C)."""
     parts = np.array_split(pictures, max(1, len(pictures) // batch_size))
-    return torch.cat([pipeline.vae.encode(to_images(part)).latent_dist.mean for part in parts])
+    return torch.cat([posterior(pipeline.vae, to_images(part)).mean for part in parts])
 
 
 def denoiser(pipeline: Pipeline, prompts: Sequence[str], guidance: float = 1.0) -> tuple[Denoise, Schedule]:

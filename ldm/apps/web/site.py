@@ -82,8 +82,10 @@ def write_site(folder: ModelFolder, light: Light, runtime: Path, out: Path) -> l
 
 def describe(folder: ModelFolder, light: Light) -> dict:
     """What the page has to know of a model: how it draws, what it is called, where its parts are."""
+    from ldm.models.latents import downsampling_factor
+
     vae, defaults = read_json(folder.paths["vae"] / "config.json"), {**FALLBACKS, **folder.defaults}
-    side = light.latent_shape[1] * 2 ** (len(vae["block_out_channels"]) - 1)
+    side = light.latent_shape[1] * downsampling_factor(vae)
     tokens = light.tokenizer.padding
     prompts = defaults.get("training", {}).get("prompts", [])
     return {

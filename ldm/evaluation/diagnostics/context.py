@@ -15,6 +15,7 @@ from ldm.data import Splits, build, spread
 from ldm.diffusion.process import NoiseProcess
 from ldm.evaluation import loss_by_time as denoising
 from ldm.evaluation.run_loading import OpenRun, checkpoint_state, open_run
+from ldm.models.identity_autoencoder import IdentityAutoencoder
 from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.model_folder import locate
@@ -98,7 +99,7 @@ class Case:
     @property
     def identity(self) -> bool:
         """Whether there is no autoencoder: pixels or points."""
-        return hasattr(self.pipeline.vae, "unit")
+        return isinstance(self.pipeline.vae, IdentityAutoencoder)
 
     @cached_property
     def state(self) -> dict | None:

@@ -5,6 +5,7 @@ import numpy as np
 from ldm.data import spread
 from ldm.evaluation.diagnostics.context import Case
 from ldm.evaluation.diagnostics.findings import Finding
+from ldm.models.latents import downsampling_factor
 from ldm.training.task import Sample
 from ldm.training.tasks.denoising import caption_or_null
 from ldm.utils.errors import UserError
@@ -57,7 +58,7 @@ def _levels(images: np.ndarray, total: int) -> Finding:
 def check_channels(case: Case) -> Finding:
     """Data, autoencoder and denoiser agree about channels and sizes."""
     vae, unet = case.pipeline.vae.config, case.pipeline.unet.config
-    (channels, height, _), factor = case.pipeline.latent_shape, 2 ** (len(vae.block_out_channels) - 1)
+    (channels, height, _), factor = case.pipeline.latent_shape, downsampling_factor(vae)
     faults = []
     if case.readable is not None:
         resolution, wanted = case.readable.train.resolution, case.readable.train.channels

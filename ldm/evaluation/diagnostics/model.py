@@ -8,8 +8,8 @@ from ldm.data import spread
 from ldm.evaluation.diagnostics.context import Case
 from ldm.evaluation.diagnostics.findings import Finding
 from ldm.evaluation.loss_by_time import channel_moments, pictures
-from ldm.models.autoencoder import posterior
 from ldm.models.digests import network_digest
+from ldm.models.latents import is_vector_quantized, posterior, shift_factor
 from ldm.models.tokenizer import tokenizer_digest
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
@@ -92,9 +92,9 @@ def check_latents(case: Case) -> Finding:
     """The denoiser's latents, after the shift and scale that drawing undoes, have mean 0 and deviation 1."""
     mean, variance = channel_moments(case.items[0].latents)
     config = case.pipeline.vae.config
-    vector = type(case.pipeline.vae).__name__ == "VQModel"  # one scale for all channels
+    vector = is_vector_quantized(config)  # one scale for all channels
     std = variance.mean().sqrt().expand_as(mean) if vector else variance.sqrt()
-    shift = getattr(config, "shift_factor", None) or 0.0
+    shift = shift_factor(config)
     text = f"mean {_range(mean)}, standard deviation {_range(std)}"
     if case.identity:
         return Finding("latents", "ok", f"the data themselves: {text}")

@@ -1,16 +1,16 @@
 """Checks of drawing: where the noise process ends, whose process the scheduler takes, its steps, and guidance."""
 
-import math
-
-import torch
-from torch import Tensor
-
 from ldm.diffusion.process import NoiseProcess
 from ldm.diffusion.schedules import DiscreteVP
 from ldm.evaluation.diagnostics.context import Case
 from ldm.evaluation.diagnostics.findings import Finding
 from ldm.evaluation.loss_by_time import channel_moments
-from ldm.pipelines.diffusers_schedulers import export_scheduler, process_of
+from ldm.models.latents import from_model_latents
+from ldm.pipelines.diffusers_schedulers import export_scheduler
+from ldm.pipelines.diffusers_schedulers import process_of
+from torch import Tensor
+import math
+import torch
 
 LEFT, LEFT_A_LITTLE = 4.0, 1.0  # signal to noise of the picture's mean at t = 1
 SIGNAL_LEFT = 0.2  # alpha / sigma at t = 1
@@ -172,7 +172,6 @@ def check_guidance(case: Case) -> Finding:
 def _beyond(case: Case, latents: Tensor) -> float:
     """Share of decoded values that clipping changes by more than a twentieth of the range."""
     vae = case.pipeline.vae
-    raw = latents.to(case.pipeline.device, vae.dtype) / vae.config.scaling_factor
-    raw = raw + (getattr(vae.config, "shift_factor", None) or 0.0)
+    raw = from_model_latents(latents.to(case.pipeline.device, vae.dtype), vae.config)
     decoded = vae.decode(raw, return_dict=False)[0]
     return (decoded.abs() > 1.1).float().mean().item()

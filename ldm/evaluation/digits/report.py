@@ -22,6 +22,7 @@ from ldm.data.digits import GROUNDS, HELD_OUT, PAIRS, SLANT, THICKNESS, DigitDat
 from ldm.evaluation.digits.classifier import DigitJudge, agreement, pictures_of
 from ldm.evaluation.generation import AGREE, DISAGREE, Drawing, draw
 from ldm.models.autoencoder import image_batches
+from ldm.models.latents import downsampling_factor, posterior
 from ldm.models.lora import as_options
 from ldm.pipelines.loading import load_pipeline
 from ldm.utils.atomic_files import write_whole
@@ -127,7 +128,7 @@ def kept_out(run: Path | str) -> bool:
 
 def real_digits(run: Path | str, pipeline, cache_dir: Path) -> DigitData:
     """Handwriting that no part of the model was trained on, at the model's size."""
-    side = pipeline.latent_shape[1] * 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    side = pipeline.latent_shape[1] * downsampling_factor(pipeline.vae.config)
     return splits(DataOptions(source="digits", resolution=side, channels=3, cache_dir=cache_dir))["test"]
 
 
@@ -142,7 +143,7 @@ def of_decoded(pipeline, data: DigitData, judge: DigitJudge) -> dict:
     """The same pictures, encoded and decoded by the model's autoencoder."""
     vae, decoded = pipeline.vae, []
     for batch in image_batches(data, 64, limit=REAL):
-        latents = vae.encode(batch.to(vae.device, vae.dtype)).latent_dist.mode()
+        latents = posterior(vae, batch.to(vae.device, vae.dtype)).mode()
         decoded.append(to_pixels(vae.decode(latents).sample.clamp(-1, 1)))
     metas = [data.meta(int(i)) for i in spread(len(data), REAL)]
     return agreement(judge.judge(np.concatenate(decoded)), metas)

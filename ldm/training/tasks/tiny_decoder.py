@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ldm.config.settings import VaeSettings
 from ldm.data import build
-from ldm.models.autoencoder import image_batches, load_vae, posterior
+from ldm.models.autoencoder import image_batches, load_vae
+from ldm.models.latents import posterior
 from ldm.models.reconstruction_losses import edge_loss
 from ldm.models.tiny_decoder import build_tiny
 from ldm.training.data_order import generator_for

@@ -9,15 +9,8 @@ from torch import Tensor, nn
 
 from ldm.config.settings import VaeLoss, VaeSettings
 from ldm.data import Splits, identity_of
-from ldm.models.autoencoder import (
-    Autoencoder,
-    build_vae,
-    code_counts,
-    fold_whitening,
-    image_batches,
-    latent_statistics,
-    posterior,
-)
+from ldm.models.autoencoder import Autoencoder, build_vae, code_counts, fold_whitening, image_batches, latent_statistics
+from ldm.models.latents import posterior
 from ldm.models.reconstruction_losses import (
     PatchDiscriminator,
     RandomFeatures,

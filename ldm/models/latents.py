@@ -1,0 +1,64 @@
+"""Latents of any autoencoder, in one place: their posterior, their size, and the scale the denoiser sees them in.
+
+Two spaces: z, as the autoencoder encodes and decodes it, and model latents (z - shift) * scale, about N(0, 1), with
+`shift_factor` and `scaling_factor` from the autoencoder's config. Nothing of diffusers is imported here: drawing has to
+start quickly.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DeterministicPosterior:
+    """A posterior with zero variance, of a VQModel's encoder or of no encoder at all: latents (B, c, h, w)."""
+
+    mean: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        return torch.zeros_like(self.mean)
+
+    var = std
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+
+def is_vector_quantized(config: Mapping[str, Any]) -> bool:
+    """Whether an autoencoder with this config is a VQModel: its decoder sees only vectors of a codebook."""
+    return "num_vq_embeddings" in config
+
+
+def posterior(vae, images: Tensor):
+    """q(z | x) of any autoencoder here, with mean, std and var (B, c, h, w) and mode(); std is 0 for a VQModel.
+
+    Args:
+        images: (B, C, H, W) in [-1, 1], of the autoencoder's device and dtype.
+    """
+    encoded = vae.encode(images)
+    return DeterministicPosterior(encoded.latents) if is_vector_quantized(vae.config) else encoded.latent_dist
+
+
+def downsampling_factor(config: Mapping[str, Any]) -> int:
+    """Pixels per latent along each axis."""
+    return 2 ** (len(config["block_out_channels"]) - 1)
+
+
+def to_model_latents(z: Tensor, config: Mapping[str, Any]) -> Tensor:
+    """(z - shift) * scale, of the same shape."""
+    return (z - shift_factor(config)) * config["scaling_factor"]
+
+
+def from_model_latents(latents: Tensor, config: Mapping[str, Any]) -> Tensor:
+    """latents / scale + shift, the inverse of `to_model_latents`."""
+    return latents / config["scaling_factor"] + shift_factor(config)
+
+
+def shift_factor(config: Mapping[str, Any]) -> float:
+    """The shift, 0 for an autoencoder that has none."""
+    return config.get("shift_factor") or 0.0

@@ -1,0 +1,35 @@
+"""The scale of latents and their posterior, for each autoencoder here."""
+
+import pytest
+import torch
+
+from ldm.config.settings import VaeModel
+from ldm.models.autoencoder import build_vae
+from ldm.models.identity_autoencoder import IdentityAutoencoder
+from ldm.models.latents import downsampling_factor, from_model_latents, posterior, to_model_latents
+
+SMALL = {"block_out_channels": [8, 16, 16], "norm_num_groups": 8, "latent_channels": 2}
+
+
+def test_model_latents_are_shifted_then_scaled_and_decoding_undoes_it():
+    config, z = {"scaling_factor": 0.5, "shift_factor": 3.0}, torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(to_model_latents(z, config), (z - 3) * 0.5)
+    torch.testing.assert_close(from_model_latents(to_model_latents(z, config), config), z)
+
+
+@pytest.mark.parametrize("config", [{"scaling_factor": 1.0}, {"scaling_factor": 1.0, "shift_factor": None}])
+def test_without_factors_latents_stay_as_they_are(config):
+    z = torch.randn(2, 4, 3, 3)
+    assert torch.equal(to_model_latents(z, config), z) and torch.equal(from_model_latents(z, config), z)
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq", "identity"])
+@torch.no_grad()
+def test_every_autoencoder_has_a_posterior_of_its_latents_size(kind):
+    vae = IdentityAutoencoder() if kind == "identity" else build_vae(VaeModel(kind=kind, **SMALL), 1, 16)
+    q = posterior(vae.eval(), torch.randn(3, 1, 16, 16))
+    side = 16 // downsampling_factor(vae.config)
+    assert q.mean.shape == q.std.shape == (3, vae.config.latent_channels, side, side)
+    assert side == (16 if kind == "identity" else 4)
+    assert torch.equal(q.mode(), q.mean) and (q.std == 0).all() == (kind != "kl")
+    torch.testing.assert_close(q.var, q.std**2)
