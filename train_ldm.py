@@ -18,16 +18,17 @@ def main() -> None:
     from ldm.evaluation.training_hook import watch_for
     from ldm.training.distributed import start_world
     from ldm.training.run_directory import open_run
-    from ldm.training.tasks.denoising import LdmTask
-    from ldm.training.tasks.distillation import DistillTask
-    from ldm.training.tasks.finetuning import FinetuneTask
+    from ldm.training.tasks.denoising import denoising_task
+    from ldm.training.tasks.distillation import distillation_task
+    from ldm.training.tasks.finetuning import finetuning_task
     from ldm.training.trainer import Trainer
 
     state = start_world()
     with state.main_process_first():
         run = open_run(settings, "ldm")
-        kind = DistillTask if settings.distill.teacher else FinetuneTask if settings.start.model else LdmTask
-        task = kind(settings, build(settings.data), run, state.device, watch_for(settings))
+        finished = finetuning_task if settings.start.model else denoising_task
+        build_task = distillation_task if settings.distill.teacher else finished
+        task = build_task(settings, build(settings.data), run, state.device, watch_for(settings))
     Trainer(task, settings, run).fit(invocation.resume, invocation.allow_changed)
 
 

@@ -76,16 +76,14 @@ def trainer_of(arm: str, seed: int, run: Path, args: argparse.Namespace, **train
     import torch
 
     from ldm.data import build
-    from ldm.training.tasks.denoising import LdmTask
+    from ldm.training.tasks.denoising import denoising_task
     from ldm.training.trainer import Trainer
-
-    class Quiet(LdmTask):
-        def report(self, folder: Path, label: str) -> dict[str, float]:
-            return {}
 
     run.mkdir(parents=True, exist_ok=True)
     settings = settings_of(arm, seed, args, **train)
-    return Trainer(Quiet(settings, build(settings.data), run, torch.device("cpu")), settings, run)
+    task = denoising_task(settings, build(settings.data), run, torch.device("cpu"))
+    task.report = lambda folder, label: {}
+    return Trainer(task, settings, run)
 
 
 # ---- stages: each leaves a file and is skipped where that file is --------------------------------------------------
@@ -170,10 +168,10 @@ def held_out_loss(task, base) -> float | None:
     own = task.settings.noise
     if (own.process, own.prediction_type) != (base.noise.process, base.noise.prediction_type):
         return None
-    task.process = task.module.process = NoiseProcess(**base.noise.model_dump())
+    task.module.process = NoiseProcess(**base.noise.model_dump())
     task.module.uncertainty = None
     with torch.no_grad():
-        return task._fixed_losses(task.validation_latents, task.data.validation)[1].mean().item()
+        return task.fixed_losses(task.components.validation_latents, task.data.validation)[1].mean().item()
 
 
 def judged(task, args: argparse.Namespace) -> dict[str, float]:
@@ -185,12 +183,12 @@ def judged(task, args: argparse.Namespace) -> dict[str, float]:
     from ldm.evaluation.generation import Drawing, draw
     from ldm.evaluation.glyphs.classifier import GlyphClassifier
     from ldm.evaluation.metrics.distribution_distances import frechet_distance, kernel_distance
-    from ldm.training.task import Sample, caption_of
+    from ldm.training.task import SampleRef, caption_of
 
-    classifier, pipeline, data = GlyphClassifier(), task._pipeline(), task.data.validation
+    classifier, pipeline, data = GlyphClassifier(), task.pipeline(), task.data.validation
     chosen = spread(len(data), args.pictures).tolist()
     asked = [layout_phrase(layout) for layout in LAYOUTS for _ in range(args.layouts)]
-    prompts = asked + [caption_of(data, Sample(i, 0), 0) for i in chosen]
+    prompts = asked + [caption_of(data, SampleRef(i, 0), 0) for i in chosen]
     images = draw(pipeline, prompts, range(2**31, 2**31 + len(prompts)), Drawing())
     images = images.mean(axis=3).round().astype(np.uint8)
     seen = np.array(classifier.judge(images[: len(asked)]).layouts).reshape(len(LAYOUTS), args.layouts)

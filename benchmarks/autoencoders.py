@@ -101,11 +101,7 @@ def generated(row: str, args: argparse.Namespace) -> None:
     import torch
 
     from ldm.data import build
-    from ldm.training.tasks.denoising import LdmTask
-
-    class Quiet(LdmTask):  # validation and sample grids would cost as much as the training
-        def report(self, folder: Path, label: str) -> dict[str, float]:
-            return {}
+    from ldm.training.tasks.denoising import denoising_task
 
     folder = args.output / row
     if (folder / "generation.json").is_file():
@@ -114,7 +110,13 @@ def generated(row: str, args: argparse.Namespace) -> None:
     settings = _ldm_settings(row, args, num_steps=facts["steps"])
     if not (folder / "ldm" / "final").is_dir():
         data = build(settings.data)
-        _train(lambda run: Quiet(settings, data, run, torch.device("cpu")), settings, folder / "ldm")
+
+        def quiet(run: Path):  # validation and sample grids would cost as much as the training
+            task = denoising_task(settings, data, run, torch.device("cpu"))
+            task.report = lambda folder, label: {}
+            return task
+
+        _train(quiet, settings, folder / "ldm")
     numbers = facts | _draw(folder, args) | {"real": _real(args)}
     _write(folder / "generation.json", numbers)
     print(f"{row}: {numbers}", flush=True)
@@ -145,7 +147,7 @@ def subject(row: str, args: argparse.Namespace):
     import torch
 
     from ldm.models.unet import build_unet
-    from ldm.training.cost_estimate import Subject, _text
+    from ldm.training.cost_estimate import ProbeTarget, _text
 
     settings = _ldm_settings("identity", args)
     channels, side = CHANNELS.get(row, 1), settings.data.resolution // factor_of(row)
@@ -156,7 +158,7 @@ def subject(row: str, args: argparse.Namespace):
         text = torch.zeros(batch, tokens, width, device=device)
         return unet(latents, torch.zeros(batch, device=device), text).sample.float().square().mean()
 
-    return Subject(lambda: build_unet(settings.model, channels, side, width), loss, row)
+    return ProbeTarget(lambda: build_unet(settings.model, channels, side, width), loss, row)
 
 
 def factor_of(row: str) -> int:

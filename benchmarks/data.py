@@ -110,15 +110,15 @@ def cached_epochs(model: Path, pictures: Path, run: Path, epochs: int) -> Callab
     from torch.utils.data import DataLoader
 
     from ldm.data import build
-    from ldm.training.data_order import Batches, rows_of
-    from ldm.training.tasks.denoising import LdmTask
+    from ldm.training.data_order import Batches, batch_slices
+    from ldm.training.tasks.denoising import denoising_task
 
     run.mkdir(parents=True, exist_ok=True)
     steps = epochs * len(list(pictures.glob("*.jpg"))) // BATCH
     settings = ldm_settings(model, pictures, run, batch_size=BATCH, num_steps=steps)
-    task = LdmTask(settings, build(settings.data), run, torch.device("cpu"))
+    task = denoising_task(settings, build(settings.data), run, torch.device("cpu"))
     batches = Batches(task, 0)
-    return lambda: iter(DataLoader(batches, sampler=rows_of(settings.train, 0, 0, 1), batch_size=None))
+    return lambda: iter(DataLoader(batches, sampler=batch_slices(settings.train, 0, 0, 1), batch_size=None))
 
 
 def rendering(args: argparse.Namespace) -> dict | None:

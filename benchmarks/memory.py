@@ -171,16 +171,17 @@ def train_ldm(who: str, args: argparse.Namespace) -> None:
 
     from ldm.data import build
     from ldm.training.distributed import start_world
-    from ldm.training.tasks.denoising import LdmTask
-
-    class SameNetwork(LdmTask):
-        def _build(self):
-            return UNet2DConditionModel.from_pretrained(model, subfolder="unet")
+    from ldm.training.tasks.denoising import denoising_task
 
     run = args.work / "memory-ldm"
     options = {"batch_size": args.batch, "mixed_precision": args.precision, "num_steps": STEPS}
     settings = ldm_settings(model, pictures, run, **options)
-    fit(lambda folder: SameNetwork(settings, build(settings.data), folder, start_world().device), settings, run)
+
+    def task_in(folder: Path):
+        unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
+        return denoising_task(settings, build(settings.data), folder, start_world().device, unet=unet)
+
+    fit(task_in, settings, run)
 
 
 def sample(who: str, args: argparse.Namespace) -> None:

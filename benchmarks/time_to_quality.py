@@ -156,25 +156,25 @@ def ours(seed: int, folder: Path, args: argparse.Namespace) -> dict:
 
     from ldm.data import build
     from ldm.models.digests import weights_digest
-    from ldm.training.tasks.denoising import LdmTask
+    from ldm.training.tasks.denoising import denoising_task
     from ldm.training.trainer import Trainer
 
     race = Race(args)
 
-    class Watched(LdmTask):
-        def report(self, place: Path, label: str) -> dict[str, float]:
-            if label.endswith("-ema"):
-                race.look(int(label.split("-")[0]), self._pipeline)
-            return {}
+    def report(place: Path, label: str) -> dict[str, float]:
+        if label.endswith("-ema"):
+            race.look(int(label.split("-")[0]), task.pipeline)
+        return {}
 
     folder.mkdir(parents=True, exist_ok=True)
     settings = settings_of(args, seed)
     data = build(settings.data)  # glyphs are rendered before the clock starts, and latents are encoded after it has
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"cache_dir": folder / "cache"})})
     race.start_clock()
-    task = Watched(settings, data, folder, torch.device("cpu"))
+    task = denoising_task(settings, data, folder, torch.device("cpu"))
+    task.report = report
     race.stop_clock()
-    facts = {"encoding_seconds": race.seconds, "start": weights_digest(task.unet)}
+    facts = {"encoding_seconds": race.seconds, "start": weights_digest(task.module.unet)}
     trainer = Trainer(task, settings, folder)
     facts["precision"] = trainer.accelerator.mixed_precision
     race.start_clock()
@@ -200,7 +200,7 @@ def write_pictures(args: argparse.Namespace) -> Path:
     from PIL import Image
 
     from ldm.data import build
-    from ldm.training.task import Sample
+    from ldm.training.task import SampleRef
     from ldm.training.tasks.denoising import caption_or_null
 
     folder, settings = args.output / "pictures", settings_of(args, 0)
@@ -210,7 +210,8 @@ def write_pictures(args: argparse.Namespace) -> Path:
         for i in range(len(train)):
             Image.fromarray(train.image(i)[..., 0]).save(folder / f"{i:06d}.png")
         captions = [
-            [caption_or_null(settings, train, Sample(i, epoch)) for epoch in range(CAPTIONS)] for i in range(len(train))
+            [caption_or_null(settings, train, SampleRef(i, epoch)) for epoch in range(CAPTIONS)]
+            for i in range(len(train))
         ]
         (folder / "captions.json").write_text(json.dumps(captions))
     return folder
@@ -256,13 +257,13 @@ def peer(seed: int, args: argparse.Namespace, choice: dict, limit: float) -> dic
     from ldm.models.digests import weights_digest
     from ldm.models.text_encoder import load_text
     from ldm.models.unet import build_unet
-    from ldm.training.data_order import mix
+    from ldm.training.data_order import derive_seed
 
     settings, pictures = settings_of(args, seed), write_pictures(args)
     vae = load_vae(args.parts).requires_grad_(False)
     text_encoder, tokenizer = load_text(args.parts)
     text_encoder.requires_grad_(False)
-    torch.manual_seed(mix(seed, 1))  # the weights that ours starts from
+    torch.manual_seed(derive_seed(seed, 1))  # the weights that ours starts from
     side = settings.data.resolution // downsampling_factor(vae.config)
     unet = build_unet(settings.model, vae.config.latent_channels, side, text_encoder.config.hidden_size).train()
     facts = {"start": weights_digest(unet)} | choice

@@ -125,18 +125,13 @@ class Ours:
 
         from ldm.data import build
         from ldm.training.distributed import start_world
-        from ldm.training.tasks.denoising import LdmTask
+        from ldm.training.tasks.denoising import denoising_task
         from ldm.training.trainer import Trainer
 
-        outer = self
-
-        class SameNetwork(LdmTask):
-            def _build(self):
-                return UNet2DConditionModel.from_pretrained(outer.model, subfolder="unet")
-
-            def batch(self, samples, rows):
-                own, given = super().batch(samples, rows), outer.given
-                return own if given is None else given | {"times": self.process.schedule.from_timestep(given["times"])}
+        def batch(samples, rows):
+            own, given = plain_batch(samples, rows), self.given
+            schedule = task.module.process.schedule
+            return own if given is None else given | {"times": schedule.from_timestep(given["times"])}
 
         class Halting(Trainer):
             def _report(self):  # nothing is drawn here
@@ -147,7 +142,10 @@ class Ours:
                 pause()
 
         self.folder.mkdir(parents=True)
-        task = SameNetwork(self.settings, build(self.settings.data), self.folder, start_world().device)
+        unet = UNet2DConditionModel.from_pretrained(self.model, subfolder="unet")
+        data, device = build(self.settings.data), start_world().device
+        task = denoising_task(self.settings, data, self.folder, device, unet=unet)
+        plain_batch, task.batch = task.batch, batch
         Halting(task, self.settings, self.folder).fit("never")
 
 
@@ -225,7 +223,7 @@ def parts_of(program: Program, steps: int = 3) -> dict:
     from torch.utils.data.dataloader import _BaseDataLoaderIter
     from transformers import CLIPTextModel
 
-    from ldm.training.ema import Average
+    from ldm.training.ema import EMA
 
     methods = {
         "data": [(_BaseDataLoaderIter, "__next__")],
@@ -236,7 +234,7 @@ def parts_of(program: Program, steps: int = 3) -> dict:
         "clip and optimizer": [
             (Accelerator, "clip_grad_norm_"), (AcceleratedOptimizer, "step"), (AcceleratedOptimizer, "zero_grad"),
         ],
-        "EMA": [(EMAModel, "step"), (Average, "step")],
+        "EMA": [(EMAModel, "step"), (EMA, "step")],
     }  # fmt: skip
     with Parts(methods) as parts:
         whole = [timed(program.step) for _ in range(steps)]

@@ -10,7 +10,7 @@ from PIL import Image
 from ldm.config.settings import DataOptions, LdmSettings, OptimOptions, TrainOptions, VaeLoss, VaeModel, VaeSettings
 from ldm.data import Splits, build
 from ldm.training.run_directory import record
-from ldm.training.tasks.denoising import LdmTask
+from ldm.training.tasks.denoising import denoising_task
 from ldm.training.tasks.vae import VaeTask
 from ldm.training.trainer import Trainer
 
@@ -89,7 +89,7 @@ def train_ldm(settings: LdmSettings, splits: Splits) -> Path:
     torch.manual_seed(0)
     run = settings.output_dir
     run.mkdir(parents=True, exist_ok=True)
-    task = LdmTask(settings, splits, run, torch.device("cpu"))
+    task = denoising_task(settings, splits, run, torch.device("cpu"))
     record(run, settings)
     Trainer(task, settings, run).fit()
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -22,7 +22,7 @@ from ldm.data import build
 from ldm.training.distributed import start_world
 from ldm.training.run_directory import open_run
 from ldm.training.tasks.clip import ClipTask
-from ldm.training.tasks.denoising import LdmTask
+from ldm.training.tasks.denoising import denoising_task
 from ldm.training.tasks.vae import VaeTask
 from ldm.training.trainer import Trainer
 from ldm.utils import checkpoint_files as checkpoint
@@ -78,7 +78,7 @@ def task_of(part: str, settings: RunSettings, run: Path):
         data = build(settings.data)
         if part == "clip":
             return ClipTask(settings, data, run)
-        return VaeTask(settings, data) if part == "vae" else LdmTask(settings, data, run, torch.device("cpu"))
+        return VaeTask(settings, data) if part == "vae" else denoising_task(settings, data, run, torch.device("cpu"))
 
 
 def train(part: str, project: Path, run: Path, resume: str = "auto", **options) -> Trainer:

@@ -1,11 +1,11 @@
 """Images and captions, from the glyph table or from a user's own files, behind one small interface."""
 
-import importlib
-import importlib.util
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
-
+from typing import Protocol
+from typing import TYPE_CHECKING
+import importlib
+import importlib.util
 import numpy as np
 
 if TYPE_CHECKING:  # else every process that decodes pictures would import all settings
@@ -47,12 +47,17 @@ class Splits:
     mixture: ImageTextData | None = None  # made-up images to train on beside the real ones (`data.mixture`)
 
 
+def is_points(data: ImageTextData) -> bool:
+    """Whether the items are points: images of one pixel, whose float32 channels are the coordinates."""
+    return data.resolution == 1
+
+
 def spread(total: int, limit: int) -> np.ndarray:
     """At most `limit` indices, evenly spaced over 0 .. total - 1: a fair sample of data that may be sorted."""
     return np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(int))
 
 
-def identity_of(data: ImageTextData, captions: bool = True) -> dict[str, str]:
+def dataset_fingerprint(data: ImageTextData, captions: bool = True) -> dict[str, str]:
     """What a run is said to be trained on: the digest of the pixels and, of files and if asked, that of the captions.
 
     Captions of the data that this package makes follow from the settings.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm.config.loading import load
-from ldm.data import ImageTextData, build, spread
+from ldm.data import ImageTextData, build, is_points, spread
 from ldm.data.toy import ToyData
 from ldm.diffusion.likelihood import (
     Bound,
@@ -89,7 +89,7 @@ def measure(
     torch.manual_seed(plan.seed)
     if is_vector_quantized(pipeline.vae.config):
         raise UserError("a model over a VQ autoencoder gives no density: its latents are codes, not noised numbers")
-    points = test.resolution == 1
+    points = is_points(test)
     own, ode = (1000, 100) if points else (100, 40)
     own, ode = plan.steps or own, plan.ode_steps or ode
     latent = not isinstance(pipeline.vae, IdentityAutoencoder)

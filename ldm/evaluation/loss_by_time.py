@@ -19,7 +19,7 @@ from ldm.models.latents import posterior
 from ldm.models.latents import to_model_latents
 from ldm.pipelines.pipeline import Pipeline
 from ldm.training.data_order import generator_for
-from ldm.training.task import Sample
+from ldm.training.task import SampleRef
 from ldm.training.task import caption_of
 from ldm.utils.image_tensors import to_images
 from pathlib import Path
@@ -106,7 +106,7 @@ def choose_items(pipeline: Pipeline, data: ImageTextData, plan: Plan, captions: 
         noise = torch.randn(encoded.mean.shape, generator=generator_for(plan.seed, 20, start)).to(x)
         found.append(to_model_latents(encoded.mean + encoded.std * noise, pipeline.vae.config).float().cpu())
     told = captions and data.has_captions
-    words = [caption_of(data, Sample(i, 0), plan.seed) if told else "" for i in chosen]
+    words = [caption_of(data, SampleRef(i, 0), plan.seed) if told else "" for i in chosen]
     return Items(torch.cat(found), words)
 
 

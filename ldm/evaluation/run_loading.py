@@ -106,13 +106,12 @@ def network_weights(pipeline: Pipeline) -> dict[str, Tensor]:
 
 
 def _assembled(run: Path, settings: LdmSettings, found: Path, device: str | None) -> Pipeline:
-    from ldm.training.tasks.denoising import LdmTask
+    from ldm.training.tasks.denoising import denoising_task
 
     if settings.start.lora_rank:
         raise UserError(f"{run} trains adapters and has no final/ yet: let train_ldm.py run on")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    task = LdmTask(settings, build(settings.data), run, where)
-    pipeline = task._pipeline().to(where)
+    pipeline = denoising_task(settings, build(settings.data), run, where).pipeline().to(where)
     pipeline.unet.requires_grad_(False)
     pipeline.text_encoder.requires_grad_(False)
     put_weights(pipeline, saved_weights(found, "ema"))

@@ -29,7 +29,7 @@ def text_config(model: ClipModel, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     )
 
 
-def tower(clip: CLIPModel) -> CLIPTextModel:
+def text_tower(clip: CLIPModel) -> CLIPTextModel:
     """The text tower of a CLIPModel as a model of its own, sharing no weights with it."""
     alone = CLIPTextModel(clip.config.text_config)
     inner = alone.text_model if hasattr(alone, "text_model") else alone
@@ -37,7 +37,7 @@ def tower(clip: CLIPModel) -> CLIPTextModel:
     return alone.eval()
 
 
-def null_text() -> tuple[CLIPTextModel, CLIPTokenizer]:
+def null_text_encoder() -> tuple[CLIPTextModel, CLIPTokenizer]:
     """The smallest text encoder there is, for models without captions: it only ever sees the null caption."""
     tokenizer = train_tokenizer([], vocab_size=514, context_length=8)
     torch.manual_seed(0)
@@ -45,7 +45,7 @@ def null_text() -> tuple[CLIPTextModel, CLIPTokenizer]:
     return CLIPTextModel(text_config(model, tokenizer)).eval(), tokenizer
 
 
-def new_text(width: int, layers: int, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def untrained_text_encoder(width: int, layers: int, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """An untrained text tower with 4 heads, to be trained together with the denoiser."""
     model = ClipModel(width=width, layers=layers, heads=4, context_length=tokenizer.model_max_length)
     return CLIPTextModel(text_config(model, tokenizer))

@@ -33,11 +33,11 @@ PROBE_SECONDS = 2.0
 PROBE_BATCH = 4  # to begin with: one image alone is bound by overheads
 # Measured on a CPU with U-Nets, autoencoders and CLIP, peak less start less weights: 1.2 to 1.6 times what autograd
 # saves, and under autocast 0.5 to 0.85 of that, for norms stay in fp32.
-WAY_BACK, IN_HALF = 1.4, 0.7
+BACKWARD_FACTOR, HALF_FACTOR = 1.4, 0.7
 
 
 @dataclass(frozen=True)
-class Subject:
+class ProbeTarget:
     """What is trained and one of its steps, on any device."""
 
     build: Callable[[], nn.Module]
@@ -48,7 +48,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Cost:
+class CostCount:
     exported: int  # parameters that are kept
     trained: int  # parameters with gradients, helpers such as a discriminator included
     flops: int  # of one image, forward and backward
@@ -66,7 +66,7 @@ class Speed:
 class Forecast:
     """What training one part will cost, without data, samples and validation."""
 
-    cost: Cost
+    cost: CostCount
     speed: Speed
     world: int  # processes
     local: int  # images that one of them holds at once
@@ -78,7 +78,7 @@ class Forecast:
     @property
     def passing(self) -> float:
         """Bytes of activations, and of their gradients on the way back."""
-        return self.cost.activations * self.local * WAY_BACK * (IN_HALF if self.half else 1)
+        return self.cost.activations * self.local * BACKWARD_FACTOR * (HALF_FACTOR if self.half else 1)
 
     @property
     def memory(self) -> float:
@@ -140,7 +140,7 @@ def training_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def measure_cost(subject: Subject) -> Cost:
+def measure_cost(subject: ProbeTarget) -> CostCount:
     """Parameters, FLOPs and activation bytes of one image, counted without computing anything."""
     meta = torch.device("meta")
     with meta:
@@ -159,11 +159,15 @@ def measure_cost(subject: Subject) -> Cost:
         loss.backward()
     exported = sum(p.numel() for p in subject.kept(model).parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Cost(exported, trained, counter.get_total_flops() // batch, sum(kept.values()) // batch)
+    return CostCount(exported, trained, counter.get_total_flops() // batch, sum(kept.values()) // batch)
 
 
 def probe(
-    subject: Subject, device: torch.device, largest: int, half: torch.dtype | None, settings: RunSettings | None = None
+    subject: ProbeTarget,
+    device: torch.device,
+    largest: int,
+    half: torch.dtype | None,
+    settings: RunSettings | None = None,
 ) -> Speed:
     """Real forward and backward passes for two seconds, the batch doubling up to `largest` while they are short.
 
@@ -194,7 +198,7 @@ def probe(
     return Speed(speed, update, f" while other programs left it {share:.0%} of them" if busy else "")
 
 
-def _step(subject: Subject, model: nn.Module, batch: int, device: torch.device, half: torch.dtype | None) -> float:
+def _step(subject: ProbeTarget, model: nn.Module, batch: int, device: torch.device, half: torch.dtype | None) -> float:
     started = time.perf_counter()
     with torch.autocast(device.type, half) if half else nullcontext():
         loss = subject.loss(model, batch, device)
@@ -242,7 +246,7 @@ class _Vocabulary:
         return self.size
 
 
-def _clip(settings: ClipSettings, config: Path | None) -> Subject:
+def _clip(settings: ClipSettings, config: Path | None) -> ProbeTarget:
     from ldm.models.clip import ClipObjective, build_clip
 
     model, data = settings.model, settings.data
@@ -261,10 +265,10 @@ def _clip(settings: ClipSettings, config: Path | None) -> Subject:
             clip.set_attn_implementation("eager")
         return ClipObjective(clip)
 
-    return Subject(build, loss, shape, lambda objective: objective.clip)
+    return ProbeTarget(build, loss, shape, lambda objective: objective.clip)
 
 
-def _vae(settings: VaeSettings, config: Path | None) -> Subject:
+def _vae(settings: VaeSettings, config: Path | None) -> ProbeTarget:
     from ldm.models.autoencoder import build_vae
     from ldm.training.tasks.vae import VaeObjective
 
@@ -282,20 +286,20 @@ def _vae(settings: VaeSettings, config: Path | None) -> Subject:
     shape = f"{data.channels} x {side} x {side} pixels to {' x '.join(map(str, latents))}"
     if model.kind == "vq":
         shape += f", of {model.codebook_size} codes"
-    return Subject(
+    return ProbeTarget(
         lambda: VaeObjective(build_vae(model, data.channels), settings.loss), loss, shape, lambda m: m.vae, True
     )
 
 
-def _ldm(settings: LdmSettings, config: Path | None) -> Subject:
+def _ldm(settings: LdmSettings, config: Path | None) -> ProbeTarget:
     from ldm.models.lora import add_adapters
     from ldm.models.mlp import build_mlp
     from ldm.models.unet import build_unet, choose_attention
-    from ldm.training.tasks.finetuning import begin
+    from ldm.training.tasks.finetuning import initial_model
 
     start, begun = settings.start, None
     if start.model:
-        begun, settings = begin(settings)
+        begun, settings = initial_model(settings)
     tokens, width = _text(settings, config)
     learned = settings.noise.learned_variance
     if settings.denoiser == "mlp":
@@ -323,10 +327,10 @@ def _ldm(settings: LdmSettings, config: Path | None) -> Subject:
         return unet(latents, torch.zeros(batch, device=device), text).sample.float().square().mean()
 
     shape = f"latents {channels} x {size} x {size}, text {tokens} x {width}"
-    return Subject(build, loss, shape)
+    return ProbeTarget(build, loss, shape)
 
 
-SUBJECTS: dict[str, Callable[..., Subject]] = {"clip": _clip, "vae": _vae, "ldm": _ldm}
+SUBJECTS: dict[str, Callable[..., ProbeTarget]] = {"clip": _clip, "vae": _vae, "ldm": _ldm}
 
 
 def _latents(settings: LdmSettings, config: Path | None) -> tuple[int, int]:

@@ -8,55 +8,54 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.config.settings import TrainOptions
-from ldm.training.task import Rows, Sample, Task
+from ldm.training.task import BatchSlice, SampleRef, Task
 
 
-def mix(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """A 63-bit seed from several integers; equal inputs give equal seeds on every machine."""
     return int(np.random.SeedSequence(numbers).generate_state(2, np.uint32).astype(np.uint64) @ [1, 2**31])
 
 
 def generator_for(*numbers: int) -> torch.Generator:
-    return torch.Generator().manual_seed(mix(*numbers))
+    """A CPU generator seeded with `derive_seed`."""
+    return torch.Generator().manual_seed(derive_seed(*numbers))
 
 
-def draw_rows(rows: Rows, shape: tuple[int, ...], *seed: int) -> Tensor:
+def batch_noise(rows: BatchSlice, shape: tuple[int, ...], *seed: int) -> Tensor:
     """This process's rows of one standard normal tensor for the whole global batch."""
     return torch.randn(rows.batch_size, *shape, generator=generator_for(*seed, rows.step))[rows.start : rows.stop]
 
 
 class Batches(Dataset):
-    """Maps `Rows` to a batch: sample j of step s is place s * batch_size + j in an endless row of shuffled epochs.
+    """A data set of batches, indexed by `BatchSlice`.
 
-    Where a task has weights, an epoch is as many independent draws by them.
+    Sample j of step s is at position s * batch_size + j of an endless sequence of shuffled epochs.
     """
 
     def __init__(self, task: Task, seed: int):
         self.task, self.seed = task, seed
-        self._weights: np.ndarray | None = getattr(task, "weights", None)  # of the items, sum 1; None = all alike
         self._orders: dict[int, np.ndarray] = {}
 
-    def __getitem__(self, rows: Rows) -> dict[str, Tensor]:
+    def __getitem__(self, rows: BatchSlice) -> dict[str, Tensor]:
         return self.task.batch(self.samples(rows), rows)
 
-    def samples(self, rows: Rows) -> list[Sample]:
+    def samples(self, rows: BatchSlice) -> list[SampleRef]:
         first = rows.step * rows.batch_size
-        places = [divmod(first + j, self.task.num_samples) for j in range(rows.start, rows.stop)]
-        return [Sample(int(self._order(epoch)[place]), epoch) for epoch, place in places]
+        positions = [divmod(first + j, self.task.num_samples) for j in range(rows.start, rows.stop)]
+        return [SampleRef(int(self._order(epoch)[position]), epoch) for epoch, position in positions]
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
             if len(self._orders) > 2:  # a batch spans few epochs; keep memory flat over thousands of them
                 self._orders.clear()
-            rng, count, weights = np.random.default_rng([self.seed, epoch]), self.task.num_samples, self._weights
-            self._orders[epoch] = rng.permutation(count) if weights is None else rng.choice(count, count, p=weights)
+            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.task.num_samples)
         return self._orders[epoch]
 
 
-def rows_of(train: TrainOptions, first_step: int, rank: int, world: int) -> Iterator[Rows]:
-    """The rows that one process handles, step by step, accumulation step by accumulation step."""
-    share = train.batch_size // (world * train.gradient_accumulation_steps)
+def batch_slices(train: TrainOptions, first_step: int, rank: int, world: int) -> Iterator[BatchSlice]:
+    """The slices that one process handles, step by step, accumulation step by accumulation step."""
+    size = train.batch_size // (world * train.gradient_accumulation_steps)
     for step in range(first_step, train.num_steps):
         for micro in range(train.gradient_accumulation_steps):
-            start = (micro * world + rank) * share
-            yield Rows(step, start, start + share, train.batch_size)
+            start = (micro * world + rank) * size
+            yield BatchSlice(step, start, start + size, train.batch_size)

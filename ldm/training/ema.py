@@ -8,7 +8,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 
-class Average(EMAModel):
+class EMA(EMAModel):
     """diffusers' average and its warm-up, updated in one pass over memory: average += (1 - decay) (weights - average).
 
     Attributes: `shadow_params`, in the order of the parameters, and `optimization_step`.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.data import ImageTextData
+from ldm.data import ImageTextData, is_points
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.digests import network_digest
 from ldm.models.latents import downsampling_factor, posterior
@@ -160,7 +160,7 @@ class Uncached:
     def __init__(self, data: ImageTextData):
         self.data = data
         self.shape = (len(data), data.channels, data.resolution, data.resolution)
-        points = [data.image(i) for i in range(len(data))] if data.resolution == 1 else []
+        points = [data.image(i) for i in range(len(data))] if is_points(data) else []
         self._points = np.stack(points) if points else None  # few numbers, and many in a batch: kept in memory
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.training import resume_rules as resume
-from ldm.training.ema import Average
+from ldm.training.ema import EMA
 from ldm.training.run_directory import replace_text
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import DiskFull, require_room
@@ -37,7 +37,7 @@ class TrainingState:
     module: nn.Module
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    ema: Average
+    ema: EMA
     origin: dict[str, Any]
     scaler: Any = None
     step: int = 0

@@ -11,8 +11,8 @@ from ldm.data import ImageTextData
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The part of a global batch that one process handles in one accumulation step."""
+class BatchSlice:
+    """The rows of a global batch that one process handles in one accumulation step."""
 
     step: int
     start: int
@@ -21,36 +21,36 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One place in the stream of samples: which item, in which epoch."""
+class SampleRef:
+    """One position in the stream of samples: which item, in which epoch."""
 
     index: int
     epoch: int
 
 
 class Task(Protocol):
-    """What a trainer teaches: a module whose forward gives the loss, and the batches it eats."""
+    """What the trainer trains: a module whose forward gives the loss, and its batches."""
 
     module: nn.Module  # forward(**batch) -> (loss, {name: scalar tensor}); everything trainable is in it
-    model: nn.Module  # the part of it that is kept: EMA follows its parameters
-    identity: dict[str, str]  # what -> digest: of all that decides the training and is in no checkpoint
+    model: nn.Module  # the part of it that is exported: EMA follows its parameters
+    fingerprints: dict[str, str]  # what -> digest: of all that decides the training and is in no checkpoint
     num_samples: int
     find_unused_parameters: bool
     channels_last: bool  # whether that layout pays on a CPU in bf16; on CUDA it does
 
-    def batch(self, samples: list[Sample], rows: Rows) -> dict[str, Tensor]:
+    def batch(self, samples: list[SampleRef], rows: BatchSlice) -> dict[str, Tensor]:
         """CPU tensors for these samples; may depend on (seed, step) and the samples, never on the rank."""
         ...
 
     def report(self, folder: Path, label: str) -> dict[str, float]:
-        """Validation numbers of the model as it is now, and pictures written into `folder`; main process only."""
+        """Validation numbers of the model as it is now, and images written into `folder`; main process only."""
         ...
 
     def finish(self, folder: Path) -> None:
-        """Write the finished component(s) in stock layout into an empty folder; main process only."""
+        """Save the finished components as diffusers and transformers do into an empty folder; main process only."""
         ...
 
 
-def caption_of(data: ImageTextData, sample: Sample, seed: int) -> str:
+def caption_of(data: ImageTextData, sample: SampleRef, seed: int) -> str:
     """The caption drawn for this item in this epoch: the same in every process and after a resume."""
     return data.caption(sample.index, np.random.default_rng([seed, 3, sample.epoch, sample.index]))

@@ -20,21 +20,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ldm.config.settings import RunSettings
-from ldm.training.data_order import Batches, mix, rows_of
+from ldm.training.data_order import Batches, batch_slices, derive_seed
 from ldm.training.distributed import checkpoint_gradients, precision, start_world
-from ldm.training.ema import Average
+from ldm.training.ema import EMA
 from ldm.training.optimizer import build_optimizer, lr_factor
 from ldm.training.progress import Meter
 from ldm.training.run_directory import record
 from ldm.training.state import LOWER_RATE, TrainingState, find, rewind
-from ldm.training.task import Rows, Task
+from ldm.training.task import BatchSlice, Task
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import sweep
 from ldm.utils.errors import UserError, out_of_memory
 from ldm.utils.signals import Held, ignore_interrupts
 
-SKIPPED_AT_MOST = 3  # steps in a row whose gradients are no finite numbers
-SKIPPED_AT_MOST_FP16 = 24  # the scale of fp16 losses begins too high on purpose, and is halved each time
+MAX_SKIPPED = 3  # steps in a row whose gradients are no finite numbers
+MAX_SKIPPED_FP16 = 24  # the scale of fp16 losses begins too high on purpose, and is halved each time
 
 
 class Trainer:
@@ -69,8 +69,8 @@ class Trainer:
         if self.accelerator.mixed_precision != "no" and (task.channels_last or self.accelerator.device.type == "cuda"):
             task.module.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(task.module, settings.optim)
-        self.ema = Average(task.model.parameters() if self.train.ema_decay else [], decay=self.train.ema_decay)
-        origin = {"settings": settings.model_dump(mode="json"), "identity": task.identity}
+        self.ema = EMA(task.model.parameters() if self.train.ema_decay else [], decay=self.train.ema_decay)
+        origin = {"settings": settings.model_dump(mode="json"), "identity": task.fingerprints}
         self.state = TrainingState(
             task.module, task.model, self.optimizer, self.ema, origin, scaler=self.accelerator.scaler
         )
@@ -139,7 +139,7 @@ class Trainer:
         loader = iter(
             DataLoader(
                 self.batches,
-                sampler=rows_of(self.train, self.step, rank, world),
+                sampler=batch_slices(self.train, self.step, rank, world),
                 batch_size=None,
                 num_workers=self.train.num_workers,
                 pin_memory=self.accelerator.device.type == "cuda",
@@ -166,7 +166,7 @@ class Trainer:
         rate = self.settings.optim.lr * lr_factor(self.settings.optim, self.step, self.train.num_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(mix(self.settings.seed, self.step, self.accelerator.process_index))  # dropout
+        torch.manual_seed(derive_seed(self.settings.seed, self.step, self.accelerator.process_index))  # dropout
         self.task.module.train()
         try:
             losses = self._accumulate(module, micros, meter)
@@ -207,11 +207,11 @@ class Trainer:
         if moved:
             return
         scaled = self.accelerator.scaler is not None
-        rows = Rows(self.step - 1, 0, self.train.batch_size, self.train.batch_size)
+        rows = BatchSlice(self.step - 1, 0, self.train.batch_size, self.train.batch_size)
         items = ", ".join(str(sample.index) for sample in self.batches.samples(rows)[:8])
         text = f"the gradient of step {self.step} is not finite (training items {items}{', ...' * (rows.stop > 8)})"
         self._log(f"{text}: step skipped")
-        if self.state.skipped == (SKIPPED_AT_MOST_FP16 if scaled else SKIPPED_AT_MOST):
+        if self.state.skipped == (MAX_SKIPPED_FP16 if scaled else MAX_SKIPPED):
             raise UserError(f"{text}, nor were those before it, {self.state.skipped} in a row: {LOWER_RATE}")
 
     def _explained(self, error: Exception) -> Exception:
@@ -272,7 +272,7 @@ class Trainer:
         return {f"{weights}/{name}": value for name, value in numbers.items()}
 
     def _ema_weights(self):
-        return self.ema.shown(self.task.model.parameters())
+        return self.ema.swapped_in(self.task.model.parameters())
 
     def _finish(self, trained: bool) -> None:
         """Write `final/`; leave it alone when it is whole and nothing was trained since."""

@@ -15,7 +15,7 @@ from ldm.evaluation.loss_by_time import measure
 from ldm.evaluation.loss_by_time import table
 from ldm.evaluation.loss_by_time import trivial_losses
 from ldm.models.identity_autoencoder import IdentityAutoencoder
-from ldm.training.tasks.denoising import LdmTask
+from ldm.training.tasks.denoising import denoising_task
 from ldm.training.trainer import Trainer
 from types import SimpleNamespace
 import math
@@ -212,7 +212,7 @@ def task_of(run, splits, **train):
         sampling={"num_inference_steps": 2, "per_prompt": 1},
     )
     run.mkdir(parents=True, exist_ok=True)
-    return LdmTask(settings, splits, run, torch.device("cpu")), settings
+    return denoising_task(settings, splits, run, torch.device("cpu")), settings
 
 
 def test_the_gap_is_logged_by_quarters_and_is_nothing_between_equal_splits(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from forked import Child
 from tiny_trainings import content, settings_of, task_of, train
 
-from ldm.training.ema import Average
+from ldm.training.ema import EMA
 from ldm.training.state import TrainingState
 from ldm.training.trainer import Trainer
 from ldm.utils import checkpoint_files as checkpoint
@@ -87,7 +87,7 @@ def test_room_is_made_of_what_a_run_turned_away_from(small_disk, tmp_path, survi
     """Checkpoints set aside go before a training ends for want of room; whole ones in the row stay."""
     folder = small_disk / "checkpoints"
     module = torch.nn.Linear(200, 200)
-    state = TrainingState(module, module, torch.optim.SGD(module.parameters()), Average([]), {}, step=2)
+    state = TrainingState(module, module, torch.optim.SGD(module.parameters()), EMA([]), {}, step=2)
     for step in (1, 8):
         save(folder, step)
     checkpoint.supersede(folder / checkpoint.name(8))

@@ -22,8 +22,8 @@ from ldm.models.tokenizer import tokenizer_digest
 from ldm.pipelines.loading import load_pipeline
 from ldm.training.run_directory import record
 from ldm.training.tasks.clip import ClipTask
-from ldm.training.tasks.denoising import LdmTask
-from ldm.training.tasks.distillation import DistillTask
+from ldm.training.tasks.denoising import LdmTask, denoising_task
+from ldm.training.tasks.distillation import distillation_task
 from ldm.training.tasks.vae import VaeTask
 from ldm.training.trainer import Trainer
 from ldm.utils.errors import UserError
@@ -70,17 +70,17 @@ def ldm_task(project, **changes) -> LdmTask:
         "train": TRAIN,
         "sampling": {"num_inference_steps": 1, "prompts": ["a"], "per_prompt": 1},
     }
-    settings = LdmSettings(**{**values, **changes})
     run = project / "run"
+    settings = LdmSettings(**{**values, "output_dir": run, **changes})
     run.mkdir(exist_ok=True)
-    kind = DistillTask if settings.distill.teacher else LdmTask
-    return kind(settings, splits, run, torch.device("cpu"))
+    make = distillation_task if settings.distill.teacher else denoising_task
+    return make(settings, splits, run, torch.device("cpu"))
 
 
 def fit(task: LdmTask, **options) -> LdmTask:
     try:
-        record(task.run, task.settings)
-        Trainer(task, task.settings, task.run).fit(**options)
+        record(task.settings.output_dir, task.settings)
+        Trainer(task, task.settings, task.settings.output_dir).fit(**options)
         return task
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -177,20 +177,20 @@ def different(before: dict, after: dict) -> set[str]:
 
 
 def test_a_student_knows_its_teacher(project, survived):
-    before = student(project).identity
+    before = student(project).fingerprints
     nudge("unet")(project)
-    assert different(before, student(project).identity) == {"teacher"}
+    assert different(before, student(project).fingerprints) == {"teacher"}
     survived("pairings: a part changed and the run's identity with it", 1)
 
 
 def test_the_other_tasks_know_their_data(project, survived):
-    before = vae_task(project).identity, clip_task(project).identity
+    before = vae_task(project).fingerprints, clip_task(project).fingerprints
     reword(project)
     (project / "clip/checkpoints/step-00000001").mkdir(parents=True)  # from now on the tokenizer is kept
-    words = vae_task(project).identity, clip_task(project).identity
+    words = vae_task(project).fingerprints, clip_task(project).fingerprints
     assert different(before[0], words[0]) == set() and different(before[1], words[1]) == {"captions"}
     repaint(project)
-    pixels = vae_task(project).identity, clip_task(project).identity
+    pixels = vae_task(project).fingerprints, clip_task(project).fingerprints
     assert [different(*pair) for pair in zip(words, pixels, strict=True)] == [{"data"}, {"data"}]
     survived("pairings: a part changed and the run's identity with it", 2)
 
@@ -212,10 +212,10 @@ def test_a_run_goes_on_where_its_folders_were_moved_and_keeps_its_own_vae(begun,
     """Afterwards a VAE of another scale comes in its place, and drawing and exporting do not look at it."""
     task = fit(ldm_task(begun))
     setting("vae", "scaling_factor", 0.5)(begun)
-    assert network_digest(load_vae(begun / "model")) != task.identity["vae"]
+    assert network_digest(load_vae(begun / "model")) != task.fingerprints["vae"]
     exported = export(begun / "run", begun / "exported")
     for folder in (begun / "run", exported):
         kept = load_pipeline(folder, device="cpu", engine="torch")
-        assert network_digest(kept.vae) == task.identity["vae"]
-        assert tokenizer_digest(kept.tokenizer) == task.identity["tokenizer"]
+        assert network_digest(kept.vae) == task.fingerprints["vae"]
+        assert tokenizer_digest(kept.tokenizer) == task.fingerprints["tokenizer"]
     survived("pairings: a VAE of another scale beside a finished run, not taken", 2)

@@ -20,9 +20,9 @@ from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.onnx_runtime import GRAPHS
 from ldm.training.cost_estimate import forecast
 from ldm.training.run_directory import record
-from ldm.training.task import Rows, Sample
-from ldm.training.tasks.denoising import LdmTask
-from ldm.training.tasks.finetuning import FinetuneTask
+from ldm.training.task import BatchSlice, SampleRef
+from ldm.training.tasks.denoising import LdmTask, denoising_task
+from ldm.training.tasks.finetuning import finetuning_task
 from ldm.training.trainer import Trainer
 from ldm.utils.errors import UserError
 from tests.cli.test_generate import call
@@ -59,13 +59,13 @@ class Large(Shades):
         return np.full((32, 32, 1), 255 * (i % 2), np.uint8)
 
 
-def task(options: LdmSettings, kind=FinetuneTask) -> FinetuneTask:
+def task(options: LdmSettings, make=finetuning_task) -> LdmTask:
     options.output_dir.mkdir(parents=True, exist_ok=True)
     shades = Shades if options.data.resolution == 16 else Large
-    return kind(options, Splits(*(shades(count) for count in (32, 8, 8))), options.output_dir, torch.device("cpu"))
+    return make(options, Splits(*(shades(count) for count in (32, 8, 8))), options.output_dir, torch.device("cpu"))
 
 
-def train(options: LdmSettings) -> FinetuneTask:
+def train(options: LdmSettings) -> LdmTask:
     made = task(options)
     record(options.output_dir, options)
     Trainer(made, options, options.output_dir).fit()
@@ -286,11 +286,11 @@ def test_the_whole_model_starts_from_its_own_predictions_and_all_of_it_learns(tm
                 update={"vae": str(model)}
                 | {"text": options.text.model_copy(update={"source": str(model)}), "output_dir": tmp_path / "other"}
             ),
-            LdmTask,
+            denoising_task,
         ),
     )
     scratch.module.unet = load_pipeline(model).unet  # the same loss around the model's own network
-    batch = made.batch([Sample(i, 0) for i in range(8)], Rows(0, 0, 8, 8))
+    batch = made.batch([SampleRef(i, 0) for i in range(8)], BatchSlice(0, 0, 8, 8))
     with torch.no_grad():
         assert torch.equal(*(one.module.eval()(**batch, progress=0.0)[0] for one in (made, scratch)))
     options = options.model_copy(update={"output_dir": tmp_path / "again"})
@@ -307,7 +307,7 @@ def test_adapters_of_no_effect_yet_start_from_the_models_loss(trained, tmp_path)
     losses = []
     for number, start in enumerate(({}, None)):
         made = task(settings(model, tmp_path / f"run{number}", start))
-        batch = made.batch([Sample(i, 0) for i in range(8)], Rows(0, 0, 8, 8))
+        batch = made.batch([SampleRef(i, 0) for i in range(8)], BatchSlice(0, 0, 8, 8))
         with torch.no_grad():
             losses.append(made.module.eval()(**batch, progress=0.0)[0])
     torch.testing.assert_close(*losses)

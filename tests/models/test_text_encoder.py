@@ -8,7 +8,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldm.config.settings import ClipModel
 from ldm.models.clip import build_clip, contrastive_loss, recall_at
-from ldm.models.text_encoder import load_text, null_text, tower
+from ldm.models.text_encoder import load_text, null_text_encoder, text_tower
 from ldm.models.tokenizer import TokenRows, encode, train_tokenizer
 from ldm.training.tasks.clip import run_tokenizer
 from ldm.utils.errors import UserError
@@ -89,7 +89,7 @@ def test_the_tower_alone_is_the_tower_in_clip(tokenizer, tmp_path):
     torch.manual_seed(0)
     clip = build_clip(MODEL, 32, 1, tokenizer).eval()
     ids = encode(tokenizer, CAPTIONS[:2] + [""])
-    tower(clip).save_pretrained(tmp_path / "text_encoder")
+    text_tower(clip).save_pretrained(tmp_path / "text_encoder")
     alone = CLIPTextModel.from_pretrained(tmp_path / "text_encoder").eval()
     with torch.no_grad():
         inside = clip.text_model(input_ids=ids)
@@ -122,7 +122,7 @@ def test_patches_must_tile_the_image(tokenizer):
 
 
 def test_the_null_text_is_the_same_everywhere():
-    (first, tokens), (second, _) = null_text(), null_text()
+    (first, tokens), (second, _) = null_text_encoder(), null_text_encoder()
     states = [model(encode(tokens, [""])).last_hidden_state for model in (first, second)]
     torch.testing.assert_close(*states, rtol=0, atol=0)
 

@@ -15,7 +15,7 @@ from ldm.config.overrides import parse_overrides
 from ldm.config.settings import LdmSettings
 from ldm.training import budget
 from ldm.training.budget import LEAST_STEPS, SLACK, aside_seconds, propose
-from ldm.training.cost_estimate import Cost, Forecast, Speed
+from ldm.training.cost_estimate import CostCount, Forecast, Speed
 from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
 
@@ -27,7 +27,7 @@ MIB = 2**20
 def forecast(part, settings, config=None, timed=True) -> Forecast:
     """A device that takes 10 ms an image, for a U-Net in proportion to its width; an image holds 1 MiB."""
     wide = settings.model.block_out_channels[0] / 64 if isinstance(settings, LdmSettings) else 1.0
-    cost = Cost(1000, 1000, 1, round(MIB * wide))
+    cost = CostCount(1000, 1000, 1, round(MIB * wide))
     local = settings.train.batch_size // settings.train.gradient_accumulation_steps
     return Forecast(cost, Speed(100 / wide, 0.0), 1, local, 20 * MIB, "", torch.device("cpu"), None)
 

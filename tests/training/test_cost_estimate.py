@@ -13,7 +13,7 @@ from ldm.config.loading import load
 from ldm.config.settings import DataOptions, GlyphOptions
 from ldm.models.autoencoder import build_vae
 from ldm.training.cost_estimate import (
-    Subject,
+    ProbeTarget,
     _half_precision,
     _latents,
     _text,
@@ -32,11 +32,11 @@ SMOKE = shipped_configs() / "smoke.yaml"
 CPU = torch.device("cpu")
 
 
-def linear(inputs: int, outputs: int) -> Subject:
+def linear(inputs: int, outputs: int) -> ProbeTarget:
     def loss(model, batch, device):
         return model(torch.zeros(batch, inputs, device=device)).sum()
 
-    return Subject(lambda: nn.Linear(inputs, outputs), loss, "numbers")
+    return ProbeTarget(lambda: nn.Linear(inputs, outputs), loss, "numbers")
 
 
 def test_cost_of_a_linear_layer_is_known():
@@ -48,7 +48,7 @@ def test_cost_of_a_linear_layer_is_known():
 
 def test_cost_counts_only_what_is_trained_and_kept():
     frozen = nn.Linear(7, 7).requires_grad_(False)
-    subject = Subject(
+    subject = ProbeTarget(
         lambda: nn.Sequential(nn.Linear(3, 7), nn.ReLU(), frozen.to("meta")),
         lambda model, batch, device: model(torch.zeros(batch, 3, device=device)).sum(),
         "",

@@ -5,13 +5,13 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from ldm.training.ema import Average
+from ldm.training.ema import EMA
 
 
 def test_it_follows_as_diffusers_does():
     torch.manual_seed(0)
     model = nn.Linear(3, 4)
-    ours, stock = Average(model.parameters(), decay=0.9), EMAModel(model.parameters(), decay=0.9)
+    ours, stock = EMA(model.parameters(), decay=0.9), EMAModel(model.parameters(), decay=0.9)
     for _ in range(30):
         for parameter in model.parameters():
             parameter.data += torch.randn_like(parameter)
@@ -23,13 +23,13 @@ def test_it_follows_as_diffusers_does():
 
 def test_shown_only_within_the_block_even_if_it_fails():
     model = nn.Linear(2, 2)
-    average = Average(model.parameters(), decay=0.5)
+    average = EMA(model.parameters(), decay=0.5)
     kept = [value.clone() for value in average.shadow_params]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)
     own = [parameter.detach().clone() for parameter in model.parameters()]
-    with pytest.raises(RuntimeError, match="within"), average.shown(model.parameters()):
+    with pytest.raises(RuntimeError, match="within"), average.swapped_in(model.parameters()):
         assert all(torch.equal(*pair) for pair in zip(model.parameters(), kept))
         raise RuntimeError("within")
     assert all(torch.equal(*pair) for pair in zip(model.parameters(), own))

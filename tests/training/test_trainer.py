@@ -15,10 +15,10 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from ldm.config.settings import OptimOptions, TrainOptions, VaeSettings
-from ldm.training.data_order import Batches, draw_rows, mix, rows_of
+from ldm.training.data_order import Batches, batch_noise, batch_slices, derive_seed
 from ldm.training.distributed import precision
 from ldm.training.optimizer import lr_factor
-from ldm.training.task import Rows
+from ldm.training.task import BatchSlice
 from ldm.training.trainer import Trainer
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
@@ -57,7 +57,7 @@ class Picture(nn.Module):
 
 
 class LineTask:
-    identity = {"data": "ten points"}
+    fingerprints = {"data": "ten points"}
     num_samples = 10
     find_unused_parameters = False
 
@@ -69,7 +69,7 @@ class LineTask:
 
     def batch(self, samples, rows):
         x = torch.tensor([[sample.index / 10 + 0.03 * (sample.epoch % 2)] for sample in samples])
-        return {"x": x, "noise": draw_rows(rows, (1,), 0)}
+        return {"x": x, "noise": batch_noise(rows, (1,), 0)}
 
     def report(self, folder, label):
         self.reports += 1
@@ -265,9 +265,9 @@ def test_two_processes_see_the_losses_of_one(tmp_path):
 def test_the_processes_share_each_global_batch_without_gap_or_overlap(world, accumulation):
     train = TrainOptions(num_steps=3, batch_size=16, gradient_accumulation_steps=accumulation)
     for step in range(3):
-        rows = [r for rank in range(world) for r in rows_of(train, 0, rank, world) if r.step == step]
+        rows = [r for rank in range(world) for r in batch_slices(train, 0, rank, world) if r.step == step]
         assert sorted(i for r in rows for i in range(r.start, r.stop)) == list(range(16))
-    assert list(rows_of(train, 2, 0, world))[0].step == 2
+    assert list(batch_slices(train, 2, 0, world))[0].step == 2
 
 
 def test_every_epoch_shows_every_sample_once():
@@ -276,16 +276,16 @@ def test_every_epoch_shows_every_sample_once():
             return [(sample.epoch, sample.index) for sample in samples]
 
     batches = Batches(Ids(), seed=3)
-    seen = [place for step in range(5) for place in batches[Rows(step, 0, 4, 4)]]  # 20 places, 10 samples
+    seen = [place for step in range(5) for place in batches[BatchSlice(step, 0, 4, 4)]]  # 20 places, 10 samples
     assert sorted(seen) == [(epoch, index) for epoch in (0, 1) for index in range(10)]
     assert [i for e, i in seen if e == 0] != [i for e, i in seen if e == 1]
 
 
 def test_rows_of_noise_do_not_depend_on_the_split():
-    whole = draw_rows(Rows(5, 0, 8, 8), (3,), 1, 2)
-    parts = torch.cat([draw_rows(Rows(5, a, a + 2, 8), (3,), 1, 2) for a in range(0, 8, 2)])
+    whole = batch_noise(BatchSlice(5, 0, 8, 8), (3,), 1, 2)
+    parts = torch.cat([batch_noise(BatchSlice(5, a, a + 2, 8), (3,), 1, 2) for a in range(0, 8, 2)])
     torch.testing.assert_close(parts, whole, rtol=0, atol=0)
-    assert not torch.equal(whole, draw_rows(Rows(6, 0, 8, 8), (3,), 1, 2))
+    assert not torch.equal(whole, batch_noise(BatchSlice(6, 0, 8, 8), (3,), 1, 2))
 
 
 def test_learning_rates_by_formula():
@@ -297,9 +297,9 @@ def test_learning_rates_by_formula():
 
 
 def test_mixed_seeds_differ_and_repeat():
-    assert mix(1, 2) == mix(1, 2)
-    assert len({mix(a, b) for a in range(20) for b in range(20)}) == 400
-    assert all(0 <= mix(a, 7) < 2**63 for a in range(100))
+    assert derive_seed(1, 2) == derive_seed(1, 2)
+    assert len({derive_seed(a, b) for a in range(20) for b in range(20)}) == 400
+    assert all(0 <= derive_seed(a, 7) < 2**63 for a in range(100))
 
 
 def test_precision_is_what_was_asked_for():

@@ -6,7 +6,7 @@ from ldm.data import spread
 from ldm.evaluation.diagnostics.context import Case
 from ldm.evaluation.diagnostics.findings import Finding
 from ldm.models.latents import downsampling_factor
-from ldm.training.task import Sample
+from ldm.training.task import SampleRef
 from ldm.training.tasks.denoising import caption_or_null
 from ldm.utils.errors import UserError
 
@@ -117,7 +117,7 @@ def check_dropout(case: Case) -> Finding:
     if settings is None or case.unconditional:
         return Finding("dropout", "ok", "no captions to drop")
     total = len(case.data.train)
-    drawn = [caption_or_null(settings, case.data.train, Sample(i % total, i // total)) for i in range(DRAWS)]
+    drawn = [caption_or_null(settings, case.data.train, SampleRef(i % total, i // total)) for i in range(DRAWS)]
     rate = float(np.mean([not caption for caption in drawn]))
     text = f"{rate:.1%} of {DRAWS} captions drawn as in training are empty (caption_dropout {settings.caption_dropout})"
     if rate >= 0.9:

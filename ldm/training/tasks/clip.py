@@ -9,12 +9,12 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from ldm.config.settings import ClipModel, ClipSettings
-from ldm.data import ImageTextData, Splits, identity_of, spread
+from ldm.data import ImageTextData, Splits, dataset_fingerprint, spread
 from ldm.models.clip import ClipObjective, build_clip, recall_at
-from ldm.models.text_encoder import tower
+from ldm.models.text_encoder import text_tower
 from ldm.models.tokenizer import encode, save_tokenizer, tokenizer_digest, train_tokenizer
-from ldm.training.data_order import mix
-from ldm.training.task import Rows, Sample, caption_of
+from ldm.training.data_order import derive_seed
+from ldm.training.task import BatchSlice, SampleRef, caption_of
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
 from ldm.utils.image_tensors import to_images
@@ -62,15 +62,15 @@ class ClipTask:
                 "its batch, and accumulated parts would not see each other; lower train.batch_size instead"
             )
         self.tokenizer = run_tokenizer(run, settings.model, data.train, settings.seed)
-        self.identity = identity_of(data.train) | {"tokenizer": tokenizer_digest(self.tokenizer)}
-        torch.manual_seed(mix(settings.seed, 1))
+        self.fingerprints = dataset_fingerprint(data.train) | {"tokenizer": tokenizer_digest(self.tokenizer)}
+        torch.manual_seed(derive_seed(settings.seed, 1))
         self.model = build_clip(settings.model, data.train.resolution, data.train.channels, self.tokenizer)
         if not torch.cuda.is_available():  # torch's fused attention has a backward five times slower in bf16 on CPU
             self.model.set_attn_implementation("eager")
         self.module = ClipObjective(self.model)
         self.num_samples = len(data.train)
 
-    def batch(self, samples: list[Sample], rows: Rows) -> dict[str, Tensor]:
+    def batch(self, samples: list[SampleRef], rows: BatchSlice) -> dict[str, Tensor]:
         captions = [caption_of(self.data.train, sample, self.settings.seed) for sample in samples]
         images = to_images(np.stack([self.data.train.image(sample.index) for sample in samples]))
         return {"images": images, "input_ids": encode(self.tokenizer, captions)}
@@ -83,7 +83,7 @@ class ClipTask:
         chosen = spread(len(data), limit).tolist()
         for start in range(0, len(chosen), 64):
             indices = chosen[start : start + 64]
-            captions = [caption_of(data, Sample(i, 0), self.settings.seed) for i in indices]
+            captions = [caption_of(data, SampleRef(i, 0), self.settings.seed) for i in indices]
             pixels = to_images(np.stack([data.image(i) for i in indices]))
             pair = self.module.features(pixels.to(device), encode(self.tokenizer, captions).to(device))
             images.append(pair[0].cpu())
@@ -93,5 +93,5 @@ class ClipTask:
     def finish(self, folder: Path) -> None:
         """`clip` (both towers), `text_encoder` (the text tower alone) and `tokenizer`, as transformers writes them."""
         self.model.save_pretrained(folder / "clip")
-        tower(self.model).save_pretrained(folder / "text_encoder")
+        text_tower(self.model).save_pretrained(folder / "text_encoder")
         save_tokenizer(self.tokenizer, folder / "tokenizer")

@@ -1,5 +1,7 @@
 """The denoising loss: noise process, denoiser and text encoder as one module."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel
@@ -10,8 +12,8 @@ from ldm.diffusion.variational import variational_loss
 from ldm.models.representation_alignment import Alignment
 
 
-class Uncertainty(nn.Module):
-    """u(t), the logarithm of the loss to be expected at each time, learned beside the denoiser.
+class LossVariance(nn.Module):
+    """u(t), the logarithm of the expected loss at each time, learned beside the denoiser.
 
     Random Fourier features of logsnr / 4 and one linear layer that starts at zero.
     Source: Karras et al. 2024, arXiv 2312.02696.
@@ -26,12 +28,13 @@ class Uncertainty(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, logsnr: Tensor) -> Tensor:
+        """(B,) -> (B,)."""
         angles = logsnr.clamp(-30, 30).unsqueeze(1) / 4 * self.frequencies + self.phases
         return self.last((2 * torch.pi * angles).cos()).squeeze(1)
 
 
-class LdmObjective(nn.Module):
-    """Denoiser, text encoder and noise process as one module: forward gives the denoising loss."""
+class DenoisingObjective(nn.Module, ABC):
+    """Denoiser, text encoder and noise process as one module: forward gives the mean of `losses`."""
 
     def __init__(
         self,
@@ -42,7 +45,18 @@ class LdmObjective(nn.Module):
     ):
         super().__init__()
         self.unet, self.text_encoder, self.process, self.alignment = unet, text_encoder, process, alignment
-        self.uncertainty = Uncertainty() if process.weight == "learned" else None
+
+    @abstractmethod
+    def losses(
+        self, latents: Tensor, noise: Tensor, times: Tensor, input_ids: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each item, (B,), and named scalars to log.
+
+        Args:
+            latents, noise: clean latents and standard normal noise, (B, c, h, w).
+            times: (B,) in [0, 1].
+            input_ids: (B, L), or (1, L) where all captions are the same.
+        """
 
     def forward(
         self,
@@ -53,9 +67,9 @@ class LdmObjective(nn.Module):
         progress: float,
         images: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Clean latents and noise (B, c, h, w), times (B,) in [0, 1], tokens (B, L), or (1, L) for all alike.
+        """The mean loss; arguments as of `losses`.
 
-        `images`, (B, C, H, W) in [-1, 1], where the U-Net is aligned with what a tower sees in them.
+        `images`, (B, C, H, W) in [-1, 1]: of the same items, while the U-Net is aligned with an image encoder.
         """
         losses, metrics = self.losses(latents, noise, times, input_ids)
         if self.alignment is not None and images is not None:
@@ -63,18 +77,36 @@ class LdmObjective(nn.Module):
             return losses.mean() + self.alignment.weight * metrics["alignment"], metrics
         return losses.mean(), metrics
 
+    def predict(self, x_t: Tensor, times: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """The network's output in float32, (B, c, h, w), of noisy latents x_t and text features (B, L, D)."""
+        process = self.process
+        return self.unet(process.network_input(x_t, times), process.timestep(times), prompt_embeds).sample.float()
+
+
+class LdmObjective(DenoisingObjective):
+    """The denoiser learns from the data: squared error of its prediction, weighted by time."""
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        text_encoder: CLIPTextModel,
+        process: NoiseProcess,
+        alignment: Alignment | None = None,
+    ):
+        super().__init__(unet, text_encoder, process, alignment)
+        self.uncertainty = LossVariance() if process.weight == "learned" else None  # a name in checkpoints
+
     def losses(
         self, latents: Tensor, noise: Tensor, times: Tensor, input_ids: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of each item, (B,), and its parts' means."""
         process, metrics = self.process, {}
-        states = self.text_encoder(input_ids=input_ids).last_hidden_state.expand(len(latents), -1, -1)
+        prompt_embeds = self.text_encoder(input_ids=input_ids).last_hidden_state.expand(len(latents), -1, -1)
         x_t = process.corrupt(latents, noise, times)
-        prediction = self.unet(process.network_input(x_t, times), process.timestep(times), states).sample.float()
+        prediction = self.predict(x_t, times, prompt_embeds)
         bound = torch.zeros_like(times)
         if process.learned_variance:
-            prediction, share = prediction.chunk(2, dim=1)
-            bound = variational_loss(process, latents, x_t, prediction, share, times)
+            prediction, fraction = prediction.chunk(2, dim=1)
+            bound = variational_loss(process, latents, x_t, prediction, fraction, times)
             metrics["bound"] = bound.mean()
         errors = (prediction - process.target(latents, noise, times)).square().flatten(1).mean(1)
         losses = process.loss_weight(times) * errors

@@ -10,30 +10,37 @@ Source: Salimans and Ho 2022, arXiv 2202.00512, algorithm 2; Meng et al. 2023, a
 Other than theirs, the guidance scale is fixed, and the student learns its few steps directly and not by halving.
 """
 
-import copy
-
-import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor
-from transformers import CLIPTextModel
-
-from ldm.config.settings import DistillOptions, LdmSettings
-from ldm.diffusion.guidance import Guidance, guide
+from ldm.config.settings import DistillOptions
+from ldm.config.settings import LdmSettings
+from ldm.data import Splits
+from ldm.diffusion.guidance import Guidance
+from ldm.diffusion.guidance import guide
 from ldm.diffusion.parameterization import convert
-from ldm.diffusion.process import NoiseProcess, expand_to
-from ldm.diffusion.sampling import denoise_with, sample
+from ldm.diffusion.process import NoiseProcess
+from ldm.diffusion.process import expand_to
+from ldm.diffusion.sampling import denoise_with
+from ldm.diffusion.sampling import sample
 from ldm.diffusion.time_grids import levels
 from ldm.models.digests import network_digest
+from ldm.models.tokenizer import encode
 from ldm.models.unet import choose_attention
 from ldm.training.distributed import precision
+from ldm.training.tasks.components import load_components
 from ldm.training.tasks.denoising import LdmTask
-from ldm.training.tasks.denoising_loss import LdmObjective
+from ldm.training.tasks.denoising import Watch
+from ldm.training.tasks.denoising_loss import DenoisingObjective
 from ldm.training.tasks.finetuning import load_start
 from ldm.utils.errors import UserError
+from pathlib import Path
+from torch import Tensor
+from transformers import CLIPTextModel
+import copy
+import torch
 
 
-class DistillObjective(LdmObjective):
-    """As `LdmObjective`, with the teacher's guided step for a target in place of the data's."""
+class DistillObjective(DenoisingObjective):
+    """The denoiser learns from a teacher: its target is what the teacher, guided, does in a step."""
 
     def __init__(
         self,
@@ -44,14 +51,14 @@ class DistillObjective(LdmObjective):
         null_ids: Tensor,
         options: DistillOptions,
     ):
-        """`null_ids` (1, L): tokens of the null caption, which the teacher is led away from."""
+        """`null_ids` (1, L): tokens of the null caption, for the teacher's unconditional prediction."""
         super().__init__(unet, text_encoder, process)
         self.teacher, self.options = teacher.eval().requires_grad_(False), options
         self.register_buffer("null_ids", null_ids, persistent=False)
 
     def train(self, mode: bool = True):
         super().train(mode)
-        self.teacher.eval()  # no dropout in what is to be learned
+        self.teacher.eval()  # no dropout in the targets
         return self
 
     def losses(
@@ -60,74 +67,70 @@ class DistillObjective(LdmObjective):
         """The squared error of each item, (B,); times (B,) move up to the start of the step that they lie in."""
         process, count = self.process, self.options.steps
         ids = torch.cat([input_ids.expand(len(latents), -1), self.null_ids])
-        *told, null = self.text_encoder(input_ids=ids).last_hidden_state.split(1)
-        states, null = torch.cat(told), null.expand(len(latents), -1, -1)
+        embeds = self.text_encoder(input_ids=ids).last_hidden_state
+        cond, uncond = embeds[:-1], embeds[-1:].expand(len(latents), -1, -1)
         if count:
             times = (times * count).ceil().clamp(min=1) / count
         x_t = process.corrupt(latents, noise, times)
         with torch.no_grad():
-            target = self.step_target(x_t, times, states, null) if count else self.guided(x_t, times, states, null)
-        prediction = self.unet(process.network_input(x_t, times), process.timestep(times), states).sample.float()
-        return process.loss_weight(times) * (prediction - target).square().flatten(1).mean(1), {}
+            target = self.step_target(x_t, times, cond, uncond) if count else self.guided(x_t, times, cond, uncond)
+        errors = (self.predict(x_t, times, cond) - target).square().flatten(1).mean(1)
+        return process.loss_weight(times) * errors, {}
 
-    def guided(self, x_t: Tensor, times: Tensor, states: Tensor, null: Tensor) -> Tensor:
-        """The teacher's prediction, led from the null caption to the states (B, L, D)."""
+    def guided(self, x_t: Tensor, times: Tensor, cond: Tensor, uncond: Tensor) -> Tensor:
+        """The teacher's guided prediction (B, c, h, w); cond, uncond: text features (B, L, D)."""
         process = self.process
-        return self._guide(states, null)(process.network_input(x_t, times), process.timestep(times))
+        return self._guide(cond, uncond)(process.network_input(x_t, times), process.timestep(times))
 
-    def step_target(self, x_t: Tensor, times: Tensor, states: Tensor, null: Tensor) -> Tensor:
+    def step_target(self, x_t: Tensor, times: Tensor, cond: Tensor, uncond: Tensor) -> Tensor:
         """The prediction (B, ...) with which one first-order step ends where the teacher's substeps do."""
         target = torch.empty_like(x_t)
         for start in times.unique().tolist():
             at = times == start
-            target[at] = self._of_one_step(x_t[at], start, states[at], null[at])
+            target[at] = self._of_one_step(x_t[at], start, cond[at], uncond[at])
         return target
 
-    def _of_one_step(self, x_t: Tensor, start: float, states: Tensor, null: Tensor) -> Tensor:
+    def _of_one_step(self, x_t: Tensor, start: float, cond: Tensor, uncond: Tensor) -> Tensor:
         process, end = self.process, start - 1 / self.options.steps
         fine = torch.linspace(start, end if end > 1e-6 else 0.0, self.options.substeps + 1, dtype=torch.float64)
-        denoise = denoise_with(process, self._guide(states, null))
+        denoise = denoise_with(process, self._guide(cond, uncond))
         x_s = sample(denoise, x_t, process.schedule, fine, self.options.sampler)
         t, s = levels(process.schedule, fine[[0, -1]])
         keep = s.sigma / t.sigma
-        x0 = (x_s - keep * x_t) / (
-            s.alpha - keep * t.alpha
-        )  # `ldm.diffusion.samplers.ddim_step`, solved for what it is told
+        x0 = (x_s - keep * x_t) / (s.alpha - keep * t.alpha)  # a step of DDIM, solved for its prediction
         alpha, sigma = (expand_to(scale, x_t) for scale in process.scales(x_t.new_full((len(x_t),), start)))
         return convert(x0, x_t, alpha, sigma, "sample", process.prediction_type)
 
-    def _guide(self, states: Tensor, null: Tensor):
+    def _guide(self, cond: Tensor, uncond: Tensor):
         """(x_t, timestep) -> the teacher's prediction by its rule of guidance."""
         rule = Guidance(self.options.guidance_scale, self.options.guidance_interval)
         time = self.process.schedule.from_timestep
-        return guide(self._teach, states, null, rule, process=self.process, time=time)
+        return guide(self._teach, cond, uncond, rule, process=self.process, time=time)
 
-    def _teach(self, x_t: Tensor, timestep: Tensor, states: Tensor) -> Tensor:
-        return self.teacher(x_t, timestep, states).sample.float()
+    def _teach(self, x_t: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
+        return self.teacher(x_t, timestep, prompt_embeds).sample.float()
 
 
-class DistillTask(LdmTask):
-    """Teaches a student: see `ldm.training.task.Task`. VAE, text encoder and tokenizer are the teacher's."""
+def distillation_task(
+    settings: LdmSettings, data: Splits, run: Path, device: torch.device, watch: Watch | None = None
+) -> LdmTask:
+    """Train a student of `distill.teacher`, with that model's VAE, text encoder and tokenizer.
 
-    validation_items = 64  # each costs as much as several of a denoiser's own
-
-    def _begin(self, settings: LdmSettings, device: torch.device) -> LdmSettings:
-        source = str(settings.distill.teacher)
-        self.teacher = load_teacher(source, NoiseProcess(**settings.noise.model_dump())).to(device)
-        half = precision(settings.train.mixed_precision, device) != "no"
-        choose_attention(self.teacher, settings.model.attention, device, half)
-        text = settings.text.model_copy(update={"source": source, "train": False})
-        return settings.model_copy(update={"vae": source, "text": text})
-
-    def _identity(self) -> dict[str, str]:
-        return super()._identity() | {"teacher": network_digest(self.teacher)}
-
-    def _build(self) -> UNet2DConditionModel:
-        return copy.deepcopy(self.teacher).requires_grad_(True)
-
-    def _objective(self) -> LdmObjective:
-        options, null_ids = self.settings.distill, self._tokens([""])
-        return DistillObjective(self.unet, self.text_encoder, self.process, self.teacher, null_ids, options)
+    Raises: UserError if the teacher cannot be one, or does not fit.
+    """
+    source = str(settings.distill.teacher)
+    teacher = load_teacher(source, NoiseProcess(**settings.noise.model_dump())).to(device)
+    half = precision(settings.train.mixed_precision, device) != "no"
+    choose_attention(teacher, settings.model.attention, device, half)
+    text = settings.text.model_copy(update={"source": source, "train": False})
+    settings = settings.model_copy(update={"vae": source, "text": text})
+    components = load_components(settings, data, run, device)
+    student = copy.deepcopy(teacher).requires_grad_(True)
+    null_ids, process = encode(components.tokenizer, [""]), components.process
+    objective = DistillObjective(student, components.text_encoder, process, teacher, null_ids, settings.distill)
+    fingerprints = {"teacher": network_digest(teacher)}
+    # a report's loss costs as much as several of an ordinary denoiser's: fewer items
+    return LdmTask(settings, data, components, objective, fingerprints=fingerprints, watch=watch, validation_items=64)
 
 
 def load_teacher(source: str, process: NoiseProcess) -> UNet2DConditionModel:

@@ -1,4 +1,4 @@
-"""Trainings that start from a finished model: all of its U-Net goes on learning, or low-rank adapters beside it do.
+"""Trainings that start from a finished model: of its whole U-Net, or of low-rank adapters beside it.
 
 The VAE and the tokenizer stay the model's, and so does the text encoder unless `text.train` or `start.lora_text` is
 set. An adapter adds alpha / rank B A to a frozen weight W (out, in), with A (rank, in) drawn at random and B
@@ -13,17 +13,54 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from ldm.config.settings import LdmSettings
+from ldm.data import Splits
 from ldm.diffusion.process import NoiseProcess
 from ldm.models.digests import network_digest
-from ldm.models.lora import Adapter, adapters_of, add_adapters, merge, save_lora, without_adapters
+from ldm.models.lora import adapters_of, add_adapters, merge, save_lora, without_adapters
 from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
-from ldm.training.tasks.denoising import LdmTask
+from ldm.training.data_order import derive_seed
+from ldm.training.tasks.components import load_components
+from ldm.training.tasks.denoising import LdmTask, Watch, build_alignment
 from ldm.training.tasks.denoising_loss import LdmObjective
 from ldm.utils.errors import UserError
 
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
+
+
+def finetuning_task(
+    settings: LdmSettings, data: Splits, run: Path, device: torch.device, watch: Watch | None = None
+) -> LdmTask:
+    """Continue the training of `start.model`, or train adapters for it. Raises: UserError if it does not fit."""
+    unet, settings = initial_model(settings)
+    components = load_components(settings, data, run, device)
+    torch.manual_seed(derive_seed(settings.seed, 1))
+    _, channels, size, _ = components.train_latents.shape
+    if (unet.config.in_channels, unet.config.sample_size) != (channels, size):
+        raise UserError(
+            f"start.model has latents {unet.config.in_channels} x {unet.config.sample_size} x "
+            f"{unet.config.sample_size}, these pictures {channels} x {size} x {size}: set data.resolution"
+        )
+    fingerprints, start = {"start": network_digest(unet)}, settings.start
+    unet.requires_grad_(True)
+    if start.lora_rank:
+        add_adapters(unet, start, start.lora_targets)
+        if start.lora_text:
+            add_adapters(components.text_encoder, start, TEXT_TARGETS)
+    alignment = build_alignment(settings, data.train, run, unet)
+    objective = LdmObjective(unet, components.text_encoder, components.process, alignment)
+    adapted = {"exported": trained_parameters(objective), "final_pipeline": merged_pipeline} if start.lora_rank else {}
+    return LdmTask(settings, data, components, objective, fingerprints=fingerprints, watch=watch, **adapted)
+
+
+def initial_model(settings: LdmSettings) -> tuple[UNet2DConditionModel, LdmSettings]:
+    """The U-Net of `start.model`, and the settings with that model's VAE and text encoder. Raises: see `load_start`."""
+    pipeline = load_start("start.model", str(settings.start.model), NoiseProcess(**settings.noise.model_dump()))
+    assert pipeline.folder is not None  # it was loaded from one
+    folder = str(pipeline.folder.paths["unet"].parent)
+    text = settings.text.model_copy(update={} if settings.text.source == "none" else {"source": folder})
+    return pipeline.unet, settings.model_copy(update={"vae": folder, "text": text})
 
 
 def load_start(setting: str, source: str, process: NoiseProcess) -> Pipeline:
@@ -42,62 +79,17 @@ def load_start(setting: str, source: str, process: NoiseProcess) -> Pipeline:
     return pipeline
 
 
-def begin(settings: LdmSettings) -> tuple[UNet2DConditionModel, LdmSettings]:
-    """The U-Net of `start.model`, and the settings with that model's VAE and text encoder. Raises: see `load_start`."""
-    begun = load_start("start.model", str(settings.start.model), NoiseProcess(**settings.noise.model_dump()))
-    assert begun.folder is not None  # it was loaded from one
-    folder = str(begun.folder.paths["unet"].parent)
-    text = settings.text.model_copy(update={} if settings.text.source == "none" else {"source": folder})
-    return begun.unet, settings.model_copy(update={"vae": folder, "text": text})
+def trained_parameters(module: nn.Module) -> nn.ParameterDict:
+    """All parameters with gradients, under their names with / for the dots that a dictionary refuses."""
+    named = module.named_parameters()
+    return nn.ParameterDict({name.replace(".", "/"): p for name, p in named if p.requires_grad})
 
 
-class FinetuneTask(LdmTask):
-    """Teaches a finished model something more: see `ldm.training.task.Task`."""
-
-    def _begin(self, settings: LdmSettings, device: torch.device) -> LdmSettings:
-        self.begun, settings = begin(settings)
-        self.rank = settings.start.lora_rank
-        return settings
-
-    def _build(self) -> UNet2DConditionModel:
-        _, channels, size, _ = self.train_latents.shape
-        if (self.begun.config.in_channels, self.begun.config.sample_size) != (channels, size):
-            raise UserError(
-                f"start.model has latents {self.begun.config.in_channels} x {self.begun.config.sample_size} x "
-                f"{self.begun.config.sample_size}, these pictures {channels} x {size} x {size}: set data.resolution"
-            )
-        self.begun_digest = network_digest(self.begun)
-        unet, start = self.begun.requires_grad_(True), self.settings.start
-        return add_adapters(unet, start, start.lora_targets) if self.rank else unet
-
-    def _objective(self) -> LdmObjective:
-        if self.rank and self.settings.start.lora_text:
-            add_adapters(self.text_encoder, self.settings.start, TEXT_TARGETS)
-        return super()._objective()
-
-    def _kept(self) -> nn.Module:
-        if not self.rank:
-            return super()._kept()
-        learned = self.module.named_parameters()  # the adapters alone
-        return nn.ParameterDict({name.replace(".", "/"): p for name, p in learned if p.requires_grad})
-
-    def _identity(self) -> dict[str, str]:
-        return super()._identity() | {"start": self.begun_digest}
-
-    def _finished(self) -> Pipeline:
-        pipeline = super()._finished()
-        if self.rank:
-            pipeline.unet, pipeline.text_encoder = map(without_adapters, (self.unet, self.text_encoder))
-            merge(pipeline.components, self.adapters())
-        return pipeline
-
-    def finish(self, folder: Path) -> None:
-        """As `LdmTask.finish`, with the adapters in the weights; the adapters by themselves go into lora/."""
-        super().finish(folder)
-        if self.rank:
-            save_lora(self.adapters(), folder / "lora")
-
-    def adapters(self) -> dict[str, Adapter]:
-        """Copies of all adapters as they are now, on the CPU."""
-        networks = {"unet": self.unet, "text_encoder": self.text_encoder}
-        return {f"{part}.{name}": one for part, net in networks.items() for name, one in adapters_of(net).items()}
+def merged_pipeline(pipeline: Pipeline, folder: Path) -> Pipeline:
+    """The pipeline with its adapters added to the weights; the adapters by themselves are saved in `folder`/lora."""
+    networks = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+    adapters = {f"{part}.{name}": one for part, net in networks.items() for name, one in adapters_of(net).items()}
+    pipeline.unet, pipeline.text_encoder = map(without_adapters, networks.values())
+    merge(pipeline.components, adapters)
+    save_lora(adapters, folder / "lora")
+    return pipeline

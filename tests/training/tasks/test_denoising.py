@@ -1,28 +1,30 @@
 """The third part: its loss in cases with known answers, and tiny runs of every kind of conditioning and space."""
 
-import json
-
-import numpy as np
-import pytest
-import torch
 from accelerate.state import AcceleratorState
-from torch import nn
-from transformers import CLIPTextModel
-
-from ldm.config.settings import LdmSettings, VaeModel
+from ldm.config.settings import LdmSettings
+from ldm.config.settings import VaeModel
 from ldm.data import Splits
 from ldm.diffusion.process import NoiseProcess
 from ldm.models import digests
 from ldm.models.autoencoder import build_vae
 from ldm.models.conditioning import CONDITIONINGS
-from ldm.models.text_encoder import null_text
+from ldm.models.text_encoder import null_text_encoder
 from ldm.pipelines.loading import load_pipeline
-from ldm.training.data_order import Rows, Sample
+from ldm.training.data_order import Rows
+from ldm.training.data_order import Sample
 from ldm.training.run_directory import record
 from ldm.training.tasks.denoising import LdmTask
-from ldm.training.tasks.denoising_loss import LdmObjective, Uncertainty
+from ldm.training.tasks.denoising import denoising_task
+from ldm.training.tasks.denoising_loss import LdmObjective
+from ldm.training.tasks.denoising_loss import LossVariance
 from ldm.training.trainer import Trainer
 from ldm.utils.errors import UserError
+from torch import nn
+from transformers import CLIPTextModel
+import json
+import numpy as np
+import pytest
+import torch
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +76,7 @@ class Answer(nn.Module):
 
 
 def objective(prediction, **options) -> LdmObjective:
-    return LdmObjective(Answer(prediction), null_text()[0], NoiseProcess(**options))
+    return LdmObjective(Answer(prediction), null_text_encoder()[0], NoiseProcess(**options))
 
 
 def loss_of(module, x0, eps, t):
@@ -104,7 +106,7 @@ def test_the_learned_weight_settles_at_the_logarithm_of_the_loss():
 
 
 def test_the_uncertainty_is_zero_at_first_and_finite_everywhere():
-    found = Uncertainty()(torch.tensor([-torch.inf, 0.0, torch.inf]))
+    found = LossVariance()(torch.tensor([-torch.inf, 0.0, torch.inf]))
     assert not found.any() and torch.isfinite(found).all()
 
 
@@ -138,7 +140,7 @@ def settings(tmp_path, **changes) -> LdmSettings:
 def fit(chosen: LdmSettings, kind=Shades) -> LdmTask:
     torch.manual_seed(0)
     data = Splits(kind(12), kind(4))
-    task = LdmTask(chosen, data, chosen.output_dir, torch.device("cpu"))
+    task = denoising_task(chosen, data, chosen.output_dir, torch.device("cpu"))
     record(chosen.output_dir, chosen)
     Trainer(task, chosen, chosen.output_dir).fit()
     return task
@@ -159,7 +161,7 @@ def test_a_new_tower_learns_and_belongs_to_the_run(tmp_path):
     trained = dict(task.text_encoder.named_parameters())
     assert all(p.requires_grad for p in trained.values())
     torch.manual_seed(0)
-    fresh = LdmTask(settings(tmp_path), Splits(Shades(12), Shades(4)), tmp_path / "run", torch.device("cpu"))
+    fresh = denoising_task(settings(tmp_path), Splits(Shades(12), Shades(4)), tmp_path / "run", torch.device("cpu"))
     moved = [not torch.equal(p, q) for p, q in zip(fresh.text_encoder.parameters(), first.parameters(), strict=True)]
     assert any(moved)
 
@@ -196,10 +198,10 @@ def test_a_start_hashes_the_vae_once(tmp_path, monkeypatch):
     hashed, digest = [], digests.weights_digest
     monkeypatch.setattr(digests, "weights_digest", lambda module: hashed.append(type(module)) or digest(module))
     for starts in (1, 2):
-        task = LdmTask(
+        task = denoising_task(
             settings(tmp_path, vae=str(tmp_path / "vae")), Splits(Shades(12), Shades(4)), tmp_path, torch.device("cpu")
         )
-        assert hashed.count(type(vae)) == starts and task.identity["vae"] == digests.network_digest(vae)
+        assert hashed.count(type(vae)) == starts and task.fingerprints["vae"] == digests.network_digest(vae)
         hashed.pop()
 
 
@@ -268,7 +270,7 @@ def test_a_run_is_aligned_for_a_while_and_resumes_bit_for_bit(tmp_path):
     assert [row["step"] for row in logged if "alignment" in row] == [1, 2, 3]
     AcceleratorState._reset_state(reset_partial_state=True)
     data = Splits(Shades(12), Shades(4))
-    again = LdmTask(chosen, data, tmp_path / "run", torch.device("cpu"))
+    again = denoising_task(chosen, data, tmp_path / "run", torch.device("cpu"))
     Trainer(again, chosen, tmp_path / "run").fit(str(tmp_path / "run/checkpoints/step-00000002"))
     for p, q in zip(task.module.parameters(), again.module.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=0)

@@ -14,10 +14,11 @@ from ldm.config.settings import DistillOptions, LdmSettings
 from ldm.data import Splits
 from ldm.diffusion.guidance import guide
 from ldm.diffusion.process import NoiseProcess
-from ldm.models.text_encoder import null_text
+from ldm.models.text_encoder import null_text_encoder
 from ldm.pipelines.loading import load_pipeline
 from ldm.training.run_directory import record
-from ldm.training.tasks.distillation import DistillObjective, DistillTask
+from ldm.training.tasks.denoising import LdmTask
+from ldm.training.tasks.distillation import DistillObjective, distillation_task
 from ldm.training.trainer import Trainer
 from ldm.utils.errors import UserError
 from tests.training.tasks.test_denoising import Shades
@@ -55,7 +56,7 @@ class Exact(nn.Module):
 
 
 def objective(teacher, process, **options):
-    text, tokenizer = null_text()
+    text, tokenizer = null_text_encoder()
     ids = torch.full((1, 8), tokenizer.eos_token_id)
     return DistillObjective(teacher, text, process, teacher, ids, DistillOptions(**options))
 
@@ -138,9 +139,9 @@ def settings(teacher, run, **changes) -> LdmSettings:
     return LdmSettings(**{**values, **changes})
 
 
-def task(options: LdmSettings) -> DistillTask:
+def task(options: LdmSettings) -> LdmTask:
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    return DistillTask(options, Splits(Shades(32), Shades(8), Shades(8)), options.output_dir, torch.device("cpu"))
+    return distillation_task(options, Splits(Shades(32), Shades(8), Shades(8)), options.output_dir, torch.device("cpu"))
 
 
 def test_a_student_comes_nearer_to_its_teacher_and_leaves_it_alone(tmp_path):
@@ -148,9 +149,9 @@ def test_a_student_comes_nearer_to_its_teacher_and_leaves_it_alone(tmp_path):
     options = settings(teacher, tmp_path / "student")
     made = task(options)
     record(options.output_dir, options)
-    before = {name: value.clone() for name, value in made.teacher.state_dict().items()}
+    before = {name: value.clone() for name, value in made.module.teacher.state_dict().items()}
     Trainer(made, options, options.output_dir).fit()
-    assert all(torch.equal(value, before[name]) for name, value in made.teacher.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in made.module.teacher.state_dict().items())
     log = [json.loads(line) for line in (options.output_dir / "log.jsonl").read_text().splitlines()]
     first, last = (entry["raw/loss"] for entry in log if "raw/loss" in entry)
     assert last < 0.9 * first
