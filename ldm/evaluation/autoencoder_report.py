@@ -1,32 +1,28 @@
 """How much of a picture an autoencoder keeps, and in how few bits: PSNR, SSIM, whether the OCR still reads the same
 character, the rate, and how fast it codes."""
 
-from ldm.data import spread
-from ldm.evaluation.metrics.ink import ink
-from ldm.evaluation.metrics.reconstruction import DENSE_FRACTION
-from ldm.evaluation.metrics.reconstruction import _place
-from ldm.evaluation.metrics.reconstruction import psnr
-from ldm.evaluation.metrics.reconstruction import reconstruct
-from ldm.evaluation.metrics.reconstruction import ssim
-from ldm.evaluation.ocr import GlyphReader
-from ldm.models.autoencoder import code_counts
-from ldm.models.identity_autoencoder import IdentityAutoencoder
-from ldm.models.latents import is_vector_quantized
-from ldm.models.latents import posterior
-from ldm.models.vector_quantizer import code_usage
-from ldm.utils.atomic_files import write_whole
-from ldm.utils.errors import UserError
-from ldm.utils.image_grid import save_png
-from ldm.utils.image_grid import sheet
-from ldm.utils.image_tensors import to_images
-from pathlib import Path
-from typing import Any
 import json
 import logging
 import math
-import numpy as np
 import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
+
+from ldm.data import spread
+from ldm.evaluation.metrics.ink import ink
+from ldm.evaluation.metrics.reconstruction import DENSE_FRACTION, _place, psnr, reconstruct, ssim
+from ldm.evaluation.ocr import GlyphReader
+from ldm.models.autoencoder import code_counts
+from ldm.models.identity_autoencoder import IdentityAutoencoder
+from ldm.models.latents import is_vector_quantized, posterior
+from ldm.models.vector_quantizer import code_usage
+from ldm.utils.atomic_files import write_whole
+from ldm.utils.errors import UserError
+from ldm.utils.image_grid import save_png, sheet
+from ldm.utils.image_tensors import to_images
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.evaluation.autoencoder_report import character_of, psnr, reconstruct, ssim, vae_report, write_report
-from ldm.evaluation.glyphs.validity import ink
+from ldm.evaluation.autoencoder_report import character_of, vae_report, write_report
+from ldm.evaluation.metrics.ink import ink
+from ldm.evaluation.metrics.reconstruction import psnr, reconstruct, ssim
 
 
 class Perfect(torch.nn.Module):

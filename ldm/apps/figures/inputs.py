@@ -1,28 +1,24 @@
 """What the figures draw from: glyphs of the table, the model, and the model as a denoise function."""
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
 from ldm.apps.figures.figure import Setting
-from ldm.config.settings import CaptionOptions
-from ldm.config.settings import DataOptions
-from ldm.config.settings import GlyphOptions
-from ldm.data.glyphs.dataset import GlyphData
-from ldm.data.glyphs.dataset import splits
-from ldm.data.glyphs.rendering import render
-from ldm.data.glyphs.rendering import style_font
+from ldm.config.settings import CaptionOptions, DataOptions, GlyphOptions
+from ldm.data.glyphs.dataset import GlyphData, splits
+from ldm.data.glyphs.rendering import render, style_font
 from ldm.diffusion.guidance import guide
 from ldm.diffusion.sampling import denoise_with
 from ldm.diffusion.schedules import Schedule
-from ldm.models.latents import downsampling_factor
-from ldm.models.latents import posterior
+from ldm.models.latents import downsampling_factor, posterior
 from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.image_tensors import to_images
-from torch import Tensor
-import numpy as np
-import torch
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 # Captions for measuring: what most people would type.

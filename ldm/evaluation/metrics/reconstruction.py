@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn.functional import conv2d
 
-from ldm.models.autoencoder import posterior
+from ldm.models.latents import posterior
 from ldm.utils.image_tensors import to_images, to_pixels
 
 DENSE_FRACTION = 0.1  # 'the densest decile': the tenth of the pictures with the most ink

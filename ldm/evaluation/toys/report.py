@@ -10,19 +10,25 @@ Everything here is a function of the seed: fresh set j is drawn from (seed, j), 
 pipeline's seed `seed + k n + i`.
 """
 
+import argparse
+import json
+import math
+import time
 from collections.abc import Callable
-from dataclasses import asdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
 from ldm.config.settings import DataOptions
-from ldm.data.toy import Toy
-from ldm.data.toy import caption_for
-from ldm.data.toy import splits
-from ldm.data.toy import toy_named
+from ldm.data.toy import Toy, caption_for, splits, toy_named
 from ldm.diffusion.likelihood import log_likelihood
 from ldm.diffusion.sampling import denoise_with
 from ldm.evaluation.metrics.proportions import share
-from ldm.evaluation.metrics.sliced_wasserstein import distance
-from ldm.evaluation.metrics.sliced_wasserstein import projected
+from ldm.evaluation.metrics.sliced_wasserstein import distance, projected
 from ldm.models.latents import from_model_latents
 from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.loading import load_pipeline
@@ -30,15 +36,6 @@ from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.atomic_files import write_whole
 from ldm.utils.errors import UserError
 from ldm.utils.untrusted_files import read_yaml
-from pathlib import Path
-from torch import Tensor
-from typing import Any
-import argparse
-import json
-import math
-import numpy as np
-import time
-import torch
 
 FAR = 4.0  # standard deviations from the middle of a mode from which a point is in no mode: 1 of 3,000 true ones in 2-D
 
