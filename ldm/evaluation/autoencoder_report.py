@@ -16,8 +16,7 @@ from ldm.evaluation.metrics.ink import ink
 from ldm.evaluation.metrics.reconstruction import DENSE_FRACTION, _place, psnr, reconstruct, ssim
 from ldm.evaluation.ocr import GlyphReader
 from ldm.models.autoencoder import code_counts
-from ldm.models.identity_autoencoder import IdentityAutoencoder
-from ldm.models.latents import is_vector_quantized, posterior
+from ldm.models.latents import DeterministicPosterior, is_vector_quantized, posterior
 from ldm.models.vector_quantizer import code_usage
 from ldm.utils.atomic_files import write_whole
 from ldm.utils.errors import UserError
@@ -80,11 +79,11 @@ def rate(vae, images: np.ndarray, latents: torch.Tensor, batch_size: int = 32) -
             "entropy_bits_per_pixel": per_pixel * usage["entropy"],
         }
         return {name: round(value, 4) for name, value in (bits | usage).items()}
-    if isinstance(vae, IdentityAutoencoder):
-        return {"bits_per_pixel": 8.0 * images.shape[3]}
     nats = 0.0
     for start in range(0, len(images), batch_size):
         q = posterior(vae, to_images(images[start : start + batch_size]).to(_place(vae)))
+        if isinstance(q, DeterministicPosterior):  # the pixels themselves
+            return {"bits_per_pixel": 8.0 * images.shape[3]}
         nats += q.kl().double().sum().item()
     return {"bits_per_pixel": round(nats / math.log(2) / images[..., 0].size, 4)}
 

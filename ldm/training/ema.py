@@ -20,7 +20,7 @@ class EMA(EMAModel):
         torch._foreach_lerp_(self.shadow_params, list(parameters), 1 - self.get_decay(self.optimization_step))
 
     @contextmanager
-    def shown(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    def swapped_in(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         """Within the block the parameters hold the averages; afterwards exactly their own values again."""
         own = list(parameters)
         _exchange(own, self.shadow_params)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 from PIL import Image
 
 from ldm.cli.evaluate import add_parser, run
@@ -30,7 +31,7 @@ def options(glyph_cache):
 
 
 def reference_of(options):
-    config = SimpleNamespace(block_out_channels=[8, 8, 8], in_channels=1)
+    config = FrozenDict(block_out_channels=[8, 8, 8], in_channels=1)
     model = SimpleNamespace(latent_shape=(4, 16, 16), vae=SimpleNamespace(config=config), defaults={}, folder=None)
     return Reference(model, options)
 

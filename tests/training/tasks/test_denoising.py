@@ -158,11 +158,11 @@ def test_pixel_space_trains_and_draws_with_every_conditioning(conditioning, tmp_
 def test_a_new_tower_learns_and_belongs_to_the_run(tmp_path):
     task = fit(settings(tmp_path))
     first = CLIPTextModel.from_pretrained(tmp_path / "run/final/text_encoder")
-    trained = dict(task.text_encoder.named_parameters())
+    trained = dict(task.module.text_encoder.named_parameters())
     assert all(p.requires_grad for p in trained.values())
     torch.manual_seed(0)
     fresh = denoising_task(settings(tmp_path), Splits(Shades(12), Shades(4)), tmp_path / "run", torch.device("cpu"))
-    moved = [not torch.equal(p, q) for p, q in zip(fresh.text_encoder.parameters(), first.parameters(), strict=True)]
+    moved = [not torch.equal(p, q) for p, q in zip(fresh.module.text_encoder.parameters(), first.parameters(), strict=True)]
     assert any(moved)
 
 
