@@ -171,7 +171,7 @@ def held_out_loss(task, base) -> float | None:
     task.module.process = NoiseProcess(**base.noise.model_dump())
     task.module.uncertainty = None
     with torch.no_grad():
-        return task.fixed_losses(task.components.validation_latents, task.data.validation)[1].mean().item()
+        return task.fixed_losses(task.components.validation)[1].mean().item()
 
 
 def judged(task, args: argparse.Namespace) -> dict[str, float]:
@@ -185,7 +185,7 @@ def judged(task, args: argparse.Namespace) -> dict[str, float]:
     from ldm.evaluation.metrics.distribution_distances import frechet_distance, kernel_distance
     from ldm.training.task import SampleRef, caption_of
 
-    classifier, pipeline, data = GlyphClassifier(), task.pipeline(), task.data.validation
+    classifier, pipeline, data = GlyphClassifier(), task.pipeline(), task.components.validation.data
     chosen = spread(len(data), args.pictures).tolist()
     asked = [layout_phrase(layout) for layout in LAYOUTS for _ in range(args.layouts)]
     prompts = asked + [caption_of(data, SampleRef(i, 0), 0) for i in chosen]

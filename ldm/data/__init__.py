@@ -1,11 +1,11 @@
 """Images and captions, from the glyph table or from a user's own files, behind one small interface."""
 
-from dataclasses import dataclass
-from types import ModuleType
-from typing import Protocol
-from typing import TYPE_CHECKING
 import importlib
 import importlib.util
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
+
 import numpy as np
 
 if TYPE_CHECKING:  # else every process that decodes pictures would import all settings
@@ -64,6 +64,11 @@ def dataset_fingerprint(data: ImageTextData, captions: bool = True) -> dict[str,
     """
     texts = getattr(data, "captions_fingerprint", None) if captions else None
     return {"data": data.fingerprint} | ({"captions": texts} if texts else {})
+
+
+def sampling_weights(data: ImageTextData) -> np.ndarray | None:
+    """The probability of each item in an epoch of training, (N,) with sum 1; None where all are alike."""
+    return getattr(data, "weights", None)
 
 
 def build(options: "DataOptions") -> Splits:

@@ -29,7 +29,8 @@ def batch_noise(rows: BatchSlice, shape: tuple[int, ...], *seed: int) -> Tensor:
 class Batches(Dataset):
     """A data set of batches, indexed by `BatchSlice`.
 
-    Sample j of step s is at position s * batch_size + j of an endless sequence of shuffled epochs.
+    Sample j of step s is at position s * batch_size + j of an endless sequence of shuffled epochs; where the task has
+    weights, an epoch is as many independent draws by them.
     """
 
     def __init__(self, task: Task, seed: int):
@@ -48,7 +49,8 @@ class Batches(Dataset):
         if epoch not in self._orders:
             if len(self._orders) > 2:  # a batch spans few epochs; keep memory flat over thousands of them
                 self._orders.clear()
-            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.task.num_samples)
+            rng, count, weights = np.random.default_rng([self.seed, epoch]), self.task.num_samples, self.task.weights
+            self._orders[epoch] = rng.permutation(count) if weights is None else rng.choice(count, count, p=weights)
         return self._orders[epoch]
 
 

@@ -35,6 +35,7 @@ class Task(Protocol):
     model: nn.Module  # the part of it that is exported: EMA follows its parameters
     fingerprints: dict[str, str]  # what -> digest: of all that decides the training and is in no checkpoint
     num_samples: int
+    weights: np.ndarray | None  # (num_samples,) with sum 1: how often each sample is drawn; None = all alike
     find_unused_parameters: bool
     channels_last: bool  # whether that layout pays on a CPU in bf16; on CUDA it does
 

@@ -58,7 +58,7 @@ class Picture(nn.Module):
 
 class LineTask:
     fingerprints = {"data": "ten points"}
-    num_samples = 10
+    num_samples, weights = 10, None
     find_unused_parameters = False
 
     def __init__(self, module=Line):

@@ -69,6 +69,7 @@ class ClipTask:
             self.model.set_attn_implementation("eager")
         self.module = ClipObjective(self.model)
         self.num_samples = len(data.train)
+        self.weights: np.ndarray | None = None
 
     def batch(self, samples: list[SampleRef], rows: BatchSlice) -> dict[str, Tensor]:
         captions = [caption_of(self.data.train, sample, self.settings.seed) for sample in samples]

@@ -23,6 +23,14 @@ from ldm.utils.errors import UserError
 
 
 @dataclass(frozen=True)
+class EncodedSplit:
+    """A split of the data set and its latents, in the same order."""
+
+    data: ImageTextData
+    latents: Latents | Uncached
+
+
+@dataclass(frozen=True)
 class Components:
     """Everything beside the denoiser itself; all of it is frozen but, where `trains_text` is set, the text encoder."""
 
@@ -30,8 +38,9 @@ class Components:
     vae_digest: str
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
-    train_latents: Latents | Uncached
-    validation_latents: Latents | Uncached
+    train: EncodedSplit
+    validation: EncodedSplit
+    mixture: EncodedSplit | None  # made-up images to train on beside the real ones
     process: NoiseProcess
     device: torch.device
     points: bool  # rather than images
@@ -59,18 +68,19 @@ def load_components(settings: LdmSettings, data: Splits, run: Path, device: torc
     if device.type == "cpu":  # torch's fused attention has a backward five times slower in bf16 there
         text_encoder.set_attn_implementation("eager")
 
-    def latents(split: ImageTextData) -> Latents | Uncached:
+    def encoded(split: ImageTextData) -> EncodedSplit:
         if isinstance(vae, IdentityAutoencoder):
-            return Uncached(split)
-        return cached_latents(vae, split, settings.data.cache_dir, digest=digest)
+            return EncodedSplit(split, Uncached(split))
+        return EncodedSplit(split, cached_latents(vae, split, settings.data.cache_dir, digest=digest))
 
     return Components(
         vae,
         digest,
         text_encoder,
         tokenizer,
-        latents(data.train),
-        latents(data.validation),
+        encoded(data.train),
+        encoded(data.validation),
+        encoded(data.mixture) if data.mixture is not None else None,
         NoiseProcess(**settings.noise.model_dump()),
         device,
         points,

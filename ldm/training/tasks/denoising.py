@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.config.settings import LdmSettings
-from ldm.data import ImageTextData, Splits, dataset_fingerprint, spread
+from ldm.data import ImageTextData, Splits, dataset_fingerprint, sampling_weights, spread
 from ldm.models.digests import network_digest
 from ldm.models.mlp import build_mlp
 from ldm.models.representation_alignment import Alignment, load_tower
@@ -19,10 +19,9 @@ from ldm.pipelines.model_folder import DEFAULTS
 from ldm.pipelines.pipeline import Pipeline
 from ldm.training.data_order import batch_noise, derive_seed, generator_for
 from ldm.training.distributed import precision
-from ldm.training.latent_cache import Latents, Uncached
 from ldm.training.run_directory import sibling
 from ldm.training.task import BatchSlice, SampleRef, caption_of
-from ldm.training.tasks.components import Components, load_components, scheduler_of
+from ldm.training.tasks.components import Components, EncodedSplit, load_components, scheduler_of
 from ldm.training.tasks.denoising_loss import DenoisingObjective, LdmObjective
 from ldm.utils.image_grid import points_picture, sheet
 from ldm.utils.image_tensors import to_images
@@ -30,6 +29,7 @@ from ldm.utils.image_tensors import to_images
 QUARTERS = 4  # of the times, in which the gap between validation and training is logged
 NUM_POINTS = 4096  # in the picture of a report
 
+Item = tuple[EncodedSplit, SampleRef]  # of a batch
 Watch = Callable[[Pipeline], dict[str, float]]  # scores of a pipeline with the present weights
 
 
@@ -44,7 +44,6 @@ class LdmTask:
     def __init__(
         self,
         settings: LdmSettings,
-        data: Splits,
         components: Components,
         objective: DenoisingObjective,
         *,
@@ -61,14 +60,14 @@ class LdmTask:
         final_pipeline: (pipeline, the folder of finished components) -> the pipeline to save there.
         watch: its numbers go with those of every report.
         """
-        self.settings, self.data, self.components, self.module = settings, data, components, objective
+        self.settings, self.components, self.module = settings, components, objective
         self.final_pipeline, self.watch, self.validation_items = final_pipeline, watch, validation_items
         half = precision(settings.train.mixed_precision, components.device) != "no"
         choose_attention(objective.unet, settings.model.attention, components.device, half)
         self.model = exported or self._exported()
         self.fingerprints = self._fingerprints() | (fingerprints or {})
         self.token_rows = TokenRows(components.tokenizer)
-        self.num_samples = len(data.train)
+        self.num_samples, self.weights = len(components.train.data), sampling_weights(components.train.data)
         self.find_unused_parameters = objective.alignment is not None  # which stops before the training does
 
     def _exported(self) -> nn.Module:
@@ -79,8 +78,10 @@ class LdmTask:
     def _fingerprints(self) -> dict[str, str]:
         """Digests of what is in no checkpoint and yet decides the training; a text encoder that learns is in one."""
         parts = self.components
-        found = dataset_fingerprint(self.data.train, captions=not parts.unconditional)
+        found = dataset_fingerprint(parts.train.data, captions=not parts.unconditional)
         found |= {"vae": parts.vae_digest, "tokenizer": tokenizer_digest(parts.tokenizer)}
+        if parts.mixture is not None:
+            found["mixture"] = parts.mixture.data.fingerprint
         if not parts.trains_text:
             found["text"] = network_digest(parts.text_encoder)
         if self.module.alignment is not None:
@@ -88,19 +89,33 @@ class LdmTask:
         return found
 
     def batch(self, samples: list[SampleRef], rows: BatchSlice) -> dict[str, Tensor]:
-        seed, latents = self.settings.seed, self.components.train_latents
-        indices, shape = [sample.index for sample in samples], latents.shape[1:]
+        seed, shape = self.settings.seed, self.components.train.latents.shape[1:]
         times = self.module.process.draw_times(rows.batch_size, generator_for(seed, 5, rows.step))
+        items = self._mixed(samples, rows, times)
         batch = {
-            "latents": latents.sample(indices, batch_noise(rows, shape, seed, 6)),
+            "latents": sample_latents(items, batch_noise(rows, shape, seed, 6)),
             "noise": batch_noise(rows, shape, seed, 7),
             "times": times[rows.start : rows.stop],
-            "input_ids": self._input_ids(caption_or_null(self.settings, self.data.train, one) for one in samples),
+            "input_ids": self._input_ids(caption_or_null(self.settings, split.data, one) for split, one in items),
         }
         aligned_steps = self.settings.alignment.until * self.settings.train.num_steps
         if self.module.alignment is not None and rows.step < aligned_steps:
-            batch["images"] = to_images(np.stack([self.data.train.image(i) for i in indices]))
+            batch["images"] = to_images(np.stack([split.data.image(one.index) for split, one in items]))
         return batch
+
+    def _mixed(self, samples: list[SampleRef], rows: BatchSlice, times: Tensor) -> list[Item]:
+        """The samples, some of them replaced by images of the mixture as `data.mixture` says; times: (batch_size,)."""
+        train, mixture, options = self.components.train, self.components.mixture, self.settings.data.mixture
+        items = [(train, sample) for sample in samples]
+        if mixture is None:
+            return items
+        rng = np.random.default_rng([self.settings.seed, 9, rows.step])
+        chosen = (rng.random(rows.batch_size) < options.share) & (times.numpy() > options.above)
+        indices = rng.integers(len(mixture.data), size=rows.batch_size)
+        for j in range(rows.start, rows.stop):
+            if chosen[j]:
+                items[j - rows.start] = (mixture, SampleRef(int(indices[j]), rows.step))
+        return items
 
     def _input_ids(self, captions: Iterable[str]) -> Tensor:
         """Token ids (B, L), or (1, L) of the null caption for an unconditional model, which looks at no caption."""
@@ -114,8 +129,8 @@ class LdmTask:
         all times and in each quarter of them: how far the model overfits.
         """
         (self._points_image() if self.components.points else self._image_grid()).save(folder / f"{label}.png")
-        times, held_out = self.fixed_losses(self.components.validation_latents, self.data.validation)
-        _, trained = self.fixed_losses(self.components.train_latents, self.data.train)
+        times, held_out = self.fixed_losses(self.components.validation)
+        _, trained = self.fixed_losses(self.components.train)
         count = min(len(held_out), len(trained))
         numbers = {"loss": held_out.mean().item(), "train_loss": trained.mean().item()}
         numbers["gap"] = numbers["loss"] - numbers["train_loss"]
@@ -135,18 +150,18 @@ class LdmTask:
         points = self.pipeline()("", generator=generator, output_type="latent", **sampling).images
         return points_picture(points.flatten(1).float().cpu().numpy())
 
-    def fixed_losses(self, latents: Latents | Uncached, data: ImageTextData) -> tuple[Tensor, Tensor]:
+    def fixed_losses(self, split: EncodedSplit) -> tuple[Tensor, Tensor]:
         """Times and losses, (N,) each, of evenly spaced items; as many of each split, so that they share the noise."""
-        limit = min(self.validation_items, len(self.components.validation_latents))
-        chosen, shape = spread(len(latents), limit).tolist(), latents.shape[1:]
+        limit = min(self.validation_items, len(self.components.validation.data))
+        chosen, shape = spread(len(split.data), limit).tolist(), split.latents.shape[1:]
         times, losses = [], []
         for start in range(0, len(chosen), 64):
             indices = chosen[start : start + 64]
             generator = generator_for(0, 8, start)
             noise = torch.randn(2, len(indices), *shape, generator=generator)
             times.append(self.module.process.draw_times(len(indices), generator))
-            input_ids = self._input_ids(caption_of(data, SampleRef(i, 0), 0) for i in indices)
-            batch = (latents.sample(indices, noise[0]), noise[1], times[-1], input_ids)
+            input_ids = self._input_ids(caption_of(split.data, SampleRef(i, 0), 0) for i in indices)
+            batch = (split.latents.sample(indices, noise[0]), noise[1], times[-1], input_ids)
             on_device = (tensor.to(self.module.unet.device) for tensor in batch)
             losses.append(self.module.losses(*on_device)[0].cpu())
         return torch.cat(times), torch.cat(losses)
@@ -156,7 +171,7 @@ class LdmTask:
             return [""] * 8
         if self.settings.sampling.prompts:
             return self.settings.sampling.prompts
-        rng, data = np.random.default_rng(0), self.data.validation
+        rng, data = np.random.default_rng(0), self.components.validation.data
         return [data.caption(int(i), rng) for i in rng.permutation(len(data))[:8]]
 
     def pipeline(self) -> Pipeline:
@@ -192,12 +207,12 @@ def denoising_task(
     unet = build_denoiser(settings, components) if unet is None else unet
     alignment = build_alignment(settings, data.train, run, unet)
     objective = LdmObjective(unet, components.text_encoder, components.process, alignment)
-    return LdmTask(settings, data, components, objective, watch=watch)
+    return LdmTask(settings, components, objective, watch=watch)
 
 
 def build_denoiser(settings: LdmSettings, components: Components) -> nn.Module:
     """An untrained U-Net or MLP for the latents, the text encoder and the noise process of `components`."""
-    _, channels, size, _ = components.train_latents.shape
+    _, channels, size, _ = components.train.latents.shape
     process, width = components.process, components.text_encoder.config.hidden_size
     if components.points:
         ends = process.timestep(torch.tensor([process.schedule.first_time, 1.0]))
@@ -212,6 +227,15 @@ def build_alignment(settings: LdmSettings, data: ImageTextData, run: Path, unet:
         return None
     source = sibling(run, "clip") if options.source == "run" else Path(options.source)
     return Alignment(load_tower(source, data.resolution, data.channels), unet, options.weight)
+
+
+def sample_latents(items: list[Item], noise: Tensor) -> Tensor:
+    """A draw of each item's posterior, (B, c, h, w), with this standard normal noise of the same shape."""
+    latents = torch.empty_like(noise)
+    for split in {id(split): split for split, _ in items}.values():
+        at = [j for j, (one, _) in enumerate(items) if one is split]
+        latents[at] = split.latents.sample([items[j][1].index for j in at], noise[at])
+    return latents
 
 
 def caption_or_null(settings: LdmSettings, data: ImageTextData, sample: SampleRef) -> str:

@@ -130,7 +130,7 @@ def distillation_task(
     objective = DistillObjective(student, components.text_encoder, process, teacher, null_ids, settings.distill)
     fingerprints = {"teacher": network_digest(teacher)}
     # a report's loss costs as much as several of an ordinary denoiser's: fewer items
-    return LdmTask(settings, data, components, objective, fingerprints=fingerprints, watch=watch, validation_items=64)
+    return LdmTask(settings, components, objective, fingerprints=fingerprints, watch=watch, validation_items=64)
 
 
 def load_teacher(source: str, process: NoiseProcess) -> UNet2DConditionModel:

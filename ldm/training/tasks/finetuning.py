@@ -36,7 +36,7 @@ def finetuning_task(
     unet, settings = initial_model(settings)
     components = load_components(settings, data, run, device)
     torch.manual_seed(derive_seed(settings.seed, 1))
-    _, channels, size, _ = components.train_latents.shape
+    _, channels, size, _ = components.train.latents.shape
     if (unet.config.in_channels, unet.config.sample_size) != (channels, size):
         raise UserError(
             f"start.model has latents {unet.config.in_channels} x {unet.config.sample_size} x "
@@ -51,7 +51,7 @@ def finetuning_task(
     alignment = build_alignment(settings, data.train, run, unet)
     objective = LdmObjective(unet, components.text_encoder, components.process, alignment)
     adapted = {"exported": trained_parameters(objective), "final_pipeline": merged_pipeline} if start.lora_rank else {}
-    return LdmTask(settings, data, components, objective, fingerprints=fingerprints, watch=watch, **adapted)
+    return LdmTask(settings, components, objective, fingerprints=fingerprints, watch=watch, **adapted)
 
 
 def initial_model(settings: LdmSettings) -> tuple[UNet2DConditionModel, LdmSettings]:

@@ -91,6 +91,7 @@ class VaeTask:
         self.model = build_vae(model, data.train.channels, data.train.resolution)
         self.module = VaeObjective(self.model, settings.loss)
         self.num_samples = len(data.train)
+        self.weights: np.ndarray | None = None
         self.channels_last = True  # measured: 1.3 times the images/s at these few channels and large maps
         self.find_unused_parameters = settings.loss.adversarial > 0 and settings.loss.adversarial_start > 0
 

@@ -1,8 +1,15 @@
 """The third part: its loss in cases with known answers, and tiny runs of every kind of conditioning and space."""
 
+import json
+
+import numpy as np
+import pytest
+import torch
 from accelerate.state import AcceleratorState
-from ldm.config.settings import LdmSettings
-from ldm.config.settings import VaeModel
+from torch import nn
+from transformers import CLIPTextModel
+
+from ldm.config.settings import LdmSettings, VaeModel
 from ldm.data import Splits
 from ldm.diffusion.process import NoiseProcess
 from ldm.models import digests
@@ -10,21 +17,11 @@ from ldm.models.autoencoder import build_vae
 from ldm.models.conditioning import CONDITIONINGS
 from ldm.models.text_encoder import null_text_encoder
 from ldm.pipelines.loading import load_pipeline
-from ldm.training.data_order import Rows
-from ldm.training.data_order import Sample
 from ldm.training.run_directory import record
-from ldm.training.tasks.denoising import LdmTask
-from ldm.training.tasks.denoising import denoising_task
-from ldm.training.tasks.denoising_loss import LdmObjective
-from ldm.training.tasks.denoising_loss import LossVariance
+from ldm.training.tasks.denoising import LdmTask, denoising_task
+from ldm.training.tasks.denoising_loss import LdmObjective, LossVariance
 from ldm.training.trainer import Trainer
 from ldm.utils.errors import UserError
-from torch import nn
-from transformers import CLIPTextModel
-import json
-import numpy as np
-import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +159,9 @@ def test_a_new_tower_learns_and_belongs_to_the_run(tmp_path):
     assert all(p.requires_grad for p in trained.values())
     torch.manual_seed(0)
     fresh = denoising_task(settings(tmp_path), Splits(Shades(12), Shades(4)), tmp_path / "run", torch.device("cpu"))
-    moved = [not torch.equal(p, q) for p, q in zip(fresh.module.text_encoder.parameters(), first.parameters(), strict=True)]
+    moved = [
+        not torch.equal(p, q) for p, q in zip(fresh.module.text_encoder.parameters(), first.parameters(), strict=True)
+    ]
     assert any(moved)
 
 
@@ -307,23 +306,25 @@ def mixed_task(tmp_path, share, above) -> LdmTask:
         data={"resolution": 16, "cache_dir": tmp_path / "cache", "mixture": {"share": share, "above": above}},
         caption_dropout=0.0,
     )
-    return LdmTask(chosen, Splits(Shades(12), Shades(4), mixture=Greys(6)), chosen.output_dir, torch.device("cpu"))
+    return denoising_task(
+        chosen, Splits(Shades(12), Shades(4), mixture=Greys(6)), chosen.output_dir, torch.device("cpu")
+    )
 
 
 @pytest.mark.parametrize("share, above", [(1.0, 0.4), (0.5, 0.0), (0.0, 0.0)])
 def test_the_mixture_stands_at_noisy_times_with_its_own_captions(share, above, tmp_path):
     task = mixed_task(tmp_path, share, above)
-    samples = [Sample(i % 12, 0) for i in range(256)]
-    batch = task.batch(samples, Rows(0, 0, 256, 256))
+    samples = [SampleRef(i % 12, 0) for i in range(256)]
+    batch = task.batch(samples, BatchSlice(0, 0, 256, 256))
     grey = batch["latents"].flatten(1).abs().amax(1) < 0.1
-    called = (batch["input_ids"] == task._tokens(["grey"])).all(1)
+    called = (batch["input_ids"] == task._input_ids(["grey"])).all(1)
     assert torch.equal(grey, called)
     assert not grey[batch["times"] <= above].any()
     assert grey[batch["times"] > above].float().mean() == pytest.approx(share, abs=0.1)
-    parts = [task.batch(samples[k : k + 64], Rows(0, k, k + 64, 256)) for k in range(0, 256, 64)]
+    parts = [task.batch(samples[k : k + 64], BatchSlice(0, k, k + 64, 256)) for k in range(0, 256, 64)]
     for name, value in batch.items():
         assert torch.equal(torch.cat([part[name] for part in parts]), value), name
 
 
 def test_a_mixture_is_part_of_what_a_run_is_trained_on(tmp_path):
-    assert mixed_task(tmp_path, 0.5, 0.4).identity["mixture"] == "greys"
+    assert mixed_task(tmp_path, 0.5, 0.4).fingerprints["mixture"] == "greys"
