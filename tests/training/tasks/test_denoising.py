@@ -18,6 +18,7 @@ from ldm.models.conditioning import CONDITIONINGS
 from ldm.models.text_encoder import null_text_encoder
 from ldm.pipelines.loading import load_pipeline
 from ldm.training.run_directory import record
+from ldm.training.task import BatchSlice, SampleRef
 from ldm.training.tasks.denoising import LdmTask, denoising_task
 from ldm.training.tasks.denoising_loss import LdmObjective, LossVariance
 from ldm.training.trainer import Trainer
@@ -53,9 +54,8 @@ class Pairs(Shades):
 
     resolution, channels = 1, 2
 
-    def __init__(self, count):
-        super().__init__(count)
-        self.points = np.array([[(-2.0, 2.0)[i % 2], 0.0] for i in range(count)], np.float32)
+    def image(self, i):
+        return np.array([[[(-2.0, 2.0)[i % 2], 0.0]]], np.float32)
 
     def caption(self, i, rng):
         return ("left", "right")[i % 2]
