@@ -139,7 +139,6 @@ def stepper(arm: str, args: argparse.Namespace):
 
 def measured(arm: str, seed: int, seconds: float, args: argparse.Namespace) -> dict:
     """Train the arm for `args.seconds`, then judge it."""
-    import torch
     from accelerate.state import AcceleratorState
 
     run = args.output / f"{arm}-{seed}"
@@ -151,7 +150,7 @@ def measured(arm: str, seed: int, seconds: float, args: argparse.Namespace) -> d
     started = time.process_time()
     trainer.fit()
     row = {"arm": arm, "seed": seed, "steps": steps, "seconds": time.process_time() - started}
-    with trainer._ema_weights() if trainer.train.ema_decay else torch.no_grad():
+    with trainer.ema_weights():
         trainer.task.module.eval()
         row |= {"loss": held_out_loss(trainer.task, settings_of("base", seed, args)), **judged(trainer.task, args)}
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -5,12 +5,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from diffusers import ModelMixin
 from torch import nn
 
+from ldm.config.settings import TrainOptions
 from ldm.training.optimizer import native_bf16
-from ldm.utils.errors import UserError
+from ldm.utils.errors import UserError, out_of_memory
 
 
 def precision(wanted: str, device: torch.device) -> str:
@@ -52,3 +53,34 @@ def check_world(world: int) -> None:
             f"accelerate was asked for {asked} processes and started 1; on CPU use: "
             f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {asked} ..."
         )
+
+
+def build_accelerator(train: TrainOptions, run: Path, find_unused_parameters: bool) -> Accelerator:
+    """Device, precision, processes and trackers. Raises: UserError if the batch cannot be divided among processes."""
+    state = start_world()
+    accelerator = Accelerator(
+        cpu=state.device.type == "cpu",
+        mixed_precision=precision(train.mixed_precision, state.device),
+        log_with=[name for name in train.report_to if name != "none"] or None,
+        project_dir=run / "logs",
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
+    )
+    world, accumulation = accelerator.num_processes, train.gradient_accumulation_steps
+    if train.batch_size % (world * accumulation):
+        raise UserError(
+            f"train.batch_size {train.batch_size} is the global batch and must be a multiple of processes x "
+            f"gradient_accumulation_steps = {world} x {accumulation}"
+        )
+    return accelerator
+
+
+def explain_out_of_memory(error: Exception, train: TrainOptions, world: int, step: int) -> Exception:
+    """A UserError with what to lower, where memory ran out; any other error unchanged."""
+    if not out_of_memory(error):
+        return error
+    at_once = train.batch_size // (world * train.gradient_accumulation_steps)
+    return UserError(
+        f"out of memory in step {step} with {at_once} items at once (train.batch_size {train.batch_size}): "
+        f"raise train.gradient_accumulation_steps (now {train.gradient_accumulation_steps}), set "
+        "train.gradient_checkpointing true, or lower data.resolution or the model's width, then --resume auto"
+    )

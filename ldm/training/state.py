@@ -20,6 +20,8 @@ from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import DiskFull, require_room
 from ldm.utils.errors import UserError
 
+MAX_SKIPPED = 3  # steps in a row whose gradients are not finite
+MAX_SKIPPED_FP16 = 24  # the scale of fp16 losses begins too high on purpose, and is halved each time
 LOWER_RATE = "lower optim.lr, then --resume auto goes on from the last checkpoint"
 
 
@@ -42,6 +44,20 @@ class TrainingState:
     scaler: Any = None
     step: int = 0
     skipped: int = 0
+
+    def count_step(self, finite: bool, items: str) -> str | None:
+        """Count a step done; a warning if its gradients were not finite, so that it changed nothing.
+
+        `items`: what it was trained on, for the message. Raises: UserError after too many such steps in a row.
+        """
+        self.step += 1
+        self.skipped = 0 if finite else self.skipped + 1
+        if finite:
+            return None
+        text = f"the gradient of step {self.step} is not finite (training items {items})"
+        if self.skipped == (MAX_SKIPPED if self.scaler is None else MAX_SKIPPED_FP16):
+            raise UserError(f"{text}, nor were those before it, {self.skipped} in a row: {LOWER_RATE}")
+        return f"{text}: step skipped"
 
     def save(self, folder: Path, keep: int) -> None:
         """Write a checkpoint into `folder` unless it is there, and delete all but the newest `keep`.
