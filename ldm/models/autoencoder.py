@@ -1,4 +1,4 @@
-"""The autoencoder: a stock `AutoencoderKL` or `VQModel` trained on the user's images, latents whitened in its weights.
+"""The autoencoder: diffusers' `AutoencoderKL` or `VQModel`, with latents whitened in its weights.
 
 Three spaces: images in [-1, 1]; raw latents, as the network was trained to use them; model latents, about N(0, 1) per
 channel, which the denoiser sees. After training the change from raw to model latents is folded into `quant_conv` and
@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, VQModel
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from ldm.config.settings import VaeModel
@@ -28,7 +29,7 @@ CLASSES = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
 
 
 def build_vae(model: VaeModel, channels: int, resolution: int = 64) -> Autoencoder:
-    """An AutoencoderKL or VQModel for images (B, channels, H, W) with latents (B, latent_channels, H / f, W / f)."""
+    """An untrained AutoencoderKL or VQModel: images (b, channels, H, W), latents (b, latent_channels, H / f, W / f)."""
     levels = len(model.block_out_channels)
     shape = {
         "in_channels": channels,
@@ -60,14 +61,16 @@ def load_vae(folder: Path) -> Autoencoder:
                 vae = CLASSES.get(name, AutoencoderKL).from_pretrained(candidate, use_safetensors=True)
             except UserError:
                 raise
-            except Exception as error:  # the library has many exceptions for a broken file
+            except Exception as error:  # diffusers has many exceptions for a broken file
                 raise UserError(f"the VAE in {candidate} cannot be read: {str(error).splitlines()[0]}") from error
             _to_unit_scale(vae)
             return vae.eval().requires_grad_(False)
     raise UserError(f"no finished VAE in {folder}: run train_vae.py first, or point --vae to a folder that holds one")
 
 
-def image_batches(data: ImageTextData, batch_size: int = 64, limit: int | None = None) -> Iterator[Tensor]:
+def image_batches(
+    data: ImageTextData, batch_size: int = 64, limit: int | None = None
+) -> Iterator[Float32[Tensor, "b C H W"]]:
     """The images of a data set (or `limit` of them, evenly spaced) in order, in [-1, 1], batch by batch."""
     chosen = spread(len(data), limit or len(data))
     for start in range(0, len(chosen), batch_size):
@@ -75,8 +78,10 @@ def image_batches(data: ImageTextData, batch_size: int = 64, limit: int | None =
 
 
 @torch.no_grad()
-def latent_statistics(vae: Autoencoder, images: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
-    """Per-channel mean and std of latents drawn from the posterior, float64 of shape (c,) each.
+def latent_statistics(
+    vae: Autoencoder, images: Iterator[Tensor]
+) -> tuple[Float64[Tensor, " c"], Float64[Tensor, " c"]]:
+    """Per-channel mean and std of latents sampled from the posterior.
 
     The variance is that of the mixture: variance of the posterior means plus the mean posterior variance. A VQModel
     gives one std for all channels, the root mean square: only that leaves each vector's nearest code the nearest.
@@ -84,10 +89,10 @@ def latent_statistics(vae: Autoencoder, images: Iterator[Tensor]) -> tuple[Tenso
     first = second = torch.zeros(())
     count = 0.0
     for batch in images:
-        spread_out = posterior(vae, batch.to(vae.device, vae.dtype))
-        mean = spread_out.mean.double()
+        q = posterior(vae, batch.to(vae.device, vae.dtype))
+        mean = q.mean.double()
         first = first + mean.sum((0, 2, 3))
-        second = second + (mean.square() + spread_out.var.double()).sum((0, 2, 3))
+        second = second + (mean.square() + q.var.double()).sum((0, 2, 3))
         count += mean.numel() / mean.shape[1]
     mean = first / count
     variance = (second / count - mean.square()).clamp(min=0)
@@ -97,8 +102,8 @@ def latent_statistics(vae: Autoencoder, images: Iterator[Tensor]) -> tuple[Tenso
 
 
 @torch.no_grad()
-def fold_whitening(vae: Autoencoder, mean: Tensor, std: Tensor) -> None:
-    """Change the VAE, in place, so that its latents are (z - mean) / std of what they were; decoding undoes it exactly.
+def fold_whitening(vae: Autoencoder, mean: Float[Tensor, " c"], std: Float[Tensor, " c"]) -> None:
+    """Change the VAE, in place, so that its latents become (z - mean) / std; decoding undoes it exactly.
 
     quant_conv gives [mean, logvar] of the posterior: its first c rows are divided by std after taking mean off the
     bias, its last c biases fall by 2 log std. post_quant_conv takes z' = (z - mean) / std: W' = W std, b' = b + W mean.
@@ -124,7 +129,7 @@ def fold_whitening(vae: Autoencoder, mean: Tensor, std: Tensor) -> None:
 
 
 def _to_unit_scale(vae: Autoencoder) -> None:
-    """Fold a foreign VAE's scaling and shift factors into its weights: one latent space, whoever reads it."""
+    """Fold scaling and shift factors, of VAEs from elsewhere, into the weights, so that there is one latent space."""
     scale, shift = vae.config.scaling_factor, shift_factor(vae.config)
     if scale == 1 and shift == 0:
         return
@@ -137,7 +142,7 @@ def _to_unit_scale(vae: Autoencoder) -> None:
     vae.register_to_config(scaling_factor=1.0, shift_factor=None)
 
 
-def code_counts(vae: VQModel, latents: Tensor) -> Tensor:
-    """How often latents (B, c, h, w) choose each code: float32 (K,)."""
+def code_counts(vae: VQModel, latents: Float[Tensor, "b c h w"]) -> Float32[Tensor, " K"]:
+    """How often latents choose each code."""
     index = nearest(latents.movedim(1, -1).flatten(0, 2), vae.quantize.embedding.weight)
     return torch.bincount(index, minlength=vae.config.num_vq_embeddings).float()

@@ -5,6 +5,7 @@ Loss: InfoNCE over the global batch, symmetric (Radford et al. 2021, arXiv 2103.
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 
@@ -14,7 +15,7 @@ from ldm.utils.errors import UserError
 
 
 def build_clip(model: ClipModel, resolution: int, channels: int, tokenizer: CLIPTokenizer) -> CLIPModel:
-    """Both towers, randomly initialised. Raises: UserError if the patches do not tile the image."""
+    """Both towers, randomly initialized. Raises: UserError if the patches do not tile the image."""
     if resolution % model.patch_size:
         raise UserError(f"data.resolution {resolution} must be a multiple of model.patch_size {model.patch_size}")
     vision = CLIPVisionConfig(
@@ -33,8 +34,8 @@ def build_clip(model: ClipModel, resolution: int, channels: int, tokenizer: CLIP
     )
 
 
-def gather(local: Tensor) -> Tensor:
-    """Rows of all processes, (world * B, ...); gradients flow back to each process's own."""
+def gather(local: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """The rows of all processes, (world * b, ...); gradients flow back to each process's own."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return local
     from torch.distributed.nn.functional import all_gather
@@ -42,8 +43,10 @@ def gather(local: Tensor) -> Tensor:
     return torch.cat(all_gather(local))
 
 
-def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, input_ids: Tensor) -> Tensor:
-    """Symmetric InfoNCE of unit features (B, D), in nats; `scale` = 1 / temperature, `input_ids` (B, L).
+def contrastive_loss(
+    image: Float[Tensor, "b D"], text: Float[Tensor, "b D"], scale: Float[Tensor, ""], input_ids: Int64[Tensor, "b L"]
+) -> Float[Tensor, ""]:
+    """Symmetric InfoNCE of unit features, in nats; `scale` = 1 / temperature.
 
     Pairs with the same caption are equally right for each other's image ('horizontal stacked glyph' fits most glyphs),
     as in Yang et al. 2022, arXiv 2204.03610, eq. 3 and 4; with all captions different it is CLIP's loss.
@@ -63,8 +66,10 @@ class ClipObjective(nn.Module):
         super().__init__()
         self.clip = clip
 
-    def features(self, images: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit features of images (B, C, H, W) in [-1, 1] and tokens (B, L): two tensors (B, embed_dim), float32."""
+    def features(
+        self, images: Float[Tensor, "b C H W"], input_ids: Int64[Tensor, "b L"]
+    ) -> tuple[Float[Tensor, "b D"], Float[Tensor, "b D"]]:
+        """Unit features of images in [-1, 1] and of captions, float32."""
         vision = self.clip.vision_model(pixel_values=images).pooler_output
         text = self.clip.text_model(input_ids=input_ids).pooler_output
         return (
@@ -72,15 +77,19 @@ class ClipObjective(nn.Module):
             F.normalize(self.clip.text_projection(text).float(), dim=-1),
         )
 
-    def forward(self, images: Tensor, input_ids: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, images: Float[Tensor, "b C H W"], input_ids: Int64[Tensor, "b L"], progress: float
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         image, text = self.features(images, input_ids)
         scale = self.clip.logit_scale.exp().clamp(max=100)
         loss = contrastive_loss(gather(image), gather(text), scale, gather(input_ids))
         return loss, {"temperature": 1 / scale}
 
 
-def recall_at(image: Tensor, text: Tensor, ks=(1, 5, 10)) -> dict[str, float]:
-    """Share of texts whose own image is among the k nearest of all, and of images likewise; unit features (N, D).
+def recall_at(
+    image: Float[Tensor, "n D"], text: Float[Tensor, "n D"], ks: tuple[int, ...] = (1, 5, 10)
+) -> dict[str, float]:
+    """The fraction of texts whose own image is among the k nearest of all, and of images likewise; unit features.
 
     Ties are counted as half: a constant feature scores what chance would.
     """

@@ -1,6 +1,6 @@
 """No autoencoder at all: pixel space, and points, through the same code as latents.
 
-A point of d numbers is a picture of one pixel with d channels.
+A point with d coordinates is an image of one pixel with d channels.
 """
 
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Float
 from torch import Tensor
 
 from ldm.models.latents import DeterministicPosterior
@@ -24,7 +25,7 @@ class Decoded:
 
 
 class IdentityAutoencoder(ModelMixin, ConfigMixin):
-    """Encodes (B, C, H, W) to itself and back; one latent stands for one pixel."""
+    """Encodes images or points (b, C, H, W) as themselves: one latent is one pixel."""
 
     @register_to_config
     def __init__(
@@ -36,10 +37,10 @@ class IdentityAutoencoder(ModelMixin, ConfigMixin):
         scaling_factor: float = 1.0,
     ):
         super().__init__()
-        self.register_buffer("unit", torch.ones(1))  # so that there is a device, a dtype and a weights file
+        self.register_buffer("unit", torch.ones(1))  # for a device, a dtype and a file of weights
 
-    def encode(self, images: Tensor) -> Encoded:
+    def encode(self, images: Float[Tensor, "b C H W"]) -> Encoded:
         return Encoded(DeterministicPosterior(images))
 
-    def decode(self, latents: Tensor, return_dict: bool = True):
+    def decode(self, latents: Float[Tensor, "b C H W"], return_dict: bool = True) -> Decoded | tuple[Tensor]:
         return Decoded(latents) if return_dict else (latents,)

@@ -10,22 +10,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class DeterministicPosterior:
-    """A posterior with zero variance, of a VQModel's encoder or of no encoder at all: latents (B, c, h, w)."""
+    """A posterior with zero variance, of a VQModel's encoder or of no encoder at all."""
 
-    mean: Tensor
+    mean: Float[Tensor, "b c h w"]
 
     @property
-    def std(self) -> Tensor:
+    def std(self) -> Float[Tensor, "b c h w"]:
         return torch.zeros_like(self.mean)
 
     var = std
 
-    def mode(self) -> Tensor:
+    def mode(self) -> Float[Tensor, "b c h w"]:
         return self.mean
 
 
@@ -34,11 +35,11 @@ def is_vector_quantized(config: Mapping[str, Any]) -> bool:
     return "num_vq_embeddings" in config
 
 
-def posterior(vae, images: Tensor):
-    """q(z | x) of any autoencoder here, with mean, std and var (B, c, h, w) and mode(); std is 0 for a VQModel.
+def posterior(vae: Any, images: Float[Tensor, "b C H W"]) -> Any:
+    """q(z | x) of any autoencoder here, with mean, std and var (b, c, h, w) and mode(); std is 0 for a VQModel.
 
     Args:
-        images: (B, C, H, W) in [-1, 1], of the autoencoder's device and dtype.
+        images: in [-1, 1], of the autoencoder's device and dtype.
     """
     encoded = vae.encode(images)
     return DeterministicPosterior(encoded.latents) if is_vector_quantized(vae.config) else encoded.latent_dist
@@ -49,12 +50,12 @@ def downsampling_factor(config: Mapping[str, Any]) -> int:
     return 2 ** (len(config["block_out_channels"]) - 1)
 
 
-def to_model_latents(z: Tensor, config: Mapping[str, Any]) -> Tensor:
-    """(z - shift) * scale, of the same shape."""
+def to_model_latents(z: Float[Tensor, "*shape"], config: Mapping[str, Any]) -> Float[Tensor, "*shape"]:
+    """(z - shift) * scale."""
     return (z - shift_factor(config)) * config["scaling_factor"]
 
 
-def from_model_latents(latents: Tensor, config: Mapping[str, Any]) -> Tensor:
+def from_model_latents(latents: Float[Tensor, "*shape"], config: Mapping[str, Any]) -> Float[Tensor, "*shape"]:
     """latents / scale + shift, the inverse of `to_model_latents`."""
     return latents / config["scaling_factor"] + shift_factor(config)
 

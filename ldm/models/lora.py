@@ -1,7 +1,7 @@
-"""LoRA: a small addition to the weights of a finished model, W + scale B A, kept as one file that diffusers reads too.
+"""LoRA: low-rank adapters for the weights of a finished model, W + scale B A, in one file that diffusers reads too.
 
 Layers keep the names they have in the model: `unet.<layer>.lora_A.weight` and `unet.<layer>.lora_B.weight`, likewise
-`text_encoder.<layer>`. What we write has alpha / rank already in B, so a reader needs no third number.
+`text_encoder.<layer>`. Files written here have alpha / rank already in B, so a reader needs no third number.
 Source: Hu et al. 2021, arXiv 2106.09685, eq. 3; the names are those of diffusers and peft.
 """
 
@@ -34,7 +34,7 @@ ALPHA = re.compile(r"(?P<layer>(unet|text_encoder)\.[\w.]+)\.alpha")
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is added to the weight of one layer, in float32.
+    """The update of one layer's weight, in float32.
 
     Attributes: down (A): (rank, in) or (rank, in, height, width); up (B): (out, rank) or (out, rank, 1, 1); scale: what
     B A is multiplied by, alpha / rank.
@@ -112,14 +112,14 @@ def read_lora(path: str | Path) -> dict[str, Adapter]:
 def _adapter(layer: str, found: dict[str, Tensor], settings: Any, path: Path) -> Adapter:
     if not {"up", "down"} <= found.keys():
         raise UserError(f"LoRA {path}: {layer} has only one of its two matrices")
-    told = settings if isinstance(settings, dict) else {}
-    told = {key: told.get(f"{layer.split('.')[0]}.{key}") for key in ("lora_alpha", "alpha_pattern", "use_rslora")}
-    if told["alpha_pattern"] or told["use_rslora"]:
+    given = settings if isinstance(settings, dict) else {}
+    given = {key: given.get(f"{layer.split('.')[0]}.{key}") for key in ("lora_alpha", "alpha_pattern", "use_rslora")}
+    if given["alpha_pattern"] or given["use_rslora"]:
         raise UserError(f"LoRA {path}: alpha_pattern and use_rslora are not read here; merge it with peft")
     rank = found["up"].shape[1] if found["up"].ndim > 1 else 0
     if not rank:
         raise UserError(f"LoRA {path}: {layer} has no rank")
-    alpha = found["alpha"].flatten()[0].item() if "alpha" in found else told["lora_alpha"]
+    alpha = found["alpha"].flatten()[0].item() if "alpha" in found else given["lora_alpha"]
     if alpha is not None and not (isinstance(alpha, int | float) and math.isfinite(alpha)):
         raise UserError(f"LoRA {path}: lora_alpha must be a number, got {alpha!r}")
     return Adapter(found["down"], found["up"], 1.0 if alpha is None else alpha / rank)
@@ -144,9 +144,9 @@ def merge(
         if isinstance(layer, nn.Linear | nn.Conv2d)
     }
     for name, adapter in adapters.items():
-        its = tuple(layers[name].weight.shape) if name in layers else None
-        if its is None or its != adapter.shape:
-            what = "has no such layer" if its is None else f"has {its} there"
+        shape = tuple(layers[name].weight.shape) if name in layers else None
+        if shape is None or shape != adapter.shape:
+            what = "has no such layer" if shape is None else f"has {shape} there"
             pair = f"{tuple(adapter.up.shape)} by {tuple(adapter.down.shape)}"
             raise UserError(f"LoRA {source} is for another model: {name[:80]} is {pair}, and this one {what}")
     for name, adapter in adapters.items() if scale else ():
@@ -163,19 +163,22 @@ def split_scale(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
-def as_options(told: str | None) -> dict[str, Any]:
-    """PATH[:SCALE] as `load_pipeline` takes it; of None nothing."""
-    return {} if told is None else dict(zip(("lora", "lora_scale"), split_scale(told)))
+def as_options(argument: str | None) -> dict[str, Any]:
+    """PATH[:SCALE] as keyword arguments of `load_pipeline`; none for None."""
+    return {} if argument is None else dict(zip(("lora", "lora_scale"), split_scale(argument)))
 
 
 def digest_with(digest: str, path: str | Path, scale: float) -> str:
-    """A model's digest, of 16 hex digits, as it is with a LoRA."""
+    """The digest, of 16 hex digits, of a model with a LoRA merged into it, from its own digest."""
     content = hashlib.sha256(find_lora(path).read_bytes()).hexdigest()
     return hashlib.sha256(f"{digest} {content} {float(scale)}".encode()).hexdigest()[:16] if scale else digest
 
 
 def add_adapters(network: nn.Module, options: StartOptions, targets: list[str]) -> nn.Module:
-    """Freeze the network and put an adapter beside each layer whose name is, or ends with, one of the targets."""
+    """Freeze the network and add an adapter to each layer whose name is, or ends with, one of the targets.
+
+    Raises: UserError if no layer has such a name.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     network.requires_grad_(False)

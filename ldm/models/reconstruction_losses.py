@@ -1,12 +1,13 @@
-"""What makes a reconstruction good: pixels, edges, a perceptual distance that needs no download, and a PatchGAN."""
+"""Losses of an autoencoder: edges, a perceptual distance that needs no download, a PatchGAN, the KL term."""
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
-def edge_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Mean L1 distance of horizontal and vertical finite differences; images (B, C, H, W), a scalar.
+def edge_loss(x: Float[Tensor, "b C H W"], y: Float[Tensor, "b C H W"]) -> Float[Tensor, ""]:
+    """Mean L1 distance of horizontal and vertical finite differences.
 
     The gradient-difference loss of Mathieu et al. 2016, arXiv 1511.05440, eq. 6, on signed differences with exponent 1.
     """
@@ -17,7 +18,7 @@ def edge_loss(x: Tensor, y: Tensor) -> Tensor:
 class RandomFeatures(nn.Module):
     """A perceptual distance from a fixed, randomly drawn convolutional pyramid: no weights to fetch, real gradients.
 
-    Features at each scale are normalised over channels, and their squared distance averaged over places and scales,
+    Features at each scale are normalised over channels, and their squared distance averaged over positions and scales,
     as in LPIPS. Random instead of trained filters: Liu et al. 2021, arXiv 2103.10571. The filters are drawn from a
     fixed seed, so the distance is the same in every run.
 
@@ -33,8 +34,8 @@ class RandomFeatures(nn.Module):
             self.register_buffer(f"kernel_{level}", kernel, persistent=False)
         self.levels = len(widths)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance of two batches of images, averaged over the batch: a scalar >= 0, 0 for equal images."""
+    def forward(self, x: Float[Tensor, "b C H W"], y: Float[Tensor, "b C H W"]) -> Float[Tensor, ""]:
+        """Distance of two batches of images, averaged over the batch: >= 0, and 0 for equal images."""
         pair = torch.cat([x, y])
         total = x.new_zeros(())
         for level in range(self.levels):
@@ -46,7 +47,7 @@ class RandomFeatures(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges overlapping patches: images (B, C, H, W) -> logits (B, 1, h, w). Isola et al. 2017, arXiv 1611.07004."""
+    """Classifies overlapping patches as real or fake, one logit each. Isola et al. 2017, arXiv 1611.07004."""
 
     def __init__(self, channels: int, width: int = 32):
         super().__init__()
@@ -62,20 +63,20 @@ class PatchDiscriminator(nn.Module):
             nn.Conv2d(4 * width, 1, 4, 1, 1),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b C H W"]) -> Float[Tensor, "b 1 h w"]:
         return self.layers(x)
 
-    def frozen(self, x: Tensor) -> Tensor:
+    def frozen(self, x: Float[Tensor, "b C H W"]) -> Float[Tensor, "b 1 h w"]:
         """The same logits with gradients to the image but not to the weights: one backward serves both players."""
         weights = {name: parameter.detach() for name, parameter in self.named_parameters()}
         return torch.func.functional_call(self, weights, (x,))
 
 
-def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+def hinge_discriminator_loss(real: Float[Tensor, "*shape"], fake: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """mean(relu(1 - real)) / 2 + mean(relu(1 + fake)) / 2 (Lim & Ye 2017, arXiv 1705.02894)."""
     return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
 
 
-def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mean, e^logvar) || N(0, 1)) in nats per latent element, averaged: a scalar >= 0."""
+def gaussian_kl(mean: Float[Tensor, "*shape"], logvar: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
+    """KL(N(mean, e^logvar) || N(0, 1)) in nats, averaged over the elements: >= 0."""
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()

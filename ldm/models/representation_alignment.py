@@ -1,7 +1,7 @@
-"""Representation alignment: early in training the U-Net's middle is drawn towards what an image tower sees.
+"""Representation alignment: early in training the U-Net's middle block is aligned with an image encoder.
 
-A small network on each place of the middle block's output, scaled up to the tower's grid of patches, learns to agree
-with the tower's last features of the clean image; the U-Net has the gradient of that too. Sources: Yu et al. 2024,
+A small network at each position of the middle block's output, scaled up to the encoder's grid of patches, learns to
+agree with the encoder's last features of the clean image; the U-Net gets this gradient too. Sources: Yu et al. 2024,
 arXiv 2410.06940 (REPA); Tian et al. 2025, arXiv 2503.18414 (U-REPA: the middle of a U-Net, scaled up after the
 network); Wang et al. 2025, arXiv 2505.16792 (stopping early).
 """
@@ -10,21 +10,23 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPModel
 
+from ldm.models.unet import inner_unet
 from ldm.utils.errors import UserError
 from ldm.utils.untrusted_files import vetted
 
 
 class Alignment(nn.Module):
-    """The tower, frozen, and the network that is compared with it; forget it when the training is over."""
+    """The frozen image encoder and the network that is compared with it; of no use after the training."""
 
     def __init__(self, tower: nn.Module, unet: nn.Module, weight: float, hidden: int = 256):
-        """`tower`: the vision part of a CLIPModel. `unet`: has a `mid_block`, whose output is looked at."""
+        """`tower`: the vision part of a CLIPModel. `unet`: has a `mid_block`, whose output is compared."""
         super().__init__()
-        inner = getattr(unet, "unet", unet)
-        if getattr(inner, "mid_block", None) is None:
+        inner = inner_unet(unet)
+        if inner.mid_block is None:
             raise UserError("alignment.weight needs denoiser: unet with model.mid_block: true")
         self.tower, self.weight = tower.eval().requires_grad_(False), weight
         channels, width = inner.config.block_out_channels[-1], tower.config.hidden_size
@@ -35,22 +37,24 @@ class Alignment(nn.Module):
     def _keep(self, block: nn.Module, given: tuple, middle: Tensor) -> None:
         self._middle = middle if self.training else None
 
-    def forward(self, images: Tensor) -> Tensor:
-        """1 - cosine similarity, mean over places, (B,), in [0, 2], for the U-Net's latest pass in training.
+    def forward(self, images: Float[Tensor, "b C H W"]) -> Float[Tensor, " b"]:
+        """1 - cosine similarity, mean over positions, in [0, 2], for the U-Net's latest pass in training.
 
-        `images`: clean, of the same items, (B, C, H, W) in [-1, 1].
+        `images`: clean, of the same items, in [-1, 1].
         """
         assert self._middle is not None, "the U-Net is called first"
         with torch.no_grad():
             patches = self.tower(pixel_values=images).last_hidden_state[:, 1:]  # the first is the class token
         side = round(patches.shape[1] ** 0.5)
-        said = F.interpolate(self.network(self._middle), size=(side, side), mode="bilinear").flatten(2).transpose(1, 2)
-        return 1 - F.cosine_similarity(said.float(), patches.float(), dim=-1).mean(1)
+        projected = (
+            F.interpolate(self.network(self._middle), size=(side, side), mode="bilinear").flatten(2).transpose(1, 2)
+        )
+        return 1 - F.cosine_similarity(projected.float(), patches.float(), dim=-1).mean(1)
 
 
 def load_tower(run: Path, resolution: int, channels: int) -> nn.Module:
-    """The image tower of a finished CLIP run, for images of this size. Raises: UserError if there is none."""
-    folder = next((place for place in (run / "final" / "clip", run / "clip", run) if _is_clip(place)), None)
+    """The image encoder of a finished CLIP run, for images of this size. Raises: UserError if there is none."""
+    folder = next((path for path in (run / "final" / "clip", run / "clip", run) if _is_clip(path)), None)
     if folder is None:
         raise UserError(f"alignment.source: no finished CLIP run in {run}: run train_clip.py first, or name its folder")
     tower = CLIPModel.from_pretrained(vetted(folder), use_safetensors=True, dtype=torch.float32).vision_model

@@ -15,6 +15,7 @@ from ldm.utils.untrusted_files import vetted
 
 
 def text_config(model: ClipModel, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    """The text encoder's shape, from the settings of CLIP and the vocabulary."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=model.width,
@@ -30,15 +31,15 @@ def text_config(model: ClipModel, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
 
 
 def text_tower(clip: CLIPModel) -> CLIPTextModel:
-    """The text tower of a CLIPModel as a model of its own, sharing no weights with it."""
-    alone = CLIPTextModel(clip.config.text_config)
-    inner = alone.text_model if hasattr(alone, "text_model") else alone
+    """The text encoder of a CLIPModel as a model of its own, sharing no weights with it."""
+    encoder = CLIPTextModel(clip.config.text_config)
+    inner = getattr(encoder, "text_model", encoder)  # transformers below 5 wraps the tower once more
     inner.load_state_dict(clip.text_model.state_dict())
-    return alone.eval()
+    return encoder.eval()
 
 
 def null_text_encoder() -> tuple[CLIPTextModel, CLIPTokenizer]:
-    """The smallest text encoder there is, for models without captions: it only ever sees the null caption."""
+    """A tiny, fixed text encoder for unconditional models: it only ever receives the null caption."""
     tokenizer = train_tokenizer([], vocab_size=514, context_length=8)
     torch.manual_seed(0)
     model = ClipModel(vocab_size=514, context_length=8, width=32, layers=1, heads=1, embed_dim=32)
@@ -46,20 +47,23 @@ def null_text_encoder() -> tuple[CLIPTextModel, CLIPTokenizer]:
 
 
 def untrained_text_encoder(width: int, layers: int, tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """An untrained text tower with 4 heads, to be trained together with the denoiser."""
+    """An untrained text encoder with 4 heads, to be trained together with the denoiser."""
     model = ClipModel(width=width, layers=layers, heads=4, context_length=tokenizer.model_max_length)
     return CLIPTextModel(text_config(model, tokenizer))
 
 
 def load_text(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
-    """Text encoder and tokenizer of a finished CLIP run, or of any folder that holds both."""
+    """The text encoder, in float32 and evaluation mode, and tokenizer of a finished CLIP run or any folder with both.
+
+    Raises: UserError if there are none, or if they cannot be read.
+    """
     for candidate in (folder / "final", folder):
         if (candidate / "text_encoder" / "config.json").is_file() and (candidate / "tokenizer").is_dir():
             where = vetted(candidate / "text_encoder")
             try:
                 encoder = CLIPTextModel.from_pretrained(where, use_safetensors=True, dtype=torch.float32)
                 return encoder.eval(), CLIPTokenizer.from_pretrained(candidate / "tokenizer")
-            except Exception as error:  # the library has many exceptions for a broken file
+            except Exception as error:  # transformers has many exceptions for a broken file
                 raise UserError(
                     f"the text encoder in {candidate} cannot be read: {str(error).splitlines()[0]}"
                 ) from error

@@ -1,12 +1,14 @@
 """A tiny decoder for previews: convolutions, ReLU and upsampling alone, as diffusers' `AutoencoderTiny`."""
 
+from typing import Any
+
 from diffusers import AutoencoderTiny
 
 from ldm.models.latents import downsampling_factor
 
 
-def build_tiny(vae, width: int = 32, blocks: int = 1) -> AutoencoderTiny:
-    """An AutoencoderTiny with the latents, pictures and factor of `vae`; `blocks` residual blocks per level."""
+def build_tiny(vae: Any, width: int = 32, blocks: int = 1) -> AutoencoderTiny:
+    """An AutoencoderTiny with the latents, images and factor of `vae`; `blocks` residual blocks per level."""
     config, levels = vae.config, downsampling_factor(vae.config).bit_length()
     return AutoencoderTiny(
         in_channels=config.in_channels,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 from transformers import CLIPTokenizer
 
@@ -43,37 +44,36 @@ def tokenizer_digest(tokenizer: CLIPTokenizer) -> str:
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write it as it was made, whatever it was used for since."""
+    """Save it as it was made, without the length and padding of its last call."""
     _forget_last_call(tokenizer)
     tokenizer.save_pretrained(folder)
 
 
 def _forget_last_call(tokenizer: CLIPTokenizer) -> None:
-    """The library keeps length and padding of a call in the tokenizer, and would save and compare them with it."""
+    """transformers keeps the length and padding of a call in the tokenizer, and would save and compare them with it."""
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
 
 
-def encode(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """Token ids (B, L), int64, padded and cut to the tokenizer's length, as the stock pipeline does."""
+def encode(tokenizer: CLIPTokenizer, captions: list[str]) -> Int64[Tensor, "b L"]:
+    """Token ids, padded and truncated to the tokenizer's length, as the pipelines of diffusers do."""
     return tokenizer(
         captions, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
     ).input_ids
 
 
 class TokenRows:
-    """`encode` that remembers: tokenizing is most of the work of a batch of cached latents.
+    """`encode` with a cache: tokenizing is most of the work of a batch of cached latents.
 
     Args:
-        limit: captions kept; all are forgotten when there are more.
+        limit: captions kept; the cache is emptied when there are more.
     """
 
     def __init__(self, tokenizer: CLIPTokenizer, limit: int = 2**15):
         self.tokenizer, self.limit = tokenizer, limit
         self._rows: dict[str, np.ndarray] = {}
 
-    def __call__(self, captions: list[str]) -> Tensor:
-        """Token ids (B, L), int64."""
+    def __call__(self, captions: list[str]) -> Int64[Tensor, "b L"]:
         if len(self._rows) > self.limit:
             self._rows.clear()
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._rows]

@@ -1,8 +1,8 @@
-"""The denoisers: networks (x (B, c, h, w), timestep, text states (B, L, D)) -> prediction, all with the U-Net's call.
+"""The denoiser of images: (x (b, c, h, w), timestep, text features (b, L, D)) -> prediction.
 
-Pictures get a stock `UNet2DConditionModel`, so that an export loads anywhere. Text enters it by cross-attention, or by
-modulation alone: attention-pooled into the time embedding, which scales and shifts every residual block. With
-concatenation, which no stock class has, a map of pooled text joins the input. Points get a small network of their own.
+A standard `UNet2DConditionModel` of diffusers, so that an export loads anywhere. Text enters it by cross-attention, or
+by modulation alone: attention-pooled into the time embedding, which scales and shifts every residual block. With
+concatenation, which no class of diffusers has, a map of pooled text joins the input.
 """
 
 import logging
@@ -14,6 +14,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.embeddings import TextTimeEmbedding
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ldm.config.settings import UNetModel
@@ -26,9 +28,9 @@ log = logging.getLogger(__name__)
 def build_unet(
     model: UNetModel, latent_channels: int, latent_size: int, text_width: int, learned_variance: bool = False
 ) -> nn.Module:
-    """A U-Net for latents (B, latent_channels, latent_size, latent_size) and text states (B, L, text_width).
+    """A U-Net for latents (b, latent_channels, latent_size, latent_size) and text features (b, L, text_width).
 
-    With `learned_variance` it gives twice the channels, the reverse variance in the second half.
+    With `learned_variance` it has twice the output channels, the reverse variance in the second half.
     Raises: UserError if the latents cannot be halved once per level below the first.
     """
     levels = len(model.block_out_channels)
@@ -66,20 +68,31 @@ class ConcatenatedUNet(ModelMixin, ConfigMixin):
         self.pool = TextTimeEmbedding(text_width, text_channels, num_heads=math.gcd(text_width, 4))
         self.unet = UNet2DConditionModel(**inner | {"in_channels": in_channels + text_channels})
 
-    def forward(self, sample: Tensor, timestep, encoder_hidden_states: Tensor, return_dict: bool = True):
+    def forward(
+        self,
+        sample: Float[Tensor, "b c h w"],
+        timestep: Tensor | float,
+        encoder_hidden_states: Float[Tensor, "b L D"],
+        return_dict: bool = True,
+    ) -> UNet2DConditionOutput | tuple[Float[Tensor, "b c_out h w"]]:
         words = self.pool(encoder_hidden_states)[..., None, None].expand(-1, -1, *sample.shape[2:])
         return self.unet(
             torch.cat([sample, words.to(sample.dtype)], 1), timestep, encoder_hidden_states, return_dict=return_dict
         )
 
 
+def inner_unet(denoiser: nn.Module) -> nn.Module:
+    """The U-Net inside a `ConcatenatedUNet`; any other network itself."""
+    return denoiser.unet if isinstance(denoiser, ConcatenatedUNet) else denoiser
+
+
 def choose_attention(denoiser: nn.Module, wanted: str, device: torch.device, half: bool) -> str:
-    """Set how attention is computed, and return it: 'xformers' where asked for or found on CUDA, else 'sdpa'.
+    """Set how attention is computed, and return it: 'xformers' where wanted or installed on CUDA, else 'sdpa'.
 
     On a CPU it is 'matmul' in half precision: there the backward of torch's fused attention takes five times as long
-    in bf16, while in fp32 it makes whole training steps 1.07 times faster. Where nothing attends (points) it is 'none'.
+    in bf16, while in fp32 it makes training steps 1.07 times faster. A network without attention has 'none'.
     """
-    unet = getattr(denoiser, "unet", denoiser)
+    unet = inner_unet(denoiser)
     if not isinstance(unet, UNet2DConditionModel):
         return "none"
     if device.type == "cpu":

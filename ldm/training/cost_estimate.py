@@ -76,14 +76,14 @@ class Forecast:
     half: torch.dtype | None
 
     @property
-    def passing(self) -> float:
+    def activation_bytes(self) -> float:
         """Bytes of activations, and of their gradients on the way back."""
         return self.cost.activations * self.local * BACKWARD_FACTOR * (HALF_FACTOR if self.half else 1)
 
     @property
     def memory(self) -> float:
         """Bytes beside what the program takes by itself."""
-        return self.state + self.passing
+        return self.state + self.activation_bytes
 
     def step_seconds(self, batch_size: int) -> float:
         """Of one step of the whole global batch."""
@@ -105,7 +105,7 @@ def plan(part: str, settings: RunSettings, config: Path | None = None) -> str:
     rows = {
         "model": f"{_parameters(cost.exported)}; {found.description}",
         "memory": f"about {size_text(found.memory)}: {size_text(found.state)} for weights, gradients, Adam and EMA, "
-        f"{size_text(found.passing)} for the activations of {found.local} images",
+        f"{size_text(found.activation_bytes)} for the activations of {found.local} images",
         "compute": f"{_si(cost.flops)}FLOP an image, {_si(cost.flops * train.batch_size)}FLOP a step",
         "amount": f"{train.num_steps:,} steps x {train.batch_size} = {images:,} images{_epochs(settings, images)}",
         "speed": f"{speed:.3g} images/s measured on {_name(found.device, found.half)}, {_si(speed * cost.flops)}FLOP/s"
