@@ -178,8 +178,8 @@ def timed(rows: list[str], args: argparse.Namespace) -> None:
 
     from ldm.config.loading import load
     from ldm.data import build
-    from ldm.models.autoencoder import image_batches
     from ldm.models.latents import posterior
+    from ldm.training.data_order import image_batches
 
     images = next(image_batches(build(load("vae", args.config).data).validation, 16, limit=16))
     vaes = {row: _vae(row, args) for row in rows}

@@ -10,18 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, VQModel
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from ldm.config.settings import VaeModel
-from ldm.data import ImageTextData, spread
 from ldm.models.latents import posterior, shift_factor
 from ldm.models.vector_quantizer import nearest
 from ldm.utils.errors import UserError
-from ldm.utils.image_tensors import to_images
 from ldm.utils.untrusted_files import read_json, vetted
 
 Autoencoder: TypeAlias = AutoencoderKL | VQModel
@@ -66,15 +63,6 @@ def load_vae(folder: Path) -> Autoencoder:
             _to_unit_scale(vae)
             return vae.eval().requires_grad_(False)
     raise UserError(f"no finished VAE in {folder}: run train_vae.py first, or point --vae to a folder that holds one")
-
-
-def image_batches(
-    data: ImageTextData, batch_size: int = 64, limit: int | None = None
-) -> Iterator[Float32[Tensor, "b C H W"]]:
-    """The images of a data set (or `limit` of them, evenly spaced) in order, in [-1, 1], batch by batch."""
-    chosen = spread(len(data), limit or len(data))
-    for start in range(0, len(chosen), batch_size):
-        yield to_images(np.stack([data.image(int(i)) for i in chosen[start : start + batch_size]]))
 
 
 @torch.no_grad()

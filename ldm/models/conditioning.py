@@ -5,12 +5,11 @@ Each is a function from `UNetModel` to those settings, with a name in `CONDITION
 """
 
 from collections.abc import Callable
-
 from ldm.config.settings import UNetModel
 
 
 def cross_attention(model: UNetModel) -> dict:
-    """Text states are keys and values at `attention_levels` and in the middle."""
+    """Text features are keys and values at `attention_levels` and in the middle."""
     return {
         "down_block_types": _blocks(model, "CrossAttnDownBlock2D", "DownBlock2D"),
         "up_block_types": _blocks(model, "CrossAttnUpBlock2D", "UpBlock2D")[::-1],

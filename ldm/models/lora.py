@@ -84,7 +84,7 @@ def find_lora(path: str | Path) -> Path:
 def read_lora(path: str | Path) -> dict[str, Adapter]:
     """The adapters in a file, by `unet.<layer>` or `text_encoder.<layer>`.
 
-    Args: path: see `find_lora`; in the stock format, with the names of peft or the older ones of diffusers.
+    Args: path: see `find_lora`; in the diffusers format, with the names of peft or the older ones of diffusers.
     Raises: UserError (one line) for a missing, broken or other file, and numbers that are not finite.
     """
     path = find_lora(path)
@@ -129,7 +129,7 @@ def _adapter(layer: str, found: dict[str, Tensor], settings: Any, path: Path) ->
 def merge(
     networks: Mapping[str, Any], adapters: Mapping[str, Adapter], scale: float = 1.0, source: object = ""
 ) -> None:
-    """Add `scale` times the adapters to the weights in place; with 0 nothing is touched.
+    """Add `scale` times the adapters to the weights in place; with 0 nothing changes.
 
     Args: networks: by name, `unet` and `text_encoder` of them; source: of the adapters, for the message.
     Raises: UserError, before anything is changed, if a layer is missing or of another shape.

@@ -1,4 +1,4 @@
-"""The door to pretrained text towers: loaded by open_clip, turned exactly into stock transformers classes.
+"""Pretrained text towers of open_clip, converted exactly to classes of transformers.
 
 A CLIP text transformer of open_clip and `CLIPTextModel` compute the same function under other names: fused query, key
 and value weights are split, the rest is renamed. Towers that compute something else are refused. Text is cut into the
@@ -37,7 +37,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def load_text_tower(source: str) -> tuple[CLIPTextModel, CLIPTokenizer]:
-    """A pretrained text tower and its tokenizer as stock transformers classes.
+    """A pretrained text tower and its tokenizer as classes of transformers.
 
     Args:
         source: "open_clip:ARCH/TAG" (downloads a published model), "open_clip:hf-hub:user/name" (a Hub repository in
@@ -57,7 +57,7 @@ def load_text_tower(source: str) -> tuple[CLIPTextModel, CLIPTokenizer]:
 
 
 def parse_source(source: str) -> tuple[str, str | None]:
-    """The two names open_clip wants: architecture (or a scheme with its place) and weights tag (None for a scheme).
+    """The two names open_clip takes: architecture (or a scheme with its path) and weights tag (None for a scheme).
 
     Raises: UserError, with the nearest name, if there is no such architecture or no such tag for it.
     """
@@ -111,13 +111,13 @@ def _require(what: str, name: str, known: list[str], source: str) -> None:
 
 
 def _require_clip_tower(tower: nn.Module) -> None:
-    """Everything that would make the tower compute something else than `CLIPTextModel`."""
+    """Refuse everything with which the tower computes something else than `CLIPTextModel`."""
     blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
     needed = ("token_embedding", "positional_embedding", "ln_final", "attn_mask")
     if blocks is None or any(not hasattr(tower, name) for name in needed):
         _refuse(f"{type(tower).__name__} is no CLIP text transformer")
     if any(type(block) is not ResidualAttentionBlock for block in blocks):
-        _refuse("its attention blocks are of another kind")
+        _refuse("its attention blocks are of another type")
     if any(not isinstance(scale, nn.Identity) for block in blocks for scale in (block.ls_1, block.ls_2)):
         _refuse("it scales its layers")
     if getattr(tower, "cls_emb", None) is not None:

@@ -29,9 +29,9 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, context_length: in
     bpe.train_from_iterator(captions, trainer)
     learned = json.loads(bpe.to_str())["model"]
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in learned["merges"]]
-    words = list(dict.fromkeys([*bytes_only, *("".join(pair) for pair in merges)]))[: vocab_size - 2]
-    kept = set(words)
-    vocab = {word: i for i, word in enumerate([*words, BOS, EOS])}
+    tokens = list(dict.fromkeys([*bytes_only, *("".join(pair) for pair in merges)]))[: vocab_size - 2]
+    kept = set(tokens)
+    vocab = {token: i for i, token in enumerate([*tokens, BOS, EOS])}
     merges = [pair for pair in merges if "".join(pair) in kept and kept.issuperset(pair)]
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=context_length)
 

@@ -75,9 +75,9 @@ class ConcatenatedUNet(ModelMixin, ConfigMixin):
         encoder_hidden_states: Float[Tensor, "b L D"],
         return_dict: bool = True,
     ) -> UNet2DConditionOutput | tuple[Float[Tensor, "b c_out h w"]]:
-        words = self.pool(encoder_hidden_states)[..., None, None].expand(-1, -1, *sample.shape[2:])
+        text = self.pool(encoder_hidden_states)[..., None, None].expand(-1, -1, *sample.shape[2:])
         return self.unet(
-            torch.cat([sample, words.to(sample.dtype)], 1), timestep, encoder_hidden_states, return_dict=return_dict
+            torch.cat([sample, text.to(sample.dtype)], 1), timestep, encoder_hidden_states, return_dict=return_dict
         )
 
 

@@ -1,8 +1,7 @@
-"""The reckoning of `ldm plan`: the widest U-Net, the batches and the steps that given minutes and memory allow.
+"""The estimate of `ldm plan`: the widest U-Net, the batches and the steps that given minutes and memory allow.
 
-Minutes are shared out among the parts as they were when the shipped model was made. Of the time of a part, what
-reports, pictures and the latent cache will take is put aside first, and the rest is divided by the measured time of a
-step.
+Minutes are divided among the stages as they were when the shipped model was made. From the time of a stage, what
+reports, images and the latent cache take is subtracted first, and the rest is divided by the measured time of a step.
 """
 
 import math
@@ -19,19 +18,19 @@ from ldm.training.cost_estimate import Forecast, forecast, size_text, training_d
 from ldm.utils.errors import UserError
 
 SHARES = {"clip": 0.25, "vae": 0.25, "ldm": 0.5}  # of the time
-LEAST_STEPS = 1000  # of a U-Net: a narrower one with more steps draws better than a wider one with fewer
-LEAST_BATCH = 16
+MIN_STEPS = 1000  # of a U-Net: a narrower one with more steps makes better images than a wider one with fewer
+MIN_BATCH = 16
 WIDTHS = (0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the U-Net in the config
 REPORTS = 3  # before, half-way and after; each is of the raw and of the EMA weights
-STARTING = 10.0  # seconds until the libraries are loaded and the data are found
+STARTING = 10.0  # seconds until the libraries are loaded and the data are open
 SLACK = 0.95  # of the time: others use the machine too
-PICTURES = 256 * 2**20  # bytes that data and drawing take beside training on a CPU
+SAMPLING_BYTES = 256 * 2**20  # that data and sampling take beside training on a CPU
 CUDA_CONTEXT = 600 * 2**20  # bytes of a GPU's memory that no tensor holds
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What to change in the settings of one part, and what it will cost."""
+    """What to change in the settings of one stage, and what it will cost."""
 
     part: str
     changes: dict[str, Any]  # nested as in a project file
@@ -46,25 +45,25 @@ class Proposal:
 
 
 def propose(config: Path, minutes: float, memory: float | None = None) -> list[Proposal]:
-    """What to train of each part in all of these minutes.
+    """What to train in each stage, in all of these minutes.
 
     Args:
         config: the project file that is started from.
-        memory: bytes that a part may take; None = what the device has.
+        memory: bytes that a stage may take; None = what the device has.
     Raises: UserError: if one image does not fit, or nothing can be learned in so little time.
     """
     memory = device_memory() if memory is None else memory
     settings = load("ldm", config)
     wanted = {"clip": settings.text.source == "run", "vae": settings.vae == "run", "ldm": True}
-    begun = settings.distill.teacher or settings.start.model
-    parts = ["ldm"] if begun else [part for part, needed in wanted.items() if needed]
-    whole = sum(SHARES[part] for part in parts)
-    found: list[Proposal] = []
+    finished = settings.distill.teacher or settings.start.model
+    parts = ["ldm"] if finished else [part for part, needed in wanted.items() if needed]
+    total = sum(SHARES[part] for part in parts)
+    proposals: list[Proposal] = []
     for part in parts:
-        seconds = 60 * minutes * SHARES[part] / whole
-        vae = next((one.forecast for one in found if one.part == "vae"), None)
-        found.append(_part(part, config, seconds, memory, vae))
-    return found
+        seconds = 60 * minutes * SHARES[part] / total
+        vae = next((one.forecast for one in proposals if one.part == "vae"), None)
+        proposals.append(_part(part, config, seconds, memory, vae))
+    return proposals
 
 
 def _part(part: str, config: Path, seconds: float, memory: float, vae: Forecast | None) -> Proposal:
@@ -72,12 +71,12 @@ def _part(part: str, config: Path, seconds: float, memory: float, vae: Forecast 
     best: Proposal | None = None
     for changes in _candidates(part, config):
         one = _fitted(part, config, changes, seconds, memory, vae)
-        if one is None or best and one.steps < LEAST_STEPS:
+        if one is None or best and one.steps < MIN_STEPS:
             break
         best = one
     if best is None:
         raise UserError(f"{part}: one image does not fit into {size_text(memory)}: give more --memory")
-    while part != "clip" and best.steps < LEAST_STEPS and best.settings.train.batch_size >= 2 * LEAST_BATCH:
+    while part != "clip" and best.steps < MIN_STEPS and best.settings.train.batch_size >= 2 * MIN_BATCH:
         changes = best.changes | {"train": {"batch_size": best.settings.train.batch_size // 2}}
         best = _fitted(part, config, changes, seconds, memory, vae) or best
     if best.seconds > seconds:
@@ -116,10 +115,10 @@ def _fitted(
         settings = _halved(part, settings)
         sized = forecast(part, settings, config, timed=False)
     found = forecast(part, settings, config)
-    aside = aside_seconds(part, settings, found, vae)
+    overhead = overhead_seconds(part, settings, found, vae)
     batch, step = settings.train.batch_size, found.step_seconds(settings.train.batch_size)
-    steps = max(1, math.floor((SLACK * seconds - aside) / step))
-    total = aside + steps * step
+    steps = max(1, math.floor((SLACK * seconds - overhead) / step))
+    total = overhead + steps * step
     train: dict[str, Any] = {"num_steps": steps, "batch_size": batch}
     if (parts := settings.train.gradient_accumulation_steps) != original.train.gradient_accumulation_steps:
         train["gradient_accumulation_steps"] = parts
@@ -141,7 +140,7 @@ def _changed(settings: RunSettings, changes: dict[str, Any]) -> RunSettings:
 
 
 def _halved(part: str, settings: RunSettings) -> RunSettings:
-    """Half as many images at once: smaller parts of the same batch, but CLIP tells apart only what is there at once."""
+    """Half as many images at once: more accumulation steps; for CLIP a smaller batch, whose items it contrasts."""
     train = settings.train
     if part == "clip":
         return _changed(settings, {"train": {"batch_size": train.batch_size // 2}})
@@ -151,15 +150,15 @@ def _halved(part: str, settings: RunSettings) -> RunSettings:
 # ---- what is not training ------------------------------------------------------------------------------------------
 
 
-def aside_seconds(part: str, settings: RunSettings, found: Forecast, vae: Forecast | None) -> float:
-    """Seconds for starting, reports, pictures and the latent cache, from what a training image takes.
+def overhead_seconds(part: str, settings: RunSettings, found: Forecast, vae: Forecast | None) -> float:
+    """Seconds for starting, reports, images and the latent cache, from what a training image takes.
 
-    A forward pass is a third of a training step, and half of one in half precision: reports are drawn in fp32.
+    A forward pass is a third of a training step, and half of one in half precision: reports are computed in fp32.
     """
-    share = 1 / 2 if found.half else 1 / 3
-    forward = share / found.speed.images
+    fraction = 1 / 2 if found.half else 1 / 3
+    forward = fraction / found.speed.images
     samples = training_samples(settings.data)
-    held_out = 16 + 0.06 * samples  # about; reports look at some of them
+    held_out = 16 + 0.06 * samples  # about; reports use some of them
     weights = 2 if settings.train.ema_decay else 1
     if part == "clip":
         return STARTING + REPORTS * weights * min(512, held_out) * forward
@@ -168,11 +167,11 @@ def aside_seconds(part: str, settings: RunSettings, found: Forecast, vae: Foreca
         return STARTING + (REPORTS * weights * min(128, held_out) + statistics) * forward
     assert isinstance(settings, LdmSettings)
     chosen = settings.sampling
-    judged = chosen.judged if settings.data.source in ("glyphs", "digits") else 0
-    pictures = (len(chosen.prompts) or 8) * chosen.per_prompt + judged
+    scored = chosen.judged if settings.data.source in ("glyphs", "digits") else 0
+    images = (len(chosen.prompts) or 8) * chosen.per_prompt + scored
     calls = chosen.num_inference_steps * (1 if chosen.guidance_scale == 1 else 2)
-    decode = share / vae.speed.images / 2 if vae else forward
-    reports = REPORTS * weights * (pictures * (calls * forward + decode) + 2 * min(512, held_out) * forward)
+    decode = fraction / vae.speed.images / 2 if vae else forward
+    reports = REPORTS * weights * (images * (calls * forward + decode) + 2 * min(512, held_out) * forward)
     encoded = 0 if settings.vae == "identity" else samples + held_out
     return STARTING + reports + encoded * decode
 
@@ -192,4 +191,4 @@ def program_memory() -> float:
         return CUDA_CONTEXT
     import psutil
 
-    return psutil.Process().memory_info().rss + PICTURES
+    return psutil.Process().memory_info().rss + SAMPLING_BYTES

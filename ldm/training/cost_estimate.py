@@ -1,4 +1,4 @@
-"""What a run will cost, before it starts: the report of `--dry-run`, and what `ldm plan` reckons with.
+"""What a run will cost, before it starts: the report of `--dry-run`, and the numbers behind `ldm plan`.
 
 Parameters, FLOPs and saved activations are counted by running one forward and backward pass of the real model on
 torch's meta device, where nothing is computed. Speed is measured: the same model takes real steps for two seconds
@@ -38,7 +38,7 @@ BACKWARD_FACTOR, HALF_FACTOR = 1.4, 0.7
 
 @dataclass(frozen=True)
 class ProbeTarget:
-    """What is trained and one of its steps, on any device."""
+    """What is trained, and one of its steps on any device."""
 
     build: Callable[[], nn.Module]
     loss: Callable[[nn.Module, int, torch.device], Tensor]  # (module, batch size, device) -> scalar
@@ -96,7 +96,7 @@ def plan(part: str, settings: RunSettings, config: Path | None = None) -> str:
     Args:
         part: "clip", "vae" or "ldm".
         settings: of that part.
-        config: the project file; an LDM plan looks there for the shapes of a VAE and a text tower not yet trained.
+        config: the project file; an LDM plan looks there for the shapes of a VAE and a text encoder not yet trained.
     """
     found, train = forecast(part, settings, config), settings.train
     cost, images = found.cost, train.num_steps * train.batch_size
@@ -192,10 +192,10 @@ def probe(
             if batch >= largest or elapsed + 6 * seconds > PROBE_SECONDS:
                 break
             batch = min(2 * batch, largest)
-        share = (time.process_time() - used) / (time.perf_counter() - started) / torch.get_num_threads()
+        fraction = (time.process_time() - used) / (time.perf_counter() - started) / torch.get_num_threads()
         update = _update_seconds(model, subject.kept(model), settings) if settings else 0.0
-    busy = device.type == "cpu" and share < 0.6
-    return Speed(speed, update, f" while other programs left it {share:.0%} of them" if busy else "")
+    busy = device.type == "cpu" and fraction < 0.6
+    return Speed(speed, update, f" while other programs left it {fraction:.0%} of them" if busy else "")
 
 
 def _step(subject: ProbeTarget, model: nn.Module, batch: int, device: torch.device, half: torch.dtype | None) -> float:
@@ -233,11 +233,11 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-# ---- the three parts -----------------------------------------------------------------------------------------------
+# ---- the three stages -----------------------------------------------------------------------------------------------
 
 
 class _Vocabulary:
-    """As much of a tokenizer as the shapes of a text tower ask for: none is trained for a plan."""
+    """What the shape of a text encoder needs of a tokenizer: none is trained for a plan."""
 
     def __init__(self, size: int):
         self.size, self.bos_token_id, self.eos_token_id, self.pad_token_id = size, size - 2, size - 1, size - 1
@@ -297,9 +297,9 @@ def _ldm(settings: LdmSettings, config: Path | None) -> ProbeTarget:
     from ldm.models.unet import build_unet, choose_attention
     from ldm.training.tasks.finetuning import initial_model
 
-    start, begun = settings.start, None
+    start, initial = settings.start, None
     if start.model:
-        begun, settings = initial_model(settings)
+        initial, settings = initial_model(settings)
     tokens, width = _text(settings, config)
     learned = settings.noise.learned_variance
     if settings.denoiser == "mlp":
@@ -311,10 +311,10 @@ def _ldm(settings: LdmSettings, config: Path | None) -> ProbeTarget:
     def build() -> nn.Module:
         if settings.denoiser == "mlp":
             return build_mlp(settings.mlp, channels, width, learned)
-        if begun is None:
+        if initial is None:
             unet = build_unet(settings.model, channels, size, width, learned)
         else:
-            unet = type(begun).from_config(begun.config)
+            unet = type(initial).from_config(initial.config)
         if start.lora_rank:
             add_adapters(unet, start, start.lora_targets)
         device = training_device()
@@ -353,7 +353,7 @@ def _point_dims(options: DataOptions) -> int:
 
 
 def _text(settings: LdmSettings, config: Path | None) -> tuple[int, int]:
-    """Tokens and width of the text states; 77 x 512, a common size, for pretrained towers not looked into here."""
+    """Tokens and width of the prompt embeddings; 77 x 512, a common size, for pretrained encoders, not loaded here."""
     source = settings.text.source
     planned = load("clip", config).model if config else ClipSettings().model
     if source == "none":
@@ -374,13 +374,13 @@ def _run_of(settings: LdmSettings, source: str, part: str) -> Path:
 
 def _component(folder: Path, name: str) -> dict | None:
     """config.json of a component in a run's final/ folder, in a model folder, or in the folder itself."""
-    for place in (folder / "final" / name, folder / name, folder):
-        if (place / "config.json").is_file():
-            return json.loads((place / "config.json").read_text(encoding="utf-8"))
+    for path in (folder / "final" / name, folder / name, folder):
+        if (path / "config.json").is_file():
+            return json.loads((path / "config.json").read_text(encoding="utf-8"))
     return None
 
 
-# ---- words ---------------------------------------------------------------------------------------------------------
+# ---- text ---------------------------------------------------------------------------------------------------------
 
 
 def _half_precision(settings: RunSettings, device: torch.device) -> torch.dtype | None:

@@ -4,11 +4,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.config.settings import TrainOptions
+from ldm.data import ImageTextData, spread
 from ldm.training.task import BatchSlice, SampleRef, Task
+from ldm.utils.image_tensors import to_images
 
 
 def derive_seed(*numbers: int) -> int:
@@ -61,3 +64,12 @@ def batch_slices(train: TrainOptions, first_step: int, rank: int, world: int) ->
         for micro in range(train.gradient_accumulation_steps):
             start = (micro * world + rank) * size
             yield BatchSlice(step, start, start + size, train.batch_size)
+
+
+def image_batches(
+    data: ImageTextData, batch_size: int = 64, limit: int | None = None
+) -> Iterator[Float32[Tensor, "b C H W"]]:
+    """The images of a data set (or `limit` of them, evenly spaced) in order, in [-1, 1], batch by batch."""
+    chosen = spread(len(data), limit or len(data))
+    for start in range(0, len(chosen), batch_size):
+        yield to_images(np.stack([data.image(int(i)) for i in chosen[start : start + batch_size]]))

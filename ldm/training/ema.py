@@ -1,4 +1,4 @@
-"""The moving average of the weights, and looking through it at the model."""
+"""Exponential moving average (EMA) of the weights, with a context manager that swaps it in."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class EMA(EMAModel):
-    """diffusers' average and its warm-up, updated in one pass over memory: average += (1 - decay) (weights - average).
+    """diffusers' EMA and its warm-up, updated in one pass over memory: ema += (1 - decay) (weights - ema).
 
     Attributes: `shadow_params`, in the order of the parameters, and `optimization_step`.
     """
@@ -21,7 +21,7 @@ class EMA(EMAModel):
 
     @contextmanager
     def swapped_in(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-        """Within the block the parameters hold the averages; afterwards exactly their own values again."""
+        """Within the block the parameters have the EMA values; afterwards exactly their own again."""
         own = list(parameters)
         _exchange(own, self.shadow_params)
         try:

@@ -1,7 +1,7 @@
 """The latent cache: each image is encoded once, and training reads the posterior's mean and std from a memory map.
 
 Content-addressed: the folder's name is a digest of the autoencoder's weights and of the pixels, so a changed VAE, data
-set or resolution can never meet stale latents. Mean and std are kept rather than a sample, so each epoch draws anew.
+set or resolution never meets stale latents. Mean and std are kept rather than a sample, so each epoch samples again.
 Written in a staged folder with a manifest of sha256 sums, by one process at a time; a damaged cache is rebuilt.
 """
 
@@ -29,7 +29,7 @@ from ldm.utils.errors import UserError
 from ldm.utils.image_tensors import to_images
 
 DTYPE = "<f2"
-FORMAT = f"2 {DTYPE}"  # part of every cache key: raise the number when the latents of the same pictures change
+FORMAT = f"2 {DTYPE}"  # part of every cache key: raise the number when the latents of the same images change
 SHORT_OF_MEMORY = "out of memory|not enough memory|can't allocate memory|ALLOC_FAILED"  # as torch, cuBLAS and cuDNN say
 NAMES = ("mean", "std")
 CACHED_BYTES = 2**23  # of one feature map at full resolution, where encoding on a CPU is fastest
@@ -57,13 +57,13 @@ class Latents:
 
 
 def latents_folder(digest: str, data: ImageTextData, cache_dir: Path) -> Path:
-    """Where the latents of just these pixels by the VAE of this `network_digest` lie."""
+    """The cache folder for exactly these pixels and the VAE of this `network_digest`."""
     key = hashlib.sha256(f"latents {FORMAT} {digest} {data.fingerprint}".encode()).hexdigest()[:24]
     return cache_dir / "latents" / key
 
 
-def pictures_at_once(vae: Autoencoder, resolution: int) -> int:
-    """How many pictures to encode together: 64, but on a CPU what its caches hold, which is 1.3 times as fast."""
+def encoding_batch_size(vae: Autoencoder, resolution: int) -> int:
+    """How many images to encode together: 64, but on a CPU as many as its caches hold, which is 1.3 times as fast."""
     if vae.device.type != "cpu":
         return 64
     return max(1, CACHED_BYTES // (4 * resolution**2 * vae.config.block_out_channels[0]))
@@ -72,11 +72,11 @@ def pictures_at_once(vae: Autoencoder, resolution: int) -> int:
 def cached_latents(
     vae: Autoencoder, data: ImageTextData, cache_dir: Path, batch_size: int | None = None, digest: str | None = None
 ) -> Latents:
-    """The latents of a data set, encoded now unless a whole cache of just these pixels and weights exists.
+    """The latents of a data set, encoded now unless a valid cache of exactly these pixels and weights exists.
 
     Args:
-        batch_size: pictures encoded together; None = what suits the device.
-        digest: the VAE's `network_digest`, where it is known: a large one takes a second.
+        batch_size: images encoded together; None = what suits the device.
+        digest: the VAE's `network_digest`, where it is known: that of a large VAE takes a second.
     Raises: UserError if the VAE takes other images than these.
     """
     if vae.config.in_channels != data.channels:
@@ -89,17 +89,17 @@ def cached_latents(
     folder = latents_folder(network_digest(vae) if digest is None else digest, data, cache_dir)
     if checkpoint.verify(folder):
         with telling(folder, NO_ROOM), one_writer(folder):
-            _renew(vae, data, folder, batch_size or pictures_at_once(vae, data.resolution))
+            _rebuild(vae, data, folder, batch_size or encoding_batch_size(vae, data.resolution))
     return Latents(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in NAMES))
 
 
-def _renew(vae: Autoencoder, data: ImageTextData, folder: Path, batch_size: int) -> None:
+def _rebuild(vae: Autoencoder, data: ImageTextData, folder: Path, batch_size: int) -> None:
     """Build the cache, unless another process did while this one waited to be the only one."""
-    fault = checkpoint.verify(folder)
-    if fault is None:
+    error = checkpoint.verify(folder)
+    if error is None:
         return
     if folder.exists():
-        print(f"latent cache {folder} cannot be used ({fault}); building it anew", flush=True)
+        print(f"latent cache {folder} cannot be used ({error}); rebuilding it", flush=True)
         shutil.rmtree(folder)
     side = data.resolution // downsampling_factor(vae.config)
     shape = (len(data), vae.config.latent_channels, side, side)
@@ -115,7 +115,7 @@ def _renew(vae: Autoencoder, data: ImageTextData, folder: Path, batch_size: int)
 
 
 def _encoded(vae: Autoencoder, data: ImageTextData, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Mean and std of all pictures in order, batch by batch; the batches are halved while memory does not suffice."""
+    """Mean and std of all images in order, batch by batch; the batches are halved while memory is too small."""
     start = 0
     with tqdm(desc="encoding", total=len(data), unit="img") as bar:
         while start < len(data):
@@ -123,12 +123,12 @@ def _encoded(vae: Autoencoder, data: ImageTextData, batch_size: int) -> Iterator
             pair = _encode(vae, data, indices)
             if pair is None and batch_size == 1:
                 raise UserError(
-                    f"not enough memory to encode one picture of {data.resolution} x {data.resolution} pixels: lower "
+                    f"not enough memory to encode one image of {data.resolution} x {data.resolution} pixels: lower "
                     "data.resolution, or free the memory that other programs use"
                 )
             if pair is None:
                 batch_size = len(indices) // 2 or 1
-                print(f"not enough memory to encode {len(indices)} pictures at once: trying {batch_size}", flush=True)
+                print(f"not enough memory to encode {len(indices)} images at once: trying {batch_size}", flush=True)
                 continue
             if not all(np.isfinite(array).all() for array in pair):
                 raise UserError("the VAE gives latents that are not finite numbers; train it in fp32 or bf16")
@@ -139,7 +139,7 @@ def _encoded(vae: Autoencoder, data: ImageTextData, batch_size: int) -> Iterator
 
 @torch.no_grad()
 def _encode(vae: Autoencoder, data: ImageTextData, indices: range) -> tuple[np.ndarray, np.ndarray] | None:
-    """Posterior means and stds of these pictures, (B, c, h, w); None if memory does not suffice for them together."""
+    """Posterior means and stds of these images, (B, c, h, w); None if memory is too small for them together."""
     try:
         images = to_images(np.stack([data.image(i) for i in indices]))
         encoded = posterior(vae, images.to(vae.device, vae.dtype))
@@ -155,7 +155,7 @@ def _encode(vae: Autoencoder, data: ImageTextData, indices: range) -> tuple[np.n
 
 
 class Uncached:
-    """The data themselves in the place of cached latents: float32 (N, c, h, w)."""
+    """The data themselves in place of cached latents: float32 (N, c, h, w)."""
 
     def __init__(self, data: ImageTextData):
         self.data = data

@@ -20,7 +20,7 @@ MOMENTUM = 0.95
 
 
 def lr_factor(optim: OptimOptions, step: int, num_steps: int) -> float:
-    """The learning rate at a global step (0-based) as a share of `optim.lr`: linear warm-up, then the schedule."""
+    """The learning rate at a global step (0-based) as a fraction of `optim.lr`: linear warm-up, then the schedule."""
     if step < optim.warmup_steps:
         return (step + 1) / optim.warmup_steps
     if optim.schedule == "constant":
@@ -54,7 +54,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def hidden_matrices(module: nn.Module) -> set[nn.Parameter]:
-    """Weights of linear layers and convolutions with at least `NARROW` inputs and outputs; embeddings are tables."""
+    """Weights of linear layers and convolutions with at least `NARROW` inputs and outputs; embeddings are excluded."""
     weights = (layer.weight for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d))
     return {weight for weight in weights if weight.requires_grad and min(weight.shape[:2]) >= NARROW}
 

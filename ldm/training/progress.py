@@ -1,10 +1,11 @@
-"""The line of progress: speed, waiting, losses and memory between two looks at the device."""
+"""The line of progress: losses, speed, waiting for data, memory."""
 
 import math
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +15,7 @@ from ldm.config.settings import TrainOptions
 
 
 class Meter:
-    """Speed, waiting and losses between two lines of progress; reads the device only when a line is due."""
+    """Speed, waiting and losses between two lines of progress; synchronizes with the device only when a line is due."""
 
     def __init__(self, accelerator: Accelerator, train: TrainOptions, write_log: Callable[[dict], None]):
         self.accelerator, self.train, self.write_log, self.step = accelerator, train, write_log, 0
@@ -28,8 +29,12 @@ class Meter:
         self.begin = time.perf_counter()
         self._mark: float | None = None  # the end of the last step
 
-    def waiting(self):
-        return _Stopwatch(self)
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time within as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self.wait += time.perf_counter() - start
 
     def add(self, loss: Tensor, metrics: dict[str, Tensor]) -> None:
         self.losses.append(loss.detach())
@@ -50,7 +55,7 @@ class Meter:
             self._mark = now
 
     def show(self) -> None:
-        """Print one line, log it, start anew. All processes must call it: losses are averaged over them."""
+        """Print one line, log it and start over. All processes must call it: losses are averaged over them."""
         losses = self.losses or [torch.tensor(math.nan, device=self.accelerator.device)]  # every step was skipped
         gathered = self.accelerator.reduce(torch.stack(losses).mean(), "mean")
         entry = {"step": self.step, "loss": gathered.item(), "lr": self.rate, "grad_norm": float(self.norm)}
@@ -71,17 +76,6 @@ class Meter:
                 flush=True,
             )
         self._clear()
-
-
-class _Stopwatch:
-    def __init__(self, meter: Meter):
-        self.meter = meter
-
-    def __enter__(self):
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_):
-        self.meter.wait += time.perf_counter() - self.start
 
 
 def _peak_memory_mb(device: torch.device) -> float:

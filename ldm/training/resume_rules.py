@@ -1,7 +1,7 @@
 """What may differ between a run and its continuation: each setting is free, noted, or refused.
 
-A refused one would make another model or another course of training of it (the seed, the data, the shape of a network);
-`--allow-changed NAME` takes it nevertheless. Data and parts are compared by their digests, so a folder may move.
+A refused one would make it another model or another training (the seed, the data, the shape of a network);
+`--allow-changed NAME` accepts it anyway. Data and components are compared by their digests, so a folder may move.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -30,7 +30,7 @@ CLASSES = {
     "optim.decay_fraction": NOTED,
     "optim.grad_clip": NOTED,
     "train.num_steps": NOTED,
-    "train.batch_size": REFUSED,  # a step would begin at another place in the data
+    "train.batch_size": REFUSED,  # a step would begin at another position in the data
     "train.gradient_accumulation_steps": NOTED,
     "train.mixed_precision": NOTED,
     "train.compile": NOTED,
@@ -84,20 +84,20 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], allowed: Collecti
     if "settings" not in before:  # format 1 of checkpoints
         before = {"settings": {"seed": before["seed"]}, "identity": {}}
         notes.append(f"{source} is of an older format without its settings: only the seed was compared")
-    found = [(path, *pair, class_of(path)) for path, pair in _changed(before["settings"], now["settings"])]
+    changes = [(path, *pair, class_of(path)) for path, pair in _changed(before["settings"], now["settings"])]
     old, new = before["identity"], now["identity"]
-    found += [
+    changes += [
         (name, old[name][:12], new[name][:12], REFUSED) for name in old.keys() & new.keys() if old[name] != new[name]
     ]
-    unknown = set(allowed) - {path for path, *_ in found} - {path.rpartition(".")[0] for path, *_ in found}
+    unknown = set(allowed) - {path for path, *_ in changes} - {path.rpartition(".")[0] for path, *_ in changes}
     if unknown:
         raise UserError(f"--allow-changed {', '.join(sorted(unknown))}: nothing of that name differs from {source}")
     refused = []
-    for path, was, is_now, kind in found:
+    for path, was, is_now, rule in changes:
         text = f"{path} was {was}, now {is_now}"
-        if kind == REFUSED and not {path, path.rpartition(".")[0]} & set(allowed):
+        if rule == REFUSED and not {path, path.rpartition(".")[0]} & set(allowed):
             refused.append((path, text))
-        elif kind != FREE:
+        elif rule != FREE:
             notes.append(text)
     if refused:
         raise UserError(

@@ -1,4 +1,4 @@
-"""A run directory: where a trainer writes, what it was started with, and where the parts beside it are."""
+"""A run directory: where a trainer writes, its lock, what it was started with, and the runs beside it."""
 
 import json
 import os
@@ -135,9 +135,9 @@ def watts() -> float:
         return CORE_WATTS * min(os.cpu_count() or 1, number * torch.get_num_threads())
     command = ["nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
-        return number * max(map(float, told.split()))
-    except (OSError, ValueError, subprocess.SubprocessError):  # no such program, or a device that does not tell
+        output = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
+        return number * max(map(float, output.split()))
+    except (OSError, ValueError, subprocess.SubprocessError):  # no such program, or a device without a limit
         return number * GPU_WATTS
 
 
@@ -158,10 +158,10 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def sibling(run: Path, part: str) -> Path:
-    """The run of another part of the same project: runs/glyphs/ldm -> runs/glyphs/vae."""
+    """The run of another stage of the same project: runs/glyphs/ldm -> runs/glyphs/vae."""
     return run.parent / part
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file as a whole or not at all."""
+    """Write a text file atomically."""
     write_whole(path, text.encode())

@@ -55,4 +55,4 @@ class RunLog:
         except kind as error:
             if text not in self._warned:
                 self._warned.add(text)
-                print(f"warning: {text} ({error}); training goes on", flush=True)
+                print(f"warning: {text} ({error}); training continues", flush=True)

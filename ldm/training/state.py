@@ -1,4 +1,4 @@
-"""What of a training outlives its process: weights, moments, averages and counters, and their way to a checkpoint.
+"""The state of a training that checkpoints hold: weights, optimizer moments, EMA and counters.
 
 Everything random in a step is a function of (seed, step), so there are no generators to keep.
 """
@@ -22,7 +22,7 @@ from ldm.utils.errors import UserError
 
 MAX_SKIPPED = 3  # steps in a row whose gradients are not finite
 MAX_SKIPPED_FP16 = 24  # the scale of fp16 losses begins too high on purpose, and is halved each time
-LOWER_RATE = "lower optim.lr, then --resume auto goes on from the last checkpoint"
+LOWER_RATE = "lower optim.lr, then --resume auto continues from the last checkpoint"
 
 
 @dataclass
@@ -30,7 +30,7 @@ class TrainingState:
     """The state and what it came from.
 
     Attributes:
-        module: everything trainable is in it; `model`: the part that the averages `ema` follow.
+        module: everything trainable is in it; `model`: the part that the EMA `ema` follows.
         origin: {"settings": ..., "identity": ...} as `ldm.training.resume_rules.compare` takes it.
         scaler: of fp16 losses, or None.
         step: steps done; `skipped`: how many of them, the last in a row, changed nothing.
@@ -77,13 +77,13 @@ class TrainingState:
         state = {"step": self.step, "skipped": self.skipped, "ema_steps": self.ema.optimization_step, "scaler": scale}
         try:
             checkpoint.save(path, groups, state | self.origin)
-        except DiskFull:  # room may be made of what need not be kept
+        except DiskFull:  # superseded checkpoints can be deleted
             checkpoint.prune(folder, 2, superseded=True)
             checkpoint.save(path, groups, state | self.origin)
         checkpoint.prune(folder, keep)
 
-    def put_back(self, found: Path, content: checkpoint.Content, allow_changed: Collection[str] = ()) -> list[str]:
-        """Take over a checkpoint, as it lay in memory; returns what is to be said of settings that changed.
+    def restore(self, found: Path, content: checkpoint.Content, allow_changed: Collection[str] = ()) -> list[str]:
+        """Restore a checkpoint that was read; returns lines for the log on settings that changed.
 
         Raises: UserError if it is of another training.
         """
@@ -98,15 +98,15 @@ class TrainingState:
         self.step, self.skipped = state["step"], state.get("skipped", 0)
         return notes
 
-    def check_room(self, folder: Path, keep: int) -> None:
-        """Refuse to begin what the disk cannot hold. Raises: UserError with the bytes needed and free."""
+    def check_free_space(self, folder: Path, keep: int) -> None:
+        """Raises: UserError, with the bytes needed and free, where the disk cannot hold the checkpoints to come."""
         weights = sum(p.numel() * p.element_size() for p in _trainable(self.module).values())
         each = 3 * weights + sum(p.numel() * p.element_size() for p in self.ema.shadow_params)
         count = max(1, keep + 1 - len(checkpoint.saved(folder)))  # the oldest is deleted after the newest is written
         require_room(folder, each * count, f"{count} checkpoints", "make room or choose another --output-dir")
 
     def _gather(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors by group and name. Frozen parts belong to other runs."""
+        """Tensors by group and name; frozen components belong to other runs."""
         names = {parameter: name for name, parameter in self.module.named_parameters()}
         state = self.optimizer.state.items()
         groups = {
@@ -124,7 +124,7 @@ class TrainingState:
                 f"checkpoint {source} belongs to another model; restore its settings, or use another --output-dir"
             )
         _fill(list(own.values()), [tensors[name] for name in own])
-        if self.ema.shadow_params:  # averages that were not kept before begin at the weights
+        if self.ema.shadow_params:  # an EMA that was not kept before begins at the weights
             averages = groups.get("ema") or dict(self.model.named_parameters())
             _fill(self.ema.shadow_params, [averages[name] for name in _names(self.model)])
         parameters = dict(self.module.named_parameters())
@@ -138,10 +138,10 @@ class TrainingState:
 
 
 def find(run: Path, wanted: str) -> tuple[Path, checkpoint.Content] | None:
-    """The checkpoint of a run to go on from and what is in it, None for a fresh start.
+    """The checkpoint of a run to resume from and its content, None for a fresh start.
 
     Args:
-        wanted: 'auto' (the newest whole one, if there is any), 'never', or a checkpoint's folder.
+        wanted: 'auto' (the newest valid one, if there is any), 'never', or a checkpoint's folder.
     Raises: UserError where a fresh start would pass over checkpoints, or if the one that is named is damaged.
     """
     folder = run / "checkpoints"
@@ -150,24 +150,24 @@ def find(run: Path, wanted: str) -> tuple[Path, checkpoint.Content] | None:
     found = checkpoint.load_newest(folder) if wanted == "auto" else None
     others = checkpoint.saved(folder)
     if found is None and others:
-        fault = "" if wanted == "never" else f", none whole ({others[-1].name}: {checkpoint.verify(others[-1])})"
-        raise UserError(f"{run} already holds checkpoints{fault}; start anew with another --output-dir")
+        reason = "" if wanted == "never" else f", none valid ({others[-1].name}: {checkpoint.verify(others[-1])})"
+        raise UserError(f"{run} already holds checkpoints{reason}; start another run with another --output-dir")
     return found
 
 
 def rewind(run: Path, step: int) -> list[str]:
-    """Set aside what lies beyond `step`: damaged, or of another course of training. Returns what is to be said."""
-    said = []
+    """Set aside checkpoints and log lines beyond `step`: damaged, or superseded. Returns lines for the log."""
+    notes = []
     for path in checkpoint.saved(run / "checkpoints"):
         if path.name > checkpoint.name(step):
             aside = checkpoint.supersede(path)
             reason = checkpoint.verify(aside) or "an earlier one was asked for"
-            said.append(f"{path} set aside as {aside.name}: {reason}")
+            notes.append(f"{path} set aside as {aside.name}: {reason}")
     log_file = run / "log.jsonl"
     if log_file.is_file():
         lines = [line for line in log_file.read_text().splitlines() if _step_of(line) <= step]
         replace_text(log_file, "".join(f"{line}\n" for line in lines))
-    return said
+    return notes
 
 
 def _step_of(line: str) -> float:

@@ -75,7 +75,7 @@ class Trainer:
         with self.held:
             self._resume(resume, allow_changed)
             if self.accelerator.is_main_process:
-                self.state.check_room(self.checkpoints, self.train.keep_checkpoints)
+                self.state.check_free_space(self.checkpoints, self.train.keep_checkpoints)
                 record(self.run, self.settings)
             self._train()
 
@@ -189,7 +189,7 @@ class Trainer:
             self.save()
             self.accelerator.wait_for_everyone()  # a launcher ends the others as soon as one is gone
         if self.held.pending:
-            self.log.say(f"stopped after step {self.step}; --resume auto goes on from there")
+            self.log.say(f"stopped after step {self.step}; --resume auto continues from there")
         return bool(self.held.pending)
 
     def save(self) -> None:
@@ -203,7 +203,7 @@ class Trainer:
             sweep(self.checkpoints)
         self.accelerator.wait_for_everyone()
         found = find(self.run, wanted)
-        notes = self.state.put_back(*found, allow_changed) if found else []
+        notes = self.state.restore(*found, allow_changed) if found else []
         self.accelerator.wait_for_everyone()  # all have read
         if self.accelerator.is_main_process:
             notes += rewind(self.run, self.step if found else -1)  # the log of a start that was never saved goes too

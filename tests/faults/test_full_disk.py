@@ -116,7 +116,7 @@ def test_a_log_or_picture_that_cannot_be_written_ends_nothing(project, undisturb
     child = Child(partial(train, "vae", project, run, sample_every=2), tmp_path / "said")
     assert child.wait() == 0, child.said()
     said = child.said()
-    assert said.count("warning: cannot write") == 2 and "training goes on" in said
+    assert said.count("warning: cannot write") == 2 and "training continues" in said
     assert content(run / "final") == content(undisturbed("vae") / "final")
     survived("log or samples that cannot be written", 2)
 

@@ -33,3 +33,25 @@ def test_every_autoencoder_has_a_posterior_of_its_latents_size(kind):
     assert side == (16 if kind == "identity" else 4)
     assert torch.equal(q.mode(), q.mean) and (q.std == 0).all() == (kind != "kl")
     torch.testing.assert_close(q.var, q.std**2)
+
+
+VQ = VaeModel(kind="vq", codebook_size=16, block_out_channels=[8, 16], norm_num_groups=8, latent_channels=3)
+
+
+def images(count=6, channels=1):
+    return torch.rand(count, channels, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def vq(seed=0):
+    torch.manual_seed(seed)
+    vae = build_vae(VQ, 1, 32)
+    with torch.no_grad():  # codes among the vectors, each channel with a mean and spread of its own
+        vae.quant_conv.bias += torch.tensor([3.0, -1.0, 0.5])
+        found = vae.encode(images()).latents.movedim(1, -1).flatten(0, 2)
+        vae.quantize.embedding.weight.copy_(found[torch.randperm(len(found))[:16]])
+    return vae
+
+
+def test_a_vq_posterior_is_a_point():
+    q = posterior(vq(), images())
+    assert q.std.abs().sum() == 0 and q.var.abs().sum() == 0 and torch.equal(q.mode(), q.mean)

@@ -183,7 +183,7 @@ def test_a_good_source_is_split_in_two():
         ({"no_causal_mask": True}, "not causal"),
         ({"embed_cls": True}, "class token"),
         ({"ls_init_value": 0.1}, "scales its layers"),
-        ({"qk_norm": True}, "of another kind"),
+        ({"qk_norm": True}, "of another type"),
         ({"pool_type": "last"}, "pools at 'last'"),
     ],
 )

@@ -125,7 +125,7 @@ def test_previews_come_from_the_tiny_decoder_once_there_is_one(run, monkeypatch,
     preview.teach(argparse.Namespace(run=run, steps=3, batch_size=2, width=8))
     quick = load_pipeline(run, device="cpu").preview(latents)
     assert quick.shape == (2, 1, 16, 16) and not torch.equal(quick, plain.decode(latents))
-    assert "ms a picture" in capsys.readouterr().out and checkpoint.verify(run / "preview") is None
+    assert "ms an image" in capsys.readouterr().out and checkpoint.verify(run / "preview") is None
 
 
 def test_settings_of_the_command_are_checked(run):

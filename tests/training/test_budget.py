@@ -14,7 +14,7 @@ from ldm.config.loading import load, resolve
 from ldm.config.overrides import parse_overrides
 from ldm.config.settings import LdmSettings
 from ldm.training import budget
-from ldm.training.budget import LEAST_STEPS, SLACK, aside_seconds, propose
+from ldm.training.budget import MIN_STEPS, SLACK, overhead_seconds, propose
 from ldm.training.cost_estimate import CostCount, Forecast, Speed
 from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
@@ -59,7 +59,7 @@ def test_more_minutes_make_a_wider_unet_and_never_too_few_steps():
     for minutes in (15, 60, 240, 960):
         unet = propose(GLYPHS, minutes, 2**40)[-1]
         widths.append(_width(unet))
-        assert unet.steps >= LEAST_STEPS or _width(unet) == 16
+        assert unet.steps >= MIN_STEPS or _width(unet) == 16
     assert widths == sorted(widths) and widths[0] < widths[-1]
     assert all(width % 16 == 0 for width in widths)  # norms have groups of 16 there
 
@@ -94,9 +94,9 @@ def test_parts_that_are_there_already_are_not_planned(tmp_path):
 
 def test_reports_cost_what_they_draw():
     settings = load("ldm", SMOKE)
-    few = aside_seconds("ldm", settings, forecast("ldm", settings), None)
+    few = overhead_seconds("ldm", settings, forecast("ldm", settings), None)
     sampling = settings.sampling.model_copy(update={"num_inference_steps": 8})  # it had 4
-    more = aside_seconds("ldm", settings.model_copy(update={"sampling": sampling}), forecast("ldm", settings), None)
+    more = overhead_seconds("ldm", settings.model_copy(update={"sampling": sampling}), forecast("ldm", settings), None)
     pictures = 2 * 2 + 40
     assert more - few == pytest.approx(6 * pictures * 4 * 2 * 0.01 * _wide(settings) / 3)
 

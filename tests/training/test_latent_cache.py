@@ -7,7 +7,7 @@ import torch
 from ldm.config.settings import VaeModel
 from ldm.models.autoencoder import build_vae
 from ldm.models.digests import weights_digest
-from ldm.training.latent_cache import cached_latents, pictures_at_once
+from ldm.training.latent_cache import Uncached, cached_latents, encoding_batch_size
 from ldm.utils.errors import UserError
 from ldm.utils.image_tensors import to_images
 
@@ -75,7 +75,7 @@ def test_a_damaged_cache_is_built_anew(vae, tmp_path, capsys):
     content[-1] ^= 1
     file.write_bytes(content)
     np.testing.assert_array_equal(cached_latents(vae, Pictures(), tmp_path).mean, good)
-    assert "building it anew" in capsys.readouterr().out
+    assert "rebuilding it" in capsys.readouterr().out
 
 
 def test_a_vae_for_other_channels_is_refused(vae, tmp_path):
@@ -94,5 +94,33 @@ def test_latents_that_are_not_numbers_are_refused_and_leave_nothing(vae, tmp_pat
 
 
 def test_a_cpu_encodes_what_its_caches_hold(vae):
-    assert pictures_at_once(vae, 16) == 1024  # 8 MiB of 16 x 16 maps of 8 channels in fp32
-    assert pictures_at_once(vae, 1024) == 1
+    assert encoding_batch_size(vae, 16) == 1024  # 8 MiB of 16 x 16 maps of 8 channels in fp32
+    assert encoding_batch_size(vae, 1024) == 1
+
+
+class Grey:
+    channels, resolution = 1, 8
+
+    def __len__(self):
+        return 3
+
+    def image(self, i):
+        return np.full((8, 8, 1), 85 * i, np.uint8)
+
+
+class Dots(Grey):
+    channels, resolution = 2, 1
+
+    def image(self, i):
+        return np.array([[[2 * i, 2 * i + 1]]], np.float32)
+
+
+def test_pictures_come_in_their_range_and_points_as_single_pixels():
+    pictures, noise = Uncached(Grey()), torch.randn(2, 1, 8, 8)
+    assert pictures.shape == (3, 1, 8, 8) and len(pictures) == 3
+    found = pictures.sample([0, 2], noise)
+    assert (
+        found.shape == noise.shape and found[0].unique() == -1 and torch.isclose(found[1].unique(), torch.tensor(1 / 3))
+    )
+    points = Uncached(Dots()).sample([2, 0], torch.zeros(2, 2, 1, 1))
+    torch.testing.assert_close(points.flatten(1), torch.tensor([[4.0, 5.0], [0.0, 1.0]]))

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from ldm.config.settings import OptimOptions
-from ldm.training.optimizer import build_optimizer, hidden_matrices, orthogonal, parameter_groups
+from ldm.training.optimizer import build_optimizer, hidden_matrices, lr_factor, orthogonal, parameter_groups
 
 
 def test_weight_decay_touches_matrices_only():
@@ -64,3 +65,18 @@ def test_a_kernel_steps_by_the_learning_rate_whatever_its_layout():
         steps.append(conv.weight.detach() - before)
     assert steps[0].square().mean().sqrt() == pytest.approx(0.2 * 0.01, rel=0.3)
     torch.testing.assert_close(*steps, rtol=0.05, atol=1e-4)
+
+
+@pytest.fixture(autouse=True)
+def another_precision_in_one_process():
+    """accelerate holds its first precision for the life of a process; a test is a life of its own."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_learning_rates_by_formula():
+    wsd = OptimOptions(schedule="wsd", warmup_steps=10, decay_fraction=0.2)
+    assert [lr_factor(wsd, s, 100) for s in (0, 9, 50, 79, 90, 99)] == pytest.approx([0.1, 1, 1, 1, 0.5, 0.05])
+    cosine = OptimOptions(schedule="cosine", warmup_steps=0)
+    assert lr_factor(cosine, 50, 100) == pytest.approx(0.5)
+    assert lr_factor(OptimOptions(schedule="constant", warmup_steps=0), 99, 100) == 1

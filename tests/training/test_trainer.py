@@ -15,10 +15,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from ldm.config.settings import OptimOptions, TrainOptions, VaeSettings
-from ldm.training.data_order import Batches, batch_noise, batch_slices, derive_seed
-from ldm.training.distributed import precision
-from ldm.training.optimizer import lr_factor
-from ldm.training.task import BatchSlice
+from ldm.training.data_order import batch_noise
 from ldm.training.trainer import Trainer
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
@@ -199,7 +196,7 @@ def test_nothing_starts_over_silently_when_no_checkpoint_is_whole(tmp_path):
     fit(tmp_path)
     for file in (tmp_path / "checkpoints").rglob("model.safetensors"):
         file.write_bytes(b"torn")
-    with pytest.raises(UserError, match="none whole"):
+    with pytest.raises(UserError, match="none valid"):
         fit(tmp_path)
 
 
@@ -259,67 +256,6 @@ def test_two_processes_see_the_losses_of_one(tmp_path):
     one, two = losses(tmp_path / "w1"), losses(tmp_path / "w2")
     assert one.keys() == two.keys() and len(one) == 12
     np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-4)
-
-
-@pytest.mark.parametrize("world, accumulation", [(1, 1), (2, 1), (2, 2), (4, 2)])
-def test_the_processes_share_each_global_batch_without_gap_or_overlap(world, accumulation):
-    train = TrainOptions(num_steps=3, batch_size=16, gradient_accumulation_steps=accumulation)
-    for step in range(3):
-        rows = [r for rank in range(world) for r in batch_slices(train, 0, rank, world) if r.step == step]
-        assert sorted(i for r in rows for i in range(r.start, r.stop)) == list(range(16))
-    assert list(batch_slices(train, 2, 0, world))[0].step == 2
-
-
-def test_every_epoch_shows_every_sample_once():
-    class Ids(LineTask):
-        def batch(self, samples, rows):
-            return [(sample.epoch, sample.index) for sample in samples]
-
-    batches = Batches(Ids(), seed=3)
-    seen = [place for step in range(5) for place in batches[BatchSlice(step, 0, 4, 4)]]  # 20 places, 10 samples
-    assert sorted(seen) == [(epoch, index) for epoch in (0, 1) for index in range(10)]
-    assert [i for e, i in seen if e == 0] != [i for e, i in seen if e == 1]
-
-
-def test_rows_of_noise_do_not_depend_on_the_split():
-    whole = batch_noise(BatchSlice(5, 0, 8, 8), (3,), 1, 2)
-    parts = torch.cat([batch_noise(BatchSlice(5, a, a + 2, 8), (3,), 1, 2) for a in range(0, 8, 2)])
-    torch.testing.assert_close(parts, whole, rtol=0, atol=0)
-    assert not torch.equal(whole, batch_noise(BatchSlice(6, 0, 8, 8), (3,), 1, 2))
-
-
-def test_learning_rates_by_formula():
-    wsd = OptimOptions(schedule="wsd", warmup_steps=10, decay_fraction=0.2)
-    assert [lr_factor(wsd, s, 100) for s in (0, 9, 50, 79, 90, 99)] == pytest.approx([0.1, 1, 1, 1, 0.5, 0.05])
-    cosine = OptimOptions(schedule="cosine", warmup_steps=0)
-    assert lr_factor(cosine, 50, 100) == pytest.approx(0.5)
-    assert lr_factor(OptimOptions(schedule="constant", warmup_steps=0), 99, 100) == 1
-
-
-def test_mixed_seeds_differ_and_repeat():
-    assert derive_seed(1, 2) == derive_seed(1, 2)
-    assert len({derive_seed(a, b) for a in range(20) for b in range(20)}) == 400
-    assert all(0 <= derive_seed(a, 7) < 2**63 for a in range(100))
-
-
-def test_precision_is_what_was_asked_for():
-    cpu = torch.device("cpu")
-    assert precision("no", cpu) == "no" and precision("bf16", cpu) == "bf16"
-    assert precision("auto", torch.device("mps")) == "no"
-    with pytest.raises(UserError, match="needs a GPU"):
-        precision("fp16", cpu)
-
-
-@pytest.mark.parametrize("amx, avx512, found", [(False, False, "no"), (True, False, "bf16"), (False, True, "bf16")])
-def test_a_cpu_that_has_bf16_uses_it(monkeypatch, amx, avx512, found):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    assert precision("auto", torch.device("cpu")) == found
-
-
-def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
-    with pytest.raises(UserError, match="multiple of processes"):
-        Trainer(LineTask(), settings(batch_size=5, gradient_accumulation_steps=2), tmp_path)
 
 
 def poisoned(run, steps, **train):

@@ -21,10 +21,10 @@ from ldm.data import spread
 from ldm.data.digits import GROUNDS, HELD_OUT, PAIRS, SLANT, THICKNESS, DigitData, phrase, splits
 from ldm.evaluation.digits.classifier import DigitJudge, agreement, pictures_of
 from ldm.evaluation.generation import AGREE, DISAGREE, Drawing, draw
-from ldm.models.autoencoder import image_batches
 from ldm.models.latents import downsampling_factor, posterior
 from ldm.models.lora import as_options
 from ldm.pipelines.loading import load_pipeline
+from ldm.training.data_order import image_batches
 from ldm.utils.atomic_files import write_whole
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import save_png, sheet

@@ -23,7 +23,7 @@ CAPTIONS_FOR_TOKENIZER = 100_000
 
 
 def run_tokenizer(run: Path, model: ClipModel, data: ImageTextData, seed: int) -> CLIPTokenizer:
-    """The run's own tokenizer: trained by the main process at the first start, read by everyone ever after.
+    """The run's own tokenizer: trained by the main process at the first start, read by all processes afterwards.
 
     Training breaks ties between equally common pairs in no fixed order, so a second training would shift token ids
     under weights that have learned the first ones.
@@ -37,14 +37,14 @@ def run_tokenizer(run: Path, model: ClipModel, data: ImageTextData, seed: int) -
 
 
 def draw_captions(data: ImageTextData, count: int, seed: int) -> list[str]:
-    """`count` captions of random items (all items at least once where count allows)."""
+    """`count` captions of random items (each item at least once where `count` allows)."""
     rng = np.random.default_rng(seed)
     order = np.concatenate([rng.permutation(len(data)) for _ in range(-(-count // len(data)))])[:count]
     return [data.caption(int(i), rng) for i in order]
 
 
 class ClipTask:
-    """Teaches both towers: see `ldm.training.task.Task`."""
+    """Trains both towers: see `ldm.training.task.Task`."""
 
     find_unused_parameters = False
     channels_last = False
@@ -58,8 +58,8 @@ class ClipTask:
         self.settings, self.data = settings, data
         if settings.train.gradient_accumulation_steps > 1:
             raise UserError(
-                "train.gradient_accumulation_steps must be 1 for train_clip.py: each pair is told from the others in "
-                "its batch, and accumulated parts would not see each other; lower train.batch_size instead"
+                "train.gradient_accumulation_steps must be 1 for train_clip.py: pairs are contrasted with the others "
+                "of their batch, which accumulation would divide; lower train.batch_size instead"
             )
         self.tokenizer = run_tokenizer(run, settings.model, data.train, settings.seed)
         self.fingerprints = dataset_fingerprint(data.train) | {"tokenizer": tokenizer_digest(self.tokenizer)}
@@ -92,7 +92,7 @@ class ClipTask:
         return recall_at(torch.cat(images), torch.cat(texts))
 
     def finish(self, folder: Path) -> None:
-        """`clip` (both towers), `text_encoder` (the text tower alone) and `tokenizer`, as transformers writes them."""
+        """`clip` (both towers), `text_encoder` (the text tower alone) and `tokenizer`, as transformers saves them."""
         self.model.save_pretrained(folder / "clip")
         text_tower(self.model).save_pretrained(folder / "text_encoder")
         save_tokenizer(self.tokenizer, folder / "tokenizer")

@@ -27,7 +27,7 @@ from ldm.utils.image_grid import points_picture, sheet
 from ldm.utils.image_tensors import to_images
 
 QUARTERS = 4  # of the times, in which the gap between validation and training is logged
-NUM_POINTS = 4096  # in the picture of a report
+NUM_POINTS = 4096  # in the image of a report
 
 Item = tuple[EncodedSplit, SampleRef]  # of a batch
 Watch = Callable[[Pipeline], dict[str, float]]  # scores of a pipeline with the present weights
@@ -78,15 +78,15 @@ class LdmTask:
     def _fingerprints(self) -> dict[str, str]:
         """Digests of what is in no checkpoint and yet decides the training; a text encoder that learns is in one."""
         parts = self.components
-        found = dataset_fingerprint(parts.train.data, captions=not parts.unconditional)
-        found |= {"vae": parts.vae_digest, "tokenizer": tokenizer_digest(parts.tokenizer)}
+        digests = dataset_fingerprint(parts.train.data, captions=not parts.unconditional)
+        digests |= {"vae": parts.vae_digest, "tokenizer": tokenizer_digest(parts.tokenizer)}
         if parts.mixture is not None:
-            found["mixture"] = parts.mixture.data.fingerprint
+            digests["mixture"] = parts.mixture.data.fingerprint
         if not parts.trains_text:
-            found["text"] = network_digest(parts.text_encoder)
+            digests["text"] = network_digest(parts.text_encoder)
         if self.module.alignment is not None:
-            found["tower"] = network_digest(self.module.alignment.tower)
-        return found
+            digests["tower"] = network_digest(self.module.alignment.tower)
+        return digests
 
     def batch(self, samples: list[SampleRef], rows: BatchSlice) -> dict[str, Tensor]:
         seed, shape = self.settings.seed, self.components.train.latents.shape[1:]

@@ -40,7 +40,7 @@ def finetuning_task(
     if (unet.config.in_channels, unet.config.sample_size) != (channels, size):
         raise UserError(
             f"start.model has latents {unet.config.in_channels} x {unet.config.sample_size} x "
-            f"{unet.config.sample_size}, these pictures {channels} x {size} x {size}: set data.resolution"
+            f"{unet.config.sample_size}, these images {channels} x {size} x {size}: set data.resolution"
         )
     fingerprints, start = {"start": network_digest(unet)}, settings.start
     unet.requires_grad_(True)

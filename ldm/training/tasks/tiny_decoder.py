@@ -1,8 +1,8 @@
-"""`ldm preview-decoder RUN`: a tiny decoder that imitates a finished autoencoder's, for pictures while one waits.
+"""`ldm preview-decoder RUN`: a tiny decoder that imitates a finished autoencoder's, for previews during sampling.
 
-Convolutions, ReLU and upsampling alone, taught by regression to give what the large decoder gives for the same latents.
-It is saved as diffusers' `AutoencoderTiny` in RUN/preview, with `scaling_factor` 1, so it can stand in for a stock
-pipeline's `vae` when only decoding is asked of it: its encoder is the smallest there is, and untrained. The class and
+Convolutions, ReLU and upsampling alone, trained by regression on what the large decoder gives for the same latents.
+It is saved as diffusers' `AutoencoderTiny` in RUN/preview, with `scaling_factor` 1, so it can replace the `vae` of a
+diffusers pipeline for decoding: its encoder is minimal and untrained. The class and
 the idea are those of TAESD (github.com/madebyollin/taesd); it holds latents to (-3, 3) by 3 tanh(z / 3).
 """
 
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ldm.config.settings import VaeSettings
 from ldm.data import build
-from ldm.models.autoencoder import image_batches, load_vae
+from ldm.models.autoencoder import load_vae
 from ldm.models.latents import posterior
 from ldm.models.reconstruction_losses import edge_loss
 from ldm.models.tiny_decoder import build_tiny
-from ldm.training.data_order import generator_for
+from ldm.training.data_order import generator_for, image_batches
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
 from ldm.utils.image_tensors import to_images
@@ -32,7 +32,7 @@ Latents = Callable[[int], Tensor]  # step -> model latents (B, c, h, w)
 
 
 def distil(vae, latents: Latents, steps: int, width: int = 32, seed: int = 0, lr: float = 2e-3) -> AutoencoderTiny:
-    """Teach a tiny decoder to decode as `vae` does: L1 of pixels and of edges, Adam, a cosine learning rate.
+    """Train a tiny decoder to decode as `vae` does: L1 of pixels and of edges, Adam, a cosine learning rate.
 
     Args:
         vae: frozen, `decode(z).sample` in [-1, 1].
@@ -59,16 +59,16 @@ def distil(vae, latents: Latents, steps: int, width: int = 32, seed: int = 0, lr
 
 @torch.no_grad()
 def agreement(vae, tiny: AutoencoderTiny, images: Tensor) -> dict[str, float]:
-    """How near the tiny decoder comes, PSNR in dB to what `vae` decodes, and milliseconds per picture of each."""
+    """PSNR in dB between the tiny decoder's images and those of `vae`, and milliseconds per image of each."""
     z = posterior(vae, images).mode()
     outputs, milliseconds = [], []
     for decoder in (vae, tiny):
         seconds = []
         for _ in range(3):
             started = time.perf_counter()
-            picture = decoder.decode(z).sample
+            decoded = decoder.decode(z).sample
             seconds.append(time.perf_counter() - started)
-        outputs.append(picture.clamp(-1, 1))
+        outputs.append(decoded.clamp(-1, 1))
         milliseconds.append(round(1000 * min(seconds) / len(images), 3))
     error = (outputs[0] - outputs[1]).square().mean((1, 2, 3)).clamp(min=1e-10)
     ratio = (10 * torch.log10(4 / error)).mean().item()
@@ -100,8 +100,8 @@ def teach(args: argparse.Namespace) -> None:
         tiny.save_pretrained(folder)
         (folder / "report.json").write_text(json.dumps(numbers, indent=1) + "\n")
     print(
-        f"{args.run / 'preview'}: {numbers['psnr']:.1f} dB from the autoencoder's own pictures, "
-        f"{numbers['tiny_milliseconds']:.3g} ms a picture instead of {numbers['vae_milliseconds']:.3g}"
+        f"{args.run / 'preview'}: {numbers['psnr']:.1f} dB from the autoencoder's own images, "
+        f"{numbers['tiny_milliseconds']:.3g} ms an image instead of {numbers['vae_milliseconds']:.3g}"
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ldm.config.settings import VaeLoss, VaeSettings
 from ldm.data import Splits, dataset_fingerprint
-from ldm.models.autoencoder import Autoencoder, build_vae, code_counts, fold_whitening, image_batches, latent_statistics
+from ldm.models.autoencoder import Autoencoder, build_vae, code_counts, fold_whitening, latent_statistics
 from ldm.models.latents import posterior
 from ldm.models.reconstruction_losses import (
     PatchDiscriminator,
@@ -19,7 +19,7 @@ from ldm.models.reconstruction_losses import (
     hinge_discriminator_loss,
 )
 from ldm.models.vector_quantizer import Codebook, code_usage
-from ldm.training.data_order import batch_noise, derive_seed
+from ldm.training.data_order import batch_noise, derive_seed, image_batches
 from ldm.training.task import BatchSlice, SampleRef
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import sheet
@@ -57,7 +57,7 @@ class VaeObjective(nn.Module):
         return loss, terms | numbers
 
     def _code(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Images through the bottleneck, what that costs, and numbers to look at that are no part of the loss."""
+        """Reconstructions, the loss terms of the bottleneck, and scalars to log that are not in the loss."""
         if self.codebook is not None:
             vectors = self.vae.encode(images).latents
             quantised, commitment, numbers = self.codebook(vectors, self.vae.quantize.embedding.weight)
@@ -69,7 +69,7 @@ class VaeObjective(nn.Module):
 
 
 class VaeTask:
-    """Teaches a VAE: see `ldm.training.task.Task`."""
+    """Trains a VAE: see `ldm.training.task.Task`."""
 
     def __init__(self, settings: VaeSettings, data: Splits):
         self.settings, self.data = settings, data

@@ -1,0 +1,56 @@
+"""CLIP: its loss by hand, retrieval, and shapes that fit."""
+
+import math
+
+import pytest
+import torch
+
+from ldm.config.settings import ClipModel
+from ldm.models.clip import build_clip, contrastive_loss, recall_at
+from ldm.models.tokenizer import train_tokenizer
+from ldm.utils.errors import UserError
+
+CAPTIONS = ["horizontal stacked glyph with the water radical", "vertical stacked glyph, meaning forest"] * 20
+
+
+MODEL = ClipModel(
+    vocab_size=600, context_length=16, width=32, layers=2, heads=2, vision_width=32, vision_layers=1, vision_heads=2,
+    embed_dim=16,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(CAPTIONS, 600, 16)
+
+
+def test_contrastive_loss_of_orthogonal_features_by_hand():
+    n, scale = 4, torch.tensor(3.0)
+    ids = torch.arange(n).unsqueeze(1)
+    perfect = contrastive_loss(torch.eye(n), torch.eye(n), scale, ids)
+    assert perfect.item() == pytest.approx(math.log(1 + (n - 1) * math.exp(-3)), rel=1e-5)
+    chance = contrastive_loss(torch.ones(n, 1), torch.ones(n, 1), scale, ids)
+    assert chance.item() == pytest.approx(math.log(n), rel=1e-5)
+
+
+def test_equal_captions_are_equally_right():
+    """Two pairs with one caption: the lowest loss is that of telling neither from the other, log 2."""
+    ids = torch.zeros(2, 1)
+    assert contrastive_loss(torch.ones(2, 1), torch.ones(2, 1), torch.tensor(5.0), ids).item() == pytest.approx(
+        math.log(2)
+    )
+    different = contrastive_loss(torch.eye(2), torch.eye(2), torch.tensor(5.0), ids)
+    assert different.item() > math.log(2)
+
+
+def test_recall_counts_ranks():
+    image = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 3]), 4).float()
+    text = image[[0, 1, 3, 2]]  # two right, two swapped
+    found = recall_at(image, text, ks=(1, 4))
+    assert found["text_to_image_recall@1"] == 0.5 and found["text_to_image_recall@4"] == 1.0
+    assert recall_at(torch.ones(10, 2), torch.ones(10, 2))["text_to_image_recall@1"] == 0.0  # ties are not hits
+
+
+def test_patches_must_tile_the_image(tokenizer):
+    with pytest.raises(UserError, match="patch_size"):
+        build_clip(MODEL, 36, 1, tokenizer)

@@ -1,0 +1,107 @@
+"""Which samples each process sees, and the seeds of what is random in a step."""
+
+import json
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from ldm.config.settings import TrainOptions
+from ldm.training.data_order import Batches, batch_noise, batch_slices, derive_seed
+from ldm.training.task import BatchSlice
+
+
+@pytest.fixture(autouse=True)
+def another_precision_in_one_process():
+    """accelerate holds its first precision for the life of a process; a test is a life of its own."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+class Line(nn.Module):
+    """Fits y = 3 x - 1 under noise and dropout, so that every source of randomness matters."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(1, 16), nn.Dropout(0.2), nn.Tanh(), nn.Linear(16, 1))
+
+    def forward(self, x, noise, progress):
+        loss = (self.net(x) + 0.1 * noise - (3 * x - 1)).square().mean()
+        return loss, {"loss_copy": loss}
+
+
+class Picture(nn.Module):
+    """A convolution, so that the layout of memory matters."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.SiLU(), nn.Conv2d(16, 16, 1), nn.SiLU(), nn.Conv2d(16, 3, 3))
+
+    def forward(self, x, noise, progress):
+        return (self.net(x[..., None, None].expand(-1, 3, 8, 8) + noise[..., None, None])).square().mean(), {}
+
+
+class LineTask:
+    fingerprints = {"data": "ten points"}
+    num_samples, weights = 10, None
+    find_unused_parameters = False
+
+    def __init__(self, module=Line):
+        self.module = module()
+        self.model = self.module.net
+        self.channels_last = module is Picture
+        self.reports = 0
+
+    def batch(self, samples, rows):
+        x = torch.tensor([[sample.index / 10 + 0.03 * (sample.epoch % 2)] for sample in samples])
+        return {"x": x, "noise": batch_noise(rows, (1,), 0)}
+
+    def report(self, folder, label):
+        self.reports += 1
+        torch.rand(7)  # would disturb training if the loop's randomness were not its own
+        with torch.no_grad():
+            return {"loss": self.module(torch.ones(4, 1), torch.zeros(4, 1), 0.0)[0].item()}
+
+    def finish(self, folder):
+        (folder / "weights.json").write_text(json.dumps([p.sum().item() for p in self.model.parameters()]))
+
+
+def weights(trainer):
+    averaged = trainer.ema.shadow_params if trainer.train.ema_decay else []
+    return [p.detach().clone() for p in trainer.task.module.parameters()] + list(averaged)
+
+
+@pytest.mark.parametrize("world, accumulation", [(1, 1), (2, 1), (2, 2), (4, 2)])
+def test_the_processes_share_each_global_batch_without_gap_or_overlap(world, accumulation):
+    train = TrainOptions(num_steps=3, batch_size=16, gradient_accumulation_steps=accumulation)
+    for step in range(3):
+        rows = [r for rank in range(world) for r in batch_slices(train, 0, rank, world) if r.step == step]
+        assert sorted(i for r in rows for i in range(r.start, r.stop)) == list(range(16))
+    assert list(batch_slices(train, 2, 0, world))[0].step == 2
+
+
+def test_every_epoch_shows_every_sample_once():
+    class Ids(LineTask):
+        def batch(self, samples, rows):
+            return [(sample.epoch, sample.index) for sample in samples]
+
+    batches = Batches(Ids(), seed=3)
+    seen = [place for step in range(5) for place in batches[BatchSlice(step, 0, 4, 4)]]  # 20 places, 10 samples
+    assert sorted(seen) == [(epoch, index) for epoch in (0, 1) for index in range(10)]
+    assert [i for e, i in seen if e == 0] != [i for e, i in seen if e == 1]
+
+
+def test_rows_of_noise_do_not_depend_on_the_split():
+    whole = batch_noise(BatchSlice(5, 0, 8, 8), (3,), 1, 2)
+    parts = torch.cat([batch_noise(BatchSlice(5, a, a + 2, 8), (3,), 1, 2) for a in range(0, 8, 2)])
+    torch.testing.assert_close(parts, whole, rtol=0, atol=0)
+    assert not torch.equal(whole, batch_noise(BatchSlice(6, 0, 8, 8), (3,), 1, 2))
+
+
+def test_mixed_seeds_differ_and_repeat():
+    assert derive_seed(1, 2) == derive_seed(1, 2)
+    assert len({derive_seed(a, b) for a in range(20) for b in range(20)}) == 400
+    assert all(0 <= derive_seed(a, 7) < 2**63 for a in range(100))
