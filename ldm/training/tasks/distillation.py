@@ -1,13 +1,12 @@
-"""Few-step students: a denoiser that learns to go in one step where a guided teacher takes several.
+"""Distillation: a student learns to do in one step what a guided teacher does in several.
 
-The student starts as the teacher. At the start of one of its steps it sees a noised sample, the teacher walks to the
-end of that step in `substeps` of its own, guided, and the student learns the one prediction that leads there at once.
-So guidance is folded in: each of the student's steps is one call of the network, where the teacher needs two for each
-of its own. With `steps: 0` nothing but the guidance is folded in, at every time, and any solver and number of steps
-may follow.
+The student starts as the teacher. At the start of one of its steps it gets a noised sample; the teacher samples to the
+end of that step in `substeps` guided steps, and the student's target is the one prediction that ends there in a single
+step. Guidance is distilled too: a student's step is one call of the network, where each of the teacher's needs two.
+With `steps: 0` only the guidance is distilled, at every time, and any sampler and number of steps may be used.
 
 Source: Salimans and Ho 2022, arXiv 2202.00512, algorithm 2; Meng et al. 2023, arXiv 2210.03142, for guided teachers.
-Other than theirs, the guidance scale is fixed, and the student learns its few steps directly and not by halving.
+Unlike theirs, the guidance scale is fixed, and the student learns its few steps directly and not by halving.
 """
 
 from diffusers import UNet2DConditionModel
@@ -64,7 +63,7 @@ class DistillObjective(DenoisingObjective):
     def losses(
         self, latents: Tensor, noise: Tensor, times: Tensor, input_ids: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The squared error of each item, (B,); times (B,) move up to the start of the step that they lie in."""
+        """As `DenoisingObjective.losses`; times are rounded up to the start of the student's step they are in."""
         process, count = self.process, self.options.steps
         ids = torch.cat([input_ids.expand(len(latents), -1), self.null_ids])
         embeds = self.text_encoder(input_ids=ids).last_hidden_state
@@ -87,10 +86,10 @@ class DistillObjective(DenoisingObjective):
         target = torch.empty_like(x_t)
         for start in times.unique().tolist():
             at = times == start
-            target[at] = self._of_one_step(x_t[at], start, cond[at], uncond[at])
+            target[at] = self._target_from(x_t[at], start, cond[at], uncond[at])
         return target
 
-    def _of_one_step(self, x_t: Tensor, start: float, cond: Tensor, uncond: Tensor) -> Tensor:
+    def _target_from(self, x_t: Tensor, start: float, cond: Tensor, uncond: Tensor) -> Tensor:
         process, end = self.process, start - 1 / self.options.steps
         fine = torch.linspace(start, end if end > 1e-6 else 0.0, self.options.substeps + 1, dtype=torch.float64)
         denoise = denoise_with(process, self._guide(cond, uncond))
@@ -102,12 +101,12 @@ class DistillObjective(DenoisingObjective):
         return convert(x0, x_t, alpha, sigma, "sample", process.prediction_type)
 
     def _guide(self, cond: Tensor, uncond: Tensor):
-        """(x_t, timestep) -> the teacher's prediction by its rule of guidance."""
+        """(x_t, timestep) -> the teacher's guided prediction."""
         rule = Guidance(self.options.guidance_scale, self.options.guidance_interval)
         time = self.process.schedule.from_timestep
-        return guide(self._teach, cond, uncond, rule, process=self.process, time=time)
+        return guide(self._predict_as_teacher, cond, uncond, rule, process=self.process, time=time)
 
-    def _teach(self, x_t: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def _predict_as_teacher(self, x_t: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
         return self.teacher(x_t, timestep, prompt_embeds).sample.float()
 
 
@@ -134,7 +133,7 @@ def distillation_task(
 
 
 def load_teacher(source: str, process: NoiseProcess) -> UNet2DConditionModel:
-    """The U-Net of a finished run or an exported folder, of the noise process that the student is trained with.
+    """The U-Net of a finished run or an exported folder, with the noise process that the student is trained with.
 
     Raises: UserError if it is no U-Net, or if the processes differ.
     """
