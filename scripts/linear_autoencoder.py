@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ldm.config.settings import DataOptions
 from ldm.data import ImageTextData, build, spread
-from ldm.models.autoencoder import to_images
+from ldm.utils.image_tensors import to_images
 
 PATCH, LEVELS = 8, 4  # 2 ** (LEVELS - 1) = PATCH
 FITTED, HELD, CROP, BATCH = 2000, 200, 64, 16
