@@ -18,7 +18,6 @@ from ldm.data import ImageTextData, build, is_points, spread
 from ldm.data.toy import ToyData
 from ldm.diffusion.likelihood import (
     Bound,
-    Denoise,
     Encoding,
     bits_per_dim,
     decoder_std,
@@ -29,7 +28,7 @@ from ldm.diffusion.likelihood import (
     variational_bound,
 )
 from ldm.diffusion.process import NoiseProcess
-from ldm.diffusion.sampling import denoise_with
+from ldm.diffusion.sampling import Denoise, denoise_with
 from ldm.models.identity_autoencoder import IdentityAutoencoder
 from ldm.models.latents import is_vector_quantized
 from ldm.pipelines.loading import load_pipeline

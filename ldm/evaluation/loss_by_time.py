@@ -10,23 +10,22 @@ what the captions are worth to the network.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ldm.data import ImageTextData
-from ldm.data import spread
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.data import ImageTextData, spread
 from ldm.diffusion.parameterization import PREDICTIONS
 from ldm.diffusion.process import NoiseProcess
 from ldm.evaluation.run_loading import open_run
-from ldm.models.latents import posterior
-from ldm.models.latents import to_model_latents
+from ldm.models.latents import posterior, to_model_latents
 from ldm.pipelines.pipeline import Pipeline
 from ldm.training.data_order import generator_for
-from ldm.training.task import SampleRef
-from ldm.training.task import caption_of
+from ldm.training.task import SampleRef, caption_of
 from ldm.utils.image_tensors import to_images
-from pathlib import Path
-from torch import Tensor
-from typing import Any
-import numpy as np
-import torch
 
 TOLD = ("own", "shuffled", "empty")  # which captions the network is told
 TRIVIAL = ("zero", "mean", "linear")

@@ -5,6 +5,7 @@ Each is a function from `UNetModel` to those settings, with a name in `CONDITION
 """
 
 from collections.abc import Callable
+
 from ldm.config.settings import UNetModel
 
 

@@ -1,26 +1,22 @@
 """`ldm likelihood`: exact models of known data are given their exact values, and the parts add up."""
 
-from dataclasses import replace
-from ldm.cli import likelihood as likelihood_cli
-from ldm.config.settings import DataOptions
-from ldm.config.settings import ToyOptions
-from ldm.data.toy import exact_denoiser
-from ldm.data.toy import splits
-from ldm.diffusion.parameterization import convert
-from ldm.diffusion.process import NoiseProcess
-from ldm.diffusion.process import expand_to
-from ldm.evaluation.likelihood import Plan
-from ldm.evaluation.likelihood import evaluate
-from ldm.evaluation.likelihood import measure
-from ldm.evaluation.likelihood import nats_per_point
-from ldm.models.identity_autoencoder import IdentityAutoencoder
-from ldm.utils.errors import UserError
-from tiny_model import tiny_pipeline
-from types import SimpleNamespace
 import argparse
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from tiny_model import tiny_pipeline
+
+from ldm.cli import likelihood as likelihood_cli
+from ldm.config.settings import DataOptions, ToyOptions
+from ldm.data.toy import exact_denoiser, splits
+from ldm.diffusion.parameterization import convert
+from ldm.diffusion.process import NoiseProcess, expand_to
+from ldm.evaluation.likelihood import Plan, evaluate, measure, nats_per_point
+from ldm.models.identity_autoencoder import IdentityAutoencoder
+from ldm.utils.errors import UserError
 
 
 def toy_data(name="gaussian", captions=False):

@@ -1,27 +1,30 @@
 """The loss at every time: closed forms against samples, networks whose loss is known, and training left alone."""
 
-from accelerate.state import AcceleratorState
-from ldm.config.settings import LdmSettings
-from ldm.data import Splits
-from ldm.diffusion.parameterization import convert
-from ldm.diffusion.process import NoiseProcess
-from ldm.diffusion.process import expand_to
-from ldm.evaluation.loss_by_time import Plan
-from ldm.evaluation.loss_by_time import bin_edges
-from ldm.evaluation.loss_by_time import choose_items
-from ldm.evaluation.loss_by_time import denoising_losses
-from ldm.evaluation.loss_by_time import exchanged
-from ldm.evaluation.loss_by_time import measure
-from ldm.evaluation.loss_by_time import table
-from ldm.evaluation.loss_by_time import trivial_losses
-from ldm.models.identity_autoencoder import IdentityAutoencoder
-from ldm.training.tasks.denoising import denoising_task
-from ldm.training.trainer import Trainer
-from types import SimpleNamespace
 import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+
+from ldm.config.settings import LdmSettings
+from ldm.data import Splits
+from ldm.diffusion.parameterization import convert
+from ldm.diffusion.process import NoiseProcess, expand_to
+from ldm.evaluation.loss_by_time import (
+    Plan,
+    bin_edges,
+    choose_items,
+    denoising_losses,
+    exchanged,
+    measure,
+    table,
+    trivial_losses,
+)
+from ldm.models.identity_autoencoder import IdentityAutoencoder
+from ldm.training.tasks.denoising import denoising_task
+from ldm.training.trainer import Trainer
 
 PROCESSES = [("flow", "flow"), ("linear", "epsilon"), ("cosine", "sample"), ("cosine", "v_prediction")]
 PROCESSES.append(("karras", "v_prediction"))

@@ -1,16 +1,17 @@
 """Checks of drawing: where the noise process ends, whose process the scheduler takes, its steps, and guidance."""
 
+import math
+
+import torch
+from torch import Tensor
+
 from ldm.diffusion.process import NoiseProcess
 from ldm.diffusion.schedules import DiscreteVP
 from ldm.evaluation.diagnostics.context import Case
 from ldm.evaluation.diagnostics.findings import Finding
 from ldm.evaluation.loss_by_time import channel_moments
 from ldm.models.latents import from_model_latents
-from ldm.pipelines.diffusers_schedulers import export_scheduler
-from ldm.pipelines.diffusers_schedulers import process_of
-from torch import Tensor
-import math
-import torch
+from ldm.pipelines.diffusers_schedulers import export_scheduler, process_of
 
 LEFT, LEFT_A_LITTLE = 4.0, 1.0  # signal to noise of the picture's mean at t = 1
 SIGNAL_LEFT = 0.2  # alpha / sigma at t = 1

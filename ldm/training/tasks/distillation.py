@@ -9,33 +9,30 @@ Source: Salimans and Ho 2022, arXiv 2202.00512, algorithm 2; Meng et al. 2023, a
 Unlike theirs, the guidance scale is fixed, and the student learns its few steps directly and not by halving.
 """
 
+import copy
+from pathlib import Path
+
+import torch
 from diffusers import UNet2DConditionModel
-from ldm.config.settings import DistillOptions
-from ldm.config.settings import LdmSettings
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from ldm.config.settings import DistillOptions, LdmSettings
 from ldm.data import Splits
-from ldm.diffusion.guidance import Guidance
-from ldm.diffusion.guidance import guide
+from ldm.diffusion.guidance import Guidance, guide
 from ldm.diffusion.parameterization import convert
-from ldm.diffusion.process import NoiseProcess
-from ldm.diffusion.process import expand_to
-from ldm.diffusion.sampling import denoise_with
-from ldm.diffusion.sampling import sample
+from ldm.diffusion.process import NoiseProcess, expand_to
+from ldm.diffusion.sampling import denoise_with, sample
 from ldm.diffusion.time_grids import levels
 from ldm.models.digests import network_digest
 from ldm.models.tokenizer import encode
 from ldm.models.unet import choose_attention
 from ldm.training.distributed import precision
 from ldm.training.tasks.components import load_components
-from ldm.training.tasks.denoising import LdmTask
-from ldm.training.tasks.denoising import Watch
+from ldm.training.tasks.denoising import LdmTask, Watch
 from ldm.training.tasks.denoising_loss import DenoisingObjective
 from ldm.training.tasks.finetuning import load_start
 from ldm.utils.errors import UserError
-from pathlib import Path
-from torch import Tensor
-from transformers import CLIPTextModel
-import copy
-import torch
 
 
 class DistillObjective(DenoisingObjective):
