@@ -1,7 +1,7 @@
 # `make check` is what every change has to pass; continuous integration runs the same tests from a clean clone (.ci/run).
 PYTHON ?= python
 
-.PHONY: check format lint types test slow faults docs
+.PHONY: check format lint types test test-older slow faults docs
 
 check: lint types test
 
@@ -18,6 +18,10 @@ types:
 
 test:
 	$(PYTHON) -m pytest -q
+
+test-older:  ## the same on an older CPU, as far as this one can play it: no bf16, other kernels and roundings, one thread
+	PYTHONPATH="$(CURDIR)/tests/older_machine:$$PYTHONPATH" ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
+	MKL_ENABLE_INSTRUCTIONS=SSE4_2 OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q
 
 slow:  ## the tests that take minutes
 	$(PYTHON) -m pytest -q -m "slow and not gpu"

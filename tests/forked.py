@@ -1,4 +1,7 @@
-"""Children that share what this process has imported: a trial takes a second where its imports would take ten."""
+"""Children that share what this process has imported: a trial takes a second where its imports would take ten.
+
+What is waited for comes within seconds; the limits, many times longer, only end what hangs, on busy machines too.
+"""
 
 import contextlib
 import os
@@ -26,7 +29,7 @@ class Child:
     def kill(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 600) -> int:
         """The exit code, or minus the signal that ended it. Kills it and fails after `seconds`."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -66,7 +69,7 @@ def world(work: Callable[[], object], output: Path, size: int) -> list[Child]:
     return [Child(ranked(rank), output.with_name(f"{output.name}-{rank}")) for rank in range(size)]
 
 
-def until(ready: Callable[[], bool], seconds: float = 60) -> None:
+def until(ready: Callable[[], bool], seconds: float = 600) -> None:
     """Wait for something that a child does. Raises: AssertionError if it never does."""
     end = time.monotonic() + seconds
     while not ready():

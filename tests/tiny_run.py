@@ -19,14 +19,14 @@ SIDE, ITEMS = 16, 240
 
 
 def write_pictures(folder: Path, shuffled: bool = False) -> None:
-    """A bar of one colour on black at a random height, and its caption beside it; or the caption of another."""
+    """A bar of one colour on black at a random even height, and its caption beside it; or the caption of another."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     names = [list(COLOURS)[i % len(COLOURS)] for i in range(ITEMS)]
     told = list(rng.permutation(names)) if shuffled else names
     for i, name in enumerate(names):
         picture = np.zeros((SIDE, SIDE, 3)) + rng.uniform(0, 20)
-        top, tall = rng.integers(1, 9), rng.integers(3, 7)
+        top, tall = 2 * rng.integers(0, 5), 2 * rng.integers(2, 4)
         picture[top : top + tall, 2:14] = COLOURS[name]
         picture += rng.normal(0, 4, picture.shape)
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"{i:03d}.png")
@@ -57,7 +57,7 @@ def train_vae(project: Path, splits: Splits, steps: int = 240) -> None:
     settings = VaeSettings(
         output_dir=project / "vae",
         data=data_options(project),
-        model=VaeModel(block_out_channels=[8, 16], norm_num_groups=4, latent_channels=4),
+        model=VaeModel(block_out_channels=[16, 16], norm_num_groups=2, latent_channels=4),
         loss=VaeLoss(perceptual=0, kl=1e-4),
         train=train_options(steps, 16),
         optim=OptimOptions(lr=5e-3, warmup_steps=20),

@@ -1,9 +1,9 @@
 """The command line: quick to start, loads only what is chosen, and answers slips in one line."""
 
 import argparse
+import resource
 import subprocess
 import sys
-import time
 import types
 
 import pytest
@@ -15,7 +15,7 @@ HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "pydantic")
 
 
 def run_python(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["--version"], ["data", "--help"]])
@@ -49,12 +49,11 @@ def test_the_wait_policy_is_passive_for_every_command():
 
 
 def test_help_is_quick():
-    times = []
-    for _ in range(3):  # the best of three: the machine may be busy
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "ldm", "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5
+    """0.1 s of CPU time, where torch alone takes 2: the wall clock would tell of the machine's load."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "ldm", "--help"], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
 def test_help_names_every_command(capsys):

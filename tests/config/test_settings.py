@@ -314,7 +314,7 @@ def test_nearest_finds_a_name_from_itself_and_from_one_slip(names, data):
 
 
 def start(*command: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, timeout=1200)
 
 
 def test_a_good_start_says_what_this_invocation_wants_and_needs_no_torch():

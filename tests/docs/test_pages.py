@@ -100,7 +100,7 @@ def reader(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reader")
     for name, text in written_by(TUTORIAL).items():
         (folder / name).write_text(text, encoding="utf-8")
-    subprocess.run([sys.executable, "make_shapes.py"], cwd=folder, check=True, timeout=120)
+    subprocess.run([sys.executable, "make_shapes.py"], cwd=folder, check=True, timeout=600)
     return folder
 
 
@@ -148,7 +148,7 @@ def site(tmp_path_factory):
     out = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # the theme's own notice
-    done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
     return out
 

@@ -241,7 +241,7 @@ def test_bad_files_end_a_real_start_with_one_line_and_code_2(tmp_path, trials, s
         path.write_bytes(HOSTILE[name][0] if isinstance(HOSTILE[name][0], bytes) else HOSTILE[name][0].encode())
         command = [sys.executable, str(ROOT / scripts[i % 3]), str(path)]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

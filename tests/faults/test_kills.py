@@ -24,7 +24,7 @@ def leftovers(run):
 
 def killed_while_saving(child, run, rng) -> bool:
     """Kill as soon as a checkpoint is being written; True if it was left half done."""
-    folder, until = run / "checkpoints", time.monotonic() + 20
+    folder, until = run / "checkpoints", time.monotonic() + 600
     seen = {path.name for path in folder.glob(".step-*")}
     while time.monotonic() < until and not os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
         if any(path.name not in seen for path in folder.glob(".step-*.tmp")):
@@ -43,9 +43,10 @@ def test_a_killed_training_goes_on_unaided_to_the_same_end(part, project, undist
     lasts = time.monotonic() - began
     rng, run, number = random.Random(part), tmp_path / "0", 0
     kills, torn, wanted = 0, 0, trials(4, 67)
-    while kills < wanted or not (run / "final").exists():
+    more = lambda: kills < wanted or not torn and kills < 10 * wanted  # noqa: E731  one in two falls into a saving
+    while more() or not (run / "final").exists():
         child = Child(partial(train, part, project, run, **options), tmp_path / "output")
-        if kills >= wanted:
+        if not more():
             assert child.wait() == 0, child.said()
         elif kills % 2:
             torn += killed_while_saving(child, run, rng)
@@ -59,8 +60,8 @@ def test_a_killed_training_goes_on_unaided_to_the_same_end(part, project, undist
         assert done >= max(losses(run), default=0) - EVERY
         if (run / "final").exists() and checkpoint.verify(run / "final") is None:
             assert_same_run(whole, run)
-            assert leftovers(run / "checkpoints") == [] or kills < wanted
-            if kills < wanted:
+            assert leftovers(run / "checkpoints") == [] or more()
+            if more():
                 number += 1
                 run = tmp_path / str(number)
     assert torn, "no kill left a half-written checkpoint"

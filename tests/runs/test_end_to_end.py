@@ -1,13 +1,12 @@
-"""The main job as users run it: three trainers through `accelerate launch`, then export, picture, stock diffusers."""
+"""The main job as users run it: three trainers, the last by `accelerate launch`, export, picture, stock diffusers."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import BIN, ROOT, run, train
+from commands import BIN, ROOT, forked, run, train
 from PIL import Image
 
 STOCK = """
@@ -35,8 +34,8 @@ def smoke(tmp_path_factory):
     """All three parts of the smoke preset, one process."""
     folder = tmp_path_factory.mktemp("smoke")
     for part in ("clip", "vae", "ldm"):
-        train(part, ROOT / "configs" / "smoke.yaml", folder)
-    run(BIN / "ldm", "export", "runs/smoke/ldm", "-o", "model", cwd=folder)
+        train(part, ROOT / "configs" / "smoke.yaml", folder, processes=int(part == "ldm"))
+    forked(None, "export", "runs/smoke/ldm", "-o", "model", cwd=folder)
     return folder
 
 
@@ -68,7 +67,7 @@ def test_stock_diffusers_draws_the_same_picture(smoke):
 
 
 def test_a_second_start_resumes_and_finds_nothing_to_do(smoke):
-    said = train("vae", ROOT / "configs" / "smoke.yaml", smoke)
+    said = train("vae", ROOT / "configs" / "smoke.yaml", smoke, processes=0)
     assert "resumed" in said and "step 40 of 40" in said
 
 
@@ -83,10 +82,8 @@ def test_another_vae_is_refused_by_a_run_that_has_begun(smoke):
     tensors = load_file(file)
     tensors["encoder.conv_in.bias"] = tensors["encoder.conv_in.bias"] + 1
     save_file(tensors, file, metadata={"format": "pt"})
-    command = [sys.executable, ROOT / "train_ldm.py", ROOT / "configs/smoke.yaml", "--vae", other]
-    done = subprocess.run([str(c) for c in command], cwd=smoke, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "vae was " in done.stderr
+    said = forked(ROOT / "train_ldm.py", ROOT / "configs/smoke.yaml", "--vae", other, cwd=smoke, code=2)
+    assert said.strip().splitlines()[-1].startswith("error: ") and "vae was " in said
 
 
 @pytest.mark.slow  # tests/training/test_trainer.py has two processes on a small task

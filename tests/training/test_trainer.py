@@ -250,7 +250,7 @@ def test_two_processes_see_the_losses_of_one(tmp_path):
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if world > 1 else []
         command = [sys.executable, *launch, str(script), str(tmp_path / f"w{world}"), str(world)]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            command, capture_output=True, text=True, timeout=1200, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = losses(tmp_path / "w1"), losses(tmp_path / "w2")

@@ -44,7 +44,7 @@ class Served:
         self.netloc = urlsplit(self.address).netloc
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(self.netloc, timeout=120)
+        connection = http.client.HTTPConnection(self.netloc, timeout=600)
         try:
             connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
             answer = connection.getresponse()
@@ -58,7 +58,7 @@ class Served:
 
     def announce(self, path: str, length: int) -> int:
         """The status for a body that is announced, and not sent before the answer is there."""
-        connection = http.client.HTTPConnection(self.netloc, timeout=120)
+        connection = http.client.HTTPConnection(self.netloc, timeout=600)
         try:
             connection.putrequest("POST", f"/gradio_api/{path}")
             connection.putheader("Content-Length", str(length))

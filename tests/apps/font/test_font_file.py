@@ -159,7 +159,7 @@ def install(font: bytes, home) -> dict[str, str]:
     place.mkdir(parents=True)
     (place / "drawn.font").write_bytes(font)
     environment = os.environ | {"XDG_DATA_HOME": str(home / "share"), "XDG_CACHE_HOME": str(home / "cache")}
-    subprocess.run(["fc-cache", str(place)], env=environment, check=True, timeout=120)
+    subprocess.run(["fc-cache", str(place)], env=environment, check=True, timeout=600)
     return environment
 
 
@@ -167,7 +167,7 @@ def test_it_installs_and_is_found_by_its_name_and_its_characters(font, tmp_path)
     environment = install(font, tmp_path)
     for pattern in ("Drawn & Read", ":charset=e001:family=Drawn & Read"):
         command = ["fc-match", "-f", "%{family}|%{style}|%{file}|%{scalable}", pattern]
-        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=600).stdout
         assert said == f"Drawn & Read|Regular|{tmp_path}/share/fonts/drawn.font|True"
 
 
@@ -187,7 +187,7 @@ def test_a_browser_draws_each_character_as_it_was_traced(font, outlines, tmp_pat
     options += [f"--user-data-dir={tmp_path}/user", f"--window-size={SIZE * len(outlines)},600", "--hide-scrollbars"]
     options += ["--force-device-scale-factor=1", f"--screenshot={tmp_path}/page.png"]
     command = [program, *options, page.as_uri()]
-    subprocess.run(command, env=environment, capture_output=True, check=True, timeout=120)
+    subprocess.run(command, env=environment, capture_output=True, check=True, timeout=600)
     with Image.open(tmp_path / "page.png") as picture:
         ink = np.asarray(picture.convert("L")) < 128
     for row in (0, 1):

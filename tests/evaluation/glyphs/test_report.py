@@ -221,7 +221,7 @@ def test_the_report_opens_in_a_browser(reports, tmp_path):
         "--dump-dom",
         page.as_uri(),
     ]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    said = subprocess.run(command, capture_output=True, text=True, timeout=600).stdout
     fits, whole, tables = said.split("<title>")[1].split("</title>")[0].split()
     assert (fits, whole) == ("true", "true") and int(tables) >= 10
 
