@@ -31,7 +31,7 @@ def forked(script: Path | None, *words, cwd, code: int = 0) -> str:
     from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401  what the children share
     from transformers import CLIPModel, CLIPTextModel  # noqa: F401
 
-    from ldm.cli import main
+    from ldm.cli.main import main
 
     def work():
         torch.set_num_threads(1)  # a child has none of its parent's threads

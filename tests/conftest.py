@@ -15,7 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core already
 
 import pytest
 
-LONGEST = ("test_end_to_end.py", "test_own_pictures.py", "test_docs.py")  # minutes each: begun first, nobody waits last
+LONGEST = ("test_end_to_end.py", "test_own_images.py", "test_pages.py")  # minutes each: begun first, nobody waits last
 
 
 def pytest_collection_modifyitems(items):
