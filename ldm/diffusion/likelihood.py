@@ -15,7 +15,6 @@ Source: Ho et al. 2020, arXiv 2006.11239, eq. 5; Song et al. 2021, arXiv 2011.13
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
@@ -293,47 +292,3 @@ def bits_per_dim(nats_per_dim: Tensor, discrete: bool) -> Tensor:
 def dequantise(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """The levels of x in [-1, 1], each spread evenly over its bin: E ln p(result) bounds ln of the level's mass."""
     return x + BIN * (torch.rand(x.shape, generator=generator, dtype=x.dtype) - 0.5).to(x.device)
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """A sample z (B, c, h, w) from q(z | x), in model latents, and in nats (B,): ln p(x | z) and -ln q(z | x).
-
-    ln p(x) >= E[ln p(x | z) + ln p(z) - ln q(z | x)], with equality where q is the true posterior.
-    """
-
-    latents: Float64[Tensor, "b c h w"]
-    log_decoder: Float64[Tensor, " b"]
-    surprise: Float64[Tensor, " b"]
-
-
-@torch.no_grad()
-def encode(
-    vae: Any, x: Float[Tensor, "b C H W"], std: float, discrete: bool = True, noise: Noise = torch.randn_like
-) -> Encoding:
-    """The autoencoder's terms of the bound.
-
-    Args:
-        vae: `encode(x).latent_dist` with mean and std, `decode(z).sample`, and `config.scaling_factor`.
-        x: images (B, C, H, W) in [-1, 1].
-        std: of the decoder as a Gaussian around its image, see `decoder_std`.
-        discrete: ln p(x | z) of 256 levels rather than a density.
-    """
-    dist = vae.encode(x.to(vae.dtype)).latent_dist
-    eps = noise(dist.mean)
-    raw = dist.mean + dist.std * eps
-    decoded = vae.decode(raw).sample.double()
-    scale = vae.config.scaling_factor
-    latents = (raw.double() - (getattr(vae.config, "shift_factor", None) or 0.0)) * scale
-    surprise = 0.5 * (eps.double().square() + math.log(2 * math.pi)) + dist.std.double().log() + math.log(scale)
-    width = torch.tensor(std, dtype=torch.float64, device=decoded.device)
-    per_pixel = (log_level if discrete else log_normal)(x.double(), decoded, width)
-    return Encoding(latents, per_pixel.flatten(1).sum(1), surprise.flatten(1).sum(1))
-
-
-@torch.no_grad()
-def decoder_std(vae: Any, x: Float[Tensor, "b C H W"], noise: Noise = torch.randn_like) -> float:
-    """The decoder's std of maximum likelihood: the root mean square error of reconstructions from sampled latents."""
-    dist = vae.encode(x.to(vae.dtype)).latent_dist
-    decoded = vae.decode(dist.mean + dist.std * noise(dist.mean)).sample
-    return max(float((x.double() - decoded.double()).square().mean().sqrt()), 1e-4)

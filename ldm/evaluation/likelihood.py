@@ -16,19 +16,10 @@ from torch import Tensor
 from ldm.config.loading import load
 from ldm.data import ImageTextData, build, is_points, spread
 from ldm.data.toy import ToyData
-from ldm.diffusion.likelihood import (
-    Bound,
-    Encoding,
-    bits_per_dim,
-    decoder_std,
-    dequantise,
-    encode,
-    log_likelihood,
-    squared_errors,
-    variational_bound,
-)
+from ldm.diffusion.likelihood import Bound, bits_per_dim, dequantise, log_likelihood, squared_errors, variational_bound
 from ldm.diffusion.process import NoiseProcess
 from ldm.diffusion.sampling import Denoise, denoise_with
+from ldm.evaluation.latent_likelihood import Encoding, decoder_std, encode
 from ldm.models.identity_autoencoder import IdentityAutoencoder
 from ldm.models.latents import is_vector_quantized
 from ldm.pipelines.loading import load_pipeline
