@@ -252,7 +252,7 @@ def _draw(folder: Path, args: argparse.Namespace) -> dict:
     from ldm.evaluation.metrics.proportions import share
     from ldm.evaluation.ocr import GlyphReader
     from ldm.pipelines.loading import load_pipeline
-    from ldm.utils.image_grid import save_png, sheet
+    from ldm.utils.image_grid import image_grid, save_png
 
     pipeline, classifier, reader = load_pipeline(folder / "ldm", device="cpu"), GlyphClassifier(), GlyphReader()
     numbers, shown, started = {}, [], time.process_time()
@@ -270,7 +270,7 @@ def _draw(folder: Path, args: argparse.Namespace) -> dict:
             "readable": share(confidence >= READABLE),
         }
         shown += list(images[:12])
-    save_png(sheet(shown, 12), folder / "drawn.png")
+    save_png(image_grid(shown, 12), folder / "drawn.png")
     return {**numbers, "draw_cpu_milliseconds": round(1000 * seconds, 1), "samples": args.samples}
 
 

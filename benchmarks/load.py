@@ -87,7 +87,7 @@ def work(way: str, what: str, args: argparse.Namespace) -> None:
 def drawing(way: str, args: argparse.Namespace):
     options = {"num_inference_steps": 10, "guidance_scale": 3.0}
     if way == "ours":
-        from ldm import load_pipeline
+        from ldm.pipelines.loading import load_pipeline
 
         pipeline = load_pipeline(args.model)
         return lambda: pipeline("horizontal stacked glyph", seed=0, **options)

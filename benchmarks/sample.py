@@ -146,7 +146,7 @@ def load_stock(args: argparse.Namespace):
 def load_ours(args: argparse.Namespace, model: str) -> dict:
     import torch
 
-    from ldm import load_pipeline
+    from ldm.pipelines.loading import load_pipeline
 
     dtype = getattr(torch, args.dtype)
     engines = ("torch", "onnx") if args.device == "cpu" and args.dtype == "float32" else ("torch",)

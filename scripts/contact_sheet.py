@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from ldm.pipelines.loading import load_pipeline
-from ldm.utils.image_grid import save_png, sheet
+from ldm.utils.image_grid import image_grid, save_png
 
 PROMPTS = (
     "horizontal stacked glyph",
@@ -31,7 +31,7 @@ def main(model: str, out: str) -> None:
     pipeline, rows = load_pipeline(model), []
     for prompt in PROMPTS:
         drawn = pipeline(prompt or None, num_images_per_prompt=COLUMNS, seed=0).images
-        rows.append((prompt or "(no prompt)", sheet(drawn, COLUMNS)))
+        rows.append((prompt or "(no prompt)", image_grid(drawn, COLUMNS)))
     width, height = rows[0][1].size
     page = Image.new("RGB", (width, len(rows) * (height + LINE)), "white")
     pen = ImageDraw.Draw(page)

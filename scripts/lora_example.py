@@ -21,7 +21,7 @@ from ldm.evaluation.glyphs.validity import stroke_widths
 from ldm.evaluation.metrics.ink import ink
 from ldm.evaluation.metrics.proportions import wilson
 from ldm.pipelines.loading import load_pipeline
-from ldm.utils.image_grid import sheet
+from ldm.utils.image_grid import image_grid
 
 LARGE, SIDE, WIDTH = 512, 64, 11  # pixels; the filter takes 10 of 512 off each stroke
 TEN = {"horizontal": 4, "vertical": 3, "upper left": 1, "lower left": 1, "enclosed": 1}
@@ -74,7 +74,9 @@ def measure(model: str, lora: Path, out: Path, cache: Path, each: int) -> None:
     change = 100 * (obeyed[1] - obeyed[0])  # picture by picture, in points
     print(f"change of 15 layouts {_mean(change[:split])}, of horizontal and vertical {_mean(change[split:])}")
     columns = len(sheets[0]) // 2
-    page = sheet([image for half in (0, 1) for row in sheets for image in row[half * columns :][:columns]], columns)
+    page = image_grid(
+        [image for half in (0, 1) for row in sheets for image in row[half * columns :][:columns]], columns
+    )
     page.save(out, optimize=True)
 
 

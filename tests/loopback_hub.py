@@ -350,9 +350,9 @@ class Client:
 
 
 def _locate(name: str) -> int:
-    from ldm.pipelines.model_folder import locate
+    from ldm.pipelines.model_folder import resolve_model
 
-    print(locate(name).paths["unet"].parent)
+    print(resolve_model(name).paths["unet"].parent)
     return 0
 
 
@@ -362,7 +362,7 @@ def _draw(name: str, out: str, *stock_options: str) -> int:
     import torch
     from diffusers import DiffusionPipeline
 
-    from ldm import load_pipeline
+    from ldm.pipelines.loading import load_pipeline
 
     own = load_pipeline(name)
     stock = DiffusionPipeline.from_pretrained(name, **dict(option.split("=") for option in stock_options))

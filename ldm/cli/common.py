@@ -1,17 +1,48 @@
-"""What several commands share: checks of options before the work, progress, and the limits of one call."""
+"""What several commands share: options, checks before the work, and the progress of denoising."""
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ldm.utils.errors import UserError
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-MAX_IMAGES = 4096  # pictures in one call
 MAX_SCALE = 64
+OPTIONS: dict[str, dict[str, Any]] = {
+    "model": {"help": "exported folder, LDM run or Hub id (default: the model that comes with ldm)"},
+    "lora": {"metavar": "PATH[:SCALE]", "help": "LoRA adapters: a file, or the run that made it, and how strongly"},
+    "negative": {"metavar": "TEXT", "help": "negative prompt: what the images should not show"},
+    "guidance": {"type": float, "metavar": "SCALE", "help": "guidance scale of the prompt, 1 = off (default: model's)"},
+    "steps": {"type": int, "metavar": "N", "help": "number of inference (denoising) steps (default: the model's)"},
+    "sampler": {"metavar": "NAME", "help": "sampler, such as dpmpp_2m, unipc, ddim or euler (default: the model's)"},
+    "seed": {"type": int, "metavar": "N", "help": "random seed; image i is generated from seed + i (default: 0)"},
+    "number": {"type": int, "metavar": "N", "help": "number of images, side by side"},
+    "scale": {"type": int, "metavar": "N", "help": "repeat every pixel N x N times for viewing (default: 1)"},
+    "device": {"help": "cpu, cuda, ... (default: the fastest there is)"},
+}
+SHORT = {"model": "-m", "number": "-n", "output": "-o"}
+
+
+def add_options(parser: Any, *names: str, **changes: Any) -> None:
+    """Add options of `OPTIONS` to a parser; `changes` go to all of them."""
+    for name in names:
+        flags = [SHORT[name]] if name in SHORT else []
+        parser.add_argument(*flags, f"--{name}", **OPTIONS[name] | changes)
+
+
+def check_number(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raises: UserError if the value of the option --name is given and is no whole number in the range."""
+    if value is None or (isinstance(value, int) and least <= value and (most is None or value <= most)):
+        return
+    allowed = f", {least} or more" if most is None else f" from {least} to {most}"
+    raise UserError(f"--{name.replace('_', '-')} must be a whole number{allowed}, got {value!r}")
+
+
+def check_guidance(value: float | None) -> None:
+    """Raises: UserError unless the guidance scale is None or finite and 0 or more."""
+    if value is not None and not 0 <= value < float("inf"):
+        raise UserError(f"--guidance must be 0 or more (1 = off), got {value}")
 
 
 def check_writable(path: Path, endings: tuple[str, ...] = (".png",), option: str = "--output") -> None:
@@ -25,31 +56,18 @@ def check_writable(path: Path, endings: tuple[str, ...] = (".png",), option: str
         raise UserError(f"{option} {path} cannot be written: {place} is not a writable folder")
 
 
-def wants_gpu(device: str | None) -> bool:
-    """Whether a GPU was asked for; or nothing was, and a driver for CUDA is here."""
-    if device is not None:
-        return device != "cpu"
-    return any(Path(place).exists() for place in ("/dev/nvidiactl", "/dev/dxg", "C:/Windows/System32/nvcuda.dll"))
-
-
-def progress(steps: int):
+def progress(steps: int) -> Callable[..., None] | None:
     """A callback that shows the step on a terminal, and nothing in a log file."""
     if not sys.stderr.isatty():
         return None
 
-    def show(step: int, timestep, latents) -> None:
+    def show(step: int, timestep: Any, latents: Any) -> None:
         end = "\r\033[K" if step + 1 == steps else ""
         print(f"\rstep {step + 1}/{steps}{end}", end="", file=sys.stderr, flush=True)
 
     return show
 
 
-def sheet(images: list["Image.Image"], columns: int) -> "Image.Image":
-    """Pictures in reading order, edge to edge."""
-    from PIL import Image
-
-    width, height = images[0].size
-    sheet = Image.new(images[0].mode, (width * columns, height * -(-len(images) // columns)))
-    for i, image in enumerate(images):
-        sheet.paste(image, (width * (i % columns), height * (i // columns)))
-    return sheet
+def counted(count: int, noun: str = "image") -> str:
+    """'1 image', '2 images'."""
+    return f"{count} {noun}{'s' * (count != 1)}"

@@ -1,13 +1,15 @@
-"""`ldm edit`: the verbs of `ldm.pipelines.editing` from the shell."""
+"""`ldm edit`: the operations of `ldm.pipelines.editing` from the shell."""
 
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.common import MAX_IMAGES, MAX_SCALE, check_writable, progress, sheet
-from ldm.pipelines.image_metadata import EDIT_KEY, enlarged, save_png
+from ldm.cli.common import MAX_SCALE, add_options, check_number, check_writable, counted, progress
+from ldm.pipelines.generation import MAX_IMAGES
+from ldm.pipelines.image_metadata import EDIT_KEY, save_png
 from ldm.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
     from ldm.pipelines.pipeline import Pipeline
 
-# options of the drawing itself -> the pipeline's names
+# options -> the pipeline's names
 OPTIONS = {
     "steps": "num_inference_steps",
     "guidance": "guidance_scale",
@@ -24,67 +26,64 @@ OPTIONS = {
     "seed": "seed",
     "number": "num_images_per_prompt",
 }
+IMAGE = {"help": "image file of any size; it is brought to the model's square"}
+PROMPT = {"nargs": "?", "help": "what the image should show"}
 
 
-def add_parser(subparsers) -> None:
-    made = _parser(subparsers, "image-to-image", "Draw on from a picture: noise is put on it and taken off again.", _on)
-    made.add_argument("picture", help="file of any size; it is brought to the model's square")
-    made.add_argument("prompt", nargs="?", help="what to draw")
-    made.add_argument("--strength", type=float, nargs="+", default=[0.7], help="0 = the picture, 1 = forget it (0.7)")
+def add_parser(subparsers: Any) -> None:
+    made = _parser(subparsers, "image-to-image", "Change an image by a prompt: add noise to it and remove it.", _image)
+    made.add_argument("picture", **IMAGE)
+    made.add_argument("prompt", **PROMPT)
+    help_text = "one or more from 0 = the image to 1 = ignore it (default: 0.7)"
+    made.add_argument("--strength", type=float, nargs="+", default=[0.7], help=help_text)
 
-    made = _parser(subparsers, "inpaint", "Draw a part of a picture anew; the rest stays as it is, exactly.", _inpaint)
-    made.add_argument("picture", help="file of any size; it is brought to the model's square")
-    made.add_argument("prompt", nargs="?", help="what to draw")
+    made = _parser(subparsers, "inpaint", "Generate a part of an image; the rest stays as it is, exactly.", _inpaint)
+    made.add_argument("picture", **IMAGE)
+    made.add_argument("prompt", **PROMPT)
     where = made.add_mutually_exclusive_group(required=True)
-    where.add_argument("--mask", help="file of the picture's size: white is drawn")
+    where.add_argument("--mask", help="file of the image's size: white is generated, black kept")
     box = ("LEFT", "TOP", "RIGHT", "BOTTOM")
-    where.add_argument("--box", type=int, nargs=4, metavar=box, help="draw this rectangle, in the picture's pixels")
-    made.add_argument("--strength", type=float, default=1.0, help="below 1 the old content shines through (1)")
-    made.add_argument("--resample", type=int, default=1, help="times that each step is taken (1)")
+    where.add_argument("--box", type=int, nargs=4, metavar=box, help="generate this rectangle, in the image's pixels")
+    help_text = "below 1 the old content shows through (default: 1)"
+    made.add_argument("--strength", type=float, default=1.0, help=help_text)
+    made.add_argument("--resample", type=int, default=1, help="times that each step is taken (default: 1)")
 
-    made = _parser(subparsers, "invert", "Find the noise of a picture, and draw from it with other prompts.", _invert)
-    made.add_argument("picture", help="file of any size; it is brought to the model's square")
-    made.add_argument("prompt", nargs="*", help="what to draw, one picture for each (default: the picture again)")
-    made.add_argument("--was", default="", help="what the picture shows")
-    made.add_argument("--rounds", type=int, default=1, help="1 = DDIM inversion, more may come nearer (1)")
+    made = _parser(subparsers, "invert", "Find the noise of an image and generate from it with other prompts.", _invert)
+    made.add_argument("picture", **IMAGE)
+    made.add_argument("prompt", nargs="*", help="one image for each (default: the same image again)")
+    made.add_argument("--was", default="", help="prompt of the image as it is")
+    made.add_argument("--rounds", type=int, default=1, help="1 = DDIM inversion, more may be more exact (default: 1)")
 
-    made = _parser(
-        subparsers, "interpolate", "Pictures from one prompt or seed to another: .gif, .mp4, .png.", _between
-    )
+    made = _parser(subparsers, "interpolate", "Images between two prompts or seeds: .gif, .mp4 or .png.", _interpolate)
     made.add_argument("first", help="prompt")
     made.add_argument("second", nargs="?", help="prompt (default: the first)")
     made.add_argument("--to-seed", type=int, help="seed at the end (default: the same)")
-    made.add_argument("--frames", type=int, default=9, help="both ends with them (9)")
-    made.add_argument("--words", default="linear", help="how the text is mixed: linear or slerp (linear)")
+    made.add_argument("--frames", type=int, default=9, help="number of images, both ends included (default: 9)")
+    help_text = "how prompt embeddings are mixed: linear or slerp (default: linear)"
+    made.add_argument("--words", default="linear", help=help_text)
 
-    made = _parser(subparsers, "vary", "Pictures from noise near that of a seed.", _vary)
-    made.add_argument("prompt", nargs="?", help="what to draw")
-    made.add_argument("--amount", type=float, default=0.3, help="0 = the picture of the seed, 1 = others (0.3)")
+    made = _parser(subparsers, "vary", "Variations of the image of a seed.", _vary)
+    made.add_argument("prompt", **PROMPT)
+    help_text = "0 = the image of the seed, 1 = others (default: 0.3)"
+    made.add_argument("--amount", type=float, default=0.3, help=help_text)
 
-    made = _parser(subparsers, "compose", "One picture of several prompts.", _compose)
-    made.add_argument("prompt", help="what to draw, with a weight as in 'water glyph:0.8' (default: 1)")
-    for name, what in (("and", "hold too"), ("not", "not hold")):
-        made.add_argument(
-            f"--{name}", dest=f"{name}_", metavar="PROMPT", action="append", default=[], help=f"shall {what}"
-        )
+    made = _parser(subparsers, "compose", "One image of several prompts, joined by AND and NOT.", _compose)
+    made.add_argument("prompt", help="prompt, with a weight as in 'water glyph:0.8' (default: 1)")
+    for name, what in (("and", "should show too"), ("not", "should not show")):
+        options = {"dest": f"{name}_", "metavar": "PROMPT", "action": "append", "default": []}
+        made.add_argument(f"--{name}", help=f"what the image {what}", **options)
 
-    made = _parser(subparsers, "weigh", "Draw with weights on words: 'glyph with the (water:1.5) radical'.", _weigh)
-    made.add_argument("prompt", nargs="+", help="what to draw, one picture for each")
+    made = _parser(subparsers, "weigh", "Weight words of a prompt: 'glyph with the (water:1.5) radical'.", _weigh)
+    made.add_argument("prompt", nargs="+", help="one image for each")
 
 
-def _parser(subparsers, name: str, description: str, draw) -> argparse.ArgumentParser:
-    """A parser with the options that every verb has."""
+def _parser(subparsers: Any, name: str, description: str, draw: Callable) -> argparse.ArgumentParser:
+    """A parser with the options that every operation has."""
     parser = subparsers.add_parser(name, help=description, description=description)
-    parser.add_argument("-m", "--model", help="exported folder, LDM run or Hub id (default: the shipped model)")
     parser.add_argument("-o", "--output", default="out.png", help="file to write (default: out.png)")
-    parser.add_argument("--seed", type=int, help="of the first picture (default: 0)")
-    parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
-    parser.add_argument("--sampler", help="another way to take the steps, such as unipc or ddim (default: the model's)")
-    parser.add_argument("--guidance", type=float, help="how strictly to follow the prompt; 1 = off")
-    parser.add_argument("--negative", help="what to lead away from")
-    parser.add_argument("-n", "--number", type=int, help="pictures side by side")
-    parser.add_argument("--scale", type=int, default=1, help="enlarge every pixel this many times for viewing (1)")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: the fastest there is)")
+    add_options(parser, "model", "negative", "guidance", "steps", "sampler", "seed", "number")
+    add_options(parser, "scale", default=1)
+    add_options(parser, "device")
     parser.set_defaults(run=run, draw=draw, verb=name)
     return parser
 
@@ -93,11 +92,9 @@ def run(args: argparse.Namespace) -> int:
     start, output = time.perf_counter(), Path(args.output).expanduser()
     check_writable(output, (".png", ".gif", ".mp4") if args.verb == "interpolate" else (".png",))
     if output.suffix.lower() == ".mp4":
-        import av  # noqa: F401  # a missing extra is told before the work
+        import av  # noqa: F401  # a missing extra is reported before the work
     for name, most in (("scale", MAX_SCALE), ("number", MAX_IMAGES), ("frames", MAX_IMAGES)):
-        value = getattr(args, name, None)
-        if value is not None and not 1 <= value <= most:
-            raise UserError(f"--{name} must be from 1 to {most}, got {value}")
+        check_number(name, getattr(args, name, None), 1, most)
     given = {name: value for name, value in vars(args).items() if name not in ("run", "draw", "help_of", "device")}
     job = {name: value for name, value in given.items() if value not in (None, [], "")}
     from ldm.pipelines.loading import load_pipeline
@@ -107,92 +104,90 @@ def run(args: argparse.Namespace) -> int:
     options = {OPTIONS[name]: value for name in OPTIONS if (value := getattr(args, name)) is not None}
     options = {"seed": 0} | options | {"callback": progress(args.steps or pipeline.defaults["num_inference_steps"])}
     try:
-        images, columns = args.draw(pipeline, args, options)
+        rows = args.draw(pipeline, args, options)
     except ValueError as error:
         raise UserError(str(error)) from None
-    if output.suffix.lower() == ".png":
-        save_png(sheet(images, columns), output, job, EDIT_KEY)
-    else:
-        _save_film(images, output, job)
-    many = "s" * (len(images) > 1)
-    print(f"{output}: {len(images)} picture{many} in {time.perf_counter() - start:.1f} s")
+    _save(rows, output, job)
+    print(f"{output}: {counted(sum(map(len, rows)))} in {time.perf_counter() - start:.1f} s")
     return 0
 
 
-def _on(pipeline: "Pipeline", args, options) -> "tuple[list[Image.Image], int]":
-    """Rows: strengths; columns: seeds. With one picture for each strength, a row of them."""
+def _save(rows: "list[list[Image.Image]]", output: Path, job: dict[str, Any]) -> None:
+    """A PNG with the rows below each other, one row where each holds one image; or an animation."""
+    from ldm.utils import animation
+    from ldm.utils.atomic_files import write_whole
+    from ldm.utils.image_grid import enlarged, image_grid
+
+    images = [image for row in rows for image in row]
+    if output.suffix.lower() == ".png":
+        columns = len(rows[0]) if len(rows[0]) > 1 else len(rows)
+        save_png(image_grid(images, columns, pad=0, mode=None), output, job, EDIT_KEY)
+        return
+    encode = animation.mp4 if output.suffix.lower() == ".mp4" else animation.gif
+    content = encode([enlarged(image, job["scale"]) for image in images], json.dumps({EDIT_KEY: job}))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(output, content)
+
+
+# ---- operations: rows of images -------------------------------------------------------------------------------------
+
+
+def _image(pipeline: "Pipeline", args: argparse.Namespace, options: dict) -> "list[list[Image.Image]]":
     from ldm.pipelines.editing import image_to_image
 
-    rows = [image_to_image(pipeline, args.picture, args.prompt, each, **options).images for each in args.strength]
-    return [image for row in rows for image in row], len(rows[0]) if len(rows[0]) > 1 else len(rows)
+    return [image_to_image(pipeline, args.picture, args.prompt, each, **options).images for each in args.strength]
 
 
-def _inpaint(pipeline: "Pipeline", args, options) -> "tuple[list[Image.Image], int]":
+def _inpaint(pipeline: "Pipeline", args: argparse.Namespace, options: dict) -> "list[list[Image.Image]]":
     from ldm.pipelines.editing import box_mask, inpaint
 
     mask = args.mask or box_mask(args.picture, args.box)
-    images = inpaint(pipeline, args.picture, mask, args.prompt, args.strength, args.resample, **options).images
-    return images, len(images)
+    return [inpaint(pipeline, args.picture, mask, args.prompt, args.strength, args.resample, **options).images]
 
 
-def _invert(pipeline: "Pipeline", args, options) -> "tuple[list[Image.Image], int]":
+def _invert(pipeline: "Pipeline", args: argparse.Namespace, options: dict) -> "list[list[Image.Image]]":
     from ldm.pipelines.editing import edit
 
     if args.sampler or args.seed is not None or args.number is not None:
-        raise UserError("invert takes no --sampler, --seed or --number: the picture decides the noise, DDIM the steps")
+        raise UserError("invert takes no --sampler, --seed or --number: the image decides the noise, DDIM the steps")
     prompts = args.prompt or [args.was]
-    images = edit(pipeline, args.picture, prompts, args.was, args.rounds, **{**options, "seed": None}).images
-    return images, len(images)
+    return [edit(pipeline, args.picture, prompts, args.was, args.rounds, **{**options, "seed": None}).images]
 
 
-def _between(pipeline: "Pipeline", args, options) -> "tuple[list[Image.Image], int]":
+def _interpolate(pipeline: "Pipeline", args: argparse.Namespace, options: dict) -> "list[list[Image.Image]]":
     from ldm.pipelines.editing import interpolate
 
     if args.number is not None:
         raise UserError("interpolate takes no --number: say how many with --frames")
     ends = {"frames": args.frames, "last_seed": args.to_seed, "words": args.words}
-    images = interpolate(pipeline, args.first, args.second, **ends, **options).images
-    return images, len(images)
+    return [interpolate(pipeline, args.first, args.second, **ends, **options).images]
 
 
-def _vary(pipeline: "Pipeline", args, options) -> "tuple[list[Image.Image], int]":
-    from ldm.pipelines.editing import vary
+def _vary(pipeline: "Pipeline", args: argparse.Namespace, options: dict) -> "list[list[Image.Image]]":
+    from ldm.pipelines.editing import variations
 
-    images = vary(pipeline, args.prompt, amount=args.amount, number=options.pop("num_images_per_prompt", 4), **options)
-    return images.images, len(images.images)
+    number = options.pop("num_images_per_prompt", 4)
+    return [variations(pipeline, args.prompt, amount=args.amount, number=number, **options).images]
 
 
-def _compose(pipeline: "Pipeline", args, options) -> "tuple[list[Image.Image], int]":
-    from ldm.pipelines.editing import compose
+def _compose(pipeline: "Pipeline", args: argparse.Namespace, options: dict) -> "list[list[Image.Image]]":
+    from ldm.pipelines.editing import compose_prompts
 
     terms = [_term(args.prompt), *map(_term, args.and_)]
     terms += [(text, -weight) for text, weight in map(_term, args.not_)]
-    images = compose(pipeline, terms, **options).images
-    return images, len(images)
+    return [compose_prompts(pipeline, terms, **options).images]
 
 
-def _weigh(pipeline: "Pipeline", args, options) -> "tuple[list[Image.Image], int]":
-    """Columns: prompts with one seed, or with several a row of seeds for each."""
-    from ldm.pipelines.editing import weigh
+def _weigh(pipeline: "Pipeline", args: argparse.Namespace, options: dict) -> "list[list[Image.Image]]":
+    from ldm.pipelines.editing import prompt_weighting
 
-    rows = [weigh(pipeline, prompt, **options).images for prompt in args.prompt]
-    return [image for row in rows for image in row], len(rows[0]) if len(rows[0]) > 1 else len(rows)
+    return [prompt_weighting(pipeline, prompt, **options).images for prompt in args.prompt]
 
 
-def _term(told: str) -> tuple[str, float]:
+def _term(text: str) -> tuple[str, float]:
     """'water glyph:0.8' as ('water glyph', 0.8); without a number the weight is 1."""
-    text, colon, number = told.rpartition(":")
+    prompt, colon, number = text.rpartition(":")
     try:
-        return (text, float(number)) if colon else (told, 1.0)
+        return (prompt, float(number)) if colon else (text, 1.0)
     except ValueError:
-        return told, 1.0
-
-
-def _save_film(images: "list[Image.Image]", path: Path, job: dict[str, Any]) -> None:
-    from ldm.utils import animation as film
-    from ldm.utils.atomic_files import write_whole
-
-    made = film.mp4 if path.suffix.lower() == ".mp4" else film.gif
-    content = made([enlarged(image, job["scale"]) for image in images], json.dumps({EDIT_KEY: job}))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
+        return text, 1.0

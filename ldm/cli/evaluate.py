@@ -132,12 +132,12 @@ def _block(settings: dict, name: str) -> dict:
 
 def _here(model: str | None) -> str | Path | None:
     """The folder of a model on the Hub, fetched; any other as it is."""
-    from ldm.pipelines.model_folder import HUB_ID, locate
+    from ldm.pipelines.model_folder import HUB_ID, resolve_model
     from ldm.utils.assets import shipped_models
 
     if model is None or Path(model).exists() or model in shipped_models() or not HUB_ID.fullmatch(model):
         return model
-    return locate(model).paths["unet"].parent
+    return resolve_model(model).paths["unet"].parent
 
 
 def _refuse(args: argparse.Namespace, source: str, measure: Measure) -> None:

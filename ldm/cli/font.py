@@ -2,20 +2,18 @@
 
 import argparse
 import io
-import math
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ldm.apps.font.font_file import KINDS, PRIVATE, build_font
 from ldm.apps.font.vectorize import Outline, area, trace
-from ldm.cli.common import check_writable, wants_gpu
-from ldm.pipelines.model_folder import FALLBACKS, ModelFolder, locate
-from ldm.pipelines.torch_free import open_light
+from ldm.cli.common import add_options, check_guidance, check_number, check_writable
+from ldm.pipelines.generation import generate_with
+from ldm.pipelines.image_metadata import complete, empty_job
+from ldm.pipelines.model_folder import ModelFolder, resolve_model
 from ldm.utils.atomic_files import telling, write_whole
 from ldm.utils.errors import UserError
 
@@ -35,25 +33,22 @@ class Line:
     code: int
 
 
-def add_parser(subparsers) -> None:
+def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "font",
-        help="draw a font, a character for each prompt in a file",
-        description="Draw a glyph for each line of a file, trace them and assemble an installable font.",
-        epilog="A line is a prompt, or a prompt, a tab and the character (or U+XXXX) it is to stand for. The others "
-        "stand for U+E000 on. Empty lines and lines that begin with # are left out. Line i is drawn from seed + i.",
+        help="generate a font, a character for each prompt in a file",
+        description="Generate a glyph for each line of a file, trace them and assemble an installable font.",
+        epilog="A line is a prompt, or a prompt, a tab and the character (or U+XXXX) it stands for. Others get U+E000 "
+        "and up. Empty lines and lines that begin with # are skipped. Line i is generated from seed + i.",
     )
     parser.add_argument("prompts", metavar="PROMPTS.txt", help="UTF-8 text, one character a line")
     parser.add_argument("-o", "--output", required=True, metavar="FONT", help=".ttf, or .otf for cubic curves (CFF)")
-    parser.add_argument("-m", "--model", help="exported folder, LDM run or Hub id (default: the shipped model)")
-    parser.add_argument("--name", help="of the font's family (default: the output's name)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first line (default: 0)")
-    parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
-    parser.add_argument("--guidance", type=float, help="how strictly to follow the prompts; 1 = off")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: the fastest there is)")
-    parser.add_argument(
-        "--proof", metavar="PNG", help="also write a sheet with every character, lines set in it, nodes"
-    )
+    add_options(parser, "model")
+    parser.add_argument("--name", help="name of the font family (default: the output's name)")
+    add_options(parser, "seed", default=0)
+    add_options(parser, "steps", "guidance", "device")
+    help_text = "also write an image of every character, lines of text and nodes"
+    parser.add_argument("--proof", metavar="PNG", help=help_text)
     parser.set_defaults(run=run)
 
 
@@ -61,27 +56,35 @@ def run(args: argparse.Namespace) -> int:
     output, proof = (path and Path(path).expanduser() for path in (args.output, args.proof))
     _check(args, output, proof)
     lines = read_prompts(Path(args.prompts))
-    from fontTools import ttLib  # noqa: F401  # a missing extra is told before the work
+    from fontTools import ttLib  # noqa: F401  # a missing extra is reported before the work
 
-    folder = locate(args.model)
-    pictures = draw(folder, [line.prompt for line in lines], args.seed, args.steps, args.guidance, args.device)
-    outlines = {line.code: trace(picture) for line, picture in zip(lines, pictures, strict=True)}
+    folder = resolve_model(args.model)
+    job = empty_job() | {"prompt": [line.prompt for line in lines]}
+    job |= {name: getattr(args, name) for name in ("seed", "steps", "guidance")}
+    complete(job, folder.defaults)
+    images = generate_with(folder, job, device=args.device)
+    outlines = {line.code: trace(image) for line, image in zip(lines, images, strict=True)}
+    family = args.name or output.stem
+    data = _font(folder, outlines, family, output.suffix.lower())
+    _write(output, data, "--output")
+    if proof is not None:
+        page = io.BytesIO()
+        proof_sheet(data, outlines).save(page, format="PNG")
+        _write(proof, page.getvalue(), "--proof")
+    _report(lines, outlines)
+    nodes = sum(outline.num_nodes for outline in outlines.values()) / len(outlines)
+    print(f"{output}: {family}, {len(outlines)} characters of {nodes:.0f} nodes each, {len(data):,} bytes")
+    return 0
+
+
+def _font(folder: ModelFolder, outlines: dict[int, Outline], family: str, ending: str) -> bytes:
+    """The font's file, with the model in its description."""
     name, licence = _card(folder)
     description = f"Drawn from words by the model {name} ({folder.digest()})."
     terms = f"The card of the model {name} names the licence {licence}." if licence else ""
-    family = args.name or output.stem
-    font = build_font(outlines, family, output.suffix.lower(), description, terms)
     data = io.BytesIO()
-    font.save(data)
-    _write(output, data.getvalue(), "--output")
-    if proof is not None:
-        picture = io.BytesIO()
-        proof_sheet(data.getvalue(), outlines).save(picture, format="PNG")
-        _write(proof, picture.getvalue(), "--proof")
-    _tell(lines, outlines)
-    nodes = sum(outline.num_nodes for outline in outlines.values()) / len(outlines)
-    print(f"{output}: {family}, {len(outlines)} characters of {nodes:.0f} nodes each, {len(data.getvalue()):,} bytes")
-    return 0
+    build_font(outlines, family, ending, description, terms).save(data)
+    return data.getvalue()
 
 
 def read_prompts(path: Path) -> list[Line]:
@@ -128,39 +131,11 @@ def code_point(text: str, where: str) -> int:
     return code
 
 
-def draw(
-    folder: ModelFolder,
-    prompts: list[str],
-    seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-    device: str | None = None,
-) -> np.ndarray:
-    """A picture for each prompt, from seed + i: uint8 (n, H, W) or (n, H, W, C); None = the model's own setting."""
-    settings = {**FALLBACKS, **folder.defaults}
-    steps = settings["num_inference_steps"] if steps is None else steps
-    guidance = float(settings["guidance_scale"] if guidance is None else guidance)
-    light = None if wants_gpu(device) or settings.get("guidance_rescale") else open_light(folder)
-    if light is not None:
-        first, last = settings.get("guidance_interval") or (0, 1)
-        return light.draw(prompts, [""] * len(prompts), steps, guidance, (first, last), seed)
-    from ldm.pipelines.loading import load_pipeline
-
-    try:
-        pipeline = load_pipeline(folder.source if folder.source != "the shipped model" else None, device=device)
-        images = pipeline(
-            prompts, num_inference_steps=steps, guidance_scale=guidance, seed=seed, output_type="np"
-        ).images
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    return (images * 255).round().astype(np.uint8)
-
-
 def proof_sheet(font: bytes, outlines: dict[int, Outline]) -> "Image.Image":
     """Every character of a font with its code point, lines set in it, and its richest outlines with their nodes."""
     from PIL import Image, ImageDraw, ImageFont
 
-    from ldm.utils.image_grid import sheet
+    from ldm.utils.image_grid import image_grid
 
     def set_in(text: str, size: int) -> Image.Image:
         face = ImageFont.truetype(io.BytesIO(font), size, layout_engine=ImageFont.Layout.BASIC)
@@ -169,10 +144,14 @@ def proof_sheet(font: bytes, outlines: dict[int, Outline]) -> "Image.Image":
         return line
 
     codes = sorted(outlines)
-    cells = sheet([set_in(chr(code), 64) for code in codes], 12, [f"U+{code:04X}" for code in codes], pad=4)
+    cells = image_grid([set_in(chr(code), 64) for code in codes], 12, [f"U+{code:04X}" for code in codes], pad=4)
     text = "".join(map(chr, codes[: max(1, cells.width // SIZES[-1])]))
     richest = sorted(outlines.values(), key=lambda outline: -outline.num_nodes)[: max(1, cells.width // NODES)]
-    parts = [cells, *(set_in(text, size) for size in SIZES), sheet([_with_nodes(each) for each in richest], 2, pad=0)]
+    parts = [
+        cells,
+        *(set_in(text, size) for size in SIZES),
+        image_grid([_with_nodes(each) for each in richest], 2, pad=0),
+    ]
     page = Image.new("RGB", (max(part.width for part in parts), sum(part.height + 10 for part in parts)), "white")
     top = 0
     for part in parts:
@@ -210,12 +189,9 @@ def _check(args: argparse.Namespace, output: Path, proof: Path | None) -> None:
     check_writable(output, KINDS)
     if proof is not None:
         check_writable(proof, option="--proof")
-    for name, least, most in (("seed", 0, 2**62), ("steps", 1, 1000)):
-        value = getattr(args, name)
-        if value is not None and not least <= value <= most:
-            raise UserError(f"--{name} must be a whole number from {least} to {most}, got {value}")
-    if args.guidance is not None and not 0 <= args.guidance < math.inf:
-        raise UserError(f"--guidance must be 0 or more, got {args.guidance}")
+    check_number("seed", args.seed, 0, 2**62)
+    check_number("steps", args.steps, 1, 1000)
+    check_guidance(args.guidance)
     if args.name is not None and not (args.name.strip() and args.name.isprintable()):
         raise UserError(f"--name must be a name that can be printed, got {args.name!r}")
 
@@ -234,10 +210,10 @@ def _card(folder: ModelFolder) -> tuple[str, str]:
     return str(folder.defaults.get("name") or Path(folder.source).name), found[1] if found else ""
 
 
-def _tell(lines: list[Line], outlines: dict[int, Outline]) -> None:
+def _report(lines: list[Line], outlines: dict[int, Outline]) -> None:
     """Which character is which, on standard output, and which are empty, on standard error."""
     for line in lines:
         print(f"U+{line.code:04X}\t{chr(line.code)}\t{line.prompt}")
     empty = [f"U+{code:04X}" for code, outline in outlines.items() if not outline.contours]
     if empty:
-        print(f"note: {len(empty)} pictures were blank, so these are empty: {' '.join(empty[:20])}", file=sys.stderr)
+        print(f"note: {len(empty)} images were blank, so these are empty: {' '.join(empty[:20])}", file=sys.stderr)

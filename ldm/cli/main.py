@@ -1,4 +1,4 @@
-"""The `ldm` command. Each subcommand lives beside its subject and is imported only when it is chosen.
+"""The `ldm` command. The module of a subcommand is imported only when it is chosen.
 
 A subcommand's module offers `add_parser(subparsers)`, which adds its parser, and `run(args) -> int | None`. A module
 with several subcommands tells them apart by `parser.set_defaults(run=...)`.
@@ -19,46 +19,46 @@ from ldm.utils.torchvision_compat import mend_torchvision
 # name -> (module, one line of help), or for a group name -> ({name: (module, help)}, help)
 Registry = dict[str, tuple[Any, str]]
 COMMANDS: Registry = {
-    "generate": ("ldm.cli.generate", "draw pictures from a prompt"),
+    "generate": ("ldm.cli.generate", "generate images from a prompt"),
     "edit": (
         {
-            "image-to-image": ("ldm.cli.edit", "draw on from a picture"),
-            "inpaint": ("ldm.cli.edit", "draw a part of a picture anew"),
-            "invert": ("ldm.cli.edit", "draw a picture again with another prompt"),
-            "interpolate": ("ldm.cli.edit", "pictures on the way from one prompt or seed to another"),
-            "vary": ("ldm.cli.edit", "relatives of the picture of a seed"),
-            "compose": ("ldm.cli.edit", "one picture of several prompts, AND and NOT"),
-            "weigh": ("ldm.cli.edit", "draw with weights on words"),
+            "image-to-image": ("ldm.cli.edit", "change an image by a prompt"),
+            "inpaint": ("ldm.cli.edit", "generate a part of an image"),
+            "invert": ("ldm.cli.edit", "generate an image again with another prompt"),
+            "interpolate": ("ldm.cli.edit", "images between two prompts or seeds"),
+            "vary": ("ldm.cli.edit", "variations of the image of a seed"),
+            "compose": ("ldm.cli.edit", "one image of several prompts, AND and NOT"),
+            "weigh": ("ldm.cli.edit", "weight words of a prompt"),
         },
-        "edit pictures, mix and weigh prompts",
+        "edit images, combine and weight prompts",
     ),
-    "font": ("ldm.cli.font", "draw a font, a character for each prompt in a file"),
-    "sample": ("ldm.cli.sample", "draw many samples into one file"),
+    "font": ("ldm.cli.font", "generate a font, a character for each prompt in a file"),
+    "sample": ("ldm.cli.sample", "generate many samples into one file"),
     "data": (
         {
             "glyphs": ("ldm.cli.data", "write or push the glyph data set"),
-            "check": ("ldm.cli.data", "look over a data set of your own before training"),
+            "check": ("ldm.cli.data", "check a data set of your own before training"),
         },
         "build, publish and check data sets",
     ),
     "runs": (
         {
             "ls": ("ldm.cli.runs", "list runs"),
-            "verify": ("ldm.cli.runs", "compare a run's checkpoints with their manifests"),
+            "verify": ("ldm.cli.runs", "check a run's checkpoints against their manifests"),
             "prune": ("ldm.cli.runs", "delete old checkpoints of a run"),
         },
-        "look over and tidy the folders of trainings",
+        "list, check and clean up training runs",
     ),
     "plan": ("ldm.cli.plan", "fit a training into given minutes and memory"),
-    "preview-decoder": ("ldm.cli.preview_decoder", "teach a run a tiny decoder for previews"),
-    "export": ("ldm.cli.hub", "turn a run into one self-contained model folder"),
+    "preview-decoder": ("ldm.cli.preview_decoder", "train a tiny decoder for previews"),
+    "export": ("ldm.cli.hub", "export a run as one self-contained model folder"),
     "push": ("ldm.cli.hub", "upload a model folder with its card to the Hub"),
-    "web": ("ldm.cli.web", "write a page that draws in the browser"),
-    "evaluate": ("ldm.cli.evaluate", "measure how well a model obeys its prompts"),
-    "likelihood": ("ldm.cli.likelihood", "measure how probable held-out data are under a run"),
-    "app": ("ldm.cli.app", "play with a model in the browser"),
-    "space": ("ldm.cli.app", "write the page as a Space for the Hub"),
-    "figures": ("ldm.cli.figures", "draw the pictures that explain the method"),
+    "web": ("ldm.cli.web", "write a page that generates images in the browser"),
+    "evaluate": ("ldm.cli.evaluate", "measure prompt adherence and image quality"),
+    "likelihood": ("ldm.cli.likelihood", "estimate the likelihood of held-out data under a run"),
+    "app": ("ldm.cli.app", "serve a demo of a model in the browser"),
+    "space": ("ldm.cli.app", "write the demo as a Space for the Hub"),
+    "figures": ("ldm.cli.figures", "draw the figures that explain the method"),
     "doctor": ("ldm.cli.doctor", "check this machine and this installation"),
 }
 EXTRAS = {
@@ -85,7 +85,7 @@ EXTRAS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are `UserError`s: one line, with the nearest name after a slip."""
+    """An argument parser whose errors are `UserError`s: one line, with the nearest name after a typo."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; `{self.prog} --help` shows what is allowed")
@@ -102,7 +102,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     """The parser for this command line: complete where `argv` leads, and with help lines only elsewhere."""
-    parser = Parser(prog="ldm", description="Latent diffusion from words to pictures, trained from scratch.")
+    parser = Parser(prog="ldm", description="Text-to-image latent diffusion models, trained from scratch.")
     parser.add_argument("--version", action="version", version=f"ldm {__version__}")
     _fill(parser, COMMANDS, argv)
     return parser
@@ -141,6 +141,9 @@ def _add_module(subparsers: argparse._SubParsersAction, name: str, place: str) -
 
 
 def _dispatch(argv: list[str]) -> int | None:
+    for word in argv:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):  # bytes that Python could not decode
+            raise UserError(f"argument {word!r} is not UTF-8 text")
     args = build_parser(argv).parse_args(argv)
     if not hasattr(args, "run"):
         args.help_of.print_help()

@@ -1,4 +1,4 @@
-"""`ldm plan`: what to train in so many minutes and so much memory, as flags and as a file that the trainers take."""
+"""`ldm plan`: settings that train in a given time and memory, as flags and as a file for the trainers."""
 
 import argparse
 import re
@@ -15,12 +15,12 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "plan",
         help="fit a training into given minutes and memory",
-        description="Propose the U-Net's width, the batches and the steps of all parts that a config trains, from "
-        "what a few real steps take on this device, and foretell time and memory.",
-        epilog="A run that was planned says at its end how long it was meant to take.",
+        description="Propose the U-Net's width, the batch sizes and the steps of all stages that a config trains, from "
+        "what a few real steps take on this device, and predict time and memory.",
+        epilog="A planned run reports at its end how long it was predicted to take.",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="project file to start from")
-    parser.add_argument("--minutes", type=_minutes, required=True, help="for all parts together, one after the other")
+    parser.add_argument("--minutes", type=_minutes, required=True, help="for all stages together, one after the other")
     parser.add_argument(
         "--memory", type=_bytes, metavar="SIZE", help="8GiB, 900MiB, ... (default: the GPU's, or what RAM is free)"
     )

@@ -1,4 +1,4 @@
-"""`ldm preview-decoder`: what it is told; the work is done by `ldm.training.tasks.tiny_decoder`, which needs torch."""
+"""`ldm preview-decoder`: a tiny decoder for previews, trained by `ldm.training.tasks.tiny_decoder`."""
 
 import argparse
 from pathlib import Path
@@ -7,13 +7,13 @@ from pathlib import Path
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "preview-decoder",
-        help="teach a run a tiny decoder for previews",
-        description="Teach a tiny decoder to imitate the autoencoder of a finished VAE or LDM run. It is written to "
+        help="train a tiny decoder for previews",
+        description="Train a tiny decoder to imitate the autoencoder of a finished VAE or LDM run. It is written to "
         "RUN/preview, where Pipeline.preview finds that of an LDM run.",
     )
     parser.add_argument("run", type=Path, help="folder of a finished train_vae.py or train_ldm.py run")
-    parser.add_argument("--steps", type=int, default=400, help="of training (default: 400)")
-    parser.add_argument("--batch-size", type=int, default=16, help="pictures per step (default: 16)")
+    parser.add_argument("--steps", type=int, default=400, help="training steps (default: 400)")
+    parser.add_argument("--batch-size", type=int, default=16, help="images per step (default: 16)")
     parser.add_argument("--width", type=int, default=32, help="channels of every convolution (default: 32)")
 
 

@@ -1,4 +1,4 @@
-"""`ldm runs`: what lies in the folders of trainings, whether it is whole, and deleting what is no longer needed."""
+"""`ldm runs`: list training runs, verify their checkpoints, delete old ones."""
 
 import argparse
 from pathlib import Path
@@ -12,19 +12,21 @@ def add_parser(subparsers) -> None:
     listed.set_defaults(run=run_ls)
     verified = subparsers.add_parser(
         "verify",
-        help="read every checkpoint of a run and compare it with its manifest",
+        help="check every checkpoint of a run against its manifest",
         description="Compare sizes and sha256 sums of a run's checkpoints and final model with their manifests.",
-        epilog="Exit code: 0 = all whole, 1 = something is damaged.",
+        epilog="Exit code: 0 = all valid, 1 = something is damaged.",
     )
     verified.add_argument("run_folder", metavar="RUN")
     verified.set_defaults(run=run_verify)
     pruned = subparsers.add_parser(
         "prune",
         help="delete old checkpoints of a run",
-        description="Delete all but the newest checkpoints, those set aside, and what killed processes left behind.",
+        description="Delete all but the newest valid checkpoints, and what killed processes left behind.",
     )
     pruned.add_argument("run_folder", metavar="RUN")
-    pruned.add_argument("--keep", type=int, default=2, metavar="N", help="newest whole checkpoints to keep (2)")
+    pruned.add_argument(
+        "--keep", type=int, default=2, metavar="N", help="newest valid checkpoints to keep (default: 2)"
+    )
     pruned.add_argument("--dry-run", action="store_true", help="list what would be deleted, and touch nothing")
     pruned.set_defaults(run=run_prune)
 

@@ -1,118 +1,89 @@
-"""`ldm sample`: many samples of a model into one file, drawn by our own samplers."""
+"""`ldm sample`: many samples of a model into one file, by our own samplers."""
 
 import argparse
 import io
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm.cli.common import add_options, check_guidance, check_number, check_writable
 from ldm.utils.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
-MOST_STEPS = 1000
+MAX_STEPS = 1000
 
 
-def add_parser(subparsers) -> None:
-    from ldm.diffusion.samplers import SAMPLERS  # torch, for the names that --help lists
+def add_parser(subparsers: Any) -> None:
+    from ldm.diffusion.samplers import SAMPLERS
     from ldm.diffusion.time_grids import TIME_GRIDS
 
     parser = subparsers.add_parser(
         "sample",
-        help="draw many samples into one file",
-        description="Draw many samples of a model into one file, with any sampler on any time grid.",
-        epilog="Points become a float32 array (n, d), pictures a uint8 array (n, height, width, channels). A file that "
-        "ends in .png shows them instead. Sample i is drawn from seed + i, whatever else is drawn with it.",
+        help="generate many samples into one file",
+        description="Generate many samples of a model into one file, with any sampler on any time grid.",
+        epilog="Points become a float32 array (n, d), images a uint8 array (n, height, width, channels). A file that "
+        "ends in .png shows them instead. Sample i is generated from seed + i, whatever else is generated with it.",
     )
     parser.add_argument("model", help="LDM run, exported folder or Hub id")
     parser.add_argument("-o", "--output", type=Path, required=True, help="file to write: .npy, or .png for a look")
-    parser.add_argument("-n", "--number", type=int, default=16, help="how many (default: 16)")
-    parser.add_argument("--prompt", help="what to draw (default: anything)")
-    parser.add_argument("--negative", help="what to lead away from")
-    parser.add_argument("--guidance", type=float, help="how strictly to follow the prompt; 1 = off")
-    parser.add_argument("--sampler", choices=list(SAMPLERS), help="how steps are taken (default: the model's)")
-    parser.add_argument("--steps", type=int, help="how many steps (default: the model's)")
-    parser.add_argument("--grid", choices=list(TIME_GRIDS), help="at which times (default: the model's)")
-    parser.add_argument("--eta", type=float, help="share of new noise, 0 to 1, of ddim and euler_ancestral")
-    parser.add_argument("--seed", type=int, default=0, help="of the first sample (default: 0)")
-    parser.add_argument("--batch-size", type=int, help="samples at once (default: 64 pictures or 4096 points)")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: the fastest there is)")
+    add_options(parser, "number", default=16, help="number of samples (default: 16)")
+    parser.add_argument("--prompt", help="what the samples should show (default: unconditional)")
+    add_options(parser, "negative", "guidance", "steps")
+    parser.add_argument("--sampler", choices=list(SAMPLERS), help="sampler (default: the model's)")
+    parser.add_argument("--grid", choices=list(TIME_GRIDS), help="time grid of the steps (default: the model's)")
+    parser.add_argument("--eta", type=float, help="fraction of new noise, 0 to 1, of ddim and euler_ancestral")
+    add_options(parser, "seed", default=0)
+    parser.add_argument("--batch-size", type=int, help="samples at once (default: 64 images or 4096 points)")
+    add_options(parser, "device")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
-    _check(args)
+    for name, least, most in (("number", 1, None), ("seed", 0, None), ("steps", 1, MAX_STEPS), ("batch_size", 1, None)):
+        check_number(name, getattr(args, name), least, most)
+    check_guidance(args.guidance)
+    check_writable(args.output, (".npy", ".png"))
 
     from ldm.pipelines.loading import load_pipeline
-    from ldm.pipelines.native_sampling import draw, process_and_settings, to_array
+    from ldm.pipelines.native_sampling import process_and_settings, sample_latents, to_array
 
     pipeline = load_pipeline(args.model, device=args.device)
     process, sampling = process_and_settings(args.model, pipeline)
-    plan = {
+    own_eta = args.eta is None and args.sampler in (None, sampling.sampler)
+    how = {
         "sampler": args.sampler or sampling.sampler,
         "steps": args.steps or pipeline.defaults["num_inference_steps"],
         "grid": args.grid or sampling.time_grid,
-        "eta": sampling.eta if args.eta is None and args.sampler in (None, sampling.sampler) else args.eta,
+        "eta": sampling.eta if own_eta else args.eta,
     }
+    options = {name: getattr(args, name) for name in ("prompt", "negative", "guidance", "seed", "batch_size")}
     try:
-        found = draw(
-            pipeline,
-            process,
-            args.number,
-            **plan,
-            prompt=args.prompt,
-            negative=args.negative,
-            guidance=args.guidance,
-            seed=args.seed,
-            batch_size=args.batch_size,
-        )
+        latents = sample_latents(pipeline, process, args.number, **how, **options)
     except ValueError as error:
         raise UserError(str(error)) from None
-    array = to_array(pipeline, found)
+    array = to_array(pipeline, latents)
     write(array, args.output)
-    kind = f"points of {array.shape[1]}" if array.ndim == 2 else f"pictures of {array.shape[2]} x {array.shape[1]}"
-    how = f"{plan['sampler']}, {plan['steps']} steps, {plan['grid']}"
-    print(f"{args.output}: {len(array)} {kind} in {time.perf_counter() - start:.1f} s ({how})")
+    what = f"points of {array.shape[1]}" if array.ndim == 2 else f"images of {array.shape[2]} x {array.shape[1]}"
+    settings = f"{how['sampler']}, {how['steps']} steps, {how['grid']}"
+    print(f"{args.output}: {len(array)} {what} in {time.perf_counter() - start:.1f} s ({settings})")
     return 0
 
 
 def write(array: "np.ndarray", path: Path) -> None:
-    """The array as .npy, or a look at it as .png, whole or not at all."""
+    """The array as .npy, or a look at it as .png, atomically."""
     import numpy as np
 
     from ldm.utils.atomic_files import write_whole
-    from ldm.utils.image_grid import points_picture, save_png, sheet
+    from ldm.utils.image_grid import image_grid, points_picture, save_png
 
+    if path.suffix.lower() == ".png":
+        columns = max(1, round(len(array) ** 0.5))
+        save_png(points_picture(array) if array.ndim == 2 else image_grid(list(array), columns), path)
+        return
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".npy":
-        buffer = io.BytesIO()
-        np.save(buffer, array, allow_pickle=False)
-        write_whole(path, buffer.getvalue())
-    else:
-        save_png(points_picture(array) if array.ndim == 2 else sheet(list(array), _columns(len(array))), path)
-
-
-def _columns(count: int) -> int:
-    return max(1, round(count**0.5))
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Fail before the work, not after it."""
-    limits: dict[str, Any] = {"number": (1, None), "seed": (0, None), "steps": (1, MOST_STEPS), "batch_size": (1, None)}
-    for name, (least, most) in limits.items():
-        value = getattr(args, name)
-        if value is not None and (value < least or (most is not None and value > most)):
-            allowed = f"{least} or more" if most is None else f"from {least} to {most}"
-            raise UserError(f"--{name.replace('_', '-')} must be {allowed}, got {value}")
-    if args.guidance is not None and not 0 <= args.guidance < float("inf"):
-        raise UserError(f"--guidance must be 0 or more (1 = off), got {args.guidance}")
-    if args.output.suffix not in (".npy", ".png"):
-        raise UserError(f"--output must end in .npy or .png, got {str(args.output)!r}")
-    if args.output.is_dir():
-        raise UserError(f"--output {args.output} is a folder: name a file in it")
-    place = next(parent for parent in args.output.absolute().parents if parent.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise UserError(f"--output {args.output} cannot be written: {place} is not a writable folder")
+    write_whole(path, buffer.getvalue())

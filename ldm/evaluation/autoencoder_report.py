@@ -20,7 +20,7 @@ from ldm.models.latents import DeterministicPosterior, is_vector_quantized, post
 from ldm.models.vector_quantizer import code_usage
 from ldm.utils.atomic_files import write_whole
 from ldm.utils.errors import UserError
-from ldm.utils.image_grid import save_png, sheet
+from ldm.utils.image_grid import image_grid, save_png
 from ldm.utils.image_tensors import to_images
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def strip(before: np.ndarray, after: np.ndarray, pictures: int = 16):
     dense = np.argsort(-ink(before), kind="stable")[: min(pictures - half, len(before))]
     chosen = [*even, *dense]
     scale = max(1, 96 // before.shape[1])
-    return sheet([before[i] for i in chosen] + [after[i] for i in chosen], len(chosen), scale=scale)
+    return image_grid([before[i] for i in chosen] + [after[i] for i in chosen], len(chosen), scale=scale)
 
 
 def _read(reader, before: np.ndarray, after: np.ndarray, ids: list[str]) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from ldm.data import ImageTextData, build, is_points, spread
 from ldm.data.toy import ToyData
 from ldm.diffusion.likelihood import Bound, bits_per_dim, dequantise, log_likelihood, squared_errors, variational_bound
 from ldm.diffusion.process import NoiseProcess
-from ldm.diffusion.sampling import Denoise, denoise_with
+from ldm.diffusion.sampling import Denoise
 from ldm.evaluation.latent_likelihood import Encoding, decoder_std, encode
 from ldm.models.identity_autoencoder import IdentityAutoencoder
 from ldm.models.latents import is_vector_quantized
@@ -124,11 +124,7 @@ def nats_per_point(
 def model_denoise(pipeline: Pipeline, process: NoiseProcess, states: Tensor) -> Denoise:
     """The denoise function of a pipeline's network told `states` (B or 1, L, D), without guidance; float64 outside."""
 
-    def network(x: Tensor, timestep: Tensor) -> Tensor:
-        told = states.expand(len(x), -1, -1) if len(states) == 1 else states
-        return pipeline._predict(x.to(pipeline.dtype), timestep, told).double()
-
-    return denoise_with(process, network)
+    return pipeline.denoiser(states, process=process)
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------

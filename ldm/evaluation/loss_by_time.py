@@ -158,7 +158,7 @@ def _errors(pipeline: Pipeline, process: NoiseProcess, x0: Tensor, eps: Tensor, 
     x0, eps, t = (tensor.to(pipeline.device) for tensor in (x0, eps, t))
     x_t = process.corrupt(x0, eps, t)
     network_input = process.network_input(x_t, t).to(pipeline.dtype)
-    prediction = pipeline._predict(network_input, process.timestep(t), states).float()
+    prediction = pipeline.predictor(states, process=process)(network_input, process.timestep(t)).float()
     if process.learned_variance:
         prediction = prediction.chunk(2, dim=1)[0]
     return (prediction - process.target(x0, eps, t)).double().square().flatten(1).mean(1).cpu()

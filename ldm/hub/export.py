@@ -18,7 +18,7 @@ import torch
 from ldm.models.latents import downsampling_factor
 from ldm.pipelines.component_classes import CLASSES, LIBRARY
 from ldm.pipelines.loading import load_pipeline, no_progress_bars
-from ldm.pipelines.model_folder import COMPONENTS, locate
+from ldm.pipelines.model_folder import COMPONENTS, resolve_model
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.atomic_files import one_writer, staged, telling
 from ldm.utils.errors import UserError
@@ -97,7 +97,9 @@ def save_folder(pipeline: Pipeline, folder: Path, name: str) -> None:
             values["dtype"] = "float32"
         _write_json(config, values)
     _write_json(folder / "model_index.json", model_index(pipeline))
-    digest = locate(folder).digest()  # of the components as they now lie there; ldm.json itself is not part of it
+    digest = resolve_model(
+        folder
+    ).digest()  # of the components as they now lie there; ldm.json itself is not part of it
     _write_json(folder / "ldm.json", {**pipeline.defaults, **describe(pipeline), "name": name, "digest": digest})
 
 

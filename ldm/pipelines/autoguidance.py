@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ldm.pipelines.networks import NETWORKS
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
@@ -33,7 +34,7 @@ def load_weak(path: str | Path, main: Pipeline, load: Load) -> Pipeline:
         weak = load(path, device=main.device, dtype=main.dtype)
     else:
         weak = _from_checkpoint(folder, main, load)
-    ours, theirs = main.vae.state_dict(), weak.vae.state_dict()
+    ours, theirs = (each.networks.module("vae").state_dict() for each in (main, weak))
     if ours.keys() != theirs.keys() or not all(torch.equal(ours[name], theirs[name]) for name in ours):
         raise UserError(f"{path} has another autoencoder than the main model, so its latents mean something else")
     return weak
@@ -49,8 +50,8 @@ def _from_checkpoint(folder: Path, main: Pipeline, load: Load) -> Pipeline:
     if (run / "final" / "unet").is_dir():
         weak = load(run, device=main.device, dtype=main.dtype)
     else:
-        weak = copy.copy(main)
-        weak.unet, weak.text_encoder = copy.deepcopy(main.unet), copy.deepcopy(main.text_encoder)
+        networks = {name: copy.deepcopy(main.networks.module(name)) for name in NETWORKS}
+        weak = Pipeline(**networks, tokenizer=main.tokenizer, scheduler=main.scheduler, defaults=main.defaults)
     if not _fill(weak.unet, "unet", tensors):
         raise UserError(f"checkpoint {folder} is of another denoiser than the one it should fill")
     _fill(weak.text_encoder, "text_encoder", tensors)  # it is there where it was trained along

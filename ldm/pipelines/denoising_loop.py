@@ -1,140 +1,171 @@
-"""The way between noise and latents, by a stock scheduler's steps: `forwards` draws, `backwards` finds the noise.
-
-A `Walk` is what the networks are told and where the way begins. The pipeline makes one, `editing` changes it.
-"""
+"""Between noise and latents by the steps of a diffusers scheduler: `denoise` generates, `invert` finds the noise."""
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.parameterization import convert
 from ldm.diffusion.samplers import Euler, rectified
 from ldm.diffusion.sampling import standard_normal
 from ldm.diffusion.time_grids import Level
 from ldm.pipelines.diffusers_schedulers import process_of
 
-Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t as the network sees it, timestep) -> guided prediction
+Predict = Callable[[Tensor, Tensor], Tensor]  # (x_t as the network sees it, timestep) -> guided prediction
 Callback = Callable[[int, Tensor, Tensor], None]
+PER_IMAGE = ("prompt_embeds", "negative_prompt_embeds", "noise", "init_latents", "inpaint_mask")
 
 
 @dataclass(frozen=True)
-class Walk:
-    """One row per picture, on the networks' device and in their dtype.
+class SamplingPlan:
+    """All that decides the images of one call. Tensors have a row for each image, on the networks' device.
 
     Attributes:
-        condition: text states of the prompts, (B, L, D), or with `weights` (B, K, L, D).
-        negative: text states to lead away from, (B, L, D), or None.
+        prompt_embeds: (B, L, D), or with `weights` (B, K, L, D).
+        negative_prompt_embeds: (B, L, D), or None.
         noise: (B, c, h, w) of unit variance.
-        generators: what a stochastic scheduler draws from: None, one, or a list of B.
-        weights: of the K prompts of each picture, see `ldm.diffusion.guidance.guide`.
-        known: latents of a picture (B, c, h, w), or None.
-        strength: 0 to 1: share of the steps that is taken, from `known` with as much noise as belongs there. At 1 the
-            way begins at noise alone, where stock img2img leaves the trace of the picture that the first level has.
-        free: bool (B, 1, h, w): what is drawn; after each step the rest becomes `known` with the noise of that level.
+        generators: of the noise that a stochastic scheduler adds: None, one, or a list of B.
+        num_prompts: B is a multiple of it, and the images of a prompt lie side by side.
+        scheduler, num_inference_steps: whose steps are taken, and how many.
+        guidance: the rule; weak: the network of autoguidance, see `ldm.diffusion.guidance.guide`.
+        weights: of the K prompts of each image.
+        init_latents: latents of an image to begin with (B, c, h, w), or None.
+        strength: 0 to 1: fraction of the steps that is taken, from `init_latents` with as much noise as belongs there.
+            At 1 the loop begins at noise alone, where diffusers' img2img leaves the trace of the image that the first
+            level has.
+        inpaint_mask: bool (B, 1, h, w): what is generated; after each step the rest becomes `init_latents` with the
+            noise of that level.
         resample: times that each step but the last is taken, going back by new noise in between, so that what is
-            drawn gets used to what is kept (RePaint, Lugmayr et al. 2022, arXiv 2201.09865, algorithm 1).
-        take: the way itself.
+            generated fits what is kept (RePaint, Lugmayr et al. 2022, arXiv 2201.09865, algorithm 1).
+        inverse: from `init_latents` to noise; rounds: see `invert`.
+        callback, batch_size, output_type: as of `Pipeline.__call__`.
     """
 
-    condition: Tensor
-    negative: Tensor | None
+    prompt_embeds: Tensor
+    negative_prompt_embeds: Tensor | None
     noise: Tensor
-    generators: Any
+    scheduler: Any
+    num_inference_steps: int
+    generators: Any = None
+    num_prompts: int = 1
+    guidance: Guidance = Guidance()
+    weak: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     weights: tuple[float, ...] | None = None
-    known: Tensor | None = None
+    init_latents: Tensor | None = None
     strength: float = 1.0
-    free: Tensor | None = None
+    inpaint_mask: Tensor | None = None
     resample: int = 1
-    take: "Callable[[Walk, Any, Denoise, int, Callback | None], Tensor]" = lambda *how: forwards(*how)
+    inverse: bool = False
+    rounds: int = 1
+    callback: Callback | None = None
+    batch_size: int = 64
+    output_type: str = "pil"
 
-    def part(self, rows: slice) -> "Walk":
-        """Some of the pictures."""
-        names = ("condition", "negative", "noise", "known", "free")
-        parts = {name: value[rows] for name in names if (value := getattr(self, name)) is not None}
-        own = self.generators[rows] if isinstance(self.generators, list) else self.generators
+    def rows(self, part: slice) -> "SamplingPlan":
+        """Some of the images."""
+        parts = {name: value[part] for name in PER_IMAGE if (value := getattr(self, name)) is not None}
+        own = self.generators[part] if isinstance(self.generators, list) else self.generators
         return replace(self, generators=own, **parts)
 
+    def batches(self) -> Iterator["SamplingPlan"]:
+        for start in range(0, len(self.noise), self.batch_size):
+            yield self.rows(slice(start, start + self.batch_size))
 
-def forwards(walk: Walk, scheduler, denoise: Denoise, steps: int, callback: Callback | None = None) -> Tensor:
-    """Latents (B, c, h, w) at the end of the way; how many steps a strength takes is as in stock img2img."""
-    scheduler.set_timesteps(steps, device=walk.noise.device)
-    takes = {"generator": walk.generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    timesteps, x_t, first = scheduler.timesteps, walk.noise * scheduler.init_noise_sigma, 0
-    if walk.resample > 1 and getattr(scheduler, "order", 1) > 1:
+    def expand(self, rows: Tensor) -> Tensor:
+        """One row for each image, from one for all, for each prompt or for each image. Raises: ValueError."""
+        total = len(self.noise)
+        if len(rows) not in (1, self.num_prompts, total):
+            raise ValueError(f"images must be one, or one for each prompt, got {len(rows)} for {self.num_prompts}")
+        return rows.repeat_interleave(total // len(rows), dim=0)
+
+
+def denoise(plan: SamplingPlan, predict: Predict) -> Tensor:
+    """Latents (B, c, h, w) at the end of the loop; how many steps a strength takes is as in diffusers' img2img."""
+    scheduler, first = plan.scheduler, 0
+    scheduler.set_timesteps(plan.num_inference_steps, device=plan.noise.device)
+    order = getattr(scheduler, "order", 1)
+    if plan.resample > 1 and order > 1:
         raise ValueError(f"resample goes with samplers of one call a step, got {type(scheduler).__name__}")
-    levels = [_scales(scheduler, i) for i in range(len(timesteps))] if walk.resample > 1 else []
-    if walk.known is not None:
-        first = (steps - int(steps * walk.strength + 1e-6)) * getattr(scheduler, "order", 1)
-        _begin(scheduler, first)
-        x_t = _known(walk, scheduler, first) if first else x_t
-    for index in range(first, len(timesteps)):
-        t = timesteps[index]
-        for left in reversed(range(walk.resample if index + 1 < len(timesteps) else 1)):
+    levels = [_scales(scheduler, i) for i in range(len(scheduler.timesteps))] if plan.resample > 1 else []
+    x_t = plan.noise * scheduler.init_noise_sigma
+    if plan.init_latents is not None:
+        first = (plan.num_inference_steps - int(plan.num_inference_steps * plan.strength + 1e-6)) * order
+    _begin(scheduler, first)
+    if first:
+        x_t = _noised(plan, scheduler, first)
+    for index in range(first, len(scheduler.timesteps)):
+        repeats = plan.resample if index + 1 < len(scheduler.timesteps) else 1
+        for left in reversed(range(repeats)):
             before = copy.deepcopy(scheduler) if left else scheduler  # it remembers the steps that it has taken
-            prediction = denoise(scheduler.scale_model_input(x_t, t), t)
-            x_t = scheduler.step(prediction, t, x_t, return_dict=False, **takes)[0]
-            if walk.free is not None:
-                x_t = x_t.where(walk.free, _known(walk, scheduler, index + 1))
+            x_t = _step(plan, scheduler, predict, index, x_t)
             if left:
-                scheduler, x_t = before, _up(x_t, levels[index], levels[index + 1], walk.generators)
-        if callback is not None:
-            callback(index, t, x_t)
+                scheduler, x_t = before, _renoise(x_t, levels[index], levels[index + 1], plan.generators)
+        if plan.callback is not None:
+            plan.callback(index, scheduler.timesteps[index], x_t)
     return x_t
 
 
-def backwards(
-    walk: Walk, scheduler, denoise: Denoise, steps: int, callback: Callback | None = None, rounds: int = 1
-) -> Tensor:
-    """The noise (B, c, h, w) from which first-order steps of `scheduler` lead to `walk.known`: their inverse.
+def invert(plan: SamplingPlan, predict: Predict) -> Tensor:
+    """The noise (B, c, h, w) from which first-order steps of the scheduler lead to `plan.init_latents`: their inverse.
 
     A step of DDIM from x_t to x_s follows the slope at x_t, which is not known yet on the way back. The first round
     takes the slope at (x_s, t) for it: DDIM inversion (Song et al. 2020, arXiv 2010.02502, sec. 4.3; Dhariwal and
     Nichol 2021, arXiv 2105.05233, app. F). Each further round takes it at the x_t of the round before, which converges
     to the exact inverse where the step is short enough (Pan et al. 2023, arXiv 2309.04907).
     """
-    assert walk.known is not None
-    scheduler.set_timesteps(steps, device=walk.noise.device)
-    process, x, here = process_of(scheduler), walk.known, Level(0.0, 1.0, 0.0)
+    assert plan.init_latents is not None
+    scheduler = plan.scheduler
+    scheduler.set_timesteps(plan.num_inference_steps, device=plan.noise.device)
+    process, x, here = process_of(scheduler), plan.init_latents, Level(0.0, 1.0, 0.0)
     for index in reversed(range(len(scheduler.timesteps))):
-        t, x_s = scheduler.timesteps[index], x
-        time = process.schedule.from_timestep(t)
-        there = Level(float(time), *_scales(scheduler, index))
-        for _ in range(rounds):
-            prediction = denoise(process.network_input(x, time), t)
+        timestep, x_s = scheduler.timesteps[index], x
+        t = process.schedule.from_timestep(timestep)
+        there = Level(float(t), *_scales(scheduler, index))
+        for _ in range(plan.rounds):
+            prediction = predict(process.network_input(x, t), timestep)
             x0_hat = convert(prediction, x, there.alpha, there.sigma, process.prediction_type, "sample")
             x = Euler.advance(x_s, Euler.slope(x, x0_hat, there, rectified), here, there, rectified)
         here = there
-        if callback is not None:
-            callback(len(scheduler.timesteps) - 1 - index, t, x)
+        if plan.callback is not None:
+            plan.callback(len(scheduler.timesteps) - 1 - index, timestep, x)
     return x / scheduler.init_noise_sigma
 
 
-def _begin(scheduler, index: int) -> None:
-    """Tell a scheduler that counts its steps which one comes first; others go by the timestep."""
+def _step(plan: SamplingPlan, scheduler: Any, predict: Predict, index: int, x_t: Tensor) -> Tensor:
+    """x after step `index`, with what inpainting keeps put back."""
+    t = scheduler.timesteps[index]
+    takes = {"generator": plan.generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    prediction = predict(scheduler.scale_model_input(x_t, t), t)
+    x_s = scheduler.step(prediction, t, x_t, return_dict=False, **takes)[0]
+    return x_s if plan.inpaint_mask is None else x_s.where(plan.inpaint_mask, _noised(plan, scheduler, index + 1))
+
+
+def _begin(scheduler: Any, index: int) -> None:
+    """Say which step comes first; where two timesteps are equal, schedulers would look up the wrong one."""
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(index)
 
 
-def _known(walk: Walk, scheduler, index: int) -> Tensor:
-    """`walk.known` with the noise that belongs before step `index`; after the last step, itself."""
+def _noised(plan: SamplingPlan, scheduler: Any, index: int) -> Tensor:
+    """`plan.init_latents` with the noise that belongs before step `index`; after the last step, themselves."""
     if index >= len(scheduler.timesteps):
-        return walk.known
-    return scheduler.add_noise(walk.known, walk.noise, scheduler.timesteps[index : index + 1])
+        return plan.init_latents
+    return scheduler.add_noise(plan.init_latents, plan.noise, scheduler.timesteps[index : index + 1])
 
 
-def _scales(scheduler, index: int) -> tuple[float, float]:
+def _scales(scheduler: Any, index: int) -> tuple[float, float]:
     """alpha and sigma before step `index`, as the scheduler has them."""
     _begin(scheduler, index)
     one, t = torch.ones(1, 1, dtype=torch.float64), scheduler.timesteps[index : index + 1].cpu()
     return scheduler.add_noise(one, 0 * one, t).item(), scheduler.add_noise(0 * one, one, t).item()
 
 
-def _up(x_s: Tensor, t: tuple[float, float], s: tuple[float, float], generators) -> Tensor:
+def _renoise(x_s: Tensor, t: tuple[float, float], s: tuple[float, float], generators: Any) -> Tensor:
     """x_t from x_s by as much new noise as lies between their levels (alpha, sigma)."""
     keep = t[0] / s[0]
     return keep * x_s + max(t[1] ** 2 - (keep * s[1]) ** 2, 0) ** 0.5 * standard_normal(x_s, generators)

@@ -1,119 +1,122 @@
-"""What people do with a trained model beside drawing: each verb is one call of a `Pipeline` that changes its `Walk`.
+"""Editing operations: what a trained model can do beside generating from a prompt. Each changes a `SamplingPlan`.
 
-So every verb takes the pipeline's own options too (negative_prompt, num_inference_steps, guidance and its refinements,
-seed or generator, num_images_per_prompt, output_type, callback, batch_size, sampler), and gives a `PipelineOutput`.
-
-A picture is a path, a PIL image, or an array: uint8, bool or float 0 to 1, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
-Any size and mode will do; it is brought to the model's square by `ldm.data.decoding.fit_image`.
+All take the pipeline's own options too (negative_prompt, num_inference_steps, guidance and its refinements, seed or
+generator, num_images_per_prompt, output_type, callback, batch_size, sampler), but for those that an operation decides
+itself, which it refuses by name; and give a `PipelineOutput`. An image is a path, a PIL image, or an array: uint8, bool
+or float 0 to 1, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), of any size.
 """
 
-import io
+import logging
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn.functional import adaptive_max_pool2d
 
-from ldm.data.decoding import MAX_BYTES, ImageError, decode_image, fit_image
 from ldm.diffusion.sampling import standard_normal
-from ldm.models.latents import downsampling_factor
-from ldm.pipelines.denoising_loop import Walk, backwards
+from ldm.pipelines.arguments import check_count, check_fraction, check_seed
+from ldm.pipelines.image_input import ImageInput, read_image, read_images
 from ldm.pipelines.pipeline import Pipeline, PipelineOutput, as_output
-from ldm.utils.errors import UserError
 
-Picture = str | Path | Image.Image | np.ndarray
+log = logging.getLogger(__name__)
 Prompt = str | Sequence[str] | None
 WEIGHTED = re.compile(r"\(([^()]*):\s*([+-]?\d+(?:\.\d+)?|[+-]?\.\d+)\s*\)")  # (words:1.3)
-WORDS = ("linear", "slerp")
+MIXES = ("linear", "slerp")
+NOISE, COUNT = ("seed", "generator", "latents", "sampler"), "num_images_per_prompt"  # options
 
 
-# ---- from a picture -------------------------------------------------------------------------------------------------
+# ---- from an image --------------------------------------------------------------------------------------------------
 
 
 def image_to_image(
     pipeline: Pipeline,
-    picture: Picture | Sequence[Picture],
+    picture: ImageInput | Sequence[ImageInput],
     prompt: Prompt = None,
     strength: float = 0.7,
     resize: str = "pad",
     background: int = 255,
-    **options,
+    **options: Any,
 ) -> PipelineOutput:
-    """Draw on from a picture: noise is put on its latents, and the last `strength` of the steps takes it off.
+    """Change an image by a prompt: noise is added to its latents, and the last `strength` of the steps removes it.
 
     Args:
         picture: one for all prompts, or a list of one for each.
-        strength: 0 to 1. 0 gives the picture through the autoencoder, 1 forgets it and is plain drawing.
-        resize, background: how the picture becomes the model's square, see `fit_image`; the grey level 0 to 255 of
+        strength: 0 to 1. 0 gives the image through the autoencoder, 1 ignores it: plain generation.
+        resize, background: how the image becomes the model's square, see `fit_image`; the grey level 0 to 255 of
             what is transparent or filled up.
 
-    Raises: ValueError as the pipeline; UserError for a picture that cannot be read.
-    Source: SDEdit, Meng et al. 2022, arXiv 2108.01073; as stock `StableDiffusionImg2ImgPipeline`, but that the latents
-        are the posterior's mean, and for strength 1 (see `ldm.pipelines.denoising_loop.Walk`).
+    Raises: ValueError as the pipeline; UserError for an image that cannot be read.
+    Source: SDEdit, Meng et al. 2022, arXiv 2108.01073; as diffusers' `StableDiffusionImg2ImgPipeline`, but that the
+        latents are the posterior's mean, and for strength 1 (see `ldm.pipelines.denoising_loop.SamplingPlan`).
     """
-    _check_share("strength", strength)
-    known = pipeline.encode(_pixels(pipeline, picture, resize, background))
-    return pipeline(prompt, change=lambda walk: replace(walk, known=_fill(known, walk), strength=strength), **options)
+    strength = check_fraction("strength", strength)
+    latents = pipeline.encode(read_images(pipeline, picture, resize, background))
+    plan = pipeline.plan(prompt, **options)
+    return pipeline.run(replace(plan, init_latents=plan.expand(latents), strength=strength))
 
 
 def inpaint(
     pipeline: Pipeline,
-    picture: Picture,
-    mask: Picture,
+    picture: ImageInput,
+    mask: ImageInput,
     prompt: Prompt = None,
     strength: float = 1.0,
     resample: int = 1,
     resize: str = "pad",
     background: int = 255,
     output_type: str = "pil",
-    **options,
+    **options: Any,
 ) -> PipelineOutput:
-    """Draw what the mask shows in white, and keep the rest.
+    """Generate where the mask is white, and keep the rest.
 
-    After each step the known latents take the place of what was drawn there, with the noise of that level (the
-    replacement of Song et al. 2021, arXiv 2011.13456, app. I.2, and of RePaint, Lugmayr et al. 2022, arXiv 2201.09865,
-    eq. 8; the noise is the picture's own, as in stock legacy inpainting). A latent counts as drawn if the mask touches
-    any of its pixels. The autoencoder would change the known pixels a little, so in the end they are pasted back:
-    outside the mask the result is the picture, exactly. With output_type "latent" nothing is pasted.
+    After each step the known latents replace what was generated there, with the noise of that level (the replacement
+    of Song et al. 2021, arXiv 2011.13456, app. I.2, and of RePaint, Lugmayr et al. 2022, arXiv 2201.09865, eq. 8; the
+    noise is the image's own, as in diffusers' legacy inpainting). A latent counts as masked if the mask touches any of
+    its pixels. The autoencoder would change the known pixels a little, so in the end they are pasted back: outside the
+    mask the result is the image, exactly. With output_type "latent" nothing is pasted.
 
     Args:
-        mask: of the picture's size; more than half of white is drawn, the rest kept. See `box_mask`.
-        resample: 1 or more times that each step is taken, see `Walk`; not with samplers of two calls a step.
-        strength, resize, background: as in `image_to_image`; below 1 the old content shines through.
+        mask: of the image's size; more than half of white is generated, the rest kept. An array may be 0 and 1 too.
+            See `box_mask`.
+        resample: 1 or more times that each step is taken, see `SamplingPlan`; not with samplers of two calls a step.
+        strength, resize, background: as in `image_to_image`; below 1 the old content shows through.
 
     Raises: ValueError as the pipeline, or for a mask of another size; UserError for a file that cannot be read.
     """
-    _check_share("strength", strength)
-    _check_count("resample", resample)
-    sizes = [_read(each, 1, 0).shape[:2] for each in (picture, mask)]
-    if sizes[0] != sizes[1]:
-        (height, width), (high, wide) = sizes
-        raise ValueError(f"the mask must have the picture's size {width} x {height}, got {wide} x {high}")
-    pixels = _pixels(pipeline, picture, resize, background)
-    drawn = _pixels(pipeline, mask, resize, 0).mean(1, keepdim=True) > 0.5
-    known = pipeline.encode(pixels)
-    free = torch.nn.functional.adaptive_max_pool2d(drawn.float(), known.shape[-2:]).bool().to(pipeline.device)
-
-    def change(walk: Walk) -> Walk:
-        return replace(walk, known=_fill(known, walk), strength=strength, free=_fill(free, walk), resample=resample)
-
-    plain = output_type if output_type not in ("pil", "np") else "pt"
-    images = pipeline(prompt, output_type=plain, change=change, **options).images
+    strength, resample = check_fraction("strength", strength), check_count("resample", resample)
+    pixels, masked = read_images(pipeline, picture, resize, background), _masked(pipeline, picture, mask, resize)
+    latents = pipeline.encode(pixels)
+    coarse = adaptive_max_pool2d(masked.float(), latents.shape[-2:]).bool().to(pipeline.device)
+    plan = pipeline.plan(prompt, output_type="pt" if output_type in ("pil", "np") else output_type, **options)
+    known, free = plan.expand(latents), plan.expand(coarse)
+    plan = replace(plan, init_latents=known, inpaint_mask=free, strength=strength, resample=resample)
+    images = pipeline.run(plan).images
     if output_type == "latent":
         return PipelineOutput(images)
-    return PipelineOutput(as_output(images.where(drawn.to(images.device), pixels.to(images.device)), output_type))
+    return PipelineOutput(as_output(images.where(masked.to(images.device), pixels.to(images.device)), output_type))
 
 
-def box_mask(picture: Picture, box: Sequence[int]) -> np.ndarray:
-    """A mask (H, W) for `inpaint`: white from left and top to before right and bottom, in the picture's pixels."""
-    (height, width), (left, top, right, bottom) = _read(picture, 1, 0).shape[:2], box
+def _masked(pipeline: Pipeline, picture: ImageInput, mask: ImageInput, resize: str) -> Tensor:
+    """Which pixels of the model's square are generated: bool (1, 1, H, W). Raises: ValueError for another size."""
+    if isinstance(mask, np.ndarray) and mask.dtype == np.uint8 and mask.size and mask.max() == 1:
+        mask = mask.astype(bool)
+    (height, width), (high, wide) = (read_image(each, 1, 0).shape[:2] for each in (picture, mask))
+    if (height, width) != (high, wide):
+        raise ValueError(f"the mask must have the picture's size {width} x {height}, got {wide} x {high}")
+    masked = read_images(pipeline, mask, resize, 0).mean(1, keepdim=True) > 0.5
+    if not masked.any():
+        log.warning("the mask is white nowhere, so nothing is generated: white is generated, black and clear are kept")
+    return masked
+
+
+def box_mask(picture: ImageInput, box: Sequence[int]) -> np.ndarray:
+    """A mask (H, W) for `inpaint`: white from left and top to before right and bottom, in the image's pixels."""
+    (height, width), (left, top, right, bottom) = read_image(picture, 1, 0).shape[:2], box
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise ValueError(f"box must be left < right <= {width} and top < bottom <= {height}, got {tuple(box)}")
     mask = np.zeros((height, width), np.uint8)
@@ -123,55 +126,56 @@ def box_mask(picture: Picture, box: Sequence[int]) -> np.ndarray:
 
 def invert(
     pipeline: Pipeline,
-    picture: Picture | Sequence[Picture],
+    picture: ImageInput | Sequence[ImageInput],
     prompt: Prompt = "",
     rounds: int = 1,
     resize: str = "pad",
     background: int = 255,
     guidance_scale: float = 1.0,
-    **options,
+    **options: Any,
 ) -> Tensor:
-    """The noise (B, c, h, w) from which `pipeline(prompt, latents=noise, sampler="ddim")` draws a picture again.
+    """The noise (B, c, h, w) from which `pipeline(prompt, latents=noise, sampler="ddim")` generates an image again.
 
-    Draw with the same prompt, steps and guidance. See `ldm.pipelines.denoising_loop.backwards`.
+    Generate with the same prompt, steps and guidance. See `ldm.pipelines.denoising_loop.invert`.
 
     Args:
         picture: as in `image_to_image`.
-        prompt: what the picture shows. rounds: 1 or more; 1 is plain DDIM inversion, more invert its very steps where
+        prompt: what the image shows. rounds: 1 or more; 1 is plain DDIM inversion, more invert its very steps where
             that converges.
 
-    Raises: as `image_to_image`; UserError for a noise process without DDIM among stock schedulers.
+    Raises: as `image_to_image`; UserError for a noise process without DDIM among the schedulers of diffusers.
     """
-    _check_count("rounds", rounds)
-    known = pipeline.encode(_pixels(pipeline, picture, resize, background))
-    options |= {"guidance_scale": guidance_scale, "sampler": "ddim", "output_type": "latent"}
-    take = partial(backwards, rounds=rounds)
-    return pipeline(prompt, change=lambda walk: replace(walk, known=_fill(known, walk), take=take), **options).images
+    options = _refuse("invert", "the steps are DDIM's and the noise is its result", options, *NOISE, "output_type")
+    rounds = check_count("rounds", rounds)
+    latents = pipeline.encode(read_images(pipeline, picture, resize, background))
+    plan = pipeline.plan(prompt, guidance_scale=guidance_scale, sampler="ddim", **options)
+    return pipeline.run(replace(plan, init_latents=plan.expand(latents), inverse=True, rounds=rounds)).images
 
 
 def edit(
     pipeline: Pipeline,
-    picture: Picture | Sequence[Picture],
+    picture: ImageInput | Sequence[ImageInput],
     prompt: str | Sequence[str],
     was: Prompt = "",
     rounds: int = 1,
     resize: str = "pad",
     background: int = 255,
-    **options,
+    **options: Any,
 ) -> PipelineOutput:
-    """Draw a picture again with another prompt: its noise is found with what it was, and drawn from with `prompt`.
+    """Generate an image again with another prompt, from the noise that `invert` finds with what it was.
 
     Args:
         picture: as in `image_to_image`.
-        was: what the picture shows, one for each prompt or one for all.
+        was: what the image shows, one for each prompt or one for all.
         rounds, resize, background: as in `invert`.
 
     Raises: as `invert`.
     """
+    options = _refuse("edit", "the image decides the noise, and DDIM the steps", options, *NOISE, COUNT)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    told = [was or ""] * len(prompts) if was is None or isinstance(was, str) else was
+    old = [was or ""] * len(prompts) if was is None or isinstance(was, str) else was
     steps = {name: options[name] for name in ("num_inference_steps", "batch_size") if name in options}
-    noise = invert(pipeline, picture, told, rounds, resize, background, **steps)
+    noise = invert(pipeline, picture, old, rounds, resize, background, **steps)
     return pipeline(prompts, latents=noise, sampler="ddim", **options)
 
 
@@ -186,48 +190,49 @@ def interpolate(
     seed: int = 0,
     last_seed: int | None = None,
     words: str = "linear",
-    **options,
+    **options: Any,
 ) -> PipelineOutput:
-    """Pictures on the way from one prompt and seed to another; both ends are what the pipeline draws of them.
+    """Images between one prompt and seed and another; both ends are what the pipeline generates of them.
 
     Args:
-        first, second: prompts, whose text states are mixed; None for the second = the same.
+        first, second: prompts, whose embeddings are mixed; None for the second = the same.
         frames: 2 or more.
         seed, last_seed: of the noise at both ends, mixed by `slerp`; None for the last = the same.
-        words: how text states are mixed, "linear" or "slerp" (token by token).
+        words: how embeddings are mixed, "linear" or "slerp" (token by token).
 
     Raises: ValueError as the pipeline.
     """
-    _check_count("frames", frames, 2)
-    if words not in WORDS:
-        raise ValueError(f"words must be one of {', '.join(WORDS)}, got {words!r}")
-    shares = torch.linspace(0, 1, frames).tolist()
+    options = _refuse("interpolate", "frames, seed and last_seed say it", options, "generator", "latents", COUNT)
+    frames = check_count("frames", frames, 2)
+    if words not in MIXES:
+        raise ValueError(f"words must be one of {', '.join(MIXES)}, got {words!r}")
+    fractions = torch.linspace(0, 1, frames).tolist()
     mix: Callable[..., Tensor] = slerp if words == "slerp" else torch.lerp
     ends = [_noise(pipeline, each)[0] for each in (seed, seed if last_seed is None else last_seed)]
-    noise = torch.cat([slerp(ends[0], ends[1], share, axes=3) for share in shares])
-    states = pipeline.encode_prompt([first or "", (first if second is None else second) or ""]).split(1)
+    plan = pipeline.plan(
+        second if first is None else first,
+        num_images_per_prompt=frames,
+        latents=torch.cat([slerp(*ends, fraction, axes=3) for fraction in fractions]),
+        generator=[_noise(pipeline, seed)[1] for _ in fractions],
+        **options,
+    )
+    embeds = pipeline.encode_prompt([first or "", (first if second is None else second) or ""]).split(1)
+    return pipeline.run(replace(plan, prompt_embeds=torch.cat([mix(*embeds, fraction) for fraction in fractions])))
 
-    def change(walk: Walk) -> Walk:
-        return replace(walk, condition=torch.cat([mix(*states, share) for share in shares]))
 
-    options |= {"num_images_per_prompt": frames, "latents": noise, "change": change}
-    own = [_noise(pipeline, seed)[1] for _ in shares]
-    return pipeline(second if first is None else first, generator=own, **options)
-
-
-def vary(
-    pipeline: Pipeline, prompt: str | None = None, seed: int = 0, amount: float = 0.3, number: int = 4, **options
+def variations(
+    pipeline: Pipeline, prompt: str | None = None, seed: int = 0, amount: float = 0.3, number: int = 4, **options: Any
 ) -> PipelineOutput:
-    """Relatives of the picture of a seed: noise sqrt(1 - a^2) x + a n, of unit variance as x and n are.
+    """Variations of the image of a seed: noise sqrt(1 - a^2) x + a n, of unit variance as x and n are.
 
     Args:
-        amount: a, 0 to 1. 0 is the picture of `seed`, 1 those of the seeds after it.
-        number: of pictures, the i-th with the noise n of seed + 1 + i.
+        amount: a, 0 to 1. 0 is the image of `seed`, 1 those of the seeds after it.
+        number: of images, the i-th with the noise n of seed + 1 + i.
 
     Raises: ValueError as the pipeline.
     """
-    _check_share("amount", amount)
-    _check_count("number", number)
+    options = _refuse("vary", "seed and number say it", options, "generator", "latents", COUNT)
+    amount, number = check_fraction("amount", amount), check_count("number", number)
     centre = _noise(pipeline, seed)[0]
     others = torch.cat([_noise(pipeline, seed + 1 + i)[0] for i in range(number)])
     noise = math.sqrt(1 - amount**2) * centre + amount * others
@@ -252,14 +257,14 @@ def slerp(first: Tensor, second: Tensor, share: float, axes: int = 1) -> Tensor:
     return (left * a + right * b).to(first.dtype)
 
 
-# ---- words ----------------------------------------------------------------------------------------------------------
+# ---- prompts --------------------------------------------------------------------------------------------------------
 
 
-def compose(pipeline: Pipeline, terms: Sequence[tuple[str, float]], **options) -> PipelineOutput:
-    """One picture that several prompts hold of: AND is a weight above 0, NOT one below.
+def compose_prompts(pipeline: Pipeline, terms: Sequence[tuple[str, float]], **options: Any) -> PipelineOutput:
+    """One image of several prompts: AND is a weight above 0, NOT one below.
 
     The prediction is that of the null caption (or negative prompt) plus guidance_scale times the sum of
-    weight (its prediction - that of the null caption); so [(prompt, 1.0)] is plain drawing.
+    weight (its prediction - that of the null caption); so [(prompt, 1.0)] is plain generation.
 
     Args:
         terms: (prompt, weight), one or more.
@@ -271,50 +276,46 @@ def compose(pipeline: Pipeline, terms: Sequence[tuple[str, float]], **options) -
     if not terms or not all(isinstance(text, str) and math.isfinite(weight) for text, weight in terms):
         raise ValueError(f"terms must be one or more of (prompt, finite weight), got {terms!r}")
     texts, weights = zip(*terms, strict=True)
-    stacked = pipeline.encode_prompt(texts)[None]
-
-    def change(walk: Walk) -> Walk:
-        null = walk.negative
-        if null is None:  # guidance 1 leaves it out, but the sum needs it
-            null = pipeline.encode_prompt([""]).expand_as(walk.condition)
-        return replace(walk, condition=stacked.expand(len(walk.noise), -1, -1, -1), negative=null, weights=weights)
-
-    return pipeline(texts[0], change=change, **options)
+    plan = pipeline.plan(texts[0], **options)
+    null = plan.negative_prompt_embeds
+    if null is None:  # guidance 1 leaves it out, but the sum needs it
+        null = pipeline.encode_prompt("").expand_as(plan.prompt_embeds)
+    embeds = pipeline.encode_prompt(texts)[None].expand(len(plan.noise), -1, -1, -1)
+    return pipeline.run(replace(plan, prompt_embeds=embeds, negative_prompt_embeds=null, weights=weights))
 
 
-@torch.inference_mode()
-def weigh(pipeline: Pipeline, prompt: str | Sequence[str], **options) -> PipelineOutput:
-    """Draw prompts in which "(water:1.3)" gives words a weight; see `weighted_states`. Raises: as the pipeline."""
+def prompt_weighting(pipeline: Pipeline, prompt: str | Sequence[str], **options: Any) -> PipelineOutput:
+    """Generate from prompts in which "(water:1.3)" gives words a weight. Raises: ValueError as the pipeline."""
     marked = [prompt] if isinstance(prompt, str) else list(prompt)
-    states = torch.cat([weighted_states(pipeline, text) for text in marked])
-
-    def change(walk: Walk) -> Walk:
-        return replace(walk, condition=states.repeat_interleave(len(walk.noise) // len(marked), dim=0))
-
-    return pipeline([parse_weights(text)[0] for text in marked], change=change, **options)
+    plan = pipeline.plan([parse_weights(text)[0] for text in marked], **options)
+    embeds = torch.cat([weighted_embeds(pipeline, text) for text in marked])
+    return pipeline.run(replace(plan, prompt_embeds=plan.expand(embeds)))
 
 
-def weighted_states(pipeline: Pipeline, prompt: str) -> Tensor:
-    """Text states (1, L, D) of a prompt with weights: to or from those of the prompt without the words.
+vary, compose, weigh = variations, compose_prompts, prompt_weighting  # as the commands are called
 
-    states + sum over the weighted words of (w - 1) (states - states without them), so 1 changes nothing, to the bit,
-    and 0 takes the word for not said: no other token attends to it, and its own states are the null caption's. The
-    common practices, scaling the states of the word's own tokens (from zero with the mean restored, or from the null
-    caption), leave what the encoder has told later tokens of it, which in a short caption is nearly everything.
+
+@torch.no_grad()
+def weighted_embeds(pipeline: Pipeline, prompt: str) -> Tensor:
+    """Embeddings (1, L, D) of a prompt with weights: to or from those of the prompt without the words.
+
+    embeds + sum over the weighted words of (w - 1) (embeds - embeds without them), so 1 changes nothing, to the bit,
+    and 0 is the prompt without the words: no other token attends to them, and their own embeddings are the null
+    caption's. The common practices, scaling the embeddings of the word's own tokens (from zero with the mean restored,
+    or from the null caption), leave what later tokens have received from it, which in a short caption is nearly all.
     """
     text, spans = parse_weights(prompt)
-    states, null = pipeline.encode_prompt([text, ""]).split(1)
+    embeds, null = pipeline.encode_prompt([text, ""]).split(1)
     length = pipeline.tokenizer.model_max_length
     padded = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
-    found = pipeline.tokenizer(text, return_offsets_mapping=True, verbose=False, **padded)
-    starts, ends = found.offset_mapping[0].unbind(1)
-    result = states
+    tokens = pipeline.tokenizer(text, return_offsets_mapping=True, verbose=False, **padded)
+    starts, ends = tokens.offset_mapping[0].unbind(1)
+    result = embeds
     for first, last, weight in spans:
-        said = (starts < ends.clamp(max=last)) & (first < ends)  # special tokens are empty
-        seen = (~said).long()[None].to(pipeline.device)
-        without = pipeline.text_encoder(found.input_ids.to(pipeline.device), attention_mask=seen)[0].to(states.dtype)
-        without = null.where(said.to(pipeline.device)[None, :, None], without)
-        result = result + (weight - 1) * (states - without)
+        inside = (starts < ends.clamp(max=last)) & (first < ends)  # special tokens are empty
+        without = pipeline.networks.encode_text(tokens.input_ids, (~inside).long()[None]).to(embeds.dtype)
+        without = null.where(inside.to(pipeline.device)[None, :, None], without)
+        result = result + (weight - 1) * (embeds - without)
     return result
 
 
@@ -328,85 +329,18 @@ def parse_weights(prompt: str) -> tuple[str, list[tuple[int, int, float]]]:
     return text + prompt[after:], spans
 
 
-# ---- pictures in, and small change ----------------------------------------------------------------------------------
+# ---- options --------------------------------------------------------------------------------------------------------
 
 
-def _pixels(pipeline: Pipeline, picture: Picture | Sequence[Picture], resize: str, background: int) -> Tensor:
-    """Pictures (n, C, H, W) in [0, 1], float32, as the model's autoencoder wants them."""
-    height, width = (side * downsampling_factor(pipeline.vae.config) for side in pipeline.latent_shape[1:])
-    if height != width:
-        raise ValueError(f"pictures are brought to squares, and this model draws {width} x {height}")
-    many: Sequence[Any] = picture if isinstance(picture, list | tuple) else [picture]
-    read = [_read(each, pipeline.vae.config.in_channels, background) for each in many]
-    square = np.stack([fit_image(each, height, resize, background) for each in read])
-    return torch.from_numpy(square).permute(0, 3, 1, 2).float() / 255
-
-
-def _read(picture: Picture, channels: int, background: int) -> np.ndarray:
-    """uint8 (H, W, channels), upright. Raises: UserError, in one line, whatever the file holds."""
-    name = picture if isinstance(picture, str | Path) else f"the {type(picture).__name__}"
-    try:
-        source = _ordinary(Path(picture)) if isinstance(picture, str | Path) else _encoded(picture)
-        return decode_image(source, channels, background)
-    except ImageError as error:
-        raise UserError(f"{name} cannot be used: {error}; give a picture such as a PNG or JPEG") from None
-
-
-def _ordinary(path: Path) -> Path:
-    """The path, unless to read what is there would take forever."""
-    if path.exists() and (not path.is_file() or path.stat().st_size > MAX_BYTES):
-        raise ImageError(f"it is no file, or larger than {MAX_BYTES:,} bytes")
-    return path
-
-
-def _encoded(picture: Image.Image | np.ndarray) -> bytes:
-    """A file of it without loss, so that one function decides what becomes of every mode."""
-    buffer = io.BytesIO()
-    try:
-        image = Image.fromarray(_array(picture)) if isinstance(picture, np.ndarray) else picture
-        image = ImageOps.exif_transpose(image)
-        if image.has_transparency_data and not image.mode.startswith("I"):
-            image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        elif image.mode not in ("1", "L", "RGB", "I", "F", "I;16"):
-            image = image.convert("RGB")
-        image.save(buffer, "TIFF")
-    except (OSError, SyntaxError, TypeError, ValueError, AttributeError, Image.DecompressionBombError) as error:
-        raise ImageError(" ".join(str(error).split())[:160] or type(error).__name__) from error
-    return buffer.getvalue()
-
-
-def _array(picture: np.ndarray) -> np.ndarray:
-    """An array as uint8 (H, W) or (H, W, 3 or 4)."""
-    if picture.dtype.kind == "f" and picture.size and not (picture.min() >= 0 and picture.max() <= 1):
-        raise ImageError(f"float values must be from 0 to 1, got {picture.min():g} to {picture.max():g}")
-    if picture.dtype.kind in "fb":
-        picture = np.rint(picture * 255.0).astype(np.uint8)
-    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (1,), (3,), (4,)):
-        raise ImageError(f"an array must be uint8, bool or float, (H, W) or (H, W, 1, 3 or 4), got {picture.shape}")
-    return picture[..., 0] if picture.shape[2:] == (1,) else picture
-
-
-def _fill(rows: Tensor, walk: Walk) -> Tensor:
-    """One row for each picture of the walk, from one for all or one for each prompt."""
-    total = len(walk.noise)
-    if total % len(rows):
-        raise ValueError(f"pictures must be one, or one for each prompt, got {len(rows)} for {total} drawings")
-    return rows.repeat_interleave(total // len(rows), dim=0)
+def _refuse(operation: str, reason: str, options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The options without those named, which the operation decides. Raises: ValueError if one of them is given."""
+    for name in names:
+        if options.get(name) is not None:
+            raise ValueError(f"{operation} takes no {name}: {reason}")
+    return {name: value for name, value in options.items() if name not in names}
 
 
 def _noise(pipeline: Pipeline, seed: int) -> tuple[Tensor, torch.Generator]:
     """What the pipeline starts from for a seed, (1, c, h, w), and the generator after that."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be a whole number from 0 to 2**63, got {seed!r}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     return standard_normal(torch.empty(1, *pipeline.latent_shape), generator), generator
-
-
-def _check_count(name: str, value: int, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
-
-
-def _check_share(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be from 0 to 1, got {value!r}")

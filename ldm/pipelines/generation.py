@@ -1,18 +1,27 @@
-"""Images of prompts, for every command and measurement that asks a pipeline for some."""
+"""Images of prompts: for every command, app and measurement that asks a model for some.
 
+A job is a dict of all settings of an image, see `ldm.pipelines.image_metadata`; image i is generated from seed + i.
+"""
+
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm.pipelines.model_folder import ModelFolder
+from ldm.pipelines.torch_free import TorchFreePipeline, open_torch_free
 from ldm.utils.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from ldm.pipelines.denoising_loop import Callback
-    from ldm.pipelines.pipeline import PipelineOutput
+
+MAX_IMAGES = 4096  # in one call
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "C:/Windows/System32/nvcuda.dll")
 
 
-def generate_images(pipeline: "Callable[..., PipelineOutput]", *args, **options) -> Any:
+def generate_images(pipeline: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """The `images` of one call of a pipeline, or of an editing operation. Raises: UserError where it is refused."""
     try:
         return pipeline(*args, **options).images
@@ -21,9 +30,9 @@ def generate_images(pipeline: "Callable[..., PipelineOutput]", *args, **options)
 
 
 def generate_job(
-    pipeline: "Callable[..., PipelineOutput]", job: dict, count: int, callback: "Callback | None" = None
+    pipeline: Callable[..., Any], job: dict, count: int = 1, callback: "Callback | None" = None
 ) -> list["Image.Image"]:
-    """`count` images with the settings of a `job` (see `image_metadata`), the i-th from job["seed"] + i."""
+    """`count` images with the settings of a job, of each prompt where job["prompt"] is a list. Raises: UserError."""
     return generate_images(
         pipeline,
         prompt=job["prompt"],
@@ -40,3 +49,47 @@ def generate_job(
         seed=job["seed"],
         callback=callback,
     )
+
+
+def generate_with(
+    folder: ModelFolder, job: dict, count: int = 1, device: str | None = None, callback: "Callback | None" = None
+) -> list["Image.Image"]:
+    """As `generate_job`, by the model in a folder; without torch where it can do the job. Raises: UserError."""
+    model = open_torch_free(folder) if suits_torch_free(job) and not wants_gpu(device) else None
+    if model is not None:
+        return _without_torch(model, job, count, callback)
+    from ldm.models.lora import as_options
+    from ldm.pipelines.loading import load_pipeline
+
+    return generate_job(load_pipeline(folder, device=device, **as_options(job["lora"])), job, count, callback)
+
+
+def _without_torch(model: TorchFreePipeline, job: dict, count: int, callback: "Callback | None") -> list["Image.Image"]:
+    from PIL import Image
+
+    prompts = job["prompt"] if isinstance(job["prompt"], list) else [job["prompt"] or ""]
+    scale = 1.0 if job["prompt"] is None and job["negative"] is None else float(job["guidance"])
+    pixels = model.generate(
+        [prompt for prompt in prompts for _ in range(count)],
+        [job["negative"] or ""] * (count * len(prompts)),
+        job["steps"],
+        scale,
+        tuple(job["interval"] or (0, 1)),
+        job["seed"],
+        None if callback is None else lambda step: callback(step, None, None),
+    )
+    return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in pixels]
+
+
+def suits_torch_free(job: dict) -> bool:
+    """Whether a complete job is in range and in reach of `torch_free`; the pipeline says what is wrong with others."""
+    if any(job[name] for name in ("sampler", "weak", "lora", "cfg_zero", "zero_init", "rescale")):
+        return False
+    first, last = job["interval"] or (0, 1)
+    in_range = 1 <= job["steps"] <= 1000 and 0 <= job["guidance"] < math.inf and 0 <= first <= last <= 1
+    return in_range and job["seed"] < 2**63 - MAX_IMAGES
+
+
+def wants_gpu(device: str | None) -> bool:
+    """Whether a GPU was asked for; or nothing was, and a driver for CUDA is here."""
+    return device != "cpu" if device is not None else any(Path(place).exists() for place in GPU_DRIVERS)

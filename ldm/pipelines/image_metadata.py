@@ -1,4 +1,4 @@
-"""Settings of an image, and how they travel in a PNG: everything that `ldm generate --from` needs to make it again."""
+"""The settings of an image (a job), and how they travel in a PNG, which `ldm generate --from` generates again."""
 
 import json
 from pathlib import Path
@@ -23,14 +23,14 @@ GUIDANCE = ("interval", "rescale", "cfg_zero", "zero_init", "weak")  # refinemen
 
 
 def empty_job() -> dict[str, Any]:
-    """All that decides pictures, with nothing asked for yet."""
+    """A job with nothing asked for yet."""
     job: dict[str, Any] = {"model": None, "prompt": None, "negative": None, "grid": None, "number": None, "seed": 0}
     job |= {"steps": None, "sampler": None, "guidance": None, "scale": 1, "digest": None, "lora": None}
     return job | dict.fromkeys(GUIDANCE)
 
 
 def complete(job: dict, defaults: dict) -> None:
-    """What the model chooses by default is written into `job`, and so into the picture."""
+    """Fill in what the model chooses by default."""
     names = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
     names |= {name: f"guidance_{name}" for name in ("interval", "rescale")}
     for name, its in names.items():
@@ -46,18 +46,10 @@ def entries(job: dict, key: str = KEY) -> dict[str, str]:
 
 
 def save_png(image: "Image.Image", path: Path, job: dict, key: str = KEY) -> None:
-    """Write `image` enlarged by job["scale"] with `job` in its metadata under `key`, whole or not at all."""
-    from PIL.PngImagePlugin import PngInfo
+    """Write `image` enlarged by job["scale"], with `job` in its metadata under `key`, atomically."""
+    from ldm.utils import image_grid
 
-    from ldm.utils.atomic_files import drafted
-
-    info = PngInfo()
-    for name, text in entries(job, key).items():
-        info.add_itxt(name, text)
-    image = enlarged(image, job["scale"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with drafted(path) as stream:
-        image.save(stream, format="PNG", pnginfo=info)
+    image_grid.save_png(image_grid.enlarged(image, job["scale"]), path, entries(job, key))
 
 
 def read_png(path: Path) -> dict:
@@ -69,7 +61,7 @@ def read_png(path: Path) -> dict:
             image.load()
             text = image.info.get(KEY)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"--from {path}: not a readable picture ({error})") from None
+        raise UserError(f"--from {path}: not a readable image ({error})") from None
     try:
         job = json.loads(text or "")
     except (ValueError, RecursionError):
@@ -83,10 +75,3 @@ def read_png(path: Path) -> dict:
     if len(times) != 2 or not all(isinstance(each, int | float) for each in times):
         raise UserError(f"--from {path}: its interval must be two numbers, got {times!r}")
     return job
-
-
-def enlarged(image: "Image.Image", scale: int) -> "Image.Image":
-    """Every pixel drawn as scale x scale."""
-    from PIL.Image import Resampling
-
-    return image.resize((image.width * scale, image.height * scale), Resampling.NEAREST) if scale > 1 else image

@@ -8,50 +8,54 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ldm.models.lora import merge, read_lora
 from ldm.pipelines.autoguidance import load_weak
 from ldm.pipelines.component_classes import stock_class
-from ldm.pipelines.model_folder import COMPONENTS, ModelFolder, locate
+from ldm.pipelines.model_folder import COMPONENTS, ModelFolder, resolve_model
+from ldm.pipelines.networks import OnDisk
 from ldm.pipelines.onnx_runtime import Engine, open_engine
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.errors import UserError
 from ldm.utils.untrusted_files import count, read_json
 
 ENGINES = ("auto", "torch", "onnx")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 def load_pipeline(
-    path_or_id: str | Path | None = None,
+    path_or_id: str | Path | ModelFolder | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     engine: str = "auto",
     lora: str | Path | None = None,
     lora_scale: float = 1.0,
 ) -> Pipeline:
-    """Load a model for drawing.
+    """Load a model to generate images with.
 
     Args:
-        path_or_id: an exported folder, an LDM run, a Hub id (`user/name`, `user/name@revision`), or None for the
-            model that ships with the project.
+        path_or_id: an exported folder, an LDM run, a Hub id (`user/name`, `user/name@revision`), what `resolve_model`
+            made of one, or None for the model that ships with the project.
         device: None = CUDA where there is one, else the CPU.
-        dtype: of the networks; None = float32.
-        engine: what the networks run in: "torch", "onnx" (ONNX Runtime: a CPU, float32 and a folder with graphs), or
-            "auto" for the latter where it can be. Changing a network in place goes on in torch by itself.
-        lora: adapters to draw with, a file in the stock format or a folder or run that holds one (`ldm.models.lora`).
+        dtype: of the networks, or its name ("float16"); None = float32.
+        engine: what the networks run in. "torch": modules, which may be changed in any way. "onnx": ONNX Runtime, which
+            needs a CPU, float32, a folder with graphs and no adapters; the networks are those on disk, and asking for
+            `pipeline.vae`, `.text_encoder` or `.unet` is an error. "auto": ONNX Runtime where it can be, each network
+            until it is asked for (`pipeline.unet`, `.components`, `.to(...)`) and in torch from then on, so that
+            whatever is done to it counts. Scheduler, tokenizer and defaults may be changed with every engine.
+        lora: adapters, a file in the format of diffusers or a folder or run that holds one (`ldm.models.lora`).
         lora_scale: how strongly; 0 = as if there were none, 1 = as they were trained.
 
-    Raises: UserError (one line) if there is no such model or it is incomplete or foreign, or the adapters do not fit.
+    Raises: UserError (one line) if there is no such model or it is incomplete or not allowed, or the adapters do not
+    fit.
     """
-    folder = locate(path_or_id)
-    try:
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UserError(f"device {device!r} is unknown: use cpu, cuda, cuda:N or mps") from error
-    dtype = dtype or torch.float32
-    parts = {name: _load(folder, name, dtype) for name in COMPONENTS}
-    fast = _choose_engine(folder, device, dtype, engine)
-    pipeline = Pipeline(**parts, defaults=folder.defaults, folder=folder, engine=fast).to(device)
+    folder = path_or_id if isinstance(path_or_id, ModelFolder) else resolve_model(path_or_id)
+    device, dtype = _device(device), _dtype(dtype)
+    graphs = _choose_engine(folder, device, dtype, engine, lora is not None)
+    parts = {name: _load(folder, name, dtype, lazily=graphs is not None) for name in COMPONENTS}
+    pipeline = Pipeline(**parts, defaults=folder.defaults, folder=folder, engine=graphs, fixed=engine == "onnx")
+    pipeline.to(device)
     pipeline.load_weak = partial(load_weak, load=load_pipeline)
     if lora is not None:
         merge(pipeline.components, read_lora(lora), lora_scale, lora)
@@ -59,50 +63,78 @@ def load_pipeline(
     return pipeline
 
 
-def _choose_engine(folder: ModelFolder, device: torch.device, dtype: torch.dtype, wanted: str) -> Engine | None:
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UserError(f"device {device!r} is unknown: use cpu, cuda, cuda:N or mps") from error
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype or torch.float32
+    if not isinstance(found, torch.dtype):
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)} or a torch.dtype, got {dtype!r}")
+    return found
+
+
+def _choose_engine(
+    folder: ModelFolder, device: torch.device, dtype: torch.dtype, wanted: str, adapted: bool
+) -> Engine | None:
+    """The graphs to compute with, or None for torch. Raises: UserError for "onnx" where that cannot be."""
     if wanted not in ENGINES:
         raise UserError(f"engine must be one of {', '.join(ENGINES)}, got {wanted!r}")
     if wanted == "torch":
         return None
-    fits = device.type == "cpu" and dtype == torch.float32
-    found = open_engine(folder, torch.get_num_threads()) if fits else None
-    if wanted == "onnx" and found is None:
-        why = f"{folder.source} has no graphs, or onnxruntime is missing" if fits else f"not {dtype} on {device.type}"
-        raise UserError(
-            f"engine onnx draws on a CPU in float32: {why}; `ldm export` writes graphs, with onnx installed"
-        )
-    return found
+    fits = device.type == "cpu" and dtype == torch.float32 and not adapted
+    graphs = open_engine(folder, torch.get_num_threads()) if fits else None
+    if wanted == "onnx" and graphs is None:
+        why = "not with adapters" if adapted else f"not {dtype} on {device.type}"
+        if fits:
+            why = f"{folder.source} has no graphs, or onnxruntime is missing"
+        raise UserError(f"engine onnx runs on a CPU in float32: {why}; `ldm export` writes graphs, with onnx installed")
+    return graphs
 
 
-def _load(folder: ModelFolder, component: str, dtype: torch.dtype):
+def _load(folder: ModelFolder, component: str, dtype: torch.dtype, lazily: bool) -> Any:
+    """A component; a network `lazily` as one `OnDisk`."""
     cls, path = stock_class(component, folder.classes[component]), folder.paths[component]
     if component == "scheduler":
         return _scheduler(cls, path)
-    weights = {
-        "vae": {"torch_dtype": dtype, "use_safetensors": True},
-        "unet": {"torch_dtype": dtype, "use_safetensors": True},
-        "text_encoder": {"dtype": dtype, "use_safetensors": True},
-    }.get(component, {})
+    with _readable_errors(component, path):
+        if component == "tokenizer":
+            tokenizer = cls
+            return tokenizer.from_pretrained(str(path), local_files_only=True)
+        config = _checked_config(cls, path)
+    load = partial(_network, component, cls, path, dtype)
+    return OnDisk(config, load) if lazily else load()
+
+
+def _network(component: str, cls: type[Any], path: Path, dtype: torch.dtype) -> nn.Module:
+    as_dtype = {"dtype" if component == "text_encoder" else "torch_dtype": dtype}
+    with _readable_errors(component, path), no_progress_bars():
+        loaded = cls.from_pretrained(str(path), local_files_only=True, use_safetensors=True, **as_dtype)
+    return loaded.requires_grad_(False)
+
+
+@contextmanager
+def _readable_errors(component: str, path: Path) -> Iterator[None]:
     try:
-        if weights:
-            _check_size(cls, path)
-        with no_progress_bars():
-            loaded = cls.from_pretrained(str(path), local_files_only=True, **weights)
+        yield
     except UserError:
         raise
     except Exception as error:  # each library has its own exceptions for a broken file
         raise UserError(f"{component} in {path} could not be loaded: {str(error).split(chr(10))[0]}") from error
-    return loaded.requires_grad_(False) if weights else loaded
 
 
-def _check_size(cls: type[Any], path: Path) -> None:
-    """The libraries fill in weights that are missing: none may be. Raises: UserError."""
+def _checked_config(cls: type[Any], path: Path) -> Any:
+    """The config of a network whose weights are all there: the libraries would fill in others. Raises: UserError."""
     settings = read_json(path / "config.json")
     with torch.device("meta"):  # takes no memory
         described = cls(cls.config_class(**settings)) if hasattr(cls, "config_class") else cls.from_config(settings)
     wanted, there = sum(weight.numel() for weight in described.parameters()), count(path)
     if wanted > there:
         raise UserError(f"{path / 'config.json'} describes {wanted:,} weights; the files beside it hold {there:,}")
+    return described.config
 
 
 def _scheduler(cls: type[Any], path: Path):

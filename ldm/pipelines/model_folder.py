@@ -58,7 +58,7 @@ class ModelFolder:
         return total.hexdigest()[:16]
 
 
-def locate(path_or_id: str | Path | None = None) -> ModelFolder:
+def resolve_model(path_or_id: str | Path | None = None) -> ModelFolder:
     """Find a model.
 
     Args:

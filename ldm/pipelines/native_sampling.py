@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ldm.config.loading import load
 from ldm.config.settings import SamplingOptions
-from ldm.diffusion.guidance import Guidance, guide
+from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.process import NoiseProcess
-from ldm.diffusion.sampling import denoise_with, prior, sample
+from ldm.diffusion.sampling import prior, sample
 from ldm.diffusion.time_grids import TIME_GRIDS
 from ldm.models.latents import from_model_latents
 from ldm.pipelines.diffusers_schedulers import process_of
@@ -26,7 +26,7 @@ def process_and_settings(model: str, pipeline: Pipeline) -> tuple[NoiseProcess, 
     return NoiseProcess(**told.noise.model_dump()), told.sampling
 
 
-def draw(
+def sample_latents(
     pipeline: Pipeline,
     process: NoiseProcess,
     number: int,
@@ -56,19 +56,12 @@ def draw(
     # a grid may start below t = 1, where the noise is less
     level = (process.schedule.norm(times[:1]) / process.schedule.norm(torch.ones_like(times[:1]))).item()
 
-    def network(x: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
-        return pipeline.unet(x, timestep, encoder_hidden_states=condition, return_dict=False)[0]
-
     results = []
-    with torch.inference_mode():
-        words = pipeline.encode_prompt([prompt or "", negative or ""])
+    denoise = pipeline.denoiser(prompt or "", rule, negative or "", process)
+    with torch.no_grad():
         for start in range(0, number, batch_size):
             count = min(batch_size, number - start)
             generators = [torch.Generator().manual_seed(seed + start + i) for i in range(count)]
-            condition, away = (each.expand(count, *each.shape) for each in words)
-            away = away if scale != 1 else None
-            guided = guide(network, condition, away, rule, process=process, time=process.schedule.from_timestep)
-            denoise = denoise_with(process, guided)
             x = prior(process.schedule, (count, *shape), generators) * level
             x = x.to(pipeline.device, pipeline.dtype)
             results.append(sample(denoise, x, process.schedule, times, sampler, generators, eta).float().cpu())
@@ -78,7 +71,8 @@ def draw(
 def to_array(pipeline: Pipeline, latents: Tensor) -> np.ndarray:
     """Points as float32 (n, d), pictures as uint8 (n, H, W, C)."""
     if pipeline.latent_shape[1:] == (1, 1):
-        return from_model_latents(latents.flatten(1), pipeline.vae.config).numpy().astype(np.float32)
-    with torch.inference_mode():
+        points = from_model_latents(latents.flatten(1), pipeline.networks.config("vae"))
+        return points.numpy().astype(np.float32)
+    with torch.no_grad():
         pixels = [pipeline.decode(part.to(pipeline.device)).cpu() for part in latents.split(64)]
     return (torch.cat(pixels).permute(0, 2, 3, 1) * 255).round().byte().numpy()

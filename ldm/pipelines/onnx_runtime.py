@@ -29,13 +29,13 @@ class Engine:
         self.folder = folder
         self.threads = threads or int(os.environ.get("OMP_NUM_THREADS") or _cores())
 
-    def states(self, input_ids: np.ndarray) -> np.ndarray:
-        """Text states (B, L, D) of tokens (B, L) int64."""
+    def encode_text(self, input_ids: np.ndarray) -> np.ndarray:
+        """Prompt embeddings (B, L, D) of tokens (B, L) int64."""
         return _run(self._text_encoder, {"input_ids": input_ids})
 
-    def predict(self, sample: np.ndarray, timestep: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """The U-Net's prediction for samples (B, c, h, w), timesteps (B,) and text states (B, L, D)."""
-        return _run(self._unet, {"sample": sample, "timestep": timestep, "states": states})
+    def predict(self, sample: np.ndarray, timestep: np.ndarray, prompt_embeds: np.ndarray) -> np.ndarray:
+        """The U-Net's prediction for samples (B, c, h, w), timesteps (B,) and prompt embeddings (B, L, D)."""
+        return _run(self._unet, {"sample": sample, "timestep": timestep, "states": prompt_embeds})
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pictures (B, C, H, W), about -1 to 1, of the VAE's latents (B, c, h, w)."""

@@ -1,8 +1,11 @@
-"""Drawing without torch: the shipped model's first picture in under a second from a cold start.
+"""Generating without torch: the shipped model's first image in under a second from a cold start.
 
-The same arithmetic as `ldm.pipelines.pipeline` in numpy, over the networks of `onnx_runtime`: text padded to the
+The same arithmetic as `ldm.pipelines.pipeline` in numpy, over the graphs of `onnx_runtime`: text padded to the
 tokenizer's length, guidance by one call for both halves, DPM-Solver++ of first or second order over flow sigmas as
-the stock scheduler takes it. Whatever goes beyond that (other samplers and processes, a GPU) is left to the pipeline.
+diffusers' scheduler takes it. Whatever goes beyond that (other samplers and processes, a GPU) needs the pipeline.
+
+Its loop and noise stand beside those of `ldm.diffusion.sampling` (torch) and of `ldm/apps/web/page/sampler.js` and
+`noise.js` (browser); tests hold all three equal.
 """
 
 import logging
@@ -19,6 +22,23 @@ from ldm.pipelines.onnx_runtime import Engine, open_engine
 from ldm.utils.errors import UserError
 from ldm.utils.untrusted_files import read_json
 
+log = logging.getLogger(__name__)
+CUT = "prompt cut after %d tokens, so these words were lost: %r (of %r)"
+SCHEDULER = "DPMSolverMultistepScheduler"
+# what its settings have to be for `_levels` and `_denoise` to take its steps
+FITS = {
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "algorithm_type": "dpmsolver++",
+    "solver_type": "midpoint",
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "euler_at_final": False,
+    "thresholding": False,
+    "use_dynamic_shifting": False,
+    "variance_type": None,
+}
+
 
 class Level(NamedTuple):
     """As `ldm.diffusion.time_grids.Level`, which needs torch."""
@@ -34,27 +54,9 @@ class Level(NamedTuple):
         return math.log(self.alpha / self.sigma)
 
 
-log = logging.getLogger(__name__)
-CUT = "prompt cut after %d tokens, so these words were lost: %r (of %r)"
-SCHEDULER = "DPMSolverMultistepScheduler"
-# what its settings have to be for `_levels` and `_walk` to take its steps
-FITS = {
-    "prediction_type": "flow_prediction",
-    "use_flow_sigmas": True,
-    "algorithm_type": "dpmsolver++",
-    "solver_type": "midpoint",
-    "final_sigmas_type": "zero",
-    "lower_order_final": True,
-    "euler_at_final": False,
-    "thresholding": False,
-    "use_dynamic_shifting": False,
-    "variance_type": None,
-}
-
-
 @dataclass(frozen=True)
-class Light:
-    """A model that can be drawn with here; see `open_light`."""
+class TorchFreePipeline:
+    """A model that needs no torch; see `open_torch_free`."""
 
     engine: Engine
     tokenizer: Any  # tokenizers.Tokenizer
@@ -62,7 +64,7 @@ class Light:
     latent_shape: tuple[int, int, int]  # (c, h, w)
     scale: float  # of the VAE's latents
 
-    def draw(
+    def generate(
         self,
         prompts: Sequence[str],
         negatives: Sequence[str],
@@ -73,45 +75,53 @@ class Light:
         callback: Callable[[int], None] | None = None,
         batch_size: int = 64,
     ) -> np.ndarray:
-        """Pictures uint8 (B, H, W, C), one for each prompt, from seed + i; `callback` is told every step."""
-        condition = self._states(prompts)
-        away = self._states(negatives) if guidance_scale != 1 else None
-        noise = np.concatenate([standard_normal(seed + i, self.latent_shape)[None] for i in range(len(prompts))])
-        pictures = []
+        """Images uint8 (B, H, W, C), one for each prompt, from seed + i; `callback` receives every index."""
+        cond = self._encode(prompts)
+        uncond = self._encode(negatives) if guidance_scale != 1 else None
+        noise = np.concatenate([seeded_normal(seed + i, self.latent_shape)[None] for i in range(len(prompts))])
+        images = []
         for start in range(0, len(prompts), batch_size):
             part = slice(start, start + batch_size)
-            predict = self._guided(condition[part], None if away is None else away[part], guidance_scale, interval)
-            z0 = self._walk(predict, noise[part], steps, callback)
-            pictures.append(np.clip(self.engine.decode(z0 / self.scale) / 2 + 0.5, 0, 1))
-        return (np.concatenate(pictures).transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
+            predict = self._guided(cond[part], None if uncond is None else uncond[part], guidance_scale, interval)
+            z0 = self._denoise(predict, noise[part], steps, callback)
+            images.append(np.clip(self.engine.decode(z0 / self.scale) / 2 + 0.5, 0, 1))
+        return (np.concatenate(images).transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
 
-    def _states(self, prompts: Sequence[str]) -> np.ndarray:
+    def _encode(self, prompts: Sequence[str]) -> np.ndarray:
         unique = list(dict.fromkeys(prompts))
-        found = self.tokenizer.encode_batch(unique)
-        for prompt, one in zip(unique, found, strict=True):
+        encoded = self.tokenizer.encode_batch(unique)
+        for prompt, one in zip(unique, encoded, strict=True):
             if one.overflowing:
                 lost = self.tokenizer.decode([i for rest in one.overflowing for i in rest.ids])
                 log.warning(CUT, len(one.ids), lost.replace("</w>", " ").strip(), prompt)
-        states = self.engine.states(np.array([one.ids for one in found], np.int64))
-        return states[[unique.index(prompt) for prompt in prompts]]
+        embeds = self.engine.encode_text(np.array([one.ids for one in encoded], np.int64))
+        return embeds[[unique.index(prompt) for prompt in prompts]]
 
-    def _guided(self, condition: np.ndarray, away: np.ndarray | None, scale: float, interval: tuple[float, float]):
+    def _guided(
+        self, cond: np.ndarray, uncond: np.ndarray | None, scale: float, interval: tuple[float, float]
+    ) -> Callable[[np.ndarray, int], np.ndarray]:
         """(x_t, timestep) -> guided prediction; see `ldm.diffusion.guidance`."""
 
         def predict(x_t: np.ndarray, timestep: int) -> np.ndarray:
-            if away is None or not interval[0] - 1e-6 <= self._time(timestep) <= interval[1] + 1e-6:
-                return self.engine.predict(x_t, np.full(len(x_t), timestep, np.float32), condition)
+            if uncond is None or not interval[0] - 1e-6 <= self._time(timestep) <= interval[1] + 1e-6:
+                return self.engine.predict(x_t, np.full(len(x_t), timestep, np.float32), cond)
             both = self.engine.predict(
                 np.concatenate([x_t, x_t]),
                 np.full(2 * len(x_t), timestep, np.float32),
-                np.concatenate([away, condition]),
+                np.concatenate([uncond, cond]),
             )
-            off, on = np.split(both, 2)
-            return off + np.float32(scale) * (on - off)
+            without, prompted = np.split(both, 2)
+            return without + np.float32(scale) * (prompted - without)
 
         return predict
 
-    def _walk(self, predict, x_t: np.ndarray, steps: int, callback) -> np.ndarray:
+    def _denoise(
+        self,
+        predict: Callable[[np.ndarray, int], np.ndarray],
+        x_t: np.ndarray,
+        steps: int,
+        callback: Callable[[int], None] | None,
+    ) -> np.ndarray:
         """The loop of `ldm.diffusion.sampling.denoising_loop`, with the step of `samplers.DPMSolver2M`."""
         levels, timesteps = self._levels(steps)
         previous = None
@@ -126,7 +136,7 @@ class Light:
         return x_t
 
     def _levels(self, steps: int) -> tuple[list[Level], list[int]]:
-        """The scheduler's levels, one more than steps, and the timesteps that the network is told."""
+        """The scheduler's levels, one more than steps, and the network's timesteps."""
         count = self.scheduler["num_train_timesteps"]
         t = 1 - np.linspace(1, 1 / count, steps + 1)[::-1][:-1]
         sigmas = (self._shift * t / (1 + (self._shift - 1) * t)).astype(np.float32)
@@ -156,8 +166,8 @@ def dpm_solver_step(
     return x_s + 0.5 * s.alpha * (1 - t.alpha * s.sigma / (s.alpha * t.sigma)) * difference
 
 
-def open_light(folder: ModelFolder) -> Light | None:
-    """The model for drawing here, or None where it takes the pipeline."""
+def open_torch_free(folder: ModelFolder) -> TorchFreePipeline | None:
+    """The model in a folder, or None where it needs the pipeline."""
     engine = open_engine(folder)
     if engine is None or folder.classes["scheduler"] != SCHEDULER:
         return None
@@ -165,37 +175,37 @@ def open_light(folder: ModelFolder) -> Light | None:
     if any(scheduler.get(name) != value for name, value in FITS.items()) or scheduler.get("solver_order") not in (1, 2):
         return None
     unet, vae = (read_json(folder.paths[name] / "config.json") for name in ("unet", "vae"))
-    words = folder.paths["tokenizer"] / "tokenizer.json"
-    if vae.get("shift_factor") or not isinstance(unet.get("sample_size"), int) or not words.is_file():
+    vocabulary = folder.paths["tokenizer"] / "tokenizer.json"
+    if vae.get("shift_factor") or not isinstance(unet.get("sample_size"), int) or not vocabulary.is_file():
         return None
     if "in_channels" not in unet or unet.get("out_channels") != unet["in_channels"]:
         return None
-    tokenizer = _tokenizer(folder, words)
+    tokenizer = _tokenizer(folder, vocabulary)
     shape = (unet["in_channels"], unet["sample_size"], unet["sample_size"])
-    return Light(engine, tokenizer, scheduler, shape, vae.get("scaling_factor", 1.0))
+    return TorchFreePipeline(engine, tokenizer, scheduler, shape, vae.get("scaling_factor", 1.0))
 
 
-def _tokenizer(folder: ModelFolder, words: Path) -> Any:
-    """The tokenizer in the file `words`, cutting and padding as the text encoder wants it. Raises: UserError."""
+def _tokenizer(folder: ModelFolder, vocabulary: Path) -> Any:
+    """The tokenizer in a file, cutting and padding to the text encoder's length. Raises: UserError."""
     from tokenizers import Tokenizer, decoders
 
     length = read_json(folder.paths["text_encoder"] / "config.json")["max_position_embeddings"]
     try:
         pad = read_json(folder.paths["tokenizer"] / "tokenizer_config.json")["pad_token"]
-        tokenizer = Tokenizer.from_file(str(words))
+        tokenizer = Tokenizer.from_file(str(vocabulary))
         tokenizer.decoder = decoders.ByteLevel()  # for lost words
         tokenizer.enable_truncation(length)
         tokenizer.enable_padding(length=length, pad_token=pad, pad_id=tokenizer.token_to_id(pad))
     except Exception as error:  # the library raises nothing narrower; no such key is no better
-        raise UserError(f"tokenizer in {words} could not be loaded: {str(error).splitlines()[0]}") from error
+        raise UserError(f"tokenizer in {vocabulary} could not be loaded: {str(error).splitlines()[0]}") from error
     return tokenizer
 
 
-def standard_normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+def seeded_normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:
     """What `torch.randn(shape, generator=torch.Generator().manual_seed(seed))` gives, to a rounding error; float32.
 
     torch draws 24 bits a number from the Mersenne twister and takes pairs that lie eight apart through the Box-Muller
-    transform, 16 numbers at a time; a rest of fewer than 16 is drawn anew over the last 16. It draws fewer than 16
+    transform, 16 numbers at a time; a rest of fewer than 16 is drawn again over the last 16. It draws fewer than 16
     numbers in another way, which is not here.
     """
     size = int(np.prod(shape))

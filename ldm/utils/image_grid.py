@@ -1,11 +1,12 @@
 """Contact sheets: many small pictures on one page, with labels, drawn by Pillow alone."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from ldm.utils.atomic_files import write_whole
 from ldm.utils.errors import UserError
@@ -15,7 +16,7 @@ FONT_SIZE = 11
 LINE = FONT_SIZE + 3
 
 
-def sheet(
+def image_grid(
     images: Sequence[Picture],
     columns: int,
     labels: Sequence[str] | None = None,
@@ -23,6 +24,7 @@ def sheet(
     scale: int = 1,
     borders: Sequence[str | None] | None = None,
     background: str = "#d8d8d8",
+    mode: str | None = "RGB",
 ) -> Image.Image:
     """Lay pictures out row by row in a grid.
 
@@ -35,7 +37,7 @@ def sheet(
         scale: each pixel is drawn as scale x scale (nearest neighbour, so nothing is smoothed).
         borders: a colour name per picture, or None for no border.
         background: colour between the pictures.
-    Returns: an RGB picture.
+        mode: of the grid; None = that of the first picture.
     Raises: UserError for no images, columns < 1, or labels and borders of another length.
     """
     if not len(images) or columns < 1 or scale < 1:
@@ -45,11 +47,11 @@ def sheet(
     for name, values in (("labels", labels), ("borders", borders)):
         if values is not None and len(values) != len(images):
             raise UserError(f"a contact sheet of {len(images)} images got {len(values)} {name}: give one for each")
-    tiles = [_tile(image, scale) for image in images]
+    tiles = [_tile(image, scale, mode) for image in images]
     width = max(tile.width for tile in tiles) + 2 * pad
     height = max(tile.height for tile in tiles) + 2 * pad + (LINE if labels is not None else 0)
     columns = min(columns, len(tiles))
-    page = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), background)
+    page = Image.new(tiles[0].mode, (columns * width, -(-len(tiles) // columns) * height), background)
     draw = ImageDraw.Draw(page)
     for i, tile in enumerate(tiles):
         x, y = i % columns * width, i // columns * height
@@ -62,22 +64,30 @@ def sheet(
     return page
 
 
-def save_png(image: Image.Image, path: Path) -> None:
-    """Write a picture whole or not at all."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+def save_png(image: Image.Image, path: Path, text: Mapping[str, str] | None = None) -> None:
+    """Write an image atomically, with text entries by name."""
+    buffer, info = io.BytesIO(), PngInfo()
+    for name, entry in (text or {}).items():
+        info.add_itxt(name, entry)
+    image.save(buffer, format="PNG", pnginfo=info)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, buffer.getvalue())
 
 
-def _tile(image: Picture, scale: int) -> Image.Image:
+def enlarged(image: Image.Image, scale: int) -> Image.Image:
+    """Every pixel drawn as scale x scale: nothing is smoothed."""
+    size = image.width * scale, image.height * scale
+    return image if scale == 1 else image.resize(size, Image.Resampling.NEAREST)
+
+
+def _tile(image: Picture, scale: int, mode: str | None) -> Image.Image:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8:
             raise UserError(
                 f"a contact sheet takes uint8 arrays or PIL images, got {image.dtype}: scale to 0..255 first"
             )
         image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-    image = image.convert("RGB")
-    return image if scale == 1 else image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    return enlarged(image if mode is None else image.convert(mode), scale)
 
 
 def _text(text: str, width: int, background: str) -> Image.Image:

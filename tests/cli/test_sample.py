@@ -38,7 +38,7 @@ def call(*argv) -> int:
 def test_pictures_become_one_array_of_bytes(pictures, tmp_path, capsys):
     out = tmp_path / "new" / "samples.npy"
     assert call(pictures, "-n", 3, "-o", out, "--prompt", "water", "--seed", 5, "--batch-size", 2) == 0
-    assert capsys.readouterr().out.startswith(f"{out}: 3 pictures of 16 x 16 in ")
+    assert capsys.readouterr().out.startswith(f"{out}: 3 images of 16 x 16 in ")
     found = np.load(out)
     assert found.shape == (3, 16, 16, 1) and found.dtype == np.uint8 and found.std() > 1
     assert [path.name for path in out.parent.iterdir()] == ["samples.npy"]
@@ -96,8 +96,8 @@ def test_faults_are_one_line_and_come_before_the_work(pictures, tmp_path):
     for options, message in (
         (["-o", tmp_path / "a.txt"], "must end in .npy or .png"),
         (["-o", tmp_path / "folder.npy"], "is a folder"),
-        (["-o", tmp_path / "a.npy", "-n", 0], "--number must be 1 or more, got 0"),
-        (["-o", tmp_path / "a.npy", "--steps", 1001], "--steps must be from 1 to 1000, got 1001"),
+        (["-o", tmp_path / "a.npy", "-n", 0], "--number must be a whole number, 1 or more, got 0"),
+        (["-o", tmp_path / "a.npy", "--steps", 1001], "--steps must be a whole number from 1 to 1000, got 1001"),
         (["-o", tmp_path / "a.npy", "--guidance", -1], "--guidance must be 0 or more"),
         (["-o", tmp_path / "a.npy", "--sampler", "euler", "--eta", 0.5], "only ddim, euler_ancestral have it"),
     ):

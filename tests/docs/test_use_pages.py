@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm import load_pipeline
 from ldm.cli import main as cli
 from ldm.cli.main import build_parser
+from ldm.pipelines.loading import load_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 USE = ROOT / "docs/use"

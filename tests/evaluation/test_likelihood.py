@@ -14,6 +14,7 @@ from ldm.config.settings import DataOptions, ToyOptions
 from ldm.data.toy import exact_denoiser, splits
 from ldm.diffusion.parameterization import convert
 from ldm.diffusion.process import NoiseProcess, expand_to
+from ldm.diffusion.sampling import denoise_with
 from ldm.evaluation.likelihood import Plan, evaluate, measure, nats_per_point
 from ldm.models.identity_autoencoder import IdentityAutoencoder
 from ldm.utils.errors import UserError
@@ -42,7 +43,11 @@ def exact_pipeline(process, data):
         return convert(x0_hat, x, alpha, sigma, "sample", process.prediction_type)
 
     vae = IdentityAutoencoder(toy.dims, toy.dims, toy.dims)
-    parts = {"encode_prompt": encode_prompt, "_predict": predict}
+
+    def denoiser(states, process):
+        return denoise_with(process, lambda x, t: predict(x.double(), t, states.expand(len(x), -1, -1)))
+
+    parts = {"encode_prompt": encode_prompt, "denoiser": denoiser}
     return SimpleNamespace(vae=vae, dtype=torch.float64, device=torch.device("cpu"), **parts)
 
 

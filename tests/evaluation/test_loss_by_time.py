@@ -66,7 +66,7 @@ def pipeline_of(predict, channels=2):
         device=torch.device("cpu"),
         dtype=torch.float32,
         encode_prompt=lambda words: torch.tensor([numbers.get(w, 0.0) for w in words]).view(-1, 1, 1),
-        _predict=predict,
+        predictor=lambda states, process: lambda x, t: predict(x, t, states),
     )
 
 

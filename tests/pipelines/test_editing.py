@@ -13,8 +13,10 @@ from ldm.config.settings import NoiseOptions
 from ldm.diffusion.guidance import Guidance, guide
 from ldm.diffusion.parameterization import convert
 from ldm.pipelines import editing as verbs
-from ldm.pipelines.denoising_loop import Walk, _up, backwards
+from ldm.pipelines.denoising_loop import SamplingPlan, _renoise
+from ldm.pipelines.denoising_loop import invert as invert_plan
 from ldm.pipelines.diffusers_schedulers import process_of, with_sampler
+from ldm.pipelines.image_input import read_images
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.onnx_export import write_graphs
 from ldm.utils.errors import UserError
@@ -149,7 +151,7 @@ def test_every_engine_gives_the_same(tmp_path, picture):
         lambda p: verbs.weigh(p, "(water:1.5) and fire", seed=0, **STEPS),
     ):
         assert (draw(fast).images - draw(plain).images).abs().max() <= 2 / 255
-    assert fast.engine is not None
+    assert set(fast.engines.values()) == {"onnx"}
 
 
 # ---- pictures of any kind -------------------------------------------------------------------------------------------
@@ -162,7 +164,7 @@ def test_a_picture_may_have_any_mode_and_size(tmp_path, mode):
     image = grey.convert("RGB").convert(mode) if mode in ("HSV", "CMYK") else grey.convert(mode)
     if mode == "I;16":
         image = Image.fromarray(np.full((40, 24), 65535, np.uint16))
-    found = verbs._pixels(pipeline, image, "pad", 255)
+    found = read_images(pipeline, image, "pad", 255)
     assert found.shape == (1, 3, 16, 16) and found.min() > 0.98
 
 
@@ -171,19 +173,19 @@ def test_a_path_an_image_and_an_array_are_one_picture(tmp_path, picture):
     image.save(tmp_path / "a.png")
     kinds = [picture, image, tmp_path / "a.png", str(tmp_path / "a.png"), picture[..., None], picture / 255.0]
     for each in [*kinds, np.stack([picture] * 3, axis=-1)]:
-        assert torch.equal(verbs._pixels(pipeline, each, "pad", 255), as_pt(picture))
-    assert torch.equal(verbs._pixels(pipeline, picture > 99, "pad", 255), as_pt(picture > 99) * 255)
+        assert torch.equal(read_images(pipeline, each, "pad", 255), as_pt(picture))
+    assert torch.equal(read_images(pipeline, picture > 99, "pad", 255), as_pt(picture > 99) * 255)
     turned = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(turned, "PNG", exif=exif)
-    assert torch.equal(verbs._pixels(pipeline, Image.open(turned), "pad", 255), as_pt(np.rot90(picture, -1).copy()))
+    assert torch.equal(read_images(pipeline, Image.open(turned), "pad", 255), as_pt(np.rot90(picture, -1).copy()))
 
 
 def test_transparency_is_put_on_the_background(picture):
     clear = np.dstack([np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8)])
-    assert (verbs._pixels(tiny_pipeline(), Image.fromarray(clear), "pad", 102) == 102 / 255).all()
-    assert (verbs._pixels(tiny_pipeline(), clear, "pad", 255) == 1).all()
+    assert (read_images(tiny_pipeline(), Image.fromarray(clear), "pad", 102) == 102 / 255).all()
+    assert (read_images(tiny_pipeline(), clear, "pad", 255) == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -258,7 +260,7 @@ def test_known_latents_are_those_of_the_picture_after_each_step(picture):
 
 def test_going_back_gives_the_noise_of_the_level_before():
     x0, n = torch.full((20000,), 2.0), torch.randn(20000, generator=torch.Generator().manual_seed(0))
-    x_t = _up(0.8 * x0 + 0.6 * n, (0.28, 0.96), (0.8, 0.6), torch.Generator().manual_seed(1))
+    x_t = _renoise(0.8 * x0 + 0.6 * n, (0.28, 0.96), (0.8, 0.6), torch.Generator().manual_seed(1))
     assert abs(x_t.mean() - 0.56) < 0.03 and abs(x_t.std() - 0.96) < 0.03
 
 
@@ -311,8 +313,10 @@ def test_inversion_of_gaussian_data_gives_the_noise_of_the_exact_flow(process):
         return convert(x0_hat, x, alpha, sigma, "sample", its.prediction_type).float()
 
     def error(steps: int) -> float:
-        walk = Walk(torch.zeros(3, 1, 1), None, torch.zeros_like(x0), None, known=x0)
-        x = backwards(walk, scheduler, predict, steps, rounds=8) * scheduler.init_noise_sigma
+        plan = SamplingPlan(
+            torch.zeros(3, 1, 1), None, torch.zeros_like(x0), scheduler, steps, init_latents=x0, rounds=8
+        )
+        x = invert_plan(plan, predict) * scheduler.init_noise_sigma
         alpha, sigma = (
             scale.item() for scale in its.scales(its.schedule.from_timestep(scheduler.timesteps[0].double()))
         )
@@ -468,18 +472,51 @@ def test_a_weight_of_one_changes_nothing(pipeline):
 def test_a_weight_of_zero_takes_the_word_for_not_said():
     """What other letters there are does not matter then: their tokens are hidden from all others."""
     pipeline = tiny_pipeline()
-    zero = verbs.weighted_states(pipeline, "ab (cd:0) e")
-    assert torch.allclose(zero, verbs.weighted_states(pipeline, "ab (xy:0) e"), atol=1e-5)
+    zero = verbs.weighted_embeds(pipeline, "ab (cd:0) e")
+    assert torch.allclose(zero, verbs.weighted_embeds(pipeline, "ab (xy:0) e"), atol=1e-5)
     plain = pipeline.encode_prompt(["ab cd e"])
     assert not torch.allclose(zero, plain, atol=1e-2)
     assert torch.allclose(zero[:, :3], plain[:, :3], atol=1e-5)  # before the word: start, a, b
     assert torch.allclose(zero[:, 3:5], pipeline.encode_prompt([""])[:, 3:5], atol=1e-5)  # itself
-    middle = verbs.weighted_states(pipeline, "ab (cd:0.5) e")
+    middle = verbs.weighted_embeds(pipeline, "ab (cd:0.5) e")
     assert torch.allclose(middle, (zero + plain) / 2, atol=1e-5)
 
 
-def test_a_walk_can_be_cut_into_rows():
-    walk = Walk(torch.arange(3.0)[:, None, None], None, torch.zeros(3, 1, 1, 1), [1, 2, 3])
-    part = walk.part(slice(1, 3))
-    assert part.generators == [2, 3] and part.condition[0] == 1 and part.negative is None
-    assert replace(walk, generators=None).part(slice(1)).generators is None
+def test_a_plan_can_be_cut_into_rows_and_says_which_rows_fit():
+    plan = SamplingPlan(torch.arange(4.0)[:, None, None], None, torch.zeros(4, 1, 1, 1), None, 1, [1, 2, 3, 4], 2)
+    part = plan.rows(slice(1, 3))
+    assert part.generators == [2, 3] and part.prompt_embeds[0] == 1 and part.negative_prompt_embeds is None
+    assert replace(plan, generators=None).rows(slice(1)).generators is None
+    for rows, expected in (([7], [7] * 4), ([7, 8], [7, 7, 8, 8]), ([5, 6, 7, 8], [5, 6, 7, 8])):
+        assert plan.expand(torch.tensor(rows)).tolist() == expected
+    with pytest.raises(ValueError, match="one for each prompt, got 2 for 4"):
+        replace(plan, num_prompts=4).expand(torch.zeros(2))
+
+
+# ---- options --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments", "refused"),
+    [
+        (verbs.interpolate, ["a", "b"], ["generator", "latents", "num_images_per_prompt"]),
+        (verbs.vary, ["a"], ["generator", "latents", "num_images_per_prompt"]),
+        (verbs.invert, [0, "a"], ["seed", "generator", "latents", "sampler", "output_type"]),
+        (verbs.edit, [0, "a"], ["seed", "generator", "latents", "sampler", "num_images_per_prompt"]),
+    ],
+)
+def test_options_that_an_operation_decides_are_refused_by_name(picture, operation, arguments, refused):
+    arguments = [picture if each == 0 else each for each in arguments]
+    for name in refused:
+        with pytest.raises(ValueError, match=f"takes no {name}: "):
+            operation(tiny_pipeline(), *arguments, **{name: 1})
+
+
+def test_a_mask_of_zeros_and_ones_is_understood_and_an_empty_one_said(picture, caplog):
+    pipeline, options = tiny_pipeline(), {"seed": 1, "num_inference_steps": 2, "output_type": "pt"}
+    white = verbs.box_mask(picture, (8, 0, 16, 16))
+    ones = verbs.inpaint(pipeline, picture, (white > 0).astype(np.uint8), "water", **options).images
+    assert torch.equal(ones, verbs.inpaint(pipeline, picture, white, "water", **options).images)
+    assert not caplog.records
+    verbs.inpaint(pipeline, picture, np.zeros_like(picture), "water", **options)
+    assert "the mask is white nowhere" in caplog.text

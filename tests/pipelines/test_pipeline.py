@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_model import COSINE, FLOW, LENGTH, tiny_folder, tiny_pipeline
 
+from ldm.config.settings import NoiseOptions
 from ldm.diffusion.guidance import guide
+from ldm.pipelines.diffusers_schedulers import process_of, with_sampler
 from ldm.pipelines.loading import load_pipeline
 from ldm.utils.errors import UserError
 
@@ -91,6 +93,7 @@ def test_loading_leaves_the_libraries_whole(tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {str(REPO)!r})
+from ldm.pipelines.diffusers_schedulers import process_of, with_sampler
 from ldm.pipelines.loading import load_pipeline
 pipeline = load_pipeline({str(folder)!r})
 assert "diffusers.models.transformers.transformer_flux" not in sys.modules, "the stand-in did nothing"
@@ -257,9 +260,55 @@ def test_callback_sees_every_step(pipeline):
     assert steps[0][2] == (1, 4, 8, 8)
 
 
+def test_numbers_of_numpy_are_numbers(pipeline):
+    ours = draw(pipeline, "a", seed=4, num_inference_steps=3, guidance_scale=2.0, num_images_per_prompt=2)
+    numbers = {"seed": np.int64(4), "num_inference_steps": np.int32(3), "guidance_scale": np.float32(2)}
+    assert torch.equal(draw(pipeline, "a", num_images_per_prompt=np.uint8(2), **numbers), ours)
+
+
+def test_one_text_is_one_prompt(pipeline):
+    assert torch.equal(pipeline.encode_prompt("water"), pipeline.encode_prompt(["water"]))
+
+
+def test_results_can_be_computed_with_gradients(pipeline):
+    scale = torch.ones((), requires_grad=True)
+    for kind in ("latent", "pt"):
+        (scale * pipeline("a", seed=0, output_type=kind).images).sum().backward()
+
+
+def test_where_the_first_timesteps_are_equal_every_step_is_taken():
+    """Of 90 unipc steps over a flow of shift 12 the first two have the timestep 999."""
+    pipeline, steps = tiny_pipeline(NoiseOptions(shift=12.0)), []
+    pipeline.scheduler = with_sampler(pipeline.scheduler, "unipc")
+    pipeline.scheduler.set_timesteps(90)
+    assert pipeline.scheduler.timesteps[0] == pipeline.scheduler.timesteps[1]
+    pipeline("a", seed=0, num_inference_steps=90, guidance_scale=1, callback=lambda step, t, x: steps.append(step))
+    assert steps == list(range(90))
+
+
+def test_the_denoiser_is_the_network_with_its_prompt_and_guidance(pipeline):
+    x, t = torch.randn(3, 4, 8, 8, dtype=torch.float64), torch.tensor(0.6, dtype=torch.float64)
+    process = process_of(pipeline.scheduler)
+    timestep = process.timestep(t).float()
+
+    def x0_hat(prompt):
+        embeds = pipeline.encode_prompt([prompt] * 3)
+        prediction = pipeline.unet(x.float(), timestep, encoder_hidden_states=embeds).sample.double()
+        return process.predict_x0(x, prediction, t)
+
+    found = pipeline.denoiser("water")(x, t)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, x0_hat("water"), atol=1e-6, rtol=0)
+    each = pipeline.denoiser(["water", "fire", ""])(x, t)
+    torch.testing.assert_close(each[1], x0_hat("fire")[1], atol=1e-5, rtol=0)
+    guided = x0_hat("fire") + 3 * (x0_hat("water") - x0_hat("fire"))
+    torch.testing.assert_close(pipeline.denoiser("water", 3.0, "fire")(x, t), guided, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"prompt": "caf\udce9"}, "prompt is not Unicode text, got 'caf"),
         ({"prompt": 3}, "prompt must be a text, a list of texts, or None, got 3"),
         ({"prompt": []}, "prompt must be"),
         ({"prompt": ["a", None]}, "prompt must be"),

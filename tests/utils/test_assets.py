@@ -2,7 +2,7 @@
 
 import pytest
 
-from ldm.pipelines.model_folder import locate
+from ldm.pipelines.model_folder import resolve_model
 from ldm.utils import assets
 from ldm.utils.errors import UserError
 
@@ -25,6 +25,6 @@ def test_the_presets_are_found():
 def test_shipped_models_go_by_their_names():
     assert assets.shipped_models() == ["digits", "glyphs", "glyphs-fast"]
     for name in assets.shipped_models():
-        assert locate(name).paths["unet"] == assets.shipped_model(name) / "unet"
+        assert resolve_model(name).paths["unet"] == assets.shipped_model(name) / "unet"
     with pytest.raises(UserError, match="glyphs-fast"):
-        locate("glyph-fast")
+        resolve_model("glyph-fast")

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ldm.utils.errors import UserError
-from ldm.utils.image_grid import LINE, sheet
+from ldm.utils.image_grid import LINE, image_grid
 
 
 def flat(value, size=(4, 6)):
@@ -13,7 +13,7 @@ def flat(value, size=(4, 6)):
 
 
 def test_each_picture_lies_in_its_cell():
-    page = np.asarray(sheet([flat(v) for v in (10, 20, 30, 40, 50)], columns=3, pad=1))
+    page = np.asarray(image_grid([flat(v) for v in (10, 20, 30, 40, 50)], columns=3, pad=1))
     assert page.shape == (2 * 6, 3 * 8, 3)
     for i, value in enumerate((10, 20, 30, 40, 50)):
         y, x = i // 3 * 6 + 1, i % 3 * 8 + 1
@@ -22,23 +22,23 @@ def test_each_picture_lies_in_its_cell():
 
 
 def test_scale_repeats_pixels_and_labels_add_a_line():
-    page = sheet([np.array([[0, 255]], dtype=np.uint8)], columns=4, labels=["a"], pad=0, scale=3)
+    page = image_grid([np.array([[0, 255]], dtype=np.uint8)], columns=4, labels=["a"], pad=0, scale=3)
     assert page.size == (6, 3 + LINE)
     assert (np.asarray(page)[:3, :3] == 0).all() and (np.asarray(page)[:3, 3:] == 255).all()
 
 
 def test_borders_surround_only_their_picture():
-    page = np.asarray(sheet([flat(0), flat(0)], columns=2, pad=2, borders=["#00ff00", None]))
+    page = np.asarray(image_grid([flat(0), flat(0)], columns=2, pad=2, borders=["#00ff00", None]))
     assert (page[0, :10] == (0, 255, 0)).all() and (page[0, 10:] == 0xD8).all()
 
 
 def test_takes_pil_colour_and_one_channel_alike():
     images = [Image.new("L", (5, 5), 7), np.full((5, 5, 1), 7, np.uint8), np.full((5, 5, 3), 7, np.uint8)]
-    assert (np.asarray(sheet(images, columns=3, pad=0)) == 7).all()
+    assert (np.asarray(image_grid(images, columns=3, pad=0)) == 7).all()
 
 
 def test_a_long_label_never_enters_the_next_cell():
-    with_text = np.asarray(sheet([flat(0), flat(0)], columns=2, labels=["m" * 40, ""], pad=1))
+    with_text = np.asarray(image_grid([flat(0), flat(0)], columns=2, labels=["m" * 40, ""], pad=1))
     assert (with_text[6:, 8:] == 0xD8).all()
 
 
@@ -53,5 +53,5 @@ def test_a_long_label_never_enters_the_next_cell():
 )
 def test_refuses_in_one_line(arguments):
     with pytest.raises(UserError) as caught:
-        sheet(**arguments)
+        image_grid(**arguments)
     assert "\n" not in str(caught.value)

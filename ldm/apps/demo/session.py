@@ -16,15 +16,15 @@ from torch import Tensor
 
 from ldm.apps.demo import limits
 from ldm.data.decoding import ImageError, decode_image, fit_image
-from ldm.models.latents import downsampling_factor
 from ldm.models.lora import as_options, split_scale
 from ldm.pipelines.diffusers_schedulers import samplers_for
 from ldm.pipelines.editing import image_to_image, inpaint, interpolate
 from ldm.pipelines.generation import generate_job
-from ldm.pipelines.image_metadata import EDIT_KEY, KEY, complete, enlarged, entries
+from ldm.pipelines.image_metadata import EDIT_KEY, KEY, complete, entries
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline, PipelineOutput
 from ldm.utils.errors import UserError
+from ldm.utils.image_grid import enlarged
 from ldm.utils.untrusted_files import read_yaml
 
 OWN = "the model's own"  # sampler
@@ -50,7 +50,7 @@ class Shown:
     images: list[Image.Image] = field(default_factory=list)
 
 
-class Studio:
+class Session:
     """One model and what visitors do with it.
 
     Args:
@@ -124,7 +124,7 @@ class Studio:
     @cached_property
     def side(self) -> int:
         """Height of a picture in pixels."""
-        return self.pipeline.latent_shape[1] * downsampling_factor(self.pipeline.vae.config)
+        return self.pipeline.image_shape[1]
 
     @property
     def scale(self) -> int:
@@ -174,7 +174,7 @@ class Studio:
     def _decoded(self, picture: Sent) -> np.ndarray:
         if picture is None:
             raise UserError("choose a picture first")
-        return decoded(picture, self.pipeline.vae.config.in_channels, 255)
+        return decoded(picture, self.pipeline.image_shape[0], 255)
 
     def _fitted(self, pixels: np.ndarray) -> np.ndarray:
         """A picture as uint8 (side, side, C), the rest filled with white; one that we enlarged exactly as it was."""

@@ -17,7 +17,7 @@ LORA = "lora.safetensors"
 LICENCES = ("LICENSE", "THIRD_PARTY.md")
 APP = '''"""The page of `ldm app`, for everyone. What a visitor may ask for is in ldm/apps/demo/limits.py."""
 
-from ldm.cli.app import serve
+from ldm.apps.demo.server import serve
 
 if __name__ == "__main__":
     serve({model!r}, host="0.0.0.0", lora={lora!r})
@@ -25,10 +25,10 @@ if __name__ == "__main__":
 TEXT = """
 # {title}
 
-Pictures from words by a small latent diffusion model, drawn while you watch: with and without words, where each word
-looks, and whether a glyph has been seen in training. Made by `ldm space`; `python app.py` serves it anywhere.
+Images from prompts by a small latent diffusion model: with and without a prompt, the attention of each word, and
+whether a glyph is in the training data. Made by `ldm space`; `python app.py` serves it anywhere.
 
-A downloaded picture carries its settings: `ldm generate --from picture.png -m MODEL` draws it again.
+A downloaded image carries its settings: `ldm generate --from image.png -m MODEL` generates it again.
 """
 
 
@@ -107,7 +107,7 @@ def _readme(title: str, hub_id: str | None) -> str:
         "python_version": "3.11",
         "app_file": "app.py",
         "license": "apache-2.0",
-        "short_description": "Pictures from words, by latent diffusion",
+        "short_description": "Text to image by latent diffusion",
         "suggested_hardware": "cpu-basic",
         "pinned": False,
     }

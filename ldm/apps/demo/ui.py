@@ -17,7 +17,7 @@ from starlette.middleware import Middleware
 from ldm.apps.demo import limits
 from ldm.apps.demo.limits import LOOPBACK
 from ldm.apps.demo.request_guard import Guard
-from ldm.apps.demo.session import OWN, SIDE, Shown, Studio
+from ldm.apps.demo.session import OWN, SIDE, Session, Shown
 from ldm.apps.demo.training_monitor import runs_in, watch
 from ldm.utils.animation import gif, mp4, there_and_back
 from ldm.utils.errors import UserError
@@ -44,11 +44,11 @@ footer { display: none !important; }
 """
 
 
-def launch(studio: Studio, runs: Path | None, host: str, port: int | None) -> str:
+def launch(session: Session, runs: Path | None, host: str, port: int | None) -> str:
     """Start serving in threads of their own; returns the address. Raises: UserError if it cannot listen there."""
     Image.MAX_IMAGE_PIXELS = limits.MOST_PIXELS // 2  # Pillow refuses twice as many
     hosts = LOOPBACK if host in LOOPBACK else ()
-    page = build(studio, runs)
+    page = build(session, runs)
     public = {i: each.api_name if each.api_visibility == "public" else "" for i, each in page.fns.items() if each.queue}
     guard = Middleware(Guard, hosts=hosts, queued=public, quick=set(page.fns) - set(public))
     page.queue(max_size=limits.MOST_WAITING, default_concurrency_limit=4)
@@ -76,152 +76,152 @@ def launch(studio: Studio, runs: Path | None, host: str, port: int | None) -> st
     return address
 
 
-def build(studio: Studio, runs: Path | None) -> gr.Blocks:
+def build(session: Session, runs: Path | None) -> gr.Blocks:
     """The page, not yet served."""
-    with gr.Blocks(title=f"ldm: {studio.name}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown(f"# {studio.name}\nPictures from words, drawn on this machine.")
+    with gr.Blocks(title=f"ldm: {session.name}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.Markdown(f"# {session.name}\nPictures from words, drawn on this machine.")
         with gr.Tabs():
             with gr.Tab("Draw"):
-                _draw_tab(studio)
+                _draw_tab(session)
             with gr.Tab("Unconditional"):
-                _unconditional_tab(studio)
+                _unconditional_tab(session)
             with gr.Tab("Image to image"):
-                _picture_tab(studio, "image_to_image", _picture, 0.6)
+                _picture_tab(session, "image_to_image", _picture, 0.6)
             with gr.Tab("Inpaint"):
-                _picture_tab(studio, "inpaint", partial(_canvas, studio), 1)
+                _picture_tab(session, "inpaint", partial(_canvas, session), 1)
             with gr.Tab("Interpolate"):
-                _way_tab(studio)
+                _way_tab(session)
             with gr.Tab("Attention"):
-                _attention_tab(studio)
+                _attention_tab(session)
             with gr.Tab("Seen before?"):
-                _nearest_tab(studio)
+                _nearest_tab(session)
             if runs is not None:
                 with gr.Tab("Trainings"):
                     _watch_tab(runs)
-        page.unload(_stop(studio))
+        page.unload(_stop(session))
     return page
 
 
 # ---- tabs -----------------------------------------------------------------------------------------------------------
 
 
-def _draw_tab(studio: Studio) -> None:
+def _draw_tab(session: Session) -> None:
     def answer(prompt, negative, guidance, steps, sampler, seed, number, request: gr.Request):
-        yield from _shown(studio, request, number, prompt, negative, guidance, steps, sampler, seed)
+        yield from _shown(session, request, number, prompt, negative, guidance, steps, sampler, seed)
 
     with gr.Row():
         with gr.Column(min_width=280):
-            prompt = _prompt("Prompt", studio.examples)
+            prompt = _prompt("Prompt", session.examples)
             go, stop = _go_and_stop()
-            _examples(studio, prompt)
+            _examples(session, prompt)
             negative = _prompt("Negative prompt: what to lead away from")
-            guidance, number, seed = _guidance(studio), _number(), _seed()
-            steps, sampler = _steps(studio)
+            guidance, number, seed = _guidance(session), _number(), _seed()
+            steps, sampler = _steps(session)
         with gr.Column(min_width=280):
             outputs = _easel()
     inputs = [prompt, negative, guidance, steps, sampler, seed, number]
     gr.on([go.click, prompt.submit], answer, inputs, outputs, api_name="draw", show_progress_on=outputs[0], **ALONE)
-    stop.click(_stop(studio), None, None, **HIDDEN)
+    stop.click(_stop(session), None, None, **HIDDEN)
 
 
-def _unconditional_tab(studio: Studio) -> None:
+def _unconditional_tab(session: Session) -> None:
     def answer(steps, sampler, seed, number, request: gr.Request):
-        yield from _shown(studio, request, number, None, None, 1, steps, sampler, seed)
+        yield from _shown(session, request, number, None, None, 1, steps, sampler, seed)
 
     with gr.Row():
         with gr.Column(min_width=280):
             go, stop = _go_and_stop()
             number, seed = _number(8), _seed()
-            steps, sampler = _steps(studio)
+            steps, sampler = _steps(session)
         with gr.Column(min_width=280):
             outputs = _easel()
     inputs = [steps, sampler, seed, number]
     go.click(answer, inputs, outputs, api_name="unconditional", show_progress_on=outputs[0], **ALONE)
-    stop.click(_stop(studio), None, None, **HIDDEN)
+    stop.click(_stop(session), None, None, **HIDDEN)
 
 
-def _picture_tab(studio: Studio, name: str, source: Callable[[], Any], forgotten: float) -> None:
+def _picture_tab(session: Session, name: str, source: Callable[[], Any], forgotten: float) -> None:
     """Draw on from a picture, or where it is painted over."""
 
     def answer(picture, strength, prompt, guidance, steps, sampler, seed, number, request: gr.Request):
         with _told():
-            job = studio.job(prompt, None, guidance, steps, sampler, seed)
+            job = session.job(prompt, None, guidance, steps, sampler, seed)
             file, layers = picture
-            yield from _easels(studio.draw_on(_visitor(request), job, number, file, layers, strength))
+            yield from _easels(session.draw_on(_visitor(request), job, number, file, layers, strength))
 
     with gr.Row():
         with gr.Column(min_width=280):
             picture = source()
-            prompt = _prompt("Prompt", studio.examples)
+            prompt = _prompt("Prompt", session.examples)
             go, stop = _go_and_stop()
             strength = _slider("strength", "Strength: how much is forgotten", forgotten, 0.05)
-            guidance, number, seed = _guidance(studio), _number(), _seed()
-            steps, sampler = _steps(studio)
+            guidance, number, seed = _guidance(session), _number(), _seed()
+            steps, sampler = _steps(session)
         with gr.Column(min_width=280):
             outputs = _easel()
     inputs = [picture, strength, prompt, guidance, steps, sampler, seed, number]
     gr.on([go.click, prompt.submit], answer, inputs, outputs, api_name=name, show_progress_on=outputs[0], **ALONE)
-    stop.click(_stop(studio), None, None, **HIDDEN)
+    stop.click(_stop(session), None, None, **HIDDEN)
 
 
-def _way_tab(studio: Studio) -> None:
+def _way_tab(session: Session) -> None:
     def answer(first, second, seed, last_seed, frames, guidance, steps, sampler, request: gr.Request):
         with _told():
-            job = studio.job(first, None, guidance, steps, sampler, seed)
-            for text, shown, images in _easels(studio.between(_visitor(request), job, frames, second, last_seed)):
+            job = session.job(first, None, guidance, steps, sampler, seed)
+            for text, shown, images in _easels(session.between(_visitor(request), job, frames, second, last_seed)):
                 yield text, film(images) if images else shown, images
 
     with gr.Row():
         with gr.Column(min_width=280):
-            first, second = _prompt("From this prompt", studio.examples), _prompt("to this one (empty: the same)")
+            first, second = _prompt("From this prompt", session.examples), _prompt("to this one (empty: the same)")
             go, stop = _go_and_stop()
             seed, last_seed = _seed("From this seed"), _seed("to this one", 1)
-            frames, guidance = _slider("frames", "Pictures on the way", 9), _guidance(studio)
-            steps, sampler = _steps(studio)
+            frames, guidance = _slider("frames", "Pictures on the way", 9), _guidance(session)
+            steps, sampler = _steps(session)
         with gr.Column(min_width=280):
             outputs = _easel()
     inputs = [first, second, seed, last_seed, frames, guidance, steps, sampler]
     go.click(answer, inputs, outputs, api_name="interpolate", show_progress_on=outputs[0], **ALONE)
-    stop.click(_stop(studio), None, None, **HIDDEN)
+    stop.click(_stop(session), None, None, **HIDDEN)
 
 
-def _attention_tab(studio: Studio) -> None:
+def _attention_tab(session: Session) -> None:
     def answer(prompt, guidance, steps, seed):
         with _told():
-            return studio.attention(studio.job(prompt, None, guidance, steps, OWN, seed))
+            return session.attention(session.job(prompt, None, guidance, steps, OWN, seed))
 
     gr.Markdown(
         "For every word the places that looked at it while the picture was drawn: pale is average, dark is 2.5 times "
         "as much. The share is how much of all looking went to the word."
     )
-    with _question(studio, "Show") as (asked, inputs), gr.Column(min_width=280):
+    with _question(session, "Show") as (asked, inputs), gr.Column(min_width=280):
         gr.on(asked, answer, inputs, _gallery("Attention", columns=3), api_name="attention", **ALONE)
 
 
-def _nearest_tab(studio: Studio) -> None:
+def _nearest_tab(session: Session) -> None:
     def answer(prompt, guidance, steps, seed, number):
         with _told():
-            return studio.nearest(studio.job(prompt, None, guidance, steps, OWN, seed), number)
+            return session.nearest(session.job(prompt, None, guidance, steps, OWN, seed), number)
 
     gr.Markdown(
         "Beside each picture the training glyph that is most like it, wherever on the page and however bold. "
         "The first time takes about a minute: the training glyphs are drawn."
     )
-    with _question(studio, "Compare", number=4) as (asked, inputs), gr.Column(min_width=280):
+    with _question(session, "Compare", number=4) as (asked, inputs), gr.Column(min_width=280):
         verdict, pairs = gr.Markdown(), _gallery("Picture and nearest training glyph, in turn", columns=2)
         gr.on(asked, answer, inputs, [pairs, verdict], api_name="nearest", **ALONE)
 
 
 @contextmanager
-def _question(studio: Studio, button: str, number: int | None = None) -> Iterator[tuple[list, list]]:
+def _question(session: Session, button: str, number: int | None = None) -> Iterator[tuple[list, list]]:
     """A row that begins with what a picture is asked for by; gives what asks, and what was asked for."""
     with gr.Row():
         with gr.Column(min_width=280):
-            prompt = _prompt("Prompt", studio.examples)
+            prompt = _prompt("Prompt", session.examples)
             go = gr.Button(button, variant="primary")
-            _examples(studio, prompt)
-            guidance, many, seed = _guidance(studio), [_number(number)] if number else [], _seed()
-            steps, _ = _steps(studio, samplers=False)
+            _examples(session, prompt)
+            guidance, many, seed = _guidance(session), [_number(number)] if number else [], _seed()
+            steps, _ = _steps(session, samplers=False)
         yield [go.click, prompt.submit], [prompt, guidance, steps, seed, *many]
 
 
@@ -268,12 +268,12 @@ def _picture() -> gr.Image:
     return picture
 
 
-def _canvas(studio: Studio) -> gr.ImageEditor:
+def _canvas(session: Session) -> gr.ImageEditor:
     """A picture to paint on, a square as the model sees it: its pixels are those of the mask."""
 
     def opened(sent):
         with _told():
-            return {"background": studio.seen(sent), "layers": [], "composite": None}
+            return {"background": session.seen(sent), "layers": [], "composite": None}
 
     choose = gr.UploadButton(
         "Choose a picture, and paint over what shall be drawn anew", file_types=["image"], size="sm"
@@ -306,9 +306,9 @@ def _place(sent: Any) -> str | None:
     return getattr(sent, "path", None)
 
 
-def _examples(studio: Studio, prompt: gr.Textbox) -> None:
-    if studio.examples:
-        gr.Examples([[each] for each in studio.examples], prompt, label="Examples", api_visibility="private")
+def _examples(session: Session, prompt: gr.Textbox) -> None:
+    if session.examples:
+        gr.Examples([[each] for each in session.examples], prompt, label="Examples", api_visibility="private")
 
 
 def _slider(name: str, label: str, value: float, step: float = 1) -> gr.Slider:
@@ -316,9 +316,9 @@ def _slider(name: str, label: str, value: float, step: float = 1) -> gr.Slider:
     return gr.Slider(least, most, value=value, step=step, label=label)
 
 
-def _guidance(studio: Studio) -> gr.Slider:
+def _guidance(session: Session) -> gr.Slider:
     return _slider(
-        "guidance", "Guidance: how strictly to follow, 1 = off", studio.pipeline.defaults["guidance_scale"], 0.1
+        "guidance", "Guidance: how strictly to follow, 1 = off", session.pipeline.defaults["guidance_scale"], 0.1
     )
 
 
@@ -326,10 +326,10 @@ def _number(value: int = 4) -> gr.Slider:
     return _slider("number", "Pictures", value)
 
 
-def _steps(studio: Studio, samplers: bool = True) -> tuple[gr.Slider, gr.Dropdown | None]:
+def _steps(session: Session, samplers: bool = True) -> tuple[gr.Slider, gr.Dropdown | None]:
     with gr.Accordion("More", open=False):
-        steps = _slider("steps", "Steps", studio.pipeline.defaults["num_inference_steps"])
-        return steps, gr.Dropdown(studio.samplers, value=OWN, label="Sampler") if samplers else None
+        steps = _slider("steps", "Steps", session.pipeline.defaults["num_inference_steps"])
+        return steps, gr.Dropdown(session.samplers, value=OWN, label="Sampler") if samplers else None
 
 
 def _seed(label: str = "Seed of the first picture", value: int = 0) -> gr.Number:
@@ -366,11 +366,11 @@ def _easel() -> list[Any]:
     return [gr.Markdown("", elem_classes="state"), gr.HTML(elem_classes="pixels"), _gallery("Pictures", columns=4)]
 
 
-def _stop(studio: Studio) -> Callable:
+def _stop(session: Session) -> Callable:
     """What ends a visitor's drawing."""
 
     def answer(request: gr.Request) -> None:
-        studio.stop(_visitor(request))
+        session.stop(_visitor(request))
 
     return answer
 
@@ -378,10 +378,10 @@ def _stop(studio: Studio) -> Callable:
 # ---- answers --------------------------------------------------------------------------------------------------------
 
 
-def _shown(studio: Studio, request: gr.Request, number: Any, *settings: Any) -> Iterator[tuple]:
+def _shown(session: Session, request: gr.Request, number: Any, *settings: Any) -> Iterator[tuple]:
     """What the easel shows, again and again, while pictures are drawn."""
     with _told():
-        yield from _easels(studio.draw(_visitor(request), studio.job(*settings), number))
+        yield from _easels(session.draw(_visitor(request), session.job(*settings), number))
 
 
 def _easels(drawing: Iterator[Shown]) -> Iterator[tuple]:

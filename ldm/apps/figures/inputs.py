@@ -11,10 +11,8 @@ from ldm.apps.figures.figure import Setting
 from ldm.config.settings import CaptionOptions, DataOptions, GlyphOptions
 from ldm.data.glyphs.dataset import GlyphData, splits
 from ldm.data.glyphs.rendering import render, style_font
-from ldm.diffusion.guidance import guide
-from ldm.diffusion.sampling import denoise_with
 from ldm.diffusion.schedules import Schedule
-from ldm.models.latents import downsampling_factor, posterior
+from ldm.models.latents import posterior
 from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
@@ -38,7 +36,7 @@ def glyphs(setting: Setting, split: str, resolution: int = 64, styles: Sequence[
 
 def resolution_of(pipeline: Pipeline) -> int:
     """The side in pixels of the pictures that a model draws."""
-    return pipeline.latent_shape[1] * downsampling_factor(pipeline.vae.config)
+    return pipeline.image_shape[1]
 
 
 def of_layouts(data: GlyphData, layouts: Sequence[str], each: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,13 +60,9 @@ def model(setting: Setting) -> Pipeline:
 def encode(pipeline: Pipeline, pictures: np.ndarray, batch_size: int = 64) -> Tensor:
     """Model latents (n, c, h, w), the posterior's mean, of uint8 pictures (n, H, W, C)."""
     parts = np.array_split(pictures, max(1, len(pictures) // batch_size))
-    return torch.cat([posterior(pipeline.vae, to_images(part)).mean for part in parts])
+    return torch.cat([posterior(pipeline.networks.module("vae"), to_images(part)).mean for part in parts])
 
 
 def denoiser(pipeline: Pipeline, prompts: Sequence[str], guidance: float = 1.0) -> tuple[Denoise, Schedule]:
     """(x_t (B, c, h, w), t) -> x0_hat for B prompts, and the schedule that the model was trained with."""
-    process = process_of(pipeline.scheduler)
-    condition = pipeline.encode_prompt(prompts)
-    negative = pipeline.encode_prompt([""] * len(prompts)) if guidance != 1 else None
-    denoise = denoise_with(process, guide(pipeline._predict, condition, negative, guidance))
-    return torch.no_grad()(denoise), process.schedule
+    return torch.no_grad()(pipeline.denoiser(prompts, guidance)), process_of(pipeline.scheduler).schedule

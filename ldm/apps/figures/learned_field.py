@@ -14,7 +14,7 @@ from ldm.apps.figures.figure import Drawing, Setting
 from ldm.apps.figures.plot_style import BLUE, GREY, HEAT, INK, page
 from ldm.apps.figures.toy_fields import LIMIT, Denoise, arrows, shade
 from ldm.data.toy import SwissRoll, exact_denoiser
-from ldm.diffusion.sampling import denoise_with, sample
+from ldm.diffusion.sampling import sample
 from ldm.diffusion.schedules import Schedule
 from ldm.diffusion.time_grids import TIME_GRIDS
 from ldm.pipelines.diffusers_schedulers import process_of
@@ -70,16 +70,14 @@ def _trained(setting: Setting) -> Path:
 def _learned(run: Path) -> tuple[Denoise, Schedule]:
     """The network's denoise function for points (n, 2) in float64."""
     pipeline = load_pipeline(run, device="cpu")
-    process = process_of(pipeline.scheduler)
-    states = pipeline.encode_prompt([""])
-    network = denoise_with(process, lambda x, t: pipeline._predict(x, t, states.expand(len(x), -1, -1)))
+    network = pipeline.denoiser("")
 
     @torch.no_grad()
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         x0_hat = cast(Tensor, network(x_t.float()[..., None, None], t))  # a pair only with a learned variance
         return x0_hat.flatten(1).double()
 
-    return denoise, process.schedule
+    return denoise, process_of(pipeline.scheduler).schedule
 
 
 def _distance(axes, toy: SwissRoll, schedule: Schedule, t: float, exact: Denoise, denoise: Denoise) -> None:

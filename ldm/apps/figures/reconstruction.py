@@ -14,7 +14,7 @@ def reconstruction(setting: Setting) -> Drawing:
     pipeline = model(setting)
     data = glyphs(setting, "validation", resolution_of(pipeline))
     before = np.stack([data.image(i) for i in range(min(16 if setting.quick else 192, len(data)))])
-    after, _ = reconstruct(pipeline.vae, before)
+    after, _ = reconstruct(pipeline.networks.module("vae"), before)
     even = np.linspace(0, len(before) - 1, 4).round().astype(int)
     dense = np.argsort(-ink(before), kind="stable")
     chosen = [*even, *dense[:4]]

@@ -8,7 +8,7 @@ from typing import Any
 from ldm.apps.web.runtime import FILES, licences
 from ldm.pipelines.model_folder import FALLBACKS, HUB_ID, ModelFolder
 from ldm.pipelines.onnx_runtime import GRAPHS, graph
-from ldm.pipelines.torch_free import Light, open_light
+from ldm.pipelines.torch_free import TorchFreePipeline, open_torch_free
 from ldm.utils.assets import shipped_models
 from ldm.utils.atomic_files import one_writer, staged, telling
 from ldm.utils.errors import UserError
@@ -30,12 +30,12 @@ BPE: dict[str, Any] = {
 }
 
 
-def open_model(folder: ModelFolder) -> Light:
+def open_model(folder: ModelFolder) -> TorchFreePipeline:
     """The model, if the page can draw with it. Raises: UserError saying what it lacks."""
     missing = [path for path in (graph(folder, component) for component in GRAPHS) if not path.is_file()]
     if missing:
         raise UserError(f"{missing[0]} is missing: write the model again with `ldm export`, with onnx installed")
-    light = open_light(folder)
+    light = open_torch_free(folder)
     if light is None:
         raise UserError(
             f"{folder.source} cannot be drawn in a browser: that takes graphs of these weights (`ldm export`) and a "
@@ -53,7 +53,7 @@ def open_model(folder: ModelFolder) -> Light:
     return light
 
 
-def write_site(folder: ModelFolder, light: Light, runtime: Path, out: Path) -> list[Path]:
+def write_site(folder: ModelFolder, light: TorchFreePipeline, runtime: Path, out: Path) -> list[Path]:
     """Write the folder whole, in place of an earlier one.
 
     Args:
@@ -80,7 +80,7 @@ def write_site(folder: ModelFolder, light: Light, runtime: Path, out: Path) -> l
     return sorted(path for path in place.rglob("*") if path.is_file())
 
 
-def describe(folder: ModelFolder, light: Light) -> dict:
+def describe(folder: ModelFolder, light: TorchFreePipeline) -> dict:
     """What the page has to know of a model: how it draws, what it is called, where its parts are."""
     from ldm.models.latents import downsampling_factor
 
@@ -115,7 +115,7 @@ def describe(folder: ModelFolder, light: Light) -> dict:
     }
 
 
-def refuse_foreign(out: Path) -> None:
+def check_overwritable(out: Path) -> None:
     """Raises: UserError if `out` is anything but an earlier site, an empty folder or nothing yet."""
     if out.is_file():
         raise UserError(f"{out} is a file: name a folder for the page")

@@ -18,7 +18,7 @@ from ldm.evaluation.run_loading import OpenRun, checkpoint_state, open_run
 from ldm.models.identity_autoencoder import IdentityAutoencoder
 from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.loading import load_pipeline
-from ldm.pipelines.model_folder import locate
+from ldm.pipelines.model_folder import resolve_model
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.errors import UserError
 
@@ -37,7 +37,7 @@ class Case:
     def __post_init__(self):
         if self.is_run:
             return
-        locate(self.path)  # says what there is to name, if this is nothing
+        resolve_model(self.path)  # says what there is to name, if this is nothing
 
     @cached_property
     def is_run(self) -> bool:

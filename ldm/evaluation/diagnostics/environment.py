@@ -227,11 +227,11 @@ def check_fonts() -> Finding:
 
 def check_model() -> Finding:
     """The shipped model is there, complete, and has the digest that its ldm.json records."""
-    from ldm.pipelines.model_folder import locate
+    from ldm.pipelines.model_folder import resolve_model
     from ldm.utils.errors import UserError
 
     try:
-        found = locate(None)
+        found = resolve_model(None)
     except UserError as error:
         return Finding("model", "fail", str(error), "install ldm again, or get a fresh checkout")
     digest, recorded = found.digest(), found.defaults.get("digest")

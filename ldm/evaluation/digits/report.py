@@ -21,13 +21,13 @@ from ldm.data import spread
 from ldm.data.digits import GROUNDS, HELD_OUT, PAIRS, SLANT, THICKNESS, DigitData, phrase, splits
 from ldm.evaluation.digits.classifier import DigitJudge, agreement, pictures_of
 from ldm.evaluation.generation import AGREE, DISAGREE, Drawing, draw
-from ldm.models.latents import downsampling_factor, posterior
+from ldm.models.latents import posterior
 from ldm.models.lora import as_options
 from ldm.pipelines.loading import load_pipeline
 from ldm.training.data_order import image_batches
 from ldm.utils.atomic_files import write_whole
 from ldm.utils.errors import UserError
-from ldm.utils.image_grid import save_png, sheet
+from ldm.utils.image_grid import image_grid, save_png
 from ldm.utils.image_tensors import to_pixels
 from ldm.utils.untrusted_files import read_yaml
 
@@ -75,8 +75,8 @@ def evaluate(run: Path | str, args: Namespace) -> dict:
     started = time.monotonic()
     judge = DigitJudge()
     pipeline = load_pipeline(run, device=args.device, **as_options(args.lora))
-    if pipeline.vae.config.in_channels != 3:
-        raise UserError(f"{run} draws pictures of {pipeline.vae.config.in_channels} channel(s); coloured digits have 3")
+    if pipeline.image_shape[0] != 3:
+        raise UserError(f"{run} draws pictures of {pipeline.image_shape[0]} channel(s); coloured digits have 3")
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     real = real_digits(run, pipeline, args.cache_dir)
@@ -128,7 +128,7 @@ def kept_out(run: Path | str) -> bool:
 
 def real_digits(run: Path | str, pipeline, cache_dir: Path) -> DigitData:
     """Handwriting that no part of the model was trained on, at the model's size."""
-    side = pipeline.latent_shape[1] * downsampling_factor(pipeline.vae.config)
+    side = pipeline.image_shape[1]
     return splits(DataOptions(source="digits", resolution=side, channels=3, cache_dir=cache_dir))["test"]
 
 
@@ -141,7 +141,7 @@ def of_real(data: DigitData, judge: DigitJudge) -> dict:
 @torch.no_grad()
 def of_decoded(pipeline, data: DigitData, judge: DigitJudge) -> dict:
     """The same pictures, encoded and decoded by the model's autoencoder."""
-    vae, decoded = pipeline.vae, []
+    vae, decoded = pipeline.networks.module("vae"), []
     for batch in image_batches(data, 64, limit=REAL):
         latents = posterior(vae, batch.to(vae.device, vae.dtype)).mode()
         decoded.append(to_pixels(vae.decode(latents).sample.clamp(-1, 1)))
@@ -164,7 +164,7 @@ def save_sheet(images: np.ndarray, asked: list[dict[str, Any]], right: list[bool
     chosen = spread(len(images), 10 * COLUMNS)
     borders = [AGREE if right[i] else DISAGREE for i in chosen]
     labels = [asked[i]["prompt"].removeprefix("a ").removeprefix("an ") for i in chosen]
-    save_png(sheet([images[i] for i in chosen], COLUMNS, labels=labels, borders=borders, pad=2, scale=2), path)
+    save_png(image_grid([images[i] for i in chosen], COLUMNS, labels=labels, borders=borders, pad=2, scale=2), path)
 
 
 def summary(sections: dict[str, dict]) -> dict[str, dict]:

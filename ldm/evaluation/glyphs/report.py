@@ -38,7 +38,7 @@ from ldm.models.clip import recall_at
 from ldm.models.lora import as_options
 from ldm.pipelines.loading import load_pipeline
 from ldm.utils.atomic_files import write_whole
-from ldm.utils.image_grid import save_png, sheet
+from ldm.utils.image_grid import image_grid, save_png
 
 COLUMNS = 16
 SHOWN = 96  # pictures on a sheet
@@ -114,7 +114,9 @@ def measure(pipeline, plan: Plan, reference: Reference, output: Path) -> tuple[d
         **({"clip": clip_section(described, reference, reference.clip)} if reference.clip else {}),
         "validity": validity_section(described, read["character"][1], reference),
         "novelty": novelty_section(found, read, reference, output),
-        "vae": vae_report(pipeline.vae, reference.own["validation"], reference.reader, output, plan.characters),
+        "vae": vae_report(
+            pipeline.networks.module("vae"), reference.own["validation"], reference.reader, output, plan.characters
+        ),
     }
     return metrics, found
 
@@ -259,7 +261,7 @@ def save_nearest(images: np.ndarray, near: Neighbours, train: GlyphData, path: P
         shown += [*to_size(images[row]), *blank, *to_size(pictures(train, neighbours)), *blank]
         labels += [f"{near.similarity[i]:.2f}" for i in row] + empty
         labels += [train.ids[i].split("/")[0] for i in neighbours] + empty
-    save_png(sheet(shown, COLUMNS, labels=labels), path)
+    save_png(image_grid(shown, COLUMNS, labels=labels), path)
 
 
 def _lists(found: Examined) -> list[Drawn]:
@@ -316,7 +318,7 @@ def save_section(part: Drawn, right: np.ndarray, path: Path) -> None:
     """A sheet of the first pictures, spread over the prompts, framed by whether they are what was asked for."""
     chosen = spread(len(part.images), SHOWN)
     borders = [UNJUDGED if np.isnan(right[i]) else AGREE if right[i] else DISAGREE for i in chosen]
-    save_png(sheet(list(part.images[chosen]), COLUMNS, borders=borders, pad=3), path)
+    save_png(image_grid(list(part.images[chosen]), COLUMNS, borders=borders, pad=3), path)
 
 
 def _as_json(plan: Plan) -> dict:

@@ -20,7 +20,6 @@ from ldm.evaluation.glyphs.classifier import GlyphClassifier, unseen
 from ldm.evaluation.glyphs.prompts import Asked, glyph_prompts
 from ldm.evaluation.glyphs.style_probe import StyleProbe
 from ldm.evaluation.ocr import GlyphReader
-from ldm.models.latents import downsampling_factor
 from ldm.utils.untrusted_files import read_yaml
 
 SET = 1_000_000  # picture i of set s is drawn from seed + s * SET + i
@@ -99,8 +98,8 @@ class Reference:
         """
         self.classifier, self.reader, self.clip = GlyphClassifier(), GlyphReader(), clip
         self.more = VisionModel(features) if features else None
-        side = pipeline.latent_shape[1] * downsampling_factor(pipeline.vae.config)
-        shape = {"resolution": side, "channels": pipeline.vae.config.in_channels}
+        channels, side, _ = pipeline.image_shape
+        shape = {"resolution": side, "channels": channels}
         self.both, self.own = (
             glyph_splits(options.model_copy(update=shape | {"glyphs": options.glyphs.model_copy(update={"styles": s})}))
             for s in (list(STYLES), styles_of(pipeline))

@@ -30,7 +30,7 @@ from ldm.evaluation.run_loading import OpenRun, checkpoint_state, open_run
 from ldm.models.lora import as_options, merge, read_lora
 from ldm.utils.atomic_files import write_whole
 from ldm.utils.errors import UserError
-from ldm.utils.image_grid import save_png, sheet
+from ldm.utils.image_grid import image_grid, save_png
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def evaluate(run: Path, args: Namespace) -> dict:
         "pictures": {"held_out": len(held), "training": len(opened.data.train)},
         "features": {"name": eye.name, "digest": eye.digest},
         **sections(drawn, real, captions, opened.data.train, eye, clip, output),
-        "autoencoder": autoencoder_section(pipeline.vae, real, output),
+        "autoencoder": autoencoder_section(pipeline.networks.module("vae"), real, output),
     }
     metrics["notes"] = notes(metrics, captions, clip, guides, opened)
     metrics["summary"] = summary(metrics)
@@ -321,7 +321,7 @@ def save_pairs(above: np.ndarray, below: np.ndarray, path: Path, labels: Sequenc
         for side, texts in ((above, labels), (below, None)):
             shown += [*(_small(side[i]) for i in row), *blank]
             told += [*(texts[i] if texts else "" for i in row), *[""] * len(blank)]
-    save_png(sheet(shown, COLUMNS, labels=told if labels else None), path)
+    save_png(image_grid(shown, COLUMNS, labels=told if labels else None), path)
 
 
 def _small(image: np.ndarray) -> Image.Image:

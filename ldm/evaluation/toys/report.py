@@ -26,7 +26,6 @@ from torch import Tensor
 from ldm.config.settings import DataOptions
 from ldm.data.toy import Toy, caption_for, splits, toy_named
 from ldm.diffusion.likelihood import log_likelihood
-from ldm.diffusion.sampling import denoise_with
 from ldm.evaluation.metrics.proportions import share
 from ldm.evaluation.metrics.sliced_wasserstein import distance, projected
 from ldm.models.latents import from_model_latents
@@ -112,7 +111,7 @@ def draw(pipeline: Pipeline, prompt: str, plan: Plan, seed: int, count: int | No
         ).images
     except ValueError as error:
         raise UserError(str(error)) from None
-    return from_model_latents(latents.cpu().double().flatten(1), pipeline.vae.config)
+    return from_model_latents(latents.cpu().double().flatten(1), pipeline.networks.config("vae"))
 
 
 def fresh_points(toy: Toy, plan: Plan, index: int) -> Tensor:
@@ -177,13 +176,7 @@ def likelihood_section(pipeline: Pipeline, toy: Toy, points: Tensor) -> dict[str
 
 def denoiser_of(pipeline: Pipeline) -> Callable:
     """The network as denoise(x_t (n, d, 1, 1), t) -> x0_hat in float64, without prompt or guidance."""
-    states = pipeline.encode_prompt([""])
-
-    def network(x_t: Tensor, timestep: Tensor) -> Tensor:
-        told = states.expand(len(x_t), -1, -1)
-        return pipeline._predict(x_t.to(pipeline.device, pipeline.dtype), timestep, told).to(x_t)
-
-    return denoise_with(process_of(pipeline.scheduler), network)
+    return pipeline.denoiser("")
 
 
 # ---- modes ----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from ldm.training.run_directory import sibling
 from ldm.training.task import BatchSlice, SampleRef, caption_of
 from ldm.training.tasks.components import Components, EncodedSplit, load_components, scheduler_of
 from ldm.training.tasks.denoising_loss import DenoisingObjective, LdmObjective
-from ldm.utils.image_grid import points_picture, sheet
+from ldm.utils.image_grid import image_grid, points_picture
 from ldm.utils.image_tensors import to_images
 
 QUARTERS = 4  # of the times, in which the gap between validation and training is logged
@@ -142,7 +142,7 @@ class LdmTask:
     def _image_grid(self) -> Image.Image:
         prompts, each = self._prompts(), self.settings.sampling.per_prompt
         images = self.pipeline()(prompts, num_images_per_prompt=each, seed=0).images
-        return sheet(images, each * (2 if len(prompts) > 4 else 1))
+        return image_grid(images, each * (2 if len(prompts) > 4 else 1))
 
     def _points_image(self) -> Image.Image:
         sampling = {"guidance_scale": 1.0, "num_images_per_prompt": NUM_POINTS, "batch_size": NUM_POINTS}

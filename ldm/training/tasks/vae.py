@@ -22,7 +22,7 @@ from ldm.models.vector_quantizer import Codebook, code_usage
 from ldm.training.data_order import batch_noise, derive_seed, image_batches
 from ldm.training.task import BatchSlice, SampleRef
 from ldm.utils.errors import UserError
-from ldm.utils.image_grid import sheet
+from ldm.utils.image_grid import image_grid
 from ldm.utils.image_tensors import to_images, to_pixels
 
 
@@ -124,7 +124,7 @@ class VaeTask:
             errors.append((decoded - images).square().mean((1, 2, 3)).cpu())
             strip += [to_pixels(images), to_pixels(decoded)] if len(strip) < 2 else []
         pairs = [image for pixels in strip for image in pixels[:16]]
-        sheet(pairs, columns=16).save(folder / f"{label}.png")
+        image_grid(pairs, columns=16).save(folder / f"{label}.png")
         psnr = 10 * torch.log10(4 / torch.cat(errors).clamp(min=1e-10))
         return {"psnr": psnr.mean().item()} | (code_usage(counts) if isinstance(self.model, VQModel) else {})
 

@@ -16,7 +16,7 @@ from tiny_model import tiny_folder, tiny_lora
 from ldm.apps.demo import limits
 from ldm.apps.demo.limits import LOOPBACK
 from ldm.apps.demo.request_guard import Guard
-from ldm.apps.demo.session import OWN, Studio
+from ldm.apps.demo.session import OWN, Session
 from ldm.apps.demo.space import requirements, write_space
 from ldm.apps.demo.training_monitor import read_log, runs_in, series, watch
 from ldm.cli import main as cli
@@ -33,20 +33,20 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def studio(model):
-    return Studio(str(model))
+def session(model):
+    return Session(str(model))
 
 
-def job(studio, prompt="water", negative=None, guidance=2, steps=3, sampler=OWN, seed=5):
-    return studio.job(prompt, negative, guidance, steps, sampler, seed)
+def job(session, prompt="water", negative=None, guidance=2, steps=3, sampler=OWN, seed=5):
+    return session.job(prompt, negative, guidance, steps, sampler, seed)
 
 
 # ---- drawing --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("change", [{}, {"sampler": "ddim", "negative": "fire"}, {"prompt": None}])
-def test_a_picture_of_the_app_tells_the_command_line_how_to_draw_it_again(studio, model, tmp_path, change):
-    *previews, last = studio.draw("me", job(studio, **change), 2)
+def test_a_picture_of_the_app_tells_the_command_line_how_to_draw_it_again(session, model, tmp_path, change):
+    *previews, last = session.draw("me", job(session, **change), 2)
     assert any(shown.previews for shown in previews) and last.text == "2 pictures"
     second = last.images[1]
     info = PngInfo()
@@ -64,14 +64,14 @@ def test_a_picture_of_the_app_tells_the_command_line_how_to_draw_it_again(studio
         assert read_png(tmp_path / "b.png") == told
 
 
-def test_what_is_drawn_with_adapters_tells_of_them_and_is_drawn_again_with_them(studio, model, tmp_path):
+def test_what_is_drawn_with_adapters_tells_of_them_and_is_drawn_again_with_them(session, model, tmp_path):
     told = f"{tiny_lora(tmp_path)}:0.5"
-    adapted = Studio(str(model), lora=told)
+    adapted = Session(str(model), lora=told)
     *_, last = adapted.draw("me", job(adapted), 1)
-    *_, plain = studio.draw("me", job(studio), 1)
+    *_, plain = session.draw("me", job(session), 1)
     assert abs(shrunk(last.images[0]) - shrunk(plain.images[0])).max() > 1
     info = json.loads(last.images[0].info["ldm"])
-    assert info["lora"] == told and info["digest"] != studio.pipeline.digest
+    assert info["lora"] == told and info["digest"] != session.pipeline.digest
     images = generate_job(load_pipeline(str(model), lora=tmp_path / "lora", lora_scale=0.5), job(adapted), 1)
     assert abs(shrunk(last.images[0]) - np.asarray(images[0])).max() <= 1
     (torch_drawn, _), *_ = adapted.attention(job(adapted))
@@ -79,36 +79,36 @@ def test_what_is_drawn_with_adapters_tells_of_them_and_is_drawn_again_with_them(
 
 
 def test_the_host_s_folders_are_nobody_s_business(model, tmp_path):
-    told = job(Studio(str(model), lora=f"{tiny_lora(tmp_path)}:0.5", private=True))
+    told = job(Session(str(model), lora=f"{tiny_lora(tmp_path)}:0.5", private=True))
     assert (told["model"], told["lora"]) == ("model", "lora:0.5")
 
 
-def test_a_stopped_drawing_ends_at_the_next_step_and_keeps_what_was_seen(studio):
-    drawing = studio.draw("me", job(studio, steps=100), 16)
+def test_a_stopped_drawing_ends_at_the_next_step_and_keeps_what_was_seen(session):
+    drawing = session.draw("me", job(session, steps=100), 16)
     next(drawing)
     next(drawing)
-    studio.stop("somebody else")
-    studio.stop("me")
+    session.stop("somebody else")
+    session.stop("me")
     *_, last = drawing
     assert last.text.startswith("stopped (step ") and last.previews and not last.images
-    assert not studio._stops and not studio._busy.locked()
+    assert not session._stops and not session._busy.locked()
 
 
-def test_a_visitor_who_goes_away_frees_the_model(studio):
-    drawing = studio.draw("me", job(studio, steps=100), 16)
+def test_a_visitor_who_goes_away_frees_the_model(session):
+    drawing = session.draw("me", job(session, steps=100), 16)
     next(drawing)
     drawing.close()
-    assert not studio._stops and not studio._busy.locked()
+    assert not session._stops and not session._busy.locked()
 
 
-def test_a_fault_reaches_the_visitor_and_frees_the_model(studio, monkeypatch):
+def test_a_fault_reaches_the_visitor_and_frees_the_model(session, monkeypatch):
     def broken(*args):
         raise UserError("no paint left")
 
     monkeypatch.setattr("ldm.apps.demo.session.draw", broken)
     with pytest.raises(UserError, match="no paint left"):
-        list(studio.draw("me", job(studio), 1))
-    assert not studio._stops and not studio._busy.locked()
+        list(session.draw("me", job(session), 1))
+    assert not session._stops and not session._busy.locked()
 
 
 @pytest.mark.parametrize(
@@ -132,15 +132,15 @@ def test_a_fault_reaches_the_visitor_and_frees_the_model(studio, monkeypatch):
         ({"sampler": ["ddim"]}, "sampler must"),
     ],
 )
-def test_what_is_out_of_bounds_is_refused(studio, change, message):
+def test_what_is_out_of_bounds_is_refused(session, change, message):
     with pytest.raises(UserError, match=message):
-        job(studio, **change)
+        job(session, **change)
 
 
-def test_the_number_of_pictures_is_bounded(studio):
+def test_the_number_of_pictures_is_bounded(session):
     for number in (0, 17, 1.5, "4", None, -3):
         with pytest.raises(UserError, match="number must be a"):
-            studio.draw("me", job(studio), number)
+            session.draw("me", job(session), number)
 
 
 def test_a_prompt_is_taken_as_one_line_and_blanks_are_no_prompt():
@@ -148,27 +148,27 @@ def test_a_prompt_is_taken_as_one_line_and_blanks_are_no_prompt():
     assert limits.text("prompt", " \n ") is limits.text("prompt", None) is None
 
 
-def test_every_sampler_on_offer_draws(studio):
-    assert {OWN, "unipc", "euler"} <= set(studio.samplers)
-    for sampler in studio.samplers:
-        *_, last = studio.draw("me", job(studio, sampler=sampler), 1)
+def test_every_sampler_on_offer_draws(session):
+    assert {OWN, "unipc", "euler"} <= set(session.samplers)
+    for sampler in session.samplers:
+        *_, last = session.draw("me", job(session, sampler=sampler), 1)
         assert len(last.images) == 1, sampler
 
 
-def test_attention_has_a_map_for_every_word_and_the_shares_are_of_a_whole(studio):
+def test_attention_has_a_map_for_every_word_and_the_shares_are_of_a_whole(session):
     pytest.importorskip("matplotlib")
-    pairs = studio.attention(job(studio, "red ink"))
+    pairs = session.attention(job(session, "red ink"))
     assert [text.split(":")[0] for _, text in pairs] == ["the picture", "(start)", "red", "ink", "(end)"]
     shares = [int(text.rsplit(" ", 1)[1].rstrip("%")) for _, text in pairs[1:]]
     assert abs(sum(shares) - 100) <= 2
     assert {image.size for image, _ in pairs} == {(256, 256)}
     with pytest.raises(UserError, match="write a prompt"):
-        studio.attention(job(studio, None))
+        session.attention(job(session, None))
 
 
-def test_only_models_of_glyphs_are_compared_with_glyphs(studio):
+def test_only_models_of_glyphs_are_compared_with_glyphs(session):
     with pytest.raises(UserError, match="only for models that were trained on the glyphs"):
-        studio.nearest(job(studio), 1)
+        session.nearest(job(session), 1)
 
 
 def test_a_copy_is_known_as_one_and_named(model, tmp_path, monkeypatch):
@@ -177,15 +177,15 @@ def test_a_copy_is_known_as_one_and_named(model, tmp_path, monkeypatch):
     from ldm.data.glyphs.dataset import splits
     from ldm.evaluation.glyphs.novelty import Pool
 
-    studio = Studio(str(model))
+    session = Session(str(model))
     options = DataOptions(glyphs=GlyphOptions(styles=["hei"], limit=64), cache_dir=tmp_path)
     data = splits(options)["train"]
     glyphs = np.stack([data.image(i)[..., 0] for i in range(64)])
-    studio.__dict__["_training_glyphs"] = (data, Pool(glyphs))
+    session.__dict__["_training_glyphs"] = (data, Pool(glyphs))
     stripes = np.tile(np.repeat([0, 255], 4), (64, 8)).astype(np.uint8)
     shown = [Image.fromarray(glyphs[7]), Image.fromarray(stripes)]
     monkeypatch.setattr("ldm.apps.demo.session.draw", lambda *args: shown)
-    pairs, said = studio.nearest(job(studio), 2)
+    pairs, said = session.nearest(job(session), 2)
     name = "{char} {codepoint}".format(**data.meta(7))
     assert pairs[1][1] == f"a copy of {name}: 1.00" and pairs[3][1].startswith("nearest ")
     assert said.startswith("1 of 2 are copies of one of 64 training glyphs")
@@ -214,9 +214,9 @@ def paint(path: Path, size=(16, 16), box=(8, 0, 16, 16), alpha=153) -> str:
     return str(path)
 
 
-def test_what_is_not_painted_over_is_kept_and_the_rest_is_drawn(studio, picture, tmp_path):
+def test_what_is_not_painted_over_is_kept_and_the_rest_is_drawn(session, picture, tmp_path):
     layers = [paint(tmp_path / "b.png"), paint(tmp_path / "c.png", box=(8, 4, 16, 8))]
-    *_, last = studio.draw_on("me", job(studio), 2, picture, layers, 1)
+    *_, last = session.draw_on("me", job(session), 2, picture, layers, 1)
     for image in map(shrunk, last.images):
         assert (image[:, :8] == 0).all() and (image[:, 8:] != 255).any()
     told = json.loads(last.images[1].info["ldm-edit"])
@@ -224,29 +224,29 @@ def test_what_is_not_painted_over_is_kept_and_the_rest_is_drawn(studio, picture,
     assert "ldm" not in last.images[0].info  # `ldm generate --from` would draw something else
 
 
-def test_a_picture_that_was_enlarged_is_worked_on_as_it_was_before(studio, tmp_path):
+def test_a_picture_that_was_enlarged_is_worked_on_as_it_was_before(session, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "small.png")
-    seen = studio.seen(str(tmp_path / "small.png"))
+    seen = session.seen(str(tmp_path / "small.png"))
     seen.convert("RGBA").save(tmp_path / "large.png")  # as the canvas sends it
     assert seen.size == (256, 256) and (shrunk(seen) == pixels).all()
     layers = [paint(tmp_path / "b.png", (256, 256), (0, 0, 32, 256))]
-    *_, last = studio.draw_on("me", job(studio), 1, str(tmp_path / "large.png"), layers, 1)
+    *_, last = session.draw_on("me", job(session), 1, str(tmp_path / "large.png"), layers, 1)
     assert (shrunk(last.images[0])[:, 2:] == pixels[:, 2:]).all()
 
 
-def test_at_full_strength_a_picture_is_forgotten(studio, picture):
-    *_, plain = studio.draw("me", job(studio), 1)
-    *_, forgotten = studio.draw_on("me", job(studio), 1, picture, None, 1)
-    *_, kept = studio.draw_on("me", job(studio), 1, picture, None, 0.3)
+def test_at_full_strength_a_picture_is_forgotten(session, picture):
+    *_, plain = session.draw("me", job(session), 1)
+    *_, forgotten = session.draw_on("me", job(session), 1, picture, None, 1)
+    *_, kept = session.draw_on("me", job(session), 1, picture, None, 0.3)
     assert abs(shrunk(forgotten.images[0]) - shrunk(plain.images[0])).max() <= 1
     assert abs(shrunk(kept.images[0]) - shrunk(plain.images[0])).max() > 1
 
 
-def test_the_way_begins_and_ends_with_what_its_ends_draw(studio):
-    *_, way = studio.between("me", job(studio, "water", seed=5), 4, "fire", 9)
-    *_, first = studio.draw("me", job(studio, "water", seed=5), 1)
-    *_, second = studio.draw("me", job(studio, "fire", seed=9), 1)
+def test_the_way_begins_and_ends_with_what_its_ends_draw(session):
+    *_, way = session.between("me", job(session, "water", seed=5), 4, "fire", 9)
+    *_, first = session.draw("me", job(session, "water", seed=5), 1)
+    *_, second = session.draw("me", job(session, "fire", seed=9), 1)
     assert len(way.images) == 4
     for one, other in ((way.images[0], first.images[0]), (way.images[-1], second.images[0])):
         assert abs(shrunk(one) - shrunk(other)).max() <= 1
@@ -267,7 +267,7 @@ def test_the_way_begins_and_ends_with_what_its_ends_draw(studio):
         ({"layers": ["huge"]}, "the picture cannot be used: "),
     ],
 )
-def test_a_picture_or_paint_that_will_not_do_is_refused(studio, picture, tmp_path, change, message):
+def test_a_picture_or_paint_that_will_not_do_is_refused(session, picture, tmp_path, change, message):
     files = {
         "good": paint(tmp_path / "good.png"),
         "blank": paint(tmp_path / "blank.png", alpha=0),
@@ -277,14 +277,14 @@ def test_a_picture_or_paint_that_will_not_do_is_refused(studio, picture, tmp_pat
     asked = {"picture": picture, "strength": 0.5, "layers": ["good"], **change}
     asked["layers"] = [files.get(layer, layer) for layer in asked["layers"]]
     with pytest.raises(UserError, match=message) as caught:
-        studio.draw_on("me", job(studio), 1, **asked)
+        session.draw_on("me", job(session), 1, **asked)
     assert str(tmp_path) not in str(caught.value) and __file__ not in str(caught.value)
 
 
-def test_the_way_is_bounded(studio):
+def test_the_way_is_bounded(session):
     for frames, second, last_seed in ((1, "a", 0), (25, "a", 0), (4, "a" * 301, 0), (4, "a", -1)):
         with pytest.raises(UserError, match="frames must|second prompt may|seed must"):
-            studio.between("me", job(studio), frames, second, last_seed)
+            session.between("me", job(session), frames, second, last_seed)
 
 
 # ---- trainings ------------------------------------------------------------------------------------------------------

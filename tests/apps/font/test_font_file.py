@@ -24,8 +24,10 @@ from ldm.apps.font.vectorize import Outline, trace
 from ldm.cli import font as font_cli
 from ldm.cli import main as cli
 from ldm.cli.font import Line, read_prompts
-from ldm.pipelines.model_folder import locate
-from ldm.pipelines.torch_free import open_light
+from ldm.pipelines.generation import generate_with
+from ldm.pipelines.image_metadata import complete, empty_job
+from ldm.pipelines.model_folder import resolve_model
+from ldm.pipelines.torch_free import open_torch_free
 from ldm.utils.errors import UserError
 
 SIZE = 200  # pixels per em at which characters are compared; the baseline lies on a whole one, at 176
@@ -34,8 +36,8 @@ SIZE = 200  # pixels per em at which characters are compared; the baseline lies 
 @pytest.fixture(scope="module")
 def outlines() -> dict[int, Outline]:
     """Shapes, two drawn glyphs and a blank one; a code point beyond 16 bits among them."""
-    light = open_light(locate("glyphs-fast"))
-    drawn = light.draw(["enclosed glyph", "horizontal stacked glyph"], [""] * 2, 4, 1.0, (0, 1), seed=4)
+    light = open_torch_free(resolve_model("glyphs-fast"))
+    drawn = light.generate(["enclosed glyph", "horizontal stacked glyph"], [""] * 2, 4, 1.0, (0, 1), seed=4)
     found = {0x41: shape(ring), 0x6C34: drawn[0], 0xE000: drawn[1], 0xE001: shape(square), 0x1F600: shape(disc)}
     return {code: trace(picture) for code, picture in found.items()} | {0xE002: Outline(64, 64, ())}
 
@@ -293,15 +295,17 @@ def test_line_i_is_what_generate_draws_from_seed_plus_i(tmp_path, tiny):
     argv = ["generate", "fire", "-m", str(tiny), "--seed", "6", "--steps", "2", "-o", str(tmp_path / "a.png")]
     with pytest.raises(SystemExit, match="0"):
         cli.main(argv)
-    drawn = font_cli.draw(locate(tiny), ["water", "fire"], seed=5, steps=2)
+    folder, job = resolve_model(tiny), empty_job() | {"prompt": ["water", "fire"], "seed": 5, "steps": 2}
+    complete(job, folder.defaults)
+    drawn = [np.asarray(image).astype(int) for image in generate_with(folder, job)]
     with Image.open(tmp_path / "a.png") as picture:
-        assert abs(drawn[1, ..., 0].astype(int) - np.asarray(picture)).max() <= 1  # a grey level: another batch
+        assert abs(drawn[1] - np.asarray(picture)).max() <= 1  # a grey level: another batch
 
 
 def test_blank_pictures_are_empty_characters_with_a_note(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(font_cli, "draw", lambda *_: np.full((2, 16, 16), 255, np.uint8))
+    monkeypatch.setattr(font_cli, "generate_with", lambda *_, device: np.full((2, 16, 16), 255, np.uint8))
     assert call(written(tmp_path, "a\nb\n"), "-o", tmp_path / "a.otf", "--proof", tmp_path / "p.png") == 0
-    assert "note: 2 pictures were blank, so these are empty: U+E000 U+E001" in capsys.readouterr().err
+    assert "note: 2 images were blank, so these are empty: U+E000 U+E001" in capsys.readouterr().err
 
 
 def test_a_model_that_takes_the_pipeline_makes_a_font_too(tmp_path, tiny):
@@ -324,6 +328,6 @@ def test_a_model_that_takes_the_pipeline_makes_a_font_too(tmp_path, tiny):
 )
 def test_wrong_arguments_end_in_one_line_before_the_work(tmp_path, argv, message, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(font_cli, "draw", None)
+    monkeypatch.setattr(font_cli, "generate_with", None)
     with pytest.raises(UserError, match=message):
         call(written(tmp_path, "a\n"), *argv)

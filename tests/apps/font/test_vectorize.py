@@ -14,8 +14,8 @@ pytest.importorskip("contourpy")
 pytest.importorskip("fontTools")
 
 from ldm.apps.font.vectorize import area, ink_of, svg, trace
-from ldm.pipelines.model_folder import locate
-from ldm.pipelines.torch_free import open_light
+from ldm.pipelines.model_folder import resolve_model
+from ldm.pipelines.torch_free import open_torch_free
 
 PROMPTS = [
     "horizontal stacked glyph",
@@ -38,10 +38,10 @@ def tilted(x, y, degrees=27):
 
 def glyphs(model: str, count: int) -> np.ndarray:
     """uint8 (n, 64, 64): `count` of each prompt, as the model draws them by default."""
-    folder = locate(model)
+    folder = resolve_model(model)
     steps, scale = folder.defaults["num_inference_steps"], folder.defaults["guidance_scale"]
     prompts = [prompt for prompt in PROMPTS for _ in range(count)]
-    return open_light(folder).draw(prompts, [""] * len(prompts), steps, scale, (0, 1), seed=0)[..., 0]
+    return open_torch_free(folder).generate(prompts, [""] * len(prompts), steps, scale, (0, 1), seed=0)[..., 0]
 
 
 @pytest.fixture(scope="module")

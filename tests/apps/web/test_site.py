@@ -24,8 +24,8 @@ from ldm.cli import generate
 from ldm.cli.main import build_parser
 from ldm.cli.web import run as write
 from ldm.pipelines.image_metadata import read_png
-from ldm.pipelines.model_folder import locate
-from ldm.pipelines.torch_free import open_light, standard_normal
+from ldm.pipelines.model_folder import resolve_model
+from ldm.pipelines.torch_free import open_torch_free, seeded_normal
 from ldm.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -39,7 +39,7 @@ def web(*words):
 
 @pytest.fixture(scope="module")
 def light():
-    return open_light(locate(MODEL))
+    return open_torch_free(resolve_model(MODEL))
 
 
 # ---- JavaScript beside Python ---------------------------------------------------------------------------------------
@@ -86,8 +86,8 @@ def strings(count: int) -> list[str]:
 
 @pytest.mark.parametrize("model", ["glyphs", "digits"])
 def test_prompts_become_the_same_tokens(node, model):
-    light, prompts = open_light(locate(model)), strings(3000)
-    words = json.loads((locate(model).paths["tokenizer"] / "tokenizer.json").read_text(encoding="utf-8"))
+    light, prompts = open_torch_free(resolve_model(model)), strings(3000)
+    words = json.loads((resolve_model(model).paths["tokenizer"] / "tokenizer.json").read_text(encoding="utf-8"))
     how = {"length": light.tokenizer.padding["length"], "pad": light.tokenizer.padding["pad_token"]}
     code = """
 import { Tokenizer } from "./tokenizer.js";
@@ -107,7 +107,7 @@ def test_noise_is_that_of_the_seed(node):
 import { standardNormal } from "./noise.js";
 console.log(JSON.stringify(told.map((each) => [...standardNormal(...each)])));"""
     for (seed, size), found in zip(asked, node(code, asked), strict=True):
-        np.testing.assert_allclose(found, standard_normal(seed, (size,)), atol=1e-6)
+        np.testing.assert_allclose(found, seeded_normal(seed, (size,)), atol=1e-6)
 
 
 @pytest.mark.parametrize("shift", [1.0, 2.5])
@@ -115,7 +115,7 @@ console.log(JSON.stringify(told.map((each) => [...standardNormal(...each)])));""
 def test_the_sampler_walks_the_same_way(node, light, order, shift):
     """Every number of steps up to 60, with a network whose answer depends on x and the time."""
     light = replace(light, scheduler=light.scheduler | {"solver_order": order, "flow_shift": shift})
-    noise = standard_normal(0, (16,))
+    noise = seeded_normal(0, (16,))
     code = """
 import { levels, walk } from "./sampler.js";
 const answer = [];
@@ -181,17 +181,21 @@ def test_a_page_takes_the_place_of_an_earlier_one_and_of_nothing_else(tmp_path, 
 
 
 def test_no_path_of_this_machine_gets_into_the_page(tmp_path, fake):
-    folder = shutil.copytree(locate("digits").paths["unet"].parent, tmp_path / "secret")
+    folder = shutil.copytree(resolve_model("digits").paths["unet"].parent, tmp_path / "secret")
     web(folder, "-o", tmp_path / "site", "--runtime", fake)
     assert "secret" not in (tmp_path / "site" / "settings.json").read_text()
 
 
 def test_what_cannot_be_drawn_there_is_told_in_one_line(tmp_path, fake):
     plain = tiny_folder(tmp_path / "plain")
-    cosine = shutil.copytree(locate("digits").paths["unet"].parent, tmp_path / "cosine")
+    cosine = shutil.copytree(resolve_model("digits").paths["unet"].parent, tmp_path / "cosine")
     other = tiny_folder(tmp_path / "other", COSINE) / "scheduler" / "scheduler_config.json"
     shutil.copy(other, cosine / "scheduler" / "scheduler_config.json")
-    words = shutil.copytree(locate("digits").paths["unet"].parent, tmp_path / "words") / "tokenizer" / "tokenizer.json"
+    words = (
+        shutil.copytree(resolve_model("digits").paths["unet"].parent, tmp_path / "words")
+        / "tokenizer"
+        / "tokenizer.json"
+    )
     words.write_text(json.dumps(json.loads(words.read_text()) | {"normalizer": None}))
     (tmp_path / "file").touch()
     for model, out, where, said in (
@@ -353,7 +357,7 @@ def finished(page) -> np.ndarray:
 def test_chromium_draws_what_python_draws(page, light, settings):
     found = draw(page, **settings)
     told = (settings["steps"], float(settings["guidance"]), (0.0, 1.0), settings["seed"])
-    wanted = light.draw([settings["prompt"]], [settings["negative"]], *told)[0, ..., 0].astype(int)
+    wanted = light.generate([settings["prompt"]], [settings["negative"]], *told)[0, ..., 0].astype(int)
     assert wanted.std() > 40  # there is something to see
     difference = abs(found - wanted)
     assert difference.mean() < 0.05 and difference.max() <= 2, (difference.mean(), difference.max())
@@ -370,7 +374,7 @@ def test_a_download_holds_the_picture_and_what_draws_it_again(page, tmp_path):
     np.testing.assert_array_equal(pixels, shown.repeat(8, 0).repeat(8, 1))
     job = read_png(tmp_path / "a.png")
     wanted = {"model": MODEL, "prompt": "vertical stacked glyph", "negative": None, "seed": 3, "steps": 4, "scale": 8}
-    assert job == wanted | {"guidance": 1, "grid": "1x1", "interval": [0, 1], "digest": locate(MODEL).digest()}
+    assert job == wanted | {"guidance": 1, "grid": "1x1", "interval": [0, 1], "digest": resolve_model(MODEL).digest()}
     args = build_parser(["generate"]).parse_args(["generate", "--from", str(tmp_path / "a.png")])
     args.output = str(tmp_path / "b.png")
     generate.run(args)

@@ -109,7 +109,7 @@ def test_the_model_is_compared_with_its_recorded_digest(monkeypatch):
         defaults = {"name": "glyphs", "digest": "abc"}
         digest = staticmethod(lambda: "abc")
 
-    monkeypatch.setattr(model_folder, "locate", lambda _: Found)
+    monkeypatch.setattr(model_folder, "resolve_model", lambda _: Found)
     assert doctor.check_model().status == "ok"
     Found.digest = staticmethod(lambda: "other")
     assert doctor.check_model().status == "fail"

@@ -1,0 +1,123 @@
+"""The three networks of a pipeline, in torch or in ONNX Runtime, without a difference that nobody sees.
+
+A graph (see `onnx_runtime`) computes with the weights on disk. Whoever wants to change a network in memory has to ask
+for the torch module first; so graphs compute only where nobody has asked, and from then on that network runs in torch.
+Modules that only graphs stand for so far are not even loaded.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.pipelines.onnx_runtime import Engine
+from ldm.utils.errors import UserError
+
+log = logging.getLogger(__name__)
+NETWORKS = ("vae", "text_encoder", "unet")
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """A network that is loaded when it is needed: its config, and what loads it."""
+
+    config: Any
+    load: Callable[[], nn.Module]
+
+
+class Networks:
+    """vae, text_encoder and unet, shared by copies of a pipeline.
+
+    Args:
+        modules: all three by name, each a module or one `OnDisk`.
+        engine: graphs that compute in their place; None = torch.
+        fixed: with graphs, refuse to give a module away.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module | OnDisk], engine: Engine | None = None, fixed: bool = False):
+        self._modules, self._engine, self._fixed = dict(modules), engine, fixed
+        self._in_torch = set(NETWORKS) if engine is None else set[str]()
+        for module in modules.values():
+            if isinstance(module, nn.Module):
+                module.eval()
+
+    @property
+    def engines(self) -> dict[str, str]:
+        """What each network runs in, "torch" or "onnx"."""
+        return {name: "torch" if name in self._in_torch else "onnx" for name in NETWORKS}
+
+    @property
+    def device(self) -> torch.device:
+        return getattr(self._modules["unet"], "device", torch.device("cpu"))
+
+    def dtype(self, name: str = "unet") -> torch.dtype:
+        return getattr(self._modules[name], "dtype", torch.float32)
+
+    def config(self, name: str) -> Any:
+        return self._modules[name].config
+
+    def module(self, name: str) -> nn.Module:
+        """A network to compute with, as its weights on disk are unless somebody has asked for it.
+
+        It must not be changed nor given away: `hand_out` is for that.
+        """
+        found = self._modules[name]
+        if isinstance(found, OnDisk):
+            with torch.inference_mode(False):
+                found = self._modules[name] = found.load().eval()
+        return found
+
+    def hand_out(self, name: str) -> nn.Module:
+        """A network for somebody who may change it: from now on it runs in torch. Raises: UserError if it is fixed."""
+        if name not in self._in_torch:
+            if self._fixed:
+                raise UserError(
+                    f"the {name} of a pipeline with engine='onnx' cannot be read or changed: "
+                    "load_pipeline(..., engine='torch') gives one whose networks can"
+                )
+            log.info("%s was asked for, so it runs in torch from now on", name)
+            self._in_torch.add(name)
+        return self.module(name)
+
+    def replaced(self, name: str, module: nn.Module) -> "Networks":
+        """The networks with another one in place of `name`, all in torch: two owners share the others."""
+        return Networks({each: self.hand_out(each) for each in NETWORKS} | {name: module})
+
+    # ---- what they compute ------------------------------------------------------------------------------------------
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Hidden states (B, L, D) of tokens (B, L) int64; without a mask every token is attended to."""
+        if attention_mask is None and (engine := self._graph("text_encoder")):
+            return torch.from_numpy(engine.encode_text(input_ids.numpy()))
+        encoder = self.module("text_encoder")
+        mask = {} if attention_mask is None else {"attention_mask": attention_mask.to(encoder.device)}
+        return encoder(input_ids.to(encoder.device), **mask)[0]
+
+    def predict(self, x_t: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """The U-Net's prediction (B, c, h, w) of noisy latents, one timestep for all or (B,), embeddings (B, L, D)."""
+        if engine := self._graph("unet"):
+            timesteps = timestep.expand(len(x_t)).float()
+            return torch.from_numpy(engine.predict(x_t.numpy(), timesteps.numpy(), prompt_embeds.numpy()))
+        return self.predict_in_torch(x_t, timestep, prompt_embeds)
+
+    def predict_in_torch(self, x_t: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """As `predict`, with gradients."""
+        return run_unet(self.module("unet"), x_t, timestep, prompt_embeds)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, C, H, W), about -1 to 1, float32, of the VAE's own latents (B, c, h, w); gradients flow."""
+        engine = None if latents.requires_grad else self._graph("vae")
+        if engine:
+            return torch.from_numpy(engine.decode(latents.numpy()))
+        return self.module("vae").decode(latents, return_dict=False)[0].float()
+
+    def _graph(self, name: str) -> Engine | None:
+        return None if name in self._in_torch else self._engine
+
+
+def run_unet(unet: nn.Module, x_t: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
+    """The prediction of a denoiser that is called as those of diffusers are."""
+    return unet(x_t, timestep, encoder_hidden_states=prompt_embeds, return_dict=False)[0]
