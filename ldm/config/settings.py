@@ -62,7 +62,11 @@ TimeDensity = Annotated[str, Registered("time_sampling", "TIME_DENSITIES", "logi
 LossWeight = Annotated[str, Registered("loss_weighting", "LOSS_WEIGHTS", "uniform")]
 SamplerName = Annotated[str, Registered("samplers", "SAMPLERS", "dpmpp_2m")]
 GridName = Annotated[str, Registered("time_grids", "TIME_GRIDS", "uniform")]
-Conditioning = Literal["cross_attention", "modulation", "concatenation"]  # the keys of models.conditioning
+Conditioning = Literal[  # each a function of that name in ldm/models/conditioning.py
+    "cross_attention",
+    "modulation",
+    "concatenation",
+]
 
 
 class Settings(BaseModel):

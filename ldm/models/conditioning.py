@@ -1,12 +1,12 @@
 """How text enters a U-Net: the settings of diffusers' `UNet2DConditionModel` that make it so.
 
-Each is a function from `UNetModel` to those settings, with a name in `CONDITIONINGS` that
-`ldm.config.settings.Conditioning` lists too.
+Each is a function from `UNetModel` to those settings, whose name is a line of `ldm.config.settings.Conditioning`.
 """
 
 from collections.abc import Callable
+from typing import get_args
 
-from ldm.config.settings import UNetModel
+from ldm.config.settings import Conditioning, UNetModel
 
 
 def cross_attention(model: UNetModel) -> dict:
@@ -32,11 +32,7 @@ def concatenation(model: UNetModel) -> dict:
     return _self_attention(model) | {"addition_embed_type": None}
 
 
-CONDITIONINGS: dict[str, Callable[[UNetModel], dict]] = {
-    "cross_attention": cross_attention,
-    "modulation": modulation,
-    "concatenation": concatenation,
-}
+CONDITIONINGS: dict[str, Callable[[UNetModel], dict]] = {name: globals()[name] for name in get_args(Conditioning)}
 
 
 def _self_attention(model: UNetModel) -> dict:

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
@@ -18,9 +17,8 @@ from ldm.config.introspection import nearest, paths
 from ldm.config.json_schema import schema, text
 from ldm.config.loading import load, part_of, run_dir, to_yaml
 from ldm.config.overrides import Invocation, parse, parse_overrides, usage
-from ldm.config.settings import PARTS, Conditioning, NoiseOptions, RunSettings, SamplingOptions
+from ldm.config.settings import PARTS, NoiseOptions, RunSettings, SamplingOptions
 from ldm.config.yaml_io import merge
-from ldm.models.conditioning import CONDITIONINGS
 from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
 
@@ -365,10 +363,6 @@ def test_settings_may_stand_before_the_file_too():
 
 
 # ---- registries ----------------------------------------------------------------------------------------------------
-
-
-def test_the_conditionings_are_those_of_the_models():
-    assert set(get_args(Conditioning)) == set(CONDITIONINGS)
 
 
 @pytest.mark.parametrize("options, name", [(NoiseOptions, "process"), (SamplingOptions, "sampler")])

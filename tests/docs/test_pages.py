@@ -279,11 +279,14 @@ def put(root: Path, path: str, where: str | None, name: str | None, code: str) -
     file.write_text("".join(lines))
 
 
-def test_each_example_touches_one_source_file_and_one_test_file():
+def test_each_example_is_one_source_file_one_test_file_and_at_most_one_registry_line():
     for section in text_of(ROOT / "docs/extending.md").split("\n## ")[1:]:
-        paths = {match["path"] for _, code in BLOCK.findall(section) if (match := PLACE.fullmatch(code))}
-        if paths:
-            assert sorted(path.split("/")[0] for path in paths) == ["ldm", "tests"], section.splitlines()[0]
+        blocks = [match.groupdict() for _, code in BLOCK.findall(section) if (match := PLACE.fullmatch(code))]
+        lines = [block for block in blocks if block["where"] == "in"]
+        source = {block["path"] for block in blocks if block["path"].startswith("ldm/") and block not in lines}
+        tests = {block["path"] for block in blocks if block["path"].startswith("tests/")}
+        assert not blocks or (len(source) <= 1 and len(tests) == 1), section.splitlines()[0]
+        assert len(lines) <= 1 and all(line["code"].count("\n") == 1 for line in lines), section.splitlines()[0]
 
 
 @pytest.fixture(scope="module")
