@@ -58,7 +58,7 @@ ROUNDS = 6  # of timing, the first of which is a warm-up
 
 
 def settings_of(arm: str, seed: int, args: argparse.Namespace, **train):
-    from ldm.config.loading import resolve
+    from ldm.config.loading import load
 
     given = {"vae": str(args.parts), "text": {"source": str(args.parts)}, "seed": seed}
     parts: list[dict] = [BASE, {"data": {"cache_dir": str(args.output / "cache")}}, ARMS[arm], {"train": train}, given]
@@ -68,7 +68,7 @@ def settings_of(arm: str, seed: int, args: argparse.Namespace, **train):
     for part in parts:
         for name, value in part.items():
             merged[name] = merged.get(name, {}) | value if isinstance(value, dict) else value
-    return resolve("ldm", args.config, merged)
+    return load("ldm", args.config, merged)
 
 
 def trainer_of(arm: str, seed: int, run: Path, args: argparse.Namespace, **train):

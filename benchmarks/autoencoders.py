@@ -77,11 +77,11 @@ def autoencoder(row: str, args: argparse.Namespace) -> None:
 
 
 def vae_settings(row: str, args: argparse.Namespace):
-    from ldm.config.loading import resolve
+    from ldm.config.loading import load
 
     kind, factor = row.split("-f")
     model = {"kind": kind, "latent_channels": CHANNELS[row], "block_out_channels": WIDTHS[: LEVELS[int(factor)]]}
-    return resolve("vae", args.config, {"model": model, "train": {"num_steps": args.vae_steps}})
+    return load("vae", args.config, {"model": model, "train": {"num_steps": args.vae_steps}})
 
 
 def judged(row: str, args: argparse.Namespace) -> None:
@@ -166,10 +166,10 @@ def factor_of(row: str) -> int:
 
 
 def _ldm_settings(row: str, args: argparse.Namespace, **train):
-    from ldm.config.loading import resolve
+    from ldm.config.loading import load
 
     source = "identity" if row == "identity" else str(args.output / row / "vae")
-    return resolve("ldm", args.config, {"vae": source, "train": {"batch_size": BATCH} | train})
+    return load("ldm", args.config, {"vae": source, "train": {"batch_size": BATCH} | train})
 
 
 def timed(rows: list[str], args: argparse.Namespace) -> None:

@@ -134,7 +134,7 @@ def distance(images, args: argparse.Namespace) -> dict[str, float]:
 
 
 def settings_of(args: argparse.Namespace, seed: int):
-    from ldm.config.loading import resolve
+    from ldm.config.loading import load
 
     parts = {"vae": str(args.parts), "text": {"source": str(args.parts)}}
     model = {"block_out_channels": args.widths, "norm_num_groups": 16}
@@ -147,7 +147,7 @@ def settings_of(args: argparse.Namespace, seed: int):
     optim = {"lr": args.lr, "warmup_steps": 50}
     data = {"cache_dir": str(args.output / "cache"), "glyphs": {"limit": args.glyphs}}
     given = {"seed": seed, "data": data, "model": model, "optim": optim, "train": train | {"report_to": ["none"]}}
-    return resolve("ldm", args.config, parts | given)
+    return load("ldm", args.config, parts | given)
 
 
 def ours(seed: int, folder: Path, args: argparse.Namespace) -> dict:

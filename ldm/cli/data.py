@@ -83,7 +83,7 @@ def _check_options(args: argparse.Namespace) -> "DataOptions":
     if args.config:
         from ldm.config.loading import load
 
-        options = load("vae", args.config, []).data
+        options = load("vae", args.config).data
     columns = {"image_column": args.image_column, "caption_column": args.caption_column}
     files = options.files.model_copy(update={key: name for key, name in columns.items() if name is not None})
     if args.path == "glyphs":
@@ -97,7 +97,7 @@ def _text_length(args: argparse.Namespace) -> int:
     from ldm.config.loading import load
     from ldm.config.settings import ClipModel
 
-    return (load("clip", args.config, []).model if args.config else ClipModel()).context_length
+    return (load("clip", args.config).model if args.config else ClipModel()).context_length
 
 
 def run_glyphs(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Reading and writing settings: YAML with `extends`, command-line overrides, and faults a person can mend.
+"""Reading and writing settings: YAML with `extends`, overrides, and errors in one line.
 
 A project file has shared keys (the fields of `RunSettings`) and one block per part:
 
@@ -6,12 +6,12 @@ A project file has shared keys (the fields of `RunSettings`) and one block per p
     data: {resolution: 64}      # for all three parts
     ldm: {optim: {lr: 6e-4}}    # for train_ldm.py alone
 
-Layers are merged as plain dictionaries (base file, file, block, command line) and validated once, so a fault in any
-of them is told in the same words, by its dotted path.
+Layers are merged as plain dictionaries (base file, file, block, command line) and validated once, so an error in any
+of them is reported in the same words, by its dotted path.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -22,42 +22,36 @@ from ldm.config.settings import PARTS, ClipSettings, LdmSettings, RunSettings, S
 from ldm.config.yaml_io import dump, merge, read, shortened
 from ldm.utils.errors import UserError
 
-_MAX_FAULTS = 5
+_MAX_ERRORS = 5
 _LONGEST_NAME = 200  # of a key in a message, or of a file that is extended
-Layers = list[tuple[str, Any]]  # (how faults in it are labelled, what it sets), the later wins
+Layers = list[tuple[str, Any]]  # (label of errors in it, what it sets), the later wins
+Overrides = dict[str, Any] | None
 
 
 @overload
-def load(part: Literal["clip"], path: Path | str, overrides: Sequence[str] = ()) -> ClipSettings: ...
+def load(part: Literal["clip"], path: Path | str, overrides: Overrides = None) -> ClipSettings: ...
 @overload
-def load(part: Literal["vae"], path: Path | str, overrides: Sequence[str] = ()) -> VaeSettings: ...
+def load(part: Literal["vae"], path: Path | str, overrides: Overrides = None) -> VaeSettings: ...
 @overload
-def load(part: Literal["ldm"], path: Path | str, overrides: Sequence[str] = ()) -> LdmSettings: ...
+def load(part: Literal["ldm"], path: Path | str, overrides: Overrides = None) -> LdmSettings: ...
 @overload
-def load(part: str, path: Path | str, overrides: Sequence[str] = ()) -> RunSettings: ...
-def load(part: str, path: Path | str, overrides: Sequence[str] = ()) -> RunSettings:
+def load(part: str, path: Path | str, overrides: Overrides = None) -> RunSettings: ...
+def load(part: str, path: Path | str, overrides: Overrides = None) -> RunSettings:
     """Settings of one part of a project file.
 
     Args:
         part: "clip", "vae" or "ldm".
         path: the YAML file.
-        overrides: as on the command line: ["--optim.lr", "2e-4", "--model.block_out_channels", "32", "64"].
+        overrides: what wins over the file, nested: {"optim": {"lr": 2e-4}}; see `overrides.parse_overrides`.
 
     Returns: a frozen `ClipSettings`, `VaeSettings` or `LdmSettings`; `name` is the file's stem unless set.
 
-    Raises: UserError: one line naming up to five faults, also those in the blocks of the other parts.
+    Raises: UserError: one line naming up to five errors, also those in the blocks of the other parts.
     """
-    from ldm.config.overrides import parse_overrides  # tyro is only needed where there is a command line
-
-    return resolve(part, path, parse_overrides(part, overrides) if overrides else {})
-
-
-def resolve(part: str, path: Path | str, overrides: dict) -> RunSettings:
-    """As `load`, with the overrides as a nested dictionary."""
     path = Path(path)
     raw = read(path)
     blocks = {name: raw.pop(name, None) for name in PARTS}
-    faults = list(_foreign_keys(raw))
+    errors = list(_foreign_keys(raw))
     shared = {key: value for key, value in raw.items() if key in RunSettings.model_fields}
     shared.setdefault("name", path.stem)
     settings = RunSettings()
@@ -65,20 +59,23 @@ def resolve(part: str, path: Path | str, overrides: dict) -> RunSettings:
         if name != part and not blocks[name]:
             continue  # its shared keys are checked through `part`
         layers: Layers = [("", shared), (f"{name}.", blocks[name])]
-        if name == part:
+        if name == part and overrides:
             layers.append(("--", overrides))
         try:
             validated = _validate(PARTS[name], layers)
             settings = validated if name == part else settings
         except ValidationError as error:
-            faults += _faults(error, PARTS[name], layers)
-    if faults:
-        faults = list(dict.fromkeys(faults))
-        more = f"; and {len(faults) - _MAX_FAULTS} more" if len(faults) > _MAX_FAULTS else ""
-        where = "" if all(fault.startswith("--") for fault in faults) else f"{path}: "
-        told = where + "; ".join(faults[:_MAX_FAULTS]) + more
-        raise UserError("".join(c if c.isprintable() else "?" for c in told))
+            errors += _sentences(error, PARTS[name], layers)
+    if errors:
+        raise _summary(path, list(dict.fromkeys(errors)))
     return settings
+
+
+def _summary(path: Path, errors: list[str]) -> UserError:
+    more = f"; and {len(errors) - _MAX_ERRORS} more" if len(errors) > _MAX_ERRORS else ""
+    where = "" if all(error.startswith("--") for error in errors) else f"{path}: "
+    message = where + "; ".join(errors[:_MAX_ERRORS]) + more
+    return UserError("".join(c if c.isprintable() else "?" for c in message))
 
 
 def run_dir(settings: RunSettings, part: str) -> Path:
@@ -125,23 +122,23 @@ def _foreign_keys(raw: dict) -> Iterator[str]:
             yield unknown(key[:_LONGEST_NAME], key, allowed, [path for path, _ in paths(RunSettings)])
 
 
-def _faults(error: ValidationError, kind: type[Settings], layers: Layers) -> Iterator[str]:
-    """One short sentence for each fault, its path as the user wrote it: `ldm.optim.lr`, `optim.lr` or `--optim.lr`."""
-    for fault in error.errors(include_url=False):
-        location = fault["loc"]
+def _sentences(error: ValidationError, kind: type[Settings], layers: Layers) -> Iterator[str]:
+    """One short sentence for each error, its path as the user wrote it: `ldm.optim.lr`, `optim.lr` or `--optim.lr`."""
+    for each in error.errors(include_url=False):
+        location = each["loc"]
         label = _origin(location, layers)
         path = f"{label}{'.'.join(map(str, location))}".rstrip(".")[:_LONGEST_NAME]
-        if fault["type"] == "extra_forbidden":
+        if each["type"] == "extra_forbidden":
             owner = _owner(kind, location)
             yield unknown(path, str(location[-1]), list(owner.model_fields), [p for p, _ in paths(kind)])
-        elif fault["type"] == "value_error":
-            yield f"{path}: {fault['msg'].removeprefix('Value error, ')}"
-        elif fault["type"] == "missing":
-            yield f"{path.rpartition('.')[0]}: has too few values, got {shortened(fault['input'])}"
-        elif fault["type"] == "model_type":
-            yield f"{path}: must be a section of 'key: value' lines, got {shortened(fault['input'])}"
+        elif each["type"] == "value_error":
+            yield f"{path}: {each['msg'].removeprefix('Value error, ')}"
+        elif each["type"] == "missing":
+            yield f"{path.rpartition('.')[0]}: has too few values, got {shortened(each['input'])}"
+        elif each["type"] == "model_type":
+            yield f"{path}: must be a section of 'key: value' lines, got {shortened(each['input'])}"
         else:
-            yield f"{path}: {fault['msg'].replace('Input should', 'must')}, got {shortened(fault['input'])}"
+            yield f"{path}: {each['msg'].replace('Input should', 'must')}, got {shortened(each['input'])}"
 
 
 def _origin(location: tuple, layers: Layers) -> str:

@@ -70,145 +70,237 @@ Conditioning = Literal[  # each a function of that name in ldm/models/conditioni
 
 
 class Settings(BaseModel):
-    """Base of every settings class: unknown keys are errors, instances are frozen."""
+    """Base of every settings class: unknown keys are errors, instances are frozen.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    The text below a field is its explanation in --help and in the editor (`json_schema`).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class CaptionOptions(Settings):
-    """Weights of the caption parts of a glyph; each caption draws its parts anew at load time."""
+    """Probabilities of the phrases of a glyph's caption, sampled anew each time it is read."""
 
-    layout: Fraction = 0.85  # probability that a caption names the layout ('horizontal stacked glyph')
-    radical: Fraction = 0.5  # 'with the water radical'
-    meaning: Fraction = 0.5  # the English definition
-    style: Fraction = 0.4  # 'in sans style', 'in serif style'; never said of one's own font
-    strokes: Fraction = 0.2  # '12 strokes'
-    shuffle: Fraction = 0.2  # probability that the parts come in another order
-    synonyms: Fraction = 0.15  # probability that the layout is said in other words
-    plain: Fraction = 0.1  # probability that a caption is its layout phrase alone: what most people type
-    places: Fraction = 0.5  # of naming the parts with their places: 'water on the left, horse on the right'
-    typed: Fraction = 0.25  # probability that a caption is in one of the short forms that people type
+    layout: Fraction = 0.85
+    """Probability that a caption names the layout ('horizontal stacked glyph')."""
+    radical: Fraction = 0.5
+    """Probability of 'with the water radical'."""
+    meaning: Fraction = 0.5
+    """Probability of the English definition."""
+    style: Fraction = 0.4
+    """Probability of 'in sans style' or 'in serif style'; never with `font_file`."""
+    strokes: Fraction = 0.2
+    """Probability of the number of strokes: '12 strokes'."""
+    shuffle: Fraction = 0.2
+    """Probability that the phrases are in random order."""
+    synonyms: Fraction = 0.15
+    """Probability that the layout is given by a synonym."""
+    plain: Fraction = 0.1
+    """Probability that a caption is the layout phrase alone, as most prompts are."""
+    places: Fraction = 0.5
+    """Probability that components are named with their positions: 'water on the left, horse on the right'."""
+    typed: Fraction = 0.25
+    """Probability that a caption is in one of the short forms that users type."""
 
 
 class GlyphOptions(Settings):
     styles: list[Literal["hei", "song"]] = ["hei", "song"]
-    font_file: Place | None = None  # one's own .ttf/.otf/.ttc instead of the packaged fonts
-    characters: Literal["all", "common"] = "all"  # common = the GB2312 set, about 6,700
-    limit: Annotated[int, Field(ge=0)] = 0  # keep the first N training characters (0 = all); for quick runs
+    """Typefaces of the packaged fonts: sans (hei) and serif (song)."""
+    font_file: Place | None = None
+    """A .ttf, .otf or .ttc file to render instead of the packaged fonts."""
+    characters: Literal["all", "common"] = "all"
+    """The character set; common = GB2312, about 6,700 characters."""
+    limit: Annotated[int, Field(ge=0)] = 0
+    """Keep the first N training characters, for quick runs; 0 = all."""
     captions: CaptionOptions = CaptionOptions()
-    balance: Fraction = 0.0  # a (radical, layout) of n images is drawn in proportion to n ** (1 - balance)
-    recombined: Annotated[int, Field(ge=0)] = 0  # new glyphs of parts that never met, mixed in by `mixture`
+    """How captions are composed."""
+    balance: Fraction = 0.0
+    """A (radical, layout) with n images is sampled in proportion to n ** (1 - balance)."""
+    recombined: Annotated[int, Field(ge=0)] = 0
+    """Number of new glyphs made of components that never occur together, mixed in as `mixture` says."""
 
 
 class FileOptions(Settings):
     """How a folder, a parquet file or a Hub data set is read."""
 
     image_column: str = "image"
-    caption_column: str = "text"  # a column may hold one caption or a list; "" = no captions
-    resize: Literal["crop", "pad", "stretch"] = "crop"  # centre crop, pad with the background, or distort
-    background: Annotated[int, Field(ge=0, le=255)] = 255  # grey level that transparency and padding become
+    """Column of the images in a parquet file or Hub data set."""
+    caption_column: str = "text"
+    """Column of the captions, each one string or a list; "" = no captions."""
+    resize: Literal["crop", "pad", "stretch"] = "crop"
+    """Centre crop, pad with the background colour, or stretch to a square."""
+    background: Annotated[int, Field(ge=0, le=255)] = 255
+    """Grey level that replaces transparency and fills padding."""
     horizontal_flip: bool = False
+    """Flip half of the training images."""
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    max_bad_fraction: Fraction = 0.05  # more unreadable images than this end the run
-    revision: str | None = None  # of a Hub data set
+    """Fraction of the images that is kept for validation."""
+    max_bad_fraction: Fraction = 0.05
+    """Stop if a larger fraction of the images cannot be read."""
+    revision: str | None = None
+    """Revision of a Hub data set."""
 
 
 class ToyOptions(Settings):
-    """Points with a known density, of which the denoiser can be exact."""
+    """Points of a known density, for which the exact denoiser exists."""
 
-    name: str = "swiss_roll"  # gaussian, mixture, 8_gaussians or swiss_roll
-    size: Count = 100_000  # training points; validation has a tenth of that
-    captions: bool = False  # name each point's part ('north east mode'), where the toy has parts
+    name: str = "swiss_roll"
+    """The distribution: gaussian, mixture, 8_gaussians or swiss_roll."""
+    size: Count = 100_000
+    """Number of training points; validation and test have a tenth each."""
+    captions: bool = False
+    """Caption each point with its component ('north east mode'), if the distribution has named ones."""
 
 
 class DigitOptions(Settings):
-    """Handwritten digits with drawn colours and styles; the captions' parts are drawn anew at load time."""
+    """Handwritten digits in random colours and styles; captions are sampled anew each time they are read."""
 
-    heldout: bool = True  # keep some pairs of digit and colour out of training, to be asked for afterwards
-    copies: Count = 8  # colourings of each handwritten digit
-    limit: Annotated[int, Field(ge=0)] = 0  # keep the first N handwritten training digits (0 = all); for quick runs
-    colour: Fraction = 0.85  # probability that a caption names the colour
-    digit: Fraction = 0.9  # '7'; otherwise just 'digit'
-    ground: Fraction = 0.5  # 'on a white ground'
-    thickness: Fraction = 0.4  # 'thin', 'plain', 'thick'
-    slant: Fraction = 0.4  # 'left-leaning', 'upright', 'right-leaning'
-    generic: Fraction = 0.25  # probability that a slant is said without its direction: 'slanted'
-    words: Fraction = 0.3  # probability that the digit is spelled: 'seven'
-    after: Fraction = 0.25  # probability that the colour comes behind: 'a 7 in red'
-    plain: Fraction = 0.15  # probability that a caption is digit and colour alone: what most people type
+    heldout: bool = True
+    """Keep some pairs of digit and colour out of training, to evaluate on them."""
+    copies: Count = 8
+    """Colourings of each handwritten digit."""
+    limit: Annotated[int, Field(ge=0)] = 0
+    """Keep the first N handwritten training digits, for quick runs; 0 = all."""
+    colour: Fraction = 0.85
+    """Probability that a caption names the colour."""
+    digit: Fraction = 0.9
+    """Probability that a caption names the digit ('7'); otherwise it says 'digit'."""
+    ground: Fraction = 0.5
+    """Probability that a caption names the background: 'on a white ground'."""
+    thickness: Fraction = 0.4
+    """Probability of 'thin', 'plain' or 'thick'."""
+    slant: Fraction = 0.4
+    """Probability of 'left-leaning', 'upright' or 'right-leaning'."""
+    generic: Fraction = 0.25
+    """Probability that a slant is given without its direction: 'slanted'."""
+    words: Fraction = 0.3
+    """Probability that the digit is spelled: 'seven'."""
+    after: Fraction = 0.25
+    """Probability that the colour follows the digit: 'a 7 in red'."""
+    plain: Fraction = 0.15
+    """Probability that a caption is digit and colour alone, as most prompts are."""
 
 
 class MixtureOptions(Settings):
-    """How the made-up images that some data sets offer, such as recombined glyphs, are mixed into denoiser training."""
+    """How the synthetic images of a data set, such as recombined glyphs, are mixed into denoiser training."""
 
-    share: Fraction = 0.5  # of the images at noisier times than `above`
-    above: Fraction = 0.4  # the time, 1 = noise, below which only real images are trained on
+    share: Fraction = 0.5
+    """Fraction of synthetic images among those at times above `above`."""
+    above: Fraction = 0.4
+    """Only real images are trained on below this time; 0 = data, 1 = noise."""
 
 
 class DataOptions(Settings):
-    # "glyphs", "digits", "toy", a folder, a .parquet file, or a Hub data set id (user/name)
     source: Named = "glyphs"
+    """'glyphs', 'digits', 'toy', a folder, a .parquet file, or a Hub data set id (user/name)."""
     resolution: Annotated[int, Field(ge=16, le=1024, multiple_of=8)] = 64
+    """Height and width of the images, in pixels."""
     channels: Literal[1, 3] = 1
-    cache_dir: Place = Path("cache")  # rendered glyphs and latents
+    """1 = grey, 3 = RGB."""
+    cache_dir: Place = Path("cache")
+    """Folder of rendered glyphs, decoded images and latents."""
     glyphs: GlyphOptions = GlyphOptions()
+    """Settings of the source 'glyphs'."""
     files: FileOptions = FileOptions()
+    """Settings of folders, parquet files and Hub data sets."""
     toy: ToyOptions = ToyOptions()
+    """Settings of the source 'toy'."""
     digits: DigitOptions = DigitOptions()
+    """Settings of the source 'digits'."""
     mixture: MixtureOptions = MixtureOptions()
+    """How synthetic images are mixed in."""
 
 
 class OptimOptions(Settings):
-    name: Literal["adamw", "muon"] = "adamw"  # muon = orthogonal steps for hidden matrices and kernels, AdamW elsewhere
+    name: Literal["adamw", "muon"] = "adamw"
+    """The optimizer; muon = orthogonalized updates for hidden matrices and kernels, AdamW for the rest."""
     lr: Positive = 1e-3
+    """Peak learning rate."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
+    """Momentum coefficients of AdamW."""
     weight_decay: Weight = 0.01
+    """Decoupled weight decay."""
     warmup_steps: Annotated[int, Field(ge=0)] = 100
-    schedule: Literal["constant", "cosine", "wsd"] = "wsd"  # wsd = warm-up, stable, then a linear decay to 0
-    decay_fraction: Fraction = 0.3  # of all steps, for wsd
+    """Steps of linear warm-up."""
+    schedule: Literal["constant", "cosine", "wsd"] = "wsd"
+    """Learning rate after warm-up; wsd = stable, then linear decay to 0."""
+    decay_fraction: Fraction = 0.3
+    """Fraction of all steps in which wsd decays."""
     grad_clip: Positive = 1.0
+    """Largest gradient norm."""
 
 
 class TrainOptions(Settings):
     num_steps: Count = 1000
-    batch_size: Count = 64  # the global batch: all processes and accumulation steps together
+    """Number of optimizer steps."""
+    batch_size: Count = 64
+    """Global batch size: all processes and accumulation steps together."""
     gradient_accumulation_steps: Count = 1
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto = bf16 where the hardware has it
+    """Forward and backward passes per optimizer step."""
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """auto = bf16 where the hardware has it."""
     compile: bool = False
-    gradient_checkpointing: bool = False  # compute activations anew in the backward pass: less memory, a third slower
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999  # 0 = no EMA
+    """Compile the model with torch.compile."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the exponential moving average of the weights; 0 = no EMA."""
     log_every: Count = 20
-    sample_every: Annotated[int, Field(ge=0)] = 500  # pictures and validation; 0 = only at the end
+    """Steps between log entries."""
+    sample_every: Annotated[int, Field(ge=0)] = 500
+    """Steps between sample grids and validation; 0 = only at the end."""
     save_every: Count = 500
+    """Steps between checkpoints."""
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    """Number of checkpoints to keep."""
     num_workers: Annotated[int, Field(ge=0)] = 0
-    threads: Annotated[int, Field(ge=0)] = 0  # CPU threads per process; 0 = torch's choice
-    planned_minutes: Weight | None = None  # what `ldm plan` foretold; the log compares it with what the run took
+    """Data loader processes."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads per process; 0 = torch's default."""
+    planned_minutes: Weight | None = None
+    """Estimate of `ldm plan`; the log compares it with the real time."""
     report_to: list[Literal["tensorboard", "wandb", "comet_ml", "mlflow", "none"]] = ["tensorboard"]
+    """Experiment trackers."""
 
 
 class RunSettings(Settings):
-    """What every trainer has."""
+    """Settings that all trainers share."""
 
     name: str = "run"
-    output_dir: Place | None = None  # default: runs/<name>/<part>
+    """Name of the project; default: the config file's stem."""
+    output_dir: Place | None = None
+    """Run folder; default: runs/<name>/<part>."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of weights, data order and noise."""
     data: DataOptions = DataOptions()
+    """The data set."""
     optim: OptimOptions = OptimOptions()
+    """Optimizer and learning rate."""
     train: TrainOptions = TrainOptions()
+    """The training loop."""
 
 
 class ClipModel(Settings):
-    vocab_size: Annotated[int, Field(ge=514, le=49408)] = 4096  # 512 bytes, 2 marks, the rest learned
+    vocab_size: Annotated[int, Field(ge=514, le=49408)] = 4096
+    """Tokens of the byte-pair encoding: 512 bytes, 2 markers, the rest learned."""
     context_length: Annotated[int, Field(ge=8, le=77)] = 32
-    width: Count = 128  # of the text tower
+    """Tokens per caption; longer captions are cut."""
+    width: Count = 128
+    """Width of the text encoder."""
     layers: Count = 4
+    """Layers of the text encoder."""
     heads: Count = 4
-    embed_dim: Count = 128  # of the shared space
+    """Attention heads of the text encoder."""
+    embed_dim: Count = 128
+    """Dimension of the joint embedding."""
     vision_width: Count = 128
+    """Width of the image encoder."""
     vision_layers: Count = 4
+    """Layers of the image encoder."""
     vision_heads: Count = 4
+    """Attention heads of the image encoder."""
     patch_size: Count = 8
+    """Side of the image encoder's patches, in pixels."""
 
     @model_validator(mode="after")
     def _heads_divide(self):
@@ -220,16 +312,24 @@ class ClipModel(Settings):
 
 class ClipSettings(RunSettings):
     model: ClipModel = ClipModel()
+    """Text and image encoder."""
 
 
 class VaeModel(Settings):
-    kind: Literal["kl", "vq"] = "kl"  # AutoencoderKL, or VQModel, whose decoder sees only the vectors of a codebook
-    codebook_size: Annotated[int, Field(ge=2, le=65536)] = 512  # of vq: each latent place holds log2 of it in bits
+    kind: Literal["kl", "vq"] = "kl"
+    """kl = AutoencoderKL; vq = VQModel, whose latents are vectors of a codebook."""
+    codebook_size: Annotated[int, Field(ge=2, le=65536)] = 512
+    """Of vq: number of codes; a latent position holds log2 of it in bits."""
     latent_channels: Count = 4
-    block_out_channels: Widths = [32, 64, 128]  # downsampling factor f = 2 ** (len - 1): 3 widths f4, 4 f8, 5 f16
+    """Channels of the latents."""
+    block_out_channels: Widths = [32, 64, 128]
+    """Channels per level; downsampling factor f = 2 ** (len - 1): 3 levels f4, 4 f8, 5 f16."""
     layers_per_block: Count = 1
+    """Residual layers per level."""
     norm_num_groups: Count = 8
+    """Groups of the group norms."""
     mid_attention: bool = False
+    """Self-attention at the coarsest level."""
 
     @model_validator(mode="after")
     def _groups_divide(self):
@@ -249,45 +349,69 @@ class VaeModel(Settings):
 
 class VaeLoss(Settings):
     l1: Weight = 1.0
-    edge: Weight = 1.0  # L1 of the image gradients
+    """Weight of the L1 reconstruction error."""
+    edge: Weight = 1.0
+    """Weight of the L1 error of image gradients."""
     perceptual: Weight = 0.1
-    kl: Weight = 1e-5  # per latent element, relative to the mean reconstruction error per pixel
-    commitment: Weight = 0.25  # of vq: how strongly the encoder is held to its codes
-    codebook_decay: Annotated[float, Field(ge=0, lt=1)] = 0.97  # of vq: codes follow moving averages of their vectors
-    revive_after: Count = 50  # of vq: steps without use after which a code is put where one is missing
-    adversarial: Weight = 0.0  # PatchGAN hinge loss; 0 = no discriminator at all
-    adversarial_start: Fraction = 0.5  # of all steps
+    """Weight of the perceptual loss."""
+    kl: Weight = 1e-5
+    """Weight of the KL divergence per latent element, relative to the mean reconstruction error per pixel."""
+    commitment: Weight = 0.25
+    """Of vq: weight of the encoder's distance from its codes."""
+    codebook_decay: Annotated[float, Field(ge=0, lt=1)] = 0.97
+    """Of vq: decay of the moving averages that the codes follow."""
+    revive_after: Count = 50
+    """Of vq: steps without use after which a code is replaced."""
+    adversarial: Weight = 0.0
+    """Weight of the PatchGAN hinge loss; 0 = no discriminator."""
+    adversarial_start: Fraction = 0.5
+    """Fraction of all steps after which it starts."""
 
 
 class VaeSettings(RunSettings):
     model: VaeModel = VaeModel()
+    """The autoencoder."""
     loss: VaeLoss = VaeLoss()
-    crop: Annotated[int, Field(ge=0)] = 0  # train on random crops of this many pixels; 0 = whole images
+    """Its loss."""
+    crop: Annotated[int, Field(ge=0)] = 0
+    """Train on random crops of this many pixels; 0 = whole images."""
 
 
 class TextOptions(Settings):
-    # "run" = the CLIP run beside this one, a folder with a CLIP run or a text_encoder, "none" = unconditional,
-    # "new" = a small tower of its own, trained with the denoiser, or "open_clip:ARCH/TAG", "open_clip:hf-hub:...",
-    # "open_clip:local-dir:..." = a pretrained tower
     source: Named = "run"
-    train: bool = False  # fine-tune the tower together with the denoiser; a new one always is
-    width: Annotated[int, Field(ge=8, multiple_of=4)] = 64  # of a new tower, which has 4 heads
-    layers: Count = 1  # of a new tower
+    """'run' = the CLIP run beside this one, the folder of a CLIP run or text encoder, 'none' = unconditional,
+    'new' = a small text encoder trained with the denoiser, or a pretrained one: 'open_clip:ARCH/TAG',
+    'open_clip:hf-hub:...' or 'open_clip:local-dir:...'."""
+    train: bool = False
+    """Fine-tune the text encoder together with the denoiser; a new one always is."""
+    width: Annotated[int, Field(ge=8, multiple_of=4)] = 64
+    """Width of a new text encoder, which has 4 heads."""
+    layers: Count = 1
+    """Layers of a new text encoder."""
 
 
 class UNetModel(Settings):
-    # how text enters: "cross_attention" at the levels below, "modulation" of the time embedding alone, which scales and
-    # shifts every block (FiLM, AdaGN), or "concatenation" of a map of it with the input
     conditioning: Conditioning = "cross_attention"
+    """How text enters: 'cross_attention' at `attention_levels`; 'modulation' of scale and shift in every block by the
+    time embedding (FiLM, AdaGN); or 'concatenation' of a text-dependent map with the input."""
     block_out_channels: Widths = [64, 128, 256]
+    """Channels per level."""
     layers_per_block: Count = 1
-    attention_levels: list[Annotated[int, Field(ge=0)]] = [1, 2]  # levels with cross-attention; 0 = finest
-    heads: Count = 4  # the number of attention heads
+    """Residual layers per level."""
+    attention_levels: list[Annotated[int, Field(ge=0)]] = [1, 2]
+    """Levels with attention; 0 = finest."""
+    heads: Count = 4
+    """Number of attention heads."""
     norm_num_groups: Count = 32
+    """Groups of the group norms."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    pooled_text: bool = True  # with cross-attention, text also enters through the time embedding (attention-pooled)
+    """Dropout probability."""
+    pooled_text: bool = True
+    """With cross-attention, add pooled text to the time embedding."""
     mid_block: bool = True
+    """Have a middle block at the coarsest level."""
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
+    """Attention implementation."""
 
     @model_validator(mode="after")
     def _levels_exist(self):
@@ -302,20 +426,32 @@ class MlpModel(Settings):
     """The denoiser of points."""
 
     width: Count = 128
+    """Width of the hidden layers."""
     layers: Count = 4
+    """Number of hidden layers."""
 
 
 class NoiseOptions(Settings):
     process: Process = "flow"
+    """The noise schedule."""
     prediction_type: Prediction = "flow"
-    timesteps: TimeDensity = "logit_normal"  # which times are trained on
-    stratified: bool = True  # one time from each of batch_size equal parts
-    shift: Positive = 1.0  # resolution shift towards noise: ln(snr) falls by 2 ln(shift) at every time
-    zero_terminal_snr: bool = False  # rescale a tabled process so that the last step is nothing but noise
-    weight: LossWeight = "uniform"  # uniform = of what is predicted, whatever that is
-    weight_parameter: Weight | None = None  # the weight's number, such as min_snr's gamma; null = the paper's
-    learned_variance: bool = False  # the network also predicts the reverse variance (hybrid loss)
-    vlb_weight: Weight = 0.001  # of the variational bound beside the mean squared error
+    """What the network predicts."""
+    timesteps: TimeDensity = "logit_normal"
+    """Density of the times that are trained on."""
+    stratified: bool = True
+    """Sample one time from each of batch_size equal intervals."""
+    shift: Positive = 1.0
+    """Resolution shift towards noise: ln(snr) falls by 2 ln(shift) at every time."""
+    zero_terminal_snr: bool = False
+    """Rescale a tabulated schedule so that its last step is pure noise."""
+    weight: LossWeight = "uniform"
+    """Loss weight by noise level; uniform = none on the prediction's own error."""
+    weight_parameter: Weight | None = None
+    """The weight's parameter, such as gamma of min_snr; null = the paper's."""
+    learned_variance: bool = False
+    """The network also predicts the reverse variance (hybrid loss)."""
+    vlb_weight: Weight = 0.001
+    """Weight of the variational bound beside the mean squared error."""
 
     @model_validator(mode="after")
     def _fits(self):
@@ -336,41 +472,60 @@ class NoiseOptions(Settings):
 
 
 class SamplingOptions(Settings):
-    """The model's best settings: defaults of the exported pipeline."""
+    """The model's recommended sampling settings, the defaults of the exported pipeline."""
 
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 20
+    """Number of sampling steps."""
     guidance_scale: Annotated[float, Field(ge=0)] = 3.0
-    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)  # guide only at these times; 0 = data, 1 = noise
-    guidance_rescale: Fraction = 0.0  # how far to undo the contrast that guidance adds
+    """Classifier-free guidance scale; 1 = off."""
+    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """Guide only at these times; 0 = data, 1 = noise."""
+    guidance_rescale: Fraction = 0.0
+    """How far to undo the contrast that guidance adds."""
     sampler: SamplerName = "dpmpp_2m"
-    time_grid: GridName = "uniform"  # at which times the steps stop
-    eta: Fraction | None = None  # share of new noise, of ddim and euler_ancestral; null = 0 and 1
-    prompts: list[str] = []  # of the sample grids; empty = drawn from the validation captions
+    """The sampler."""
+    time_grid: GridName = "uniform"
+    """The times at which the steps stop."""
+    eta: Fraction | None = None
+    """Fraction of new noise, of ddim and euler_ancestral; null = 0 and 1."""
+    prompts: list[str] = []
+    """Prompts of the sample grids; empty = validation captions."""
     per_prompt: Count = 4
-    judged: Annotated[int, Field(ge=0)] = 40  # further pictures of glyphs or digits, for shares that obey; 0 = none
+    """Images per prompt."""
+    judged: Annotated[int, Field(ge=0)] = 40
+    """Further images of glyphs or digits, to log prompt adherence; 0 = none."""
 
 
 class DistillOptions(Settings):
-    """A student of a finished model, for few steps without guidance."""
+    """Distillation of a finished model into a student that samples in few steps without guidance."""
 
-    teacher: Place | None = None  # a finished LDM run or an exported folder; null = learn from the data, as usual
-    steps: Annotated[int, Field(ge=0, le=100)] = 4  # of the student; 0 = any number: only the guidance is folded in
-    substeps: Count = 2  # of the teacher, for each of the student's
-    guidance_scale: Annotated[float, Field(ge=0)] = 3.0  # of the teacher
-    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)  # the teacher is guided only at these times
-    sampler: SamplerName = "dpmpp_2m"  # of the teacher
+    teacher: Place | None = None
+    """A finished LDM run or an exported folder; null = train on data as usual."""
+    steps: Annotated[int, Field(ge=0, le=100)] = 4
+    """Sampling steps of the student; 0 = any number: only guidance is distilled."""
+    substeps: Count = 2
+    """Steps of the teacher for each of the student's."""
+    guidance_scale: Annotated[float, Field(ge=0)] = 3.0
+    """Guidance scale of the teacher."""
+    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """The teacher is guided only at these times."""
+    sampler: SamplerName = "dpmpp_2m"
+    """Sampler of the teacher."""
 
 
 class StartOptions(Settings):
-    """A finished model to go on from: with all of its U-Net, or with low-rank adapters (LoRA) beside its layers."""
+    """Fine-tuning of a finished model: its whole U-Net, or low-rank adapters (LoRA) beside its layers."""
 
-    # an exported folder, a finished LDM run, a Hub id, or one that ships ("glyphs"); null = from random weights
     model: Named | None = None
-    lora_rank: Annotated[int, Field(ge=0, le=1024)] = 0  # of the adapters; 0 = none: the whole U-Net learns
-    lora_alpha: Positive = 8.0  # adapters count alpha / rank times
-    lora_text: bool = False  # adapters in the text encoder's attention too
-    # layers that get one: all whose name ends so
+    """An exported folder, a finished LDM run, a Hub id, or a shipped model ('glyphs'); null = random weights."""
+    lora_rank: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Rank of the adapters; 0 = none: the whole U-Net is trained."""
+    lora_alpha: Positive = 8.0
+    """Adapters are scaled by alpha / rank."""
+    lora_text: bool = False
+    """Also put adapters into the text encoder's attention."""
     lora_targets: Annotated[list[str], Field(min_length=1)] = ["to_q", "to_k", "to_v", "to_out.0"]
+    """Layers with an adapter: all whose name ends so."""
 
     @model_validator(mode="after")
     def _fits(self):
@@ -382,26 +537,39 @@ class StartOptions(Settings):
 
 
 class AlignmentOptions(Settings):
-    """The U-Net's middle is drawn towards the features of an image tower, early in training."""
+    """Alignment of the U-Net's middle features with those of an image encoder, early in training."""
 
-    weight: Weight = 0.0  # of the cosine distance beside the loss; 0 = off
-    source: Named = "run"  # "run" = the CLIP run beside this one, or the folder of one
-    until: Fraction = 0.4  # of all steps
+    weight: Weight = 0.0
+    """Weight of the cosine distance beside the loss; 0 = off."""
+    source: Named = "run"
+    """'run' = the CLIP run beside this one, or the folder of one."""
+    until: Fraction = 0.4
+    """Fraction of all steps after which it stops."""
 
 
 class LdmSettings(RunSettings):
-    # "run" = the VAE run beside this one, a folder with a VAE run or an AutoencoderKL, or "identity" = pixel space
     vae: Named = "run"
+    """'run' = the VAE run beside this one, the folder of a VAE run or AutoencoderKL, or 'identity' = pixel space."""
     text: TextOptions = TextOptions()
-    denoiser: Literal["unet", "mlp"] = "unet"  # mlp = for points
+    """The text encoder."""
+    denoiser: Literal["unet", "mlp"] = "unet"
+    """mlp = for points."""
     model: UNetModel = UNetModel()
+    """The U-Net."""
     mlp: MlpModel = MlpModel()
+    """The MLP."""
     noise: NoiseOptions = NoiseOptions()
+    """Noise process and prediction."""
     alignment: AlignmentOptions = AlignmentOptions()
+    """Representation alignment."""
     caption_dropout: Fraction = 0.1
+    """Probability of training on the null caption, for classifier-free guidance."""
     sampling: SamplingOptions = SamplingOptions()
+    """Default sampling settings."""
     distill: DistillOptions = DistillOptions()
+    """Distillation."""
     start: StartOptions = StartOptions()
+    """Fine-tuning."""
 
     @model_validator(mode="after")
     def _one_beginning(self):

@@ -27,7 +27,7 @@ from ldm.diffusion.process import Batch, NoiseProcess, expand_to
 from ldm.diffusion.schedules import Times
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t, t, prompt embeddings) -> prediction of x_t's shape
-Channels = Float[Tensor, "b _ *rest"]  # as many channels as x_t, or twice as many with a learned variance
+Channels = Float[Tensor, "b _ ..."]  # as many channels as x_t, or twice as many with a learned variance
 EDGE = 1e-6  # times within this of an end of an interval count as inside
 
 

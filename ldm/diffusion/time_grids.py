@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Shaped
 from torch import Tensor
 
 from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS, Schedule, VarianceExploding
 
-Grid = Float64[Tensor, " n"]  # falling times
+Grid = Float64[Tensor, "{num_steps}+1"]  # falling times
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,11 @@ def linspace(schedule: Schedule, num_steps: int) -> Grid:
     return _falling(1 + torch.linspace(0, NUM_TRAIN_TIMESTEPS - 1, num_steps, dtype=torch.float64).round())
 
 
-def _one_to_zero(count: int) -> Grid:
+def _one_to_zero(count: int) -> Float64[Tensor, " {count}"]:
     return torch.linspace(1, 0, count, dtype=torch.float64)
 
 
-def _falling(steps: Tensor) -> Grid:
+def _falling(steps: Shaped[Tensor, " n"]) -> Float64[Tensor, " n+1"]:
     """Rising thousandths as falling times, with t = 0 at the end."""
     times = steps.double().flip(0) / NUM_TRAIN_TIMESTEPS
     return torch.cat([times, torch.zeros_like(times[:1])])
@@ -119,7 +119,7 @@ def _ratio_range(schedule: Schedule) -> tuple[float, float]:
     return max(math.exp(-low.lam), MIN_RATIO), min(math.exp(-high.lam) if high.alpha else MAX_RATIO, MAX_RATIO)
 
 
-def _at_ratios(schedule: Schedule, ratio: Grid) -> Grid:
+def _at_ratios(schedule: Schedule, ratio: Float64[Tensor, " n"]) -> Float64[Tensor, " n+1"]:
     """The times of falling sigma / alpha, the first moved to t = 1, and t = 0 after the last."""
     times = schedule.time(-2 * ratio.log())
     return torch.cat([torch.ones_like(times[:1]), times[1:], torch.zeros_like(times[:1])])

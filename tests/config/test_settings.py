@@ -38,7 +38,7 @@ def write(tmp_path):
 
 def fault(part: str, path, *overrides: str) -> str:
     with pytest.raises(UserError) as caught:
-        load(part, path, overrides)
+        load(part, path, parse_overrides(part, overrides))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -55,7 +55,8 @@ def test_home_may_be_named_by_its_sign_wherever_a_place_is_set(setting, write, t
     value = "~/mine"
     for key in reversed(setting.split(".")):
         value = {key: value}
-    for found in (load("ldm", write(yaml.dump({"ldm": value}))), load("ldm", write(""), [f"--{setting}", "~/mine"])):
+    given = parse_overrides("ldm", [f"--{setting}", "~/mine"])
+    for found in (load("ldm", write(yaml.dump({"ldm": value}))), load("ldm", write(""), given)):
         for key in setting.split("."):
             found = getattr(found, key)
         assert str(found) == f"{tmp_path}/mine"
@@ -82,7 +83,7 @@ def test_the_block_wins_over_shared_keys_and_only_for_its_part(write):
 
 def test_the_command_line_wins_over_all(write):
     path = write("optim: {lr: 1e-4}\nldm: {optim: {lr: 2e-4}}\n")
-    assert load("ldm", path, ["--optim.lr", "3e-4"]).optim.lr == 3e-4
+    assert load("ldm", path, parse_overrides("ldm", ["--optim.lr", "3e-4"])).optim.lr == 3e-4
 
 
 def test_extends_is_relative_chains_and_replaces_lists_whole(write, tmp_path):
@@ -123,7 +124,7 @@ def test_merge_of_flat_sections_is_a_dictionary_update(base, over):
 
 def test_run_dir_is_named_by_run_and_part_unless_given(write):
     assert run_dir(load("vae", write("")), "vae") == Path("runs/mine/vae")
-    assert run_dir(load("vae", write(""), ["--output-dir", "else/where"]), "vae") == Path("else/where")
+    assert run_dir(load("vae", write(""), {"output_dir": "else/where"}), "vae") == Path("else/where")
 
 
 # ---- round trip ----------------------------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ def value_at(tree, path: str):
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(choice=CHOICES)
 def test_any_valid_override_arrives_and_survives_the_file(choice, write):
-    got = load("ldm", write(""), as_arguments(choice))
+    got = load("ldm", write(""), parse_overrides("ldm", as_arguments(choice)))
     for path, value in choice.items():
         expected = Path(value) if path == "output_dir" and value is not None else value
         assert value_at(got, path) == expected
@@ -343,7 +344,7 @@ def test_print_config_writes_a_file_that_loads_to_the_same_settings(write, capsy
     with pytest.raises(SystemExit) as caught:
         parse("clip", [str(preset), "--print-config", "--seed", "5"])
     assert caught.value.code == 0
-    assert load("clip", write(capsys.readouterr().out)) == load("clip", preset, ["--seed", "5"])
+    assert load("clip", write(capsys.readouterr().out)) == load("clip", preset, {"seed": 5})
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -353,7 +354,7 @@ def test_help_names_every_setting_and_fits_a_screen_or_two(part, capsys):
     shown = capsys.readouterr().out
     assert caught.value.code == 0 and shown.count("\n") < 135
     assert all(f"--{path} " in shown.replace("--output-dir", "--output_dir") for path, _ in paths(PARTS[part]))
-    assert "the global batch" in shown
+    assert "Global batch size" in shown
     assert "--train.batch_size 16" in usage("ldm", shipped_configs() / "smoke.yaml")
 
 
@@ -396,7 +397,7 @@ def test_the_schema_knows_every_setting_with_its_range_and_comment():
                 entry = _resolve(whole, entry)["properties"][key]
             assert "default" in entry, path
     batch = whole["$defs"]["TrainOptions"]["properties"]["batch_size"]
-    assert (batch["minimum"], batch["description"][:16]) == (1, "the global batch")
+    assert (batch["minimum"], batch["description"][:16]) == (1, "Global batch siz")
     assert all(d["additionalProperties"] is False for d in whole["$defs"].values())
     json.dumps(whole)
 

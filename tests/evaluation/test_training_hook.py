@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.config.loading import resolve
+from ldm.config.loading import load
 from ldm.data.digits import INKS, WORDS
 from ldm.evaluation import training_hook as watch
 
@@ -25,7 +25,7 @@ class Artist:
 
 def test_it_is_there_for_glyphs_and_digits_and_can_be_turned_off(tmp_path):
     def settings(**more):
-        return resolve("ldm", Path(__file__).parents[2] / "configs" / "smoke.yaml", more)
+        return load("ldm", Path(__file__).parents[2] / "configs" / "smoke.yaml", more)
 
     assert watch.watch_for(settings()) is not None
     assert watch.watch_for(settings(sampling={"judged": 0})) is None

@@ -10,7 +10,7 @@ from commands import train
 
 from ldm.cli import main as cli
 from ldm.cli.plan import _bytes, flags, write
-from ldm.config.loading import load, resolve
+from ldm.config.loading import load
 from ldm.config.overrides import parse_overrides
 from ldm.config.settings import LdmSettings
 from ldm.training import budget
@@ -112,7 +112,7 @@ def test_the_file_and_the_flags_say_the_same(tmp_path):
     for one in found:
         by_file, by_flags = (
             load(one.part, path),
-            resolve(one.part, GLYPHS, parse_overrides(one.part, [*flags(one.changes)])),
+            load(one.part, GLYPHS, parse_overrides(one.part, [*flags(one.changes)])),
         )
         assert by_file.model_copy(update={"name": "glyphs-cpu"}) == by_flags == one.settings
     with pytest.raises(UserError, match="the config itself"):

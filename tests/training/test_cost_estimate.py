@@ -73,7 +73,7 @@ def test_training_samples_are_counted_without_drawing():
 
 
 def test_an_ldm_takes_its_shapes_from_the_project_file_until_the_parts_are_trained(tmp_path):
-    settings = load("ldm", SMOKE, ["--output-dir", str(tmp_path / "ldm")])
+    settings = load("ldm", SMOKE, {"output_dir": str(tmp_path / "ldm")})
     vae, clip = load("vae", SMOKE).model, load("clip", SMOKE).model
     assert _latents(settings, SMOKE) == (vae.latent_channels, vae.factor)
     assert _text(settings, SMOKE) == (clip.context_length, clip.width)
@@ -89,7 +89,7 @@ def test_an_ldm_takes_its_shapes_from_the_project_file_until_the_parts_are_train
 
 def test_a_vae_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no VAE run"):
-        _latents(load("ldm", SMOKE, ["--vae", str(tmp_path)]), None)
+        _latents(load("ldm", SMOKE, {"vae": str(tmp_path)}), None)
 
 
 @pytest.mark.parametrize("part", ["clip", "vae", "ldm"])
@@ -108,14 +108,21 @@ def test_the_plan_of_a_smoke_run(part):
 
 
 def test_a_vq_autoencoder_is_planned_with_its_codes():
-    settings = load("vae", SMOKE, ["--model.kind", "vq", "--model.codebook-size", "32"])
+    settings = load("vae", SMOKE, {"model": {"kind": "vq", "codebook_size": 32}})
     text = plan("vae", settings, SMOKE)
     assert "1 x 32 x 32 pixels to 4 x 16 x 16, of 32 codes" in text
 
 
 def test_sizes_that_do_not_fit_are_one_line():
     with pytest.raises(UserError, match="multiple of the VAE's factor 16"):
-        plan("vae", load("vae", SMOKE, ["--data.resolution", "24", "--model.block_out_channels", *["16"] * 5]))
+        plan(
+            "vae",
+            load(
+                "vae",
+                SMOKE,
+                {"data": {"resolution": 24}, "model": {"block_out_channels": [16] * 5}},
+            ),
+        )
 
 
 @pytest.mark.parametrize(
@@ -130,14 +137,14 @@ def test_a_plan_reckons_in_the_precision_of_the_trainer(wanted, monkeypatch):
     for native in (False, True):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda found=native: found)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-        half = _half_precision(load("ldm", SMOKE, ["--train.mixed_precision", wanted]), CPU)
+        half = _half_precision(load("ldm", SMOKE, {"train": {"mixed_precision": wanted}}), CPU)
         assert (half is torch.bfloat16) == (precision(wanted, CPU) == "bf16")
 
 
 def test_checkpointing_keeps_fewer_activations_and_computes_more():
     plain, checkpointed = (
-        forecast("ldm", load("ldm", SMOKE, [f"--train.{switch}"]), SMOKE, timed=False).cost
-        for switch in ("no-gradient_checkpointing", "gradient_checkpointing")
+        forecast("ldm", load("ldm", SMOKE, {"train": {"gradient_checkpointing": switch}}), SMOKE, timed=False).cost
+        for switch in (False, True)
     )
     assert checkpointed.activations < 0.6 * plain.activations
     assert 1.05 * plain.flops < checkpointed.flops < 1.4 * plain.flops
@@ -151,8 +158,9 @@ from pathlib import Path
 from ldm.training.optimizer import build_optimizer
 from ldm.training.cost_estimate import SUBJECTS, forecast
 from ldm.config.loading import load
+from ldm.config.overrides import parse_overrides
 part, config, *overrides = sys.argv[1:]
-settings = load(part, config, overrides)
+settings = load(part, config, parse_overrides(part, overrides))
 found, subject = forecast(part, settings, Path(config), timed=False), SUBJECTS[part](settings, Path(config))
 small = torch.randn(8, 8, requires_grad=True)
 (small @ small).sum().backward()  # what torch takes once
