@@ -11,7 +11,8 @@ Extension A with a `kDefinition`. Columns: codepoint, radical 1-214, strokes, co
 The definitions are changed on the way: see `senses`.
 
 components.tsv.xz has the same rows in the same order. Columns: codepoint, components (see `components`; "|" stands
-between the two parts of a character that is made of two beside or above each other).
+between the two parts of a character that is made of two beside or above each other), and for each part 1 where it is
+just these components, each once, else 0 (see `exact`).
 """
 
 import argparse
@@ -171,16 +172,35 @@ def components(char: str, table: dict, kept: set[str] | None) -> str:
     return "".join(dict.fromkeys(c for part in parts for c in components(part, table, kept)))
 
 
+def exact(char: str, table: dict, kept: set[str]) -> bool:
+    """Whether a character is just its `components`: none is there twice, and no stroke is lost."""
+    char = SAME_SHAPE.get(char, char)
+    if char in radical_forms():
+        return True
+    code, parts = parts_of(char, table)
+    if is_stroke(char, table) or char in STROKES or not parts:
+        return False
+    if MODIFIED.fullmatch(code):
+        return exact(parts[0], table, kept)
+    if not char.isdigit() and not falls_apart(char, table) and char in kept:
+        return True
+    held = "".join(components(part, table, kept) for part in parts)
+    if code.startswith("r"):  # a part that is repeated
+        return False
+    return len(set(held)) == len(held) and all(exact(part, table, kept) for part in parts)
+
+
 def build_components(chars: list[str], table: dict, frequent: int = FREQUENT) -> list[str]:
     """Rows of components.tsv.xz; a component that is no form of a radical is named if `frequent` characters have it."""
     counts = Counter(c for char in chars for c in components(char, table, None))
     kept = {c for c, number in counts.items() if number >= frequent}
-    rows = ["codepoint\tcomponents"]
+    rows = ["codepoint\tcomponents\texact"]
     for char in chars:
         code, parts = parts_of(char, table)
         two = code in ("a", "d") and len(parts) == 2 and len(components(char, table, kept)) > 1
-        found = [components(part, table, kept) for part in (parts if two else [char])]
-        rows.append(f"{ord(char):X}\t{'|'.join(found)}")
+        shown = parts if two else [char]
+        found = "|".join(components(part, table, kept) for part in shown)
+        rows.append(f"{ord(char):X}\t{found}\t{''.join(str(int(exact(part, table, kept))) for part in shown)}")
     return rows
 
 

@@ -33,15 +33,28 @@ def radical_forms() -> dict[str, frozenset[int]]:
 
 
 @cache
+def _rows() -> list[list[str]]:
+    file = resources.files("ldm.data").joinpath("assets/components.tsv.xz")
+    return [line.split("\t") for line in lzma.decompress(file.read_bytes()).decode("utf-8").splitlines()[1:]]
+
+
+@cache
 def load_components() -> dict[str, tuple[str, ...]]:
     """Character -> its parts, each a string of components.
 
     Two parts where it is made of two beside or above each other, else one. A part is empty where its components have
     no name; within a part none is named twice.
     """
-    file = resources.files("ldm.data").joinpath("assets/components.tsv.xz")
-    rows = [line.split("\t") for line in lzma.decompress(file.read_bytes()).decode("utf-8").splitlines()[1:]]
-    return {chr(int(codepoint, 16)): tuple(parts.split("|")) for codepoint, parts in rows}
+    return {chr(int(codepoint, 16)): tuple(parts.split("|")) for codepoint, parts, _ in _rows()}
+
+
+@cache
+def exact_parts() -> dict[str, tuple[bool, ...]]:
+    """Character -> of each of its parts, whether it is just the components named: no other stroke, and none twice.
+
+    Of 麻 the part 林 is not exact: it is two trees, and 木 is named once.
+    """
+    return {chr(int(codepoint, 16)): tuple(flag == "1" for flag in exact) for codepoint, _, exact in _rows()}
 
 
 def components_of(char: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ is the moon, or flesh where flesh is the radical of the character.
 from functools import cache
 
 from ldm.data.glyphs.captions import RADICALS, GlyphRow
-from ldm.data.glyphs.components import KANGXI, load_components, radical_forms
+from ldm.data.glyphs.components import KANGXI, exact_parts, load_components, radical_forms
 from ldm.data.glyphs.heldout import may_be_shown
 
 # How the first and the second part of a layout stand.
@@ -60,6 +60,14 @@ def parts_of(char: str, structure: str) -> list[tuple[str, str]]:
     return list(zip(parts, PLACES[structure], strict=True)) if structure in PLACES and len(parts) == 2 else []
 
 
+def exact_places(char: str, structure: str) -> frozenset[str]:
+    """The places of the parts that are just the components they are said to be."""
+    exact = exact_parts().get(char, ())
+    if structure in PLACES:
+        return frozenset(place for place, whole in zip(PLACES[structure], exact, strict=False) if whole)
+    return frozenset(("around", "inside")) if all(exact) else frozenset()
+
+
 def outer_and_inner(char: str, structure: str) -> list[tuple[str, str]]:
     """(components, place) of what encloses and what is enclosed, 'around' and 'inside'; [] where nothing encloses."""
     held = "".join(load_components().get(char, ()))
@@ -68,11 +76,11 @@ def outer_and_inner(char: str, structure: str) -> list[tuple[str, str]]:
 
 def named_parts(char: str, row: GlyphRow) -> list[tuple[str, str]]:
     """(name, place) of the parts of a character that may be spoken of: of one component, or of two, that have names."""
-    found = []
+    found, exact = [], exact_places(char, row.structure)
     for part, place in parts_of(char, row.structure) or outer_and_inner(char, row.structure):
         names = [name_of(component, place, row.radical) for component in part]
         spoken = all(n and may_be_shown(c, n, row.structure, place) for c, n in zip(part, names, strict=True))
-        if names and len(names) <= 2 and spoken:
+        if names and len(names) <= 2 and spoken and place in exact:
             found.append((" and ".join(filter(None, names)), place))
     return found
 

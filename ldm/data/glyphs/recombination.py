@@ -20,14 +20,14 @@ from PIL import Image
 
 from ldm.data.glyphs.captions import GlyphCaptions, GlyphRow
 from ldm.data.glyphs.heldout import may_be_shown
-from ldm.data.glyphs.names import BOUND, LAYOUT_OF, OPPOSITE, PLACES, name_of, parts_of, standing_alone
+from ldm.data.glyphs.names import BOUND, LAYOUT_OF, OPPOSITE, PLACES, exact_places, name_of, parts_of, standing_alone
 
 BLANK = 40  # a lane is blank where no ink is darker than this, out of 255
 STRETCH = 1.7  # a piece is widened or heightened so much at most: strokes are no beams
 SMALLEST = 0.125  # of the image's side: the least height and width of a piece
 FEW = 3  # pieces of a component in a place, below which it may come from elsewhere
 MARGIN, GAP = 0.05, 0.03  # of the side: around the glyph, and between its parts
-VERSION = 1  # part of the fingerprint: raise it when the same settings give other images
+VERSION = 2  # part of the fingerprint: raise it when the same settings give other images
 
 
 class Character(GlyphRow, Protocol):
@@ -100,7 +100,8 @@ def find_pieces(data: Images) -> list[Piece]:
         parts = parts_of(row.char, row.structure)
         boxes = halves(data.image(i)[..., 0], row.structure) if parts else []
         for (components, place), box in zip(parts, boxes, strict=False):
-            name = name_of(components, place, row.radical) if len(components) == 1 else None
+            single = len(components) == 1 and place in exact_places(row.char, row.structure)
+            name = name_of(components, place, row.radical) if single else None
             if min(box[1] - box[0], box[3] - box[2]) >= least and components:
                 pieces.append(Piece(i, box, place, components, name, style))
         name = name_of(row.char, "")
@@ -142,7 +143,8 @@ class RecombinedGlyphs:
     """`count` new glyphs with captions, a data set like any other: see `ldm.data.ImageTextData`.
 
     Glyph i is drawn by a generator of (seed, i) alone: a component and a place alike often for all that are allowed,
-    what stands in the other place (half the time a component that has a name too), sizes by what the pieces measure.
+    what stands in the other place (half the time a named component too, else a part of several that real characters
+    have there), sizes by what the pieces measure.
     """
 
     has_captions = True
@@ -201,7 +203,7 @@ class Stock:
         for piece in find_pieces(data):
             if piece.name:
                 self.by_name[piece.style, piece.name, piece.place].append(piece)
-            if piece.place:
+            elif piece.place:
                 self.by_place[piece.style, piece.place].append(piece)
         self.styles = sorted({style for style, _ in self.by_place})
         self.names = {style: sorted({name for s, name, _ in self.by_name if s == style}) for style in self.styles}
@@ -235,7 +237,7 @@ class Stock:
         return piece if piece and allowed(piece, place) else None
 
     def _any(self, style: str, place: str, rng: np.random.Generator) -> Piece | None:
-        """What stands beside it: half the time a named component, else any part of a real character."""
+        """What stands beside it: half the time a named component, else a part of several that real ones have."""
         if rng.random() < 0.5:
             return self._named(style, place, rng)
         pieces = self.by_place[style, place]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ldm.data.glyphs.components import KANGXI, components_of, load_components, radical_forms
+from ldm.data.glyphs.components import KANGXI, components_of, exact_parts, load_components, radical_forms
 from ldm.data.glyphs.dataset import load_table, split_characters
 
 
@@ -53,3 +53,15 @@ def test_some_hundreds_of_components_are_frequent_in_training():
         for component in components_of(row.char):
             counts[component] = counts.get(component, 0) + 1
     assert 200 <= sum(number >= 40 for number in counts.values()) <= 400
+
+
+@pytest.mark.parametrize(
+    "char, exact",
+    [("明", (True, True)), ("焚", (False, True)), ("林", (False,)), ("聞", (True,)), ("邱", (False, True))],
+)
+def test_a_part_with_a_component_twice_or_a_stroke_more_is_not_exact(char, exact):
+    assert exact_parts()[char] == exact
+
+
+def test_every_part_is_exact_or_not():
+    assert all(len(exact_parts()[char]) == len(parts) for char, parts in load_components().items())

@@ -35,6 +35,7 @@ def test_most_whole_parts_have_a_name(table):
         ("\u90ed", [("city", "right")]),
         ("\u809d", [("flesh", "left"), ("dry", "right")]),
         ("\u6c34", []),  # one piece
+        ("\u711a", [("fire", "bottom")]),  # two trees above are not 'tree'
         ("\u59bb", []),  # woman below is held out
         ("\u95fb", [("gate", "around"), ("ear", "inside")]),
         ("\u56da", [("enclosure", "around"), ("man", "inside")]),

@@ -72,15 +72,15 @@ def test_each_glyph_has_ink_in_both_places(splits):
 def test_components_stand_in_all_places_alike_often(splits):
     places = Counter(place for i in range(3000) for piece, place in splits.mixture.parts(i) if piece.name)
     assert set(places) == set(OPPOSITE) and max(places.values()) < 1.6 * min(places.values())
-    water = Counter(p for i in range(3000) for piece, p in splits.mixture.parts(i) if piece.name == "water")
-    assert len(water) == 4
+    mouth = Counter(p for i in range(3000) for piece, p in splits.mixture.parts(i) if piece.name == "mouth")
+    assert len(mouth) == 4 and max(mouth.values()) < 3 * min(mouth.values())
 
 
 def test_a_component_has_the_form_of_its_place(splits):
     seen = {(piece.components, place) for i in range(3000) for piece, place in splits.mixture.parts(i)}
     for form, only in (("\u624c", "left"), ("\u6c35", "left"), ("\u5202", "right"), ("\u8279", "top")):
         assert {place for component, place in seen if component == form} == {only}
-    assert {place for component, place in seen if component == "\u6c34"} >= {"top", "bottom"}
+    assert {place for component, place in seen if component == "\u706b"} >= {"left", "right"}
 
 
 def test_nothing_held_out_is_ever_put_together(splits):

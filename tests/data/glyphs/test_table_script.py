@@ -107,25 +107,25 @@ DECOMPOSITIONS = [
 @pytest.mark.parametrize(
     "char, expected",
     [
-        ("明", "日|月"),
-        ("想", "木目|心"),  # 相 falls apart further
-        ("語", "言|刀口"),  # a moulded radical is the radical; 五 is too rare for a component, its stroke is lost
-        ("言", "言"),  # radicals do not fall apart
-        ("街", "行土"),  # not two beside each other
-        ("芳", "艹|方"),
-        ("他", "亻|也"),  # 也 holds strokes of no component, and is in enough characters
-        ("也", "也"),
+        ("明", "日|月\t11"),
+        ("想", "木目|心\t11"),  # 相 falls apart further
+        ("語", "言|刀口\t10"),  # a moulded radical is the radical; 五 is too rare for a component, its stroke is lost
+        ("言", "言\t1"),  # radicals do not fall apart
+        ("街", "行土\t0"),  # not two beside each other; 圭 is two 土
+        ("芳", "艹|方\t11"),
+        ("他", "亻|也\t11"),  # 也 holds strokes of no component, and is in enough characters
+        ("也", "也\t1"),
     ],
 )
 def test_components(script, char, expected):
     table = script.read_decomposition("\n".join(DECOMPOSITIONS))
     rows = script.build_components(list("明想語言街芳他地也"), table, frequent=3)
-    assert dict(row.split("\t") for row in rows)[f"{ord(char):X}"] == expected
+    assert dict(row.split("\t", 1) for row in rows)[f"{ord(char):X}"] == expected
 
 
 def test_a_rare_component_is_not_named(script):
     table = script.read_decomposition("\n".join(DECOMPOSITIONS))
-    assert script.build_components(list("他地"), table, frequent=3)[1:] == ["4ED6\t亻", "5730\t土"]
+    assert script.build_components(list("他地"), table, frequent=3)[1:] == ["4ED6\t亻\t0", "5730\t土\t0"]
 
 
 def test_missing_sources_are_named(script, tmp_path):
