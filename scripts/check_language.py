@@ -72,9 +72,10 @@ ALLOWED = {  # file -> pattern -> how many; anything not here is 0
     "configs/glyphs-lora.yaml": {"pictures?": 1},  # an argument of a script
     "models/digits/README.md": {r"inks?|grounds?|lean(?:s|ing)?": 1},  # the name of a metric on disk
 }
-HELP_ALLOWED = 200  # in the help of all commands and trainers together
+HELP_ALLOWED = 40  # in the help of all commands and trainers together
 
 FENCED = re.compile(r"^```.*?^```", re.M | re.S)
+OPTION = re.compile(r"--[\w.-]+|^usage: .*?\n\n", re.S)  # names, and how a command is called
 CODE = re.compile(
     r"^>.*?$|src=\S+|`[^`\n]+`|\]\([^)\s]+\)|\$\$.*?\$\$|\$[^$\n]+\$|<!--.*?-->|^---$.*?^---$", re.S | re.M
 )
@@ -111,6 +112,10 @@ def written() -> Iterator[tuple[str, str]]:
         yield str(path.relative_to(ROOT)), comments(path.read_text(encoding="utf-8"))
 
 
+def options_left_out(text: str) -> str:
+    return prose(OPTION.sub(" ", text))
+
+
 def helps() -> Iterator[tuple[str, str]]:
     """(command, what its --help says) of every command and of the trainers, their settings included."""
     from docs_reference import parsers
@@ -118,11 +123,11 @@ def helps() -> Iterator[tuple[str, str]]:
     from ldm.cli import main as cli
     from ldm.config.overrides import usage
 
-    yield "ldm", prose(cli.build_parser([]).format_help())
+    yield "ldm", options_left_out(cli.build_parser([]).format_help())
     for words, parser in parsers(cli.COMMANDS):
-        yield f"ldm {' '.join(words)}", prose(parser.format_help())
+        yield f"ldm {' '.join(words)}", options_left_out(parser.format_help())
     for stage in ("clip", "vae", "ldm"):
-        yield f"train_{stage}.py", prose(usage(stage))
+        yield f"train_{stage}.py", options_left_out(usage(stage))
 
 
 def count(text: str) -> Counter:
