@@ -15,7 +15,7 @@ def main() -> None:
         return print(plan("ldm", settings, invocation.config))
 
     from ldm.data import build
-    from ldm.evaluation.training_hook import watch_for
+    from ldm.evaluation.training_hook import hook_for
     from ldm.training.distributed import start_world
     from ldm.training.run_directory import open_run
     from ldm.training.tasks.denoising import denoising_task
@@ -28,7 +28,7 @@ def main() -> None:
         run = open_run(settings, "ldm")
         finished = finetuning_task if settings.start.model else denoising_task
         build_task = distillation_task if settings.distill.teacher else finished
-        task = build_task(settings, build(settings.data), run, state.device, watch_for(settings))
+        task = build_task(settings, build(settings.data), run, state.device, hook_for(settings))
     Trainer(task, settings, run).fit(invocation.resume, invocation.allow_changed)
 
 

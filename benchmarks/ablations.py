@@ -177,20 +177,20 @@ def judged(task, args: argparse.Namespace) -> dict[str, float]:
     """Shares of layouts, and the distance of pictures for held-out captions to held-out glyphs."""
     import numpy as np
 
-    from ldm.data import spread
+    from ldm.data import evenly_spaced_indices
     from ldm.data.glyphs.captions import layout_phrase
-    from ldm.evaluation.generation import Drawing, draw
     from ldm.evaluation.glyphs.classifier import GlyphClassifier
     from ldm.evaluation.metrics.distribution_distances import frechet_distance, kernel_distance
+    from ldm.pipelines.generation import generate_pixels
     from ldm.training.task import SampleRef, caption_of
 
     classifier, pipeline, data = GlyphClassifier(), task.pipeline(), task.components.validation.data
-    chosen = spread(len(data), args.pictures).tolist()
+    chosen = evenly_spaced_indices(len(data), args.pictures).tolist()
     asked = [layout_phrase(layout) for layout in LAYOUTS for _ in range(args.layouts)]
     prompts = asked + [caption_of(data, SampleRef(i, 0), 0) for i in chosen]
-    images = draw(pipeline, prompts, range(2**31, 2**31 + len(prompts)), Drawing())
+    images = generate_pixels(pipeline, prompts, range(2**31, 2**31 + len(prompts)))
     images = images.mean(axis=3).round().astype(np.uint8)
-    seen = np.array(classifier.judge(images[: len(asked)]).layouts).reshape(len(LAYOUTS), args.layouts)
+    seen = np.array(classifier.predict(images[: len(asked)]).layouts).reshape(len(LAYOUTS), args.layouts)
     drawn = classifier.embed(images[len(asked) :])
     real = classifier.embed(np.stack([data.image(i)[..., 0] for i in range(len(data))]))
     shares = {layout: float((row == layout).mean()) for layout, row in zip(LAYOUTS, seen, strict=True)}

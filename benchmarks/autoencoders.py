@@ -249,7 +249,7 @@ def _draw(folder: Path, args: argparse.Namespace) -> dict:
 
     from ldm.evaluation.glyphs.classifier import GlyphClassifier
     from ldm.evaluation.glyphs.novelty import READABLE
-    from ldm.evaluation.metrics.proportions import share
+    from ldm.evaluation.metrics.proportions import proportion
     from ldm.evaluation.ocr import GlyphReader
     from ldm.pipelines.loading import load_pipeline
     from ldm.utils.image_grid import image_grid, save_png
@@ -262,12 +262,12 @@ def _draw(folder: Path, args: argparse.Namespace) -> dict:
         drawn[layout] = (np.asarray(images).mean(axis=3) * 255).round().astype(np.uint8)
     seconds = (time.process_time() - started) / (args.samples * len(PROMPTS))
     for layout, images in drawn.items():
-        agrees = [found == classifier.layout_class(layout) for found in classifier.judge(images).layouts]
+        agrees = [found == classifier.layout_class(layout) for found in classifier.predict(images).layouts]
         confidence = reader.read(images)[1]
         numbers[layout] = {
-            "agreement": share(agrees),
+            "agreement": proportion(agrees),
             "confidence": round(float(confidence.mean()), 4),
-            "readable": share(confidence >= READABLE),
+            "readable": proportion(confidence >= READABLE),
         }
         shown += list(images[:12])
     save_png(image_grid(shown, 12), folder / "drawn.png")
@@ -281,7 +281,7 @@ def _real(args: argparse.Namespace) -> dict:
     from ldm.config.loading import load
     from ldm.data import build
     from ldm.evaluation.glyphs.classifier import GlyphClassifier
-    from ldm.evaluation.metrics.proportions import share
+    from ldm.evaluation.metrics.proportions import proportion
     from ldm.evaluation.ocr import GlyphReader
 
     path = args.output / "real.json"
@@ -292,9 +292,9 @@ def _real(args: argparse.Namespace) -> dict:
     for layout in PROMPTS:
         chosen = [i for i in range(len(data)) if data.meta(i)["structure"] == layout][: args.samples]
         images = np.stack([data.image(i)[..., 0] for i in chosen])
-        agrees = [found == classifier.layout_class(layout) for found in classifier.judge(images).layouts]
+        agrees = [found == classifier.layout_class(layout) for found in classifier.predict(images).layouts]
         confidence = round(float(reader.read(images)[1].mean()), 4)
-        numbers[layout] = {"agreement": share(agrees), "confidence": confidence}
+        numbers[layout] = {"agreement": proportion(agrees), "confidence": confidence}
     _write(path, numbers)
     return numbers
 

@@ -177,7 +177,7 @@ def matched(args: argparse.Namespace) -> list[dict]:
 
     known = [r for r in RECIPES if (args.models / r.model).is_dir() and any(words in r.name for words in args.recipes)]
     pipelines = {model: list(load_ours(args, model).values())[-1] for model in {r.model for r in (BASELINE, *known)}}
-    judge = Judged(pipelines["glyphs"], args)
+    judge = Scored(pipelines["glyphs"], args)
     stock = load_stock(args)
     stock.scheduler = with_sampler(stock.scheduler, BASELINE.sampler)
     rows = [
@@ -232,24 +232,24 @@ def _options(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-class Judged:
+class Scored:
     """Draws a recipe's pictures, once and for all, and says how good they are."""
 
     def __init__(self, pipeline, args: argparse.Namespace):
         from ldm.config.settings import DataOptions
-        from ldm.evaluation.glyphs.samples import Reference, pictures
+        from ldm.evaluation.glyphs.samples import Reference, glyph_images
 
         self.args, self.work = args, args.work
         self.reference = Reference(pipeline, DataOptions())
         own = self.reference.own
         self.classifier = self.reference.classifier
-        real = np.concatenate([pictures(own[name]) for name in ("test", "validation")])
+        real = np.concatenate([glyph_images(own[name]) for name in ("test", "validation")])
         self.real = self.classifier.embed(real)
 
     def __call__(self, recipe: Recipe, pipelines: dict) -> dict[str, Any]:
         from ldm.evaluation.glyphs.prompts import glyph_prompts
         from ldm.evaluation.metrics.distribution_distances import frechet_distance, kernel_distance_in_blocks
-        from ldm.evaluation.metrics.proportions import wilson
+        from ldm.evaluation.metrics.proportions import wilson_interval
 
         count = self.args.pictures
         described = glyph_prompts(("character",))[:count]
@@ -257,7 +257,7 @@ class Judged:
         asked = [layouts[i % len(layouts)] for i in range(count // 2)]
         images = self._kept(recipe, pipelines[recipe.model], [one.prompt for one in (*described, *asked)])
         features = self.classifier.embed(images[: len(described)])
-        seen = self.classifier.judge(images)
+        seen = self.classifier.predict(images)
         wanted = [self.classifier.layout_class(one.layout) for one in asked]
         layouts = sum(map(operator.eq, seen.layouts[len(described) :], wanted))
         radicals = sum(map(operator.eq, seen.radicals.tolist(), [one.radical for one in described]))
@@ -267,9 +267,9 @@ class Judged:
             "kid": kid,
             "kid_error": error,
             "layout": layouts / len(asked),
-            "layout_interval": wilson(layouts, len(asked)),
+            "layout_interval": wilson_interval(layouts, len(asked)),
             "radical": radicals / count,
-            "radical_interval": wilson(radicals, count),
+            "radical_interval": wilson_interval(radicals, count),
         }
 
     def _kept(self, recipe: Recipe, pipeline, prompts: list[str]) -> np.ndarray:

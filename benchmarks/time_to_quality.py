@@ -66,7 +66,7 @@ class Race:
         self._since = time.process_time()
 
     def look(self, step: int, pipeline: Callable[[], Any]) -> None:
-        """Judge the present weights if it is time to. Raises: Finished."""
+        """Score the present weights if it is time to. Raises: Finished."""
         if step < self.step:
             return
         self.stop_clock()
@@ -92,14 +92,16 @@ class Race:
         import numpy as np
 
         from ldm.data.glyphs.captions import layout_phrase
-        from ldm.evaluation.generation import Drawing, draw
         from ldm.evaluation.glyphs.classifier import GlyphClassifier
+        from ldm.pipelines.generation import SamplingOptions, generate_pixels
 
         prompts = [layout_phrase(layout) for layout in LAYOUTS for _ in range(each)]
         seeds = range(seed, seed + len(prompts))
-        images = draw(pipeline, prompts, seeds, Drawing(self.args.sampling_steps, self.args.guidance))
+        images = generate_pixels(
+            pipeline, prompts, seeds, SamplingOptions(self.args.sampling_steps, self.args.guidance)
+        )
         images = images.mean(axis=3).round().astype(np.uint8)
-        seen = np.array(GlyphClassifier().judge(images).layouts).reshape(len(LAYOUTS), each)
+        seen = np.array(GlyphClassifier().predict(images).layouts).reshape(len(LAYOUTS), each)
         return {layout: float((row == layout).mean()) for layout, row in zip(LAYOUTS, seen, strict=True)}, images
 
 

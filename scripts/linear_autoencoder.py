@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.config.settings import DataOptions
-from ldm.data import ImageTextData, build, spread
+from ldm.data import ImageTextData, build, evenly_spaced_indices
 from ldm.utils.image_tensors import to_images
 
 PATCH, LEVELS = 8, 4  # 2 ** (LEVELS - 1) = PATCH
@@ -93,9 +93,11 @@ def main() -> None:
     torch.manual_seed(0)
     data = build(DataOptions(resolution=128, cache_dir=asked.cache_dir))
     vae = new_autoencoder(asked.channels, asked.width)
-    hold_projection(vae, *principal_patches(batch_of(data.train, spread(len(data.train), FITTED)), asked.channels))
-    held = batch_of(data.validation, spread(len(data.validation), HELD))
-    styles = np.array([data.validation.ids[i].split("/")[1] for i in spread(len(data.validation), HELD)])
+    hold_projection(
+        vae, *principal_patches(batch_of(data.train, evenly_spaced_indices(len(data.train), FITTED)), asked.channels)
+    )
+    held = batch_of(data.validation, evenly_spaced_indices(len(data.validation), HELD))
+    styles = np.array([data.validation.ids[i].split("/")[1] for i in evenly_spaced_indices(len(data.validation), HELD)])
     train(vae, data.train, asked.minutes * 60, lambda: report(vae, held, styles, asked.out))
 
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ldm.data import spread
+from ldm.data import evenly_spaced_indices
 from ldm.data.glyphs.captions import layout_phrase, radical_phrase
 from ldm.data.glyphs.dataset import split_characters
 from ldm.data.glyphs.rendering import cached_glyphs, style_font
-from ldm.evaluation.generation import Drawing, draw
 from ldm.evaluation.glyphs.classifier import GlyphClassifier
 from ldm.evaluation.glyphs.prompts import glyph_prompts
 from ldm.evaluation.glyphs.validity import stroke_widths
 from ldm.evaluation.metrics.ink import ink
-from ldm.evaluation.metrics.proportions import wilson
+from ldm.evaluation.metrics.proportions import wilson_interval
+from ldm.pipelines.generation import generate_pixels
 from ldm.pipelines.loading import load_pipeline
 from ldm.utils.image_grid import image_grid
 
@@ -33,7 +33,7 @@ def write_pictures(folder: Path, cache: Path) -> None:
     chosen = []
     for layout, count in TEN.items():
         fitting = [g for g in split_characters("common")["train"] if g.structure == layout and 6 <= g.strokes <= 12]
-        chosen += [fitting[i] for i in spread(len(fitting), count)]
+        chosen += [fitting[i] for i in evenly_spaced_indices(len(fitting), count)]
     images = light(cache, "".join(glyph.char for glyph in chosen))
     folder.mkdir(parents=True, exist_ok=True)
     for glyph, image in zip(chosen, images, strict=True):
@@ -57,18 +57,18 @@ def measure(model: str, lora: Path, out: Path, cache: Path, each: int) -> None:
     great = [one for one in glyph_prompts(("layout",)) if one.layout in GREAT for _ in range(8 * each)]
     asked, split = asked + great, len(asked)
     real = [glyph.char for glyph in split_characters("common")["validation"]]
-    target = light(cache, "".join(real[i] for i in spread(len(real), 100)))
+    target = light(cache, "".join(real[i] for i in evenly_spaced_indices(len(real), 100)))
     print(f"real light glyphs: stroke width {_mean(stroke_widths(target)[0])}")
     classifier, sheets, obeyed = GlyphClassifier(), [], []
     wanted = np.array([classifier.layout_class(one.layout) for one in asked])
     for name, options in (("model", {}), ("with LoRA", {"lora": lora})):
         pipeline = load_pipeline(model, **options)
-        images = draw(pipeline, [one.prompt for one in asked], range(len(asked)), Drawing())[..., 0]
-        right = np.array(classifier.judge(images).layouts) == wanted
+        images = generate_pixels(pipeline, [one.prompt for one in asked], range(len(asked)))[..., 0]
+        right = np.array(classifier.predict(images).layouts) == wanted
         obeyed.append(right.astype(float))
         print(f"{name}: stroke width {_mean(stroke_widths(images)[0])}, ink {_mean(ink(images))}")
         for what, part in (("15 layouts", right[:split]), ("horizontal and vertical", right[split:])):
-            low, high = wilson(int(part.sum()), part.size)
+            low, high = wilson_interval(int(part.sum()), part.size)
             print(f"  {what}: {part.mean():.1%} obey ({low:.1%} to {high:.1%}, n = {part.size})", flush=True)
         sheets.append([Image.fromarray(image) for image in images[:split:each]] + [Image.fromarray(images[-1])])
     change = 100 * (obeyed[1] - obeyed[0])  # picture by picture, in points

@@ -15,9 +15,9 @@ import numpy as np
 
 from ldm.config.settings import DataOptions, GlyphOptions
 from ldm.data.glyphs.dataset import splits
-from ldm.evaluation.glyphs.novelty import COPY, SIZE, Pool, nearest
+from ldm.evaluation.glyphs.novelty import COPY, SIZE, Pool, nearest_glyphs
 from ldm.evaluation.metrics.corruptions import blurred, moved, reweighted
-from ldm.evaluation.metrics.proportions import share
+from ldm.evaluation.metrics.proportions import proportion
 from ldm.utils.runtime import run_main
 
 REACH = 3  # pixels at 64 by which synthetic copies are moved at most
@@ -57,7 +57,7 @@ def calibrate(pool: Pool, unseen: np.ndarray, copies: int = 400, seed: int = 0) 
     Returns: the threshold, and what was seen: see `check`. The share of false alarms is that of the glyphs the
         threshold was chosen by: measure it with `check` on others.
     """
-    found = nearest(unseen, pool).similarity
+    found = nearest_glyphs(unseen, pool).similarity
     each = _found(pool, copies, seed)
     least = min(float(similarity.min()) for name, (_, similarity) in each.items() if "," not in name)
     threshold = round((least + float(np.quantile(found, 0.99))) / 2, 3)
@@ -66,13 +66,13 @@ def calibrate(pool: Pool, unseen: np.ndarray, copies: int = 400, seed: int = 0) 
 
 def check(pool: Pool, unseen: np.ndarray, threshold: float = COPY, copies: int = 400, seed: int = 1) -> dict:
     """How often synthetic copies are found (`copies`, by kind) and unseen real characters are taken for one."""
-    return _rates(threshold, nearest(unseen, pool).similarity, _found(pool, copies, seed))
+    return _rates(threshold, nearest_glyphs(unseen, pool).similarity, _found(pool, copies, seed))
 
 
 def _found(pool: Pool, copies: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """For each kind of synthetic copy whether its nearest glyph is its own, and its similarity."""
     chosen = np.random.default_rng(seed).permutation(len(pool))[:copies]
-    found = {name: nearest(images, pool) for name, images in synthetic_copies(pool.images[chosen], seed).items()}
+    found = {name: nearest_glyphs(images, pool) for name, images in synthetic_copies(pool.images[chosen], seed).items()}
     return {name: (near.index == chosen, near.similarity) for name, near in found.items()}
 
 
@@ -80,10 +80,10 @@ def _rates(threshold: float, unseen: np.ndarray, copies: dict[str, tuple[np.ndar
     percentiles = {f"{100 * q:g}%": round(float(np.quantile(unseen, q)), 3) for q in (0.5, 0.95, 0.99)}
     return {
         "threshold": threshold,
-        "false_alarms": share(unseen >= threshold),
+        "false_alarms": proportion(unseen >= threshold),
         "unseen": percentiles,
         "copies": {
-            name: share(similarity >= threshold)
+            name: proportion(similarity >= threshold)
             | {"least": round(float(similarity.min()), 3), "own_glyph": round(float(own.mean()), 4)}
             for name, (own, similarity) in copies.items()
         },
@@ -102,12 +102,12 @@ def main() -> None:
     started = time.process_time()
     pool = Pool(images["train"])
     ready = time.process_time()
-    nearest(images["test"][:1000], pool)
+    nearest_glyphs(images["test"][:1000], pool)
     cost = {"pool": round(ready - started, 1), "thousand_samples": round(time.process_time() - ready, 1)}
     threshold, seen = calibrate(pool, images["validation"], args.copies)
     found = {"training_glyphs": len(pool), "cpu_seconds": cost, "calibrated_on_validation": seen}
     found["checked_on_test"] = check(pool, images["test"], threshold, args.copies)
-    found["checked_on_heldout"] = share(nearest(images["heldout"], pool).similarity >= threshold)
+    found["checked_on_heldout"] = proportion(nearest_glyphs(images["heldout"], pool).similarity >= threshold)
     print(json.dumps(found, indent=1, ensure_ascii=False))
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ldm.config.settings import DataOptions
 from ldm.data.digits import INKS, Handwriting, draw, make_item, splits
-from ldm.evaluation.digits.classifier import SIZE, DigitJudge, DigitNet, agreement, find_ink, pictures_of
+from ldm.evaluation.digits.classifier import SIZE, DigitClassifier, DigitNet, attribute_accuracy, digit_images, find_ink
 from ldm.utils.runtime import run_main
 from scripts.glyph_classifier.data import augment
 from scripts.glyph_classifier.train import half_precision, update_ema, write_classifier
@@ -98,10 +98,10 @@ def main(argv: list[str] | None = None) -> int:
         "command": shlex.join(["python", "-m", "scripts.train_digit_classifier", *flags]),
     }
     write_classifier(args.output, weights, card)
-    classifier = DigitJudge(args.output)
+    classifier = DigitClassifier(args.output)
     for name in ("validation", "test", "heldout"):
-        images, metas = pictures_of(data[name], list(range(len(data[name]))))
-        card[name] = {"originals": len(data[name].writing)} | agreement(classifier.judge(images), metas)
+        images, metas = digit_images(data[name])
+        card[name] = {"originals": len(data[name].writing)} | attribute_accuracy(classifier.predict(images), metas)
     write_classifier(args.output, weights, card)
     print(json.dumps({name: card[name]["digit"] for name in ("validation", "test", "heldout")}))
     return 0

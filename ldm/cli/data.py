@@ -42,15 +42,15 @@ def _add_glyphs(subparsers) -> None:
 def _add_check(subparsers) -> None:
     parser = subparsers.add_parser(
         "check",
-        help="look over a data set of your own before training",
-        description="List unreadable, duplicate and off-size pictures, and count captions. Nothing is changed.",
-        epilog="Exit code: 0 = every picture would be used, 1 = some would be left out, 2 = the data cannot be read.",
+        help="check your own data set before training",
+        description="List unreadable, duplicate and off-size images, and count captions. Nothing is changed.",
+        epilog="Exit code: 0 = every image would be used, 1 = some would be left out, 2 = the data cannot be read.",
     )
-    parser.add_argument("path", metavar="PATH", help="folder of pictures, .parquet file or Hub data set (user/name)")
+    parser.add_argument("path", metavar="PATH", help="folder of images, .parquet file or Hub data set (user/name)")
     parser.add_argument("--config", type=Path, metavar="CONFIG.yaml", help="take resolution, columns, ... from here")
     parser.add_argument("--image-column", metavar="NAME", help="overrides the config's")
     parser.add_argument("--caption-column", metavar="NAME", help="overrides the config's; '' = no captions")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report here as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the complete report here as well")
     parser.add_argument("--max", type=int, default=10, metavar="N", help="rows of each list on the terminal (10)")
     parser.set_defaults(run=run_check)
 
@@ -61,7 +61,7 @@ def run_check(args: argparse.Namespace) -> int:
     from ldm.utils.errors import UserError
 
     report_file = Path(os.path.expanduser(args.json)) if args.json else None
-    if report_file and not os.access(report_file.absolute().parent, os.W_OK | os.X_OK):  # told before the work
+    if report_file and not os.access(report_file.absolute().parent, os.W_OK | os.X_OK):  # reported before the work
         raise UserError(f"cannot write {report_file}: its folder does not exist or may not be written")
     options = _check_options(args)
     source = open_source(options)

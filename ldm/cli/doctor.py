@@ -6,15 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ldm.evaluation.diagnostics.environment import findings
-from ldm.evaluation.diagnostics.findings import Finding, as_line, verdict
+from ldm.evaluation.diagnostics.findings import Finding, format_line, verdict
 
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "doctor",
-        help="check this machine, or why a run draws noise",
-        description="Check this machine and this installation; or, given a run, the whole chain from its data to its "
-        "pictures, in order. The first check that fails names the cause, and the setting to change. Exit code 0 if "
+        help="check this machine, or why a run generates noise",
+        description="Check this machine and this installation; or, given a run, the chain from its data to its images, "
+        "in order. The first check that fails names the cause, and the setting to change. Exit code 0 if "
         "nothing fails, else 1.",
     )
     parser.add_argument(
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([asdict(finding) for finding in found], indent=1))
     elif args.folder is None:
-        print("\n".join(as_line(finding) for finding in found))
+        print("\n".join(format_line(finding) for finding in found))
     else:
         print(verdict(found))
     return int(any(finding.status == "fail" for finding in found))
@@ -49,7 +49,7 @@ def _examined(args: argparse.Namespace) -> list[Finding]:
     for finding in examine(args.folder, args.limit, args.device):
         found.append(finding)
         if not args.json:
-            print(as_line(finding), flush=True)
+            print(format_line(finding), flush=True)
     return found
 
 

@@ -20,7 +20,7 @@ from ldm.utils.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-SIZES = (16, 24, 48)  # pixels per em of the lines on a proof sheet
+SIZES = (16, 24, 48)  # pixels per em of the lines on a specimen
 NODES = 384  # side of the outline with its nodes there
 
 

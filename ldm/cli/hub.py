@@ -15,7 +15,7 @@ def add_parser(subparsers) -> None:
     export = subparsers.add_parser(
         "export",
         help="turn a run into one self-contained model folder",
-        description="Write the model of a finished LDM run as one folder that stock diffusers loads, with its card.",
+        description="Write the model of a finished LDM run as one folder that plain diffusers loads, with its card.",
     )
     export.add_argument("source", metavar="RUN", help="folder of an LDM run (or an exported model, to convert it)")
     export.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to write")
@@ -41,7 +41,7 @@ def _add_export_options(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--dtype", choices=["fp32", "fp16", "both"], help="of the stored weights (default: fp32)")
     parser.add_argument("--name", help=f"of the model, in its card (default: {name})")
     parser.add_argument("--metrics", metavar="FILE", help="metrics.json of `ldm evaluate`, for the card")
-    parser.add_argument("--prompt", nargs="+", help="of the card's pictures (default: those of the run's sample grids)")
+    parser.add_argument("--prompt", nargs="+", help="of the card's images (default: those of the run's sample grids)")
     parser.add_argument("--license", metavar="ID", help="of the weights, as the Hub names it, such as cc-by-4.0")
 
 
@@ -74,7 +74,7 @@ def _exported(args: argparse.Namespace) -> Iterator[Path]:
         if given := [name for name in options if getattr(args, name) is not None]:
             raise UserError(
                 f"{folder} is exported already, and --{given[0]} is a choice of exporting: "
-                f"`ldm export {folder} -o {folder} --{given[0]} ...` makes it anew, then push"
+                f"`ldm export {folder} -o {folder} --{given[0]} ...` makes it again, then push"
             )
         yield folder
         return

@@ -1,4 +1,4 @@
-"""`ldm likelihood`: how probable held-out data are under a finished run, and where along the way it is lost."""
+"""`ldm likelihood`: how probable held-out data are under a finished run, and which times cost how much of it."""
 
 import argparse
 import json
@@ -11,32 +11,32 @@ def add_parser(subparsers) -> None:
         "likelihood",
         help="measure how probable held-out data are under a run",
         description="The variational bound on -ln p of held-out data, step by step, and the exact value by the ODE.",
-        epilog="Points: nats per point. Pictures: bits per dimension. Smaller is better.",
+        epilog="Points: nats per point. Images: bits per dimension. Lower is better.",
     )
     parser.add_argument(
         "folder", type=Path, metavar="RUN", help="a finished run of train_ldm.py, such as runs/toy-swiss-roll/ldm"
     )
     parser.add_argument("--limit", type=_count, default=256, help="test items to measure (default: 256)")
-    parser.add_argument("--steps", type=_count, help="of the chain (default: 1000 for points, 100 for pictures)")
+    parser.add_argument("--steps", type=_count, help="of the chain (default: 1000 for points, 100 for images)")
     parser.add_argument("--exact", action="store_true", help="also the exact value, by the probability-flow ODE")
-    parser.add_argument("--ode-steps", type=_count, help="of the ODE (default: 100 for points, 40 for pictures)")
+    parser.add_argument("--ode-steps", type=_count, help="of the ODE (default: 100 for points, 40 for images)")
     parser.add_argument(
         "--variance",
         choices=("small", "large", "learned", "optimal"),
-        help="of the reverse steps (default: the best known)",
+        help="of the reverse steps (default: learned where it is, else optimal)",
     )
-    parser.add_argument("--unconditional", action="store_true", help="tell the model no captions")
+    parser.add_argument("--unconditional", action="store_true", help="do not condition on captions")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: the fastest there is)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: the fastest available)")
     parser.add_argument("-o", "--output", type=Path, help="also write the numbers here, as JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from ldm.evaluation.likelihood import Plan, evaluate
+    from ldm.evaluation.likelihood import Plan, likelihood_of_run
 
     plan = Plan(args.limit, args.steps, args.ode_steps, args.variance, args.exact, not args.unconditional, args.seed)
-    found = evaluate(args.folder, plan, args.device)
+    found = likelihood_of_run(args.folder, plan, args.device)
     print(table(found))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -46,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
 
 def table(found: dict[str, Any]) -> str:
     """The numbers as lines of text."""
-    item = "point" if found["space"] == "points" else "picture"
-    told = "told its caption" if found["captions"] else "told nothing"
+    item = "point" if found["space"] == "points" else "image"
+    captions = "with their captions" if found["captions"] else "without captions"
     lines = [
-        f"{found['items']} {item}s of {found['dims']} numbers, each {told}; "
+        f"{found['items']} {item}s of {found['dims']} numbers, {captions}; "
         f"{found['steps']} steps in {found['space']}, {found['variance']} variance"
     ]
     lines += [f"  {_stretch(term):<16}{term['what']:<18}{term['nats']:>12.4f} nats" for term in found["terms"]]

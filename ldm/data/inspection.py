@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ldm.config.settings import DataOptions
     from ldm.data.image_files.records import Sample, Source
 
-ELONGATED = 2.0  # sides' ratio beyond which a centre crop loses more than half of a picture
+ELONGATED = 2.0  # sides' ratio beyond which a centre crop loses more than half of an image
 COMMON_WORDS = 15
 
 
@@ -47,7 +47,7 @@ def inspect(source: "Source", options: "DataOptions", text_length: int) -> dict[
 
 
 def _pictures(samples: "list[Sample]", looks: list[dict], resolution: int) -> dict[str, Any]:
-    """Sizes, kinds, and the pictures that look wrong."""
+    """Sizes, types, and suspicious images."""
 
     def those(test) -> list[str]:
         return [sample.id for sample, look in zip(samples, looks, strict=True) if test(look["width"], look["height"])]
@@ -69,7 +69,7 @@ def _pictures(samples: "list[Sample]", looks: list[dict], resolution: int) -> di
 
 
 def _duplicates(samples: "list[Sample]", looks: list[dict], splits: dict[str, list[int]]) -> list[dict[str, Any]]:
-    """Groups of pictures with the same pixels, and whether their captions or their splits differ."""
+    """Groups of images with the same pixels, and whether their captions or their splits differ."""
     groups = defaultdict(list)
     for place, look in enumerate(looks):
         groups[look["digest"]].append(place)
@@ -86,7 +86,7 @@ def _duplicates(samples: "list[Sample]", looks: list[dict], splits: dict[str, li
 
 
 def _captions(samples: "list[Sample]", text_length: int) -> dict[str, Any]:
-    """How many, how long, which words, and which captions several pictures share."""
+    """How many, how long, which words, and which captions several images share."""
     owners = defaultdict(list)
     for sample in samples:
         for caption in sample.captions:
@@ -119,7 +119,7 @@ def report_lines(report: dict[str, Any], most: int) -> list[str]:
     total, skipped = report["pictures"], report["skipped"]
     usable = total - len(skipped)
     divided = ", ".join(f"{count} {name}" for name, count in report["splits"].items())
-    lines = [f"{report['source']}: {total} pictures, {usable} usable" + (f" ({divided})" if divided else "")]
+    lines = [f"{report['source']}: {total} images, {usable} usable" + (f" ({divided})" if divided else "")]
     lines += [f"note: {note}" for note in report["notes"]]
     lines += _listed(
         f"left out: {len(skipped)} ({len(skipped) / total:.1%}; data.files.max_bad_fraction allows "
@@ -138,7 +138,7 @@ def _picture_lines(report: dict[str, Any], usable: int, most: int) -> list[str]:
     lines = [f"sizes (each side by itself): {sizes}; commonest {_counts(report['common_sizes'])}"]
     lines.append(f"formats: {_counts(report['formats'].items())}; modes: {_counts(report['modes'].items())}")
     if report["channels"] == 1 and report["grey"] < usable:
-        lines.append(f"colour: {usable - report['grey']} pictures lose it (data.channels is 1)")
+        lines.append(f"colour: {usable - report['grey']} images lose it (data.channels is 1)")
     if report["channels"] == 3 and report["grey"] == usable:
         lines.append("colour: none has any; data.channels 1 would do")
     small, long, blank = report["too_small"], report["elongated"], report["blank"]
@@ -150,7 +150,7 @@ def _picture_lines(report: dict[str, Any], usable: int, most: int) -> list[str]:
         " = ".join(group["ids"]) + "".join(f" ({words})" for key, words in remarks.items() if group[key])
         for group in duplicates
     ]
-    return lines + _listed(f"groups of equal pictures: {len(groups)}", groups, most)
+    return lines + _listed(f"groups of equal images: {len(groups)}", groups, most)
 
 
 def _caption_lines(captions: dict[str, Any], usable: int, most: int) -> list[str]:
@@ -159,7 +159,7 @@ def _caption_lines(captions: dict[str, Any], usable: int, most: int) -> list[str
     words, without, shared = captions["words"], captions["without"], captions["shared"]
     lines = [
         f"captions: {captions['total']}, {captions['distinct']} of them distinct, "
-        f"for {usable - len(without)} pictures; "
+        f"for {usable - len(without)} images; "
         f"words: least {words['least']}, median {words['median']:g}, most {words['most']}",
         f"commonest words: {_counts(captions['common_words'])}",
     ]
@@ -170,9 +170,9 @@ def _caption_lines(captions: dict[str, Any], usable: int, most: int) -> list[str
         cut,
         most,
     )
-    lines += _listed(f"pictures without a caption: {len(without)}", without, most)
+    lines += _listed(f"images without a caption: {len(without)}", without, most)
     rows = [f"{len(entry['ids'])}x {entry['caption'][:80]}" for entry in shared]
-    return lines + _listed(f"captions shared by several pictures: {len(shared)}", rows, most)
+    return lines + _listed(f"captions shared by several images: {len(shared)}", rows, most)
 
 
 def _listed(title: str, rows: list[str], most: int) -> list[str]:

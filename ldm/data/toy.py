@@ -40,7 +40,7 @@ class Toy:
         weights: (K,), of sum 1.
         means: (K, d).
         variances: (K, d), or (1, d) when all Gaussians have the same.
-        parts: a name for each Gaussian where they are told apart; empty = they are not.
+        parts: a name for each Gaussian where captions tell them apart; empty = they do not.
     """
 
     def __init__(self, weights, means, variances, parts: tuple[str, ...] = ()):
@@ -270,7 +270,7 @@ def caption_for(part: str) -> str:
 
 
 class ToyData:
-    """One split, drawn once and for all from a fixed seed. See `ldm.data.ImageTextData`."""
+    """One split, sampled once from a fixed seed. See `ldm.data.ImageTextData`."""
 
     resolution = 1
 
@@ -295,7 +295,7 @@ class ToyData:
         return hashlib.sha256(self.points.tobytes()).hexdigest()
 
     def image(self, i: int) -> np.ndarray:
-        """The point as a picture of one pixel, (1, 1, d): float32, the only data that is not uint8."""
+        """The point as an image of one pixel, (1, 1, d): float32, the only data that is not uint8."""
         return self.points[i].reshape(1, 1, -1)
 
     def caption(self, i: int, rng: np.random.Generator) -> str:

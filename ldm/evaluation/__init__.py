@@ -1,1 +1,1 @@
-"""Numbers and pictures that say how good a model is: OCR, a glyph classifier, prompt adherence, one report."""
+"""Numbers and images that say how good a model is: OCR, a glyph classifier, prompt adherence, one report."""

@@ -1,4 +1,4 @@
-"""How much of a picture an autoencoder keeps, and in how few bits: PSNR, SSIM, whether the OCR still reads the same
+"""How much of an image an autoencoder keeps, and in how few bits: PSNR, SSIM, whether the OCR still reads the same
 character, the rate, and how fast it codes."""
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldm.data import spread
+from ldm.data import evenly_spaced_indices
 from ldm.evaluation.metrics.ink import ink
 from ldm.evaluation.metrics.reconstruction import DENSE_FRACTION, _place, psnr, reconstruct, ssim
 from ldm.evaluation.ocr import GlyphReader
@@ -27,20 +27,20 @@ log = logging.getLogger(__name__)
 
 
 def vae_report(vae, data, reader, output: Path | None, limit: int = 512, pictures: int = 16) -> dict:
-    """Judge an autoencoder on (at most `limit`, evenly spaced) pictures of a data set.
+    """Judge an autoencoder on (at most `limit`, evenly spaced) images of a data set.
 
     Args:
         vae: see `reconstruct`.
-        data: an ImageTextData, the validation split. Its pictures should be dark on white if they are to be read.
+        data: an ImageTextData, the validation split. Its images should be dark on white if they are to be read.
         reader: a `GlyphReader`, or None to leave the OCR out (data that is not glyphs, or the extra not installed).
-        output: folder for reconstructions.png (originals over reconstructions), or None for no picture.
-        pictures: how many are drawn.
+        output: folder for reconstructions.png (originals over reconstructions), or None for no image.
+        images: how many are shown.
     Returns: numbers ready for JSON: psnr, ssim, ink_error (mean absolute difference of the ink fractions), the same
         under "densest_decile"; and with a reader "ocr": read_before (how many the OCR read as the character they
-        are), share_before, same_after (the share of those read as the same character after). "latents": mean and
+        are), share_before, same_after (the fraction of those read as the same character after). "latents": mean and
         standard deviation of the posterior means per channel. "rate": see `rate`. "milliseconds": see `speed`.
     """
-    chosen = spread(len(data), limit)
+    chosen = evenly_spaced_indices(len(data), limit)
     before = np.stack([data.image(int(i)) for i in chosen])
     after, latents = reconstruct(vae, before)
     columns = {"psnr": psnr(before, after), "ssim": ssim(before, after), "ink_error": abs(ink(before) - ink(after))}
@@ -61,17 +61,17 @@ def vae_report(vae, data, reader, output: Path | None, limit: int = 512, picture
 
 @torch.no_grad()
 def rate(vae, images: np.ndarray, latents: torch.Tensor, batch_size: int = 32) -> dict:
-    """What the latents cost, in bits per pixel (a place of the picture, whatever its channels).
+    """What the latents cost, in bits per pixel (whatever the number of channels).
 
     AutoencoderKL: bits_per_pixel is KL(q(z|x) || N(0, 1)) in bits, what sending z by bits back costs under that prior.
-    VQModel: bits_per_pixel is log2 of the number of codes per latent place; entropy_bits_per_pixel takes the entropy
-    of the codes' use in these pictures instead; codes_used and perplexity as in `code_usage`. Pixel space: 8 a channel.
+    VQModel: bits_per_pixel is log2 of the number of codes per latent position; entropy_bits_per_pixel takes the entropy
+    of the codes' use in these images instead; codes_used and perplexity as in `code_usage`. Pixel space: 8 a channel.
 
     Args:
         images: uint8 (n, h, w, c).
         latents: their posterior means (n, c, h, w).
     """
-    per_pixel = latents[0, 0].numel() / (images.shape[1] * images.shape[2])  # latent places
+    per_pixel = latents[0, 0].numel() / (images.shape[1] * images.shape[2])  # latent positions
     if is_vector_quantized(vae.config):
         usage = code_usage(code_counts(vae, latents.to(_place(vae))))
         bits = {
@@ -90,7 +90,7 @@ def rate(vae, images: np.ndarray, latents: torch.Tensor, batch_size: int = 32) -
 
 @torch.no_grad()
 def speed(vae, images: np.ndarray, repeats: int = 5) -> dict[str, float]:
-    """Least milliseconds per picture over a few repeats, to encode and to decode these pictures as one batch."""
+    """Least milliseconds per image over a few repeats, to encode and to decode these images as one batch."""
     x = to_images(images).to(_place(vae))
     z = posterior(vae, x).mode()
 
@@ -130,7 +130,7 @@ def write_report(vae, data, run: Path) -> dict:
 
 
 def strip(before: np.ndarray, after: np.ndarray, pictures: int = 16):
-    """Originals over reconstructions: half of them evenly spaced, half the densest; an RGB PIL picture."""
+    """Originals over reconstructions: half of them evenly spaced, half the densest; an RGB PIL image."""
     half = min(pictures // 2, len(before))
     even = np.linspace(0, len(before) - 1, half).round().astype(int)
     dense = np.argsort(-ink(before), kind="stable")[: min(pictures - half, len(before))]
@@ -140,7 +140,7 @@ def strip(before: np.ndarray, after: np.ndarray, pictures: int = 16):
 
 
 def _read(reader, before: np.ndarray, after: np.ndarray, ids: list[str]) -> dict[str, np.ndarray]:
-    """Which pictures the OCR reads rightly before, and after; only those it can read are read again."""
+    """Which images the OCR reads rightly before, and after; only those it can read are read again."""
     grey_before, grey_after = (v.mean(axis=3).round().astype(np.uint8) for v in (before, after))
     truth = [character_of(name) for name in ids]
     right = np.zeros(len(ids), dtype=bool)
@@ -155,7 +155,7 @@ def _read(reader, before: np.ndarray, after: np.ndarray, ids: list[str]) -> dict
 
 
 def character_of(sample_id: str) -> str:
-    """The character in a glyph's sample id, 'U+6C34/hei' -> '水'; '' for an id of another kind."""
+    """The character in a glyph's sample id, 'U+6C34/hei' -> '水'; '' for any other id."""
     code = sample_id.split("/")[0]
     try:
         return chr(int(code.removeprefix("U+"), 16)) if code.startswith("U+") else ""

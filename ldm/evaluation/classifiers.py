@@ -1,4 +1,4 @@
-"""What the glyph and the digit classifier share: a residual block, and how a trained one lies on disk.
+"""What the glyph and the digit classifier have in common: a residual block, and how a trained one lies on disk.
 
 Beside the weights lies a card that says which weights they are, how they were trained and how accurate they are.
 """

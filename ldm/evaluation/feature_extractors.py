@@ -1,11 +1,13 @@
-"""Image networks from elsewhere as judges: the CLIP that a run was trained with, or any vision model of transformers.
+"""Networks to compare images by: the CLIP that a run was trained with, or a vision model of transformers.
 
-CLIP has read the same captions as the model, and a model can please it without pleasing anyone else: its score is no
-substitute for the other measures, only a view from within. Networks taught on photographs know nothing of glyphs, but
-people compare by them; give a folder with DINOv2, say, and the distances are measured on its features too.
+CLIP was trained on the same captions as the generator, which can therefore reach a high CLIP score without better
+images: the score is no substitute for the other measures. Networks trained on photographs know nothing of glyphs, but
+distances on their features are what others report; give a folder with DINOv2, say, and they are measured as well.
 """
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,21 @@ from torch.nn import functional as F
 from ldm.utils.errors import UserError
 from ldm.utils.untrusted_files import read_json, vetted
 
-SIZE = 224  # of the pictures that a vision model sees, where its settings do not say
+SIZE = 224  # of the images that a vision model takes, where its settings do not say
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet: likewise
 
 
-class ClipJudge:
-    """Both towers of a finished run of train_clip.py. Raises: UserError: `run` is none."""
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """By what images are compared. `embed`: uint8 (n, h, w) or (n, h, w, c) -> float (n, d)."""
+
+    name: str
+    digest: str
+    embed: Callable[[np.ndarray], np.ndarray]
+
+
+class ClipEmbedder:
+    """Both encoders of a finished run of train_clip.py. Raises: UserError: `run` is none."""
 
     def __init__(self, run: Path):
         from transformers import CLIPModel, CLIPTokenizer
@@ -32,8 +43,8 @@ class ClipJudge:
         if folder is None:
             raise UserError(f"{run} holds no clip/: name a finished run of train_clip.py, such as runs/glyphs/clip")
         try:
-            place = vetted(folder / "clip")
-            self.clip = CLIPModel.from_pretrained(place, use_safetensors=True, local_files_only=True).eval()
+            path = vetted(folder / "clip")
+            self.clip = CLIPModel.from_pretrained(path, use_safetensors=True, local_files_only=True).eval()
             self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         except Exception as error:  # the library has many exceptions for a broken file
             raise UserError(f"the CLIP in {folder} cannot be read: {str(error).splitlines()[0]}") from error
@@ -41,30 +52,29 @@ class ClipJudge:
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Unit features (n, d) of pictures uint8 (n, h, w) or (n, h, w, c), and of as many prompts."""
+        """Unit features (n, d) of images uint8 (n, h, w) or (n, h, w, c), and of as many prompts."""
         from ldm.models.clip import ClipObjective
         from ldm.models.tokenizer import encode
 
         both = ClipObjective(self.clip)
-        found = []
+        features = []
         for start in range(0, len(images), 64):
-            part = slice(start, start + 64)
-            pixels = self._pixels(images[part])
-            found.append(both.features(pixels, encode(self.tokenizer, prompts[part])))
-        return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
+            batch = slice(start, start + 64)
+            features.append(both.features(self._pixels(images[batch]), encode(self.tokenizer, prompts[batch])))
+        return torch.cat([image for image, _ in features]), torch.cat([text for _, text in features])
 
     @torch.no_grad()
     def embed(self, images: np.ndarray) -> np.ndarray:
-        """Features of pictures alone, float32 (n, d), each of length sqrt(d): KID's kernel is then (cosine + 1)^3."""
-        found = []
+        """Features of images alone, float32 (n, d), each of length sqrt(d): KID's kernel is then (cosine + 1)^3."""
+        batches = []
         for start in range(0, len(images), 64):
-            seen = self.clip.vision_model(pixel_values=self._pixels(images[start : start + 64])).pooler_output
-            found.append(F.normalize(self.clip.visual_projection(seen).float(), dim=-1))
-        features = torch.cat(found)
+            pooled = self.clip.vision_model(pixel_values=self._pixels(images[start : start + 64])).pooler_output
+            batches.append(F.normalize(self.clip.visual_projection(pooled).float(), dim=-1))
+        features = torch.cat(batches)
         return (features * features.shape[1] ** 0.5).numpy()
 
     def _pixels(self, images: np.ndarray) -> Tensor:
-        """(n, channels, size, size) in [-1, 1], as the tower was trained on."""
+        """(n, channels, size, size) in [-1, 1], as the image encoder was trained on."""
         config = self.clip.config.vision_config
         x = torch.from_numpy(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2).float() / 127.5 - 1
         x = x.mean(1, keepdim=True) if config.num_channels == 1 else x.expand(-1, config.num_channels, -1, -1)
@@ -73,7 +83,7 @@ class ClipJudge:
 
 
 class VisionModel:
-    """A vision model of transformers, such as DINOv2, as a feature net.
+    """A vision model of transformers, such as DINOv2.
 
     Args:
         source: folder with config.json and safetensors weights, or a Hub id if there is a network.
@@ -88,10 +98,10 @@ class VisionModel:
         try:
             model = AutoModel.from_pretrained(source, use_safetensors=True, trust_remote_code=False).eval()
         except Exception as error:  # a library of many exceptions
-            raise UserError(f"no image network in {source}: {str(error).splitlines()[0]}") from error
-        self.model = getattr(model, "vision_model", model)  # of a CLIP, the tower that sees
+            raise UserError(f"no vision model in {source}: {str(error).splitlines()[0]}") from error
+        self.model = getattr(model, "vision_model", model)  # of a CLIP, the image encoder
         if not hasattr(self.model.config, "num_channels"):
-            raise UserError(f"{source} is a {type(model).__name__}, which sees no pictures: name a vision model")
+            raise UserError(f"{source} is a {type(model).__name__}, which takes no images: name a vision model")
         file = Path(source) / "preprocessor_config.json"
         settings = read_json(file) if file.is_file() else {}
         self.mean, self.deviation = (
@@ -99,27 +109,30 @@ class VisionModel:
             for name, default in (("image_mean", MEAN), ("image_std", DEVIATION))
         )
         size: Any = settings.get("crop_size", settings.get("size", SIZE))
-        size = size.get("height", size.get("shortest_edge", SIZE)) if isinstance(size, dict) else size
-        self.size = int(size)
+        self.size = int(size.get("height", size.get("shortest_edge", SIZE)) if isinstance(size, dict) else size)
         self.digest = digest(Path(source)) if Path(source).is_dir() else source
+
+    @property
+    def extractor(self) -> FeatureExtractor:
+        return FeatureExtractor(type(self.model).__name__, self.digest, self.embed)
 
     @torch.no_grad()
     def embed(self, images: np.ndarray) -> np.ndarray:
-        """float32 (n, d) of pictures uint8 (n, h, w): the pooled output, or the mean of the last states."""
-        found = []
+        """float32 (n, d) of images uint8 (n, h, w[, c]): the pooled output, or the mean of the last hidden state."""
+        batches = []
         for start in range(0, len(images), 32):
             small = [
-                Image.fromarray(each).resize((self.size, self.size), Image.Resampling.BICUBIC).convert("RGB")
+                Image.fromarray(each.squeeze()).resize((self.size, self.size), Image.Resampling.BICUBIC).convert("RGB")
                 for each in images[start : start + 32]
             ]
             x = torch.from_numpy(np.stack([np.asarray(each) for each in small])).permute(0, 3, 1, 2) / 255
-            said = self.model(pixel_values=(x - self.mean) / self.deviation)
-            pooled = getattr(said, "pooler_output", None)
+            output = self.model(pixel_values=(x - self.mean) / self.deviation)
+            pooled = getattr(output, "pooler_output", None)
             if pooled is None:
-                states = said.last_hidden_state
-                pooled = states.mean(1) if states.ndim == 3 else states.mean((2, 3))
-            found.append(pooled.flatten(1))
-        return torch.cat(found).float().numpy()
+                hidden = output.last_hidden_state
+                pooled = hidden.mean(1) if hidden.ndim == 3 else hidden.mean((2, 3))
+            batches.append(pooled.flatten(1))
+        return torch.cat(batches).float().numpy()
 
 
 def digest(folder: Path) -> str:

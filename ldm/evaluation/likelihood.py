@@ -1,7 +1,7 @@
 """How probable held-out data are under a finished run: the measurements behind `ldm likelihood`.
 
-Points are measured in nats per point, pictures in bits per dimension (of 256 grey levels). A latent model's bound has
-three parts: what the decoder does not say of the picture, what q(z | x) does say of z, and the diffusion bound of z.
+Points are measured in nats per point, images in bits per dimension (of 256 grey levels). A latent model's bound has
+three parts: what the decoder does not say of the image, what q(z | x) does say of z, and the diffusion bound of z.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm.config.loading import load
-from ldm.data import ImageTextData, build, is_points, spread
+from ldm.data import ImageTextData, build, evenly_spaced_indices, is_points
 from ldm.data.toy import ToyData
 from ldm.diffusion.likelihood import Bound, bits_per_dim, dequantise, log_likelihood, squared_errors, variational_bound
 from ldm.diffusion.process import NoiseProcess
@@ -36,9 +36,9 @@ class Plan:
     """What is measured.
 
     Attributes: limit, items of the test split; steps of the chain and intervals of the ODE, None = 1000 and 100 for
-    points, 100 and 40 for pictures; variance, see `variational_bound`, None = the network's own where it has learned
+    points, 100 and 40 for images; variance, see `variational_bound`, None = the network's own where it has learned
     one, else the best, from the errors on as many training items; exact, also by the ODE; captions, whether the model
-    is told each item's caption; seed; batch.
+    is conditioned on each item's caption; seed; batch.
     """
 
     limit: int = 256
@@ -53,7 +53,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Items:
-    """Some of a data set in the model's space: pictures or points x, what is diffused z, text states (B or 1, L, D)."""
+    """Some of a data set in the model's space: images or points x, what is diffused z, text states (B or 1, L, D)."""
 
     x: Tensor
     z: Tensor
@@ -61,7 +61,7 @@ class Items:
     parts: Encoding | None  # of a latent model
 
 
-def evaluate(run: Path, plan: Plan, device: str | None = None) -> dict[str, Any]:
+def likelihood_of_run(run: Path, plan: Plan, device: str | None = None) -> dict[str, Any]:
     """Measure a finished LDM run on its own test split. Raises: UserError if it is none, or has no density."""
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} has no config.yaml: name a finished run of train_ldm.py, such as runs/<name>/ldm")
@@ -110,19 +110,8 @@ def measure(
     return found
 
 
-def nats_per_point(
-    pipeline: Pipeline, process: NoiseProcess, points: Tensor, prompt: str = "", num_steps: int = 100, batch: int = 1024
-) -> Tensor:
-    """-ln p(x | prompt) of points (n, d) by the ODE with the exact trace, float64 (n,)."""
-    with torch.no_grad():
-        states = pipeline.encode_prompt([prompt])
-    denoise = model_denoise(pipeline, process, states)
-    parts = points.double().to(pipeline.device)[..., None, None].split(batch)
-    return -torch.cat([log_likelihood(denoise, part, process.schedule, num_steps) for part in parts]).cpu()
-
-
 def model_denoise(pipeline: Pipeline, process: NoiseProcess, states: Tensor) -> Denoise:
-    """The denoise function of a pipeline's network told `states` (B or 1, L, D), without guidance; float64 outside."""
+    """The denoise function of a pipeline's network for `states` (B or 1, L, D), without guidance; float64 outside."""
 
     return pipeline.denoiser(states, process=process)
 
@@ -131,8 +120,8 @@ def model_denoise(pipeline: Pipeline, process: NoiseProcess, states: Tensor) -> 
 
 
 def _pictures(data: ImageTextData, limit: int, pipeline: Pipeline) -> Tensor:
-    """Evenly spaced items as the model takes them: float32 (B, C, H, W), pictures in [-1, 1] or points of one pixel."""
-    chosen = np.stack([data.image(int(i)) for i in spread(len(data), limit)])
+    """Evenly spaced items as the model takes them: float32 (B, C, H, W), images in [-1, 1] or points of one pixel."""
+    chosen = np.stack([data.image(int(i)) for i in evenly_spaced_indices(len(data), limit)])
     return to_images(chosen).to(pipeline.device)
 
 
@@ -141,7 +130,7 @@ def _items(pipeline: Pipeline, data: ImageTextData, plan: Plan, std: float | Non
     x = _pictures(data, plan.limit, pipeline)
     captions = [""]
     if plan.captions and data.has_captions:
-        chosen = spread(len(data), plan.limit).tolist()
+        chosen = evenly_spaced_indices(len(data), plan.limit).tolist()
         captions = [data.caption(i, np.random.default_rng([plan.seed, i])) for i in chosen]
     states = pipeline.encode_prompt(captions)
     if std is None:
@@ -202,11 +191,11 @@ def _encoded(items: Items) -> Tensor:
 
 
 def _truth(test: Any, points: Tensor, conditional: bool, plan: Plan) -> float:
-    """-ln p of the same points under the density they were drawn from."""
+    """-ln p of the same points under the true density."""
     points = points.double().cpu()
     if not conditional:
         return float(-test.toy.log_density(points).mean())
-    labels = [int(test.labels[i]) for i in spread(len(test), plan.limit)]
+    labels = [int(test.labels[i]) for i in evenly_spaced_indices(len(test), plan.limit)]
     found = [test.toy.part(label).log_density(point[None]) for label, point in zip(labels, points, strict=True)]
     return float(-torch.cat(found).mean())
 
@@ -230,7 +219,7 @@ def _terms(bound: Bound, dims: int, parts: Encoding | None) -> list[dict[str, An
 
 
 def _summary(nats: Tensor, found: dict[str, Any], discrete: bool) -> dict[str, float]:
-    """Mean of -ln p(x) over the items, its standard error, and bits per dimension for pictures."""
+    """Mean of -ln p(x) over the items, its standard error, and bits per dimension for images."""
     error = float(nats.std() / math.sqrt(len(nats))) if len(nats) > 1 else math.nan
     result = {"nats": float(nats.mean()), "standard_error": error}
     if found["space"] != "points":

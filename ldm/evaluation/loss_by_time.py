@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data import ImageTextData, spread
+from ldm.data import ImageTextData, evenly_spaced_indices
 from ldm.diffusion.parameterization import PREDICTIONS
 from ldm.diffusion.process import NoiseProcess
 from ldm.evaluation.run_loading import open_run
@@ -27,8 +27,7 @@ from ldm.training.data_order import generator_for
 from ldm.training.task import SampleRef, caption_of
 from ldm.utils.image_tensors import to_images
 
-TOLD = ("own", "shuffled", "empty")  # which captions the network is told
-TRIVIAL = ("zero", "mean", "linear")
+CAPTIONS = ("own", "shuffled", "empty")  # which captions the network is conditioned on
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Losses:
-    """Mean squared errors (N, bins), float64, at the times (N, bins), for each way to tell captions (`TOLD`)."""
+    """Mean squared errors (N, bins), float64, at the times (N, bins), for each of `CAPTIONS`."""
 
     times: Tensor
     errors: dict[str, Tensor]
@@ -69,7 +68,7 @@ def trivial_losses(process: NoiseProcess, t: Tensor, mean: Tensor, variance: Ten
 
     Args:
         t: times in [0, 1], any shape.
-        mean, variance: of each channel of the clean data, (c,); the losses are averaged over channels.
+        mean, variance: of each channel of the clean data, (c,); the losses are means over channels.
     """
     alpha, sigma = (scale.double().unsqueeze(-1) for scale in process.scales(t))
     a, b = (torch.ones_like(alpha) * each for each in PREDICTIONS[process.prediction_type](alpha, sigma))
@@ -91,28 +90,28 @@ def channel_moments(latents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pictures(data: ImageTextData, indices: Sequence[int]) -> Tensor:
-    """float32 (B, C, H, W): pictures in [-1, 1], points as pictures of one pixel."""
+    """float32 (B, C, H, W): images in [-1, 1], points as images of one pixel."""
     return to_images(np.stack([data.image(int(i)) for i in indices]))
 
 
 @torch.no_grad()
 def choose_items(pipeline: Pipeline, data: ImageTextData, plan: Plan, captions: bool = True) -> Items:
     """Evenly spaced items, encoded by the pipeline's autoencoder (one draw of the posterior, as in training)."""
-    chosen, found = spread(len(data), plan.limit).tolist(), []
+    chosen, found = evenly_spaced_indices(len(data), plan.limit).tolist(), []
     for start in range(0, len(chosen), plan.batch):
         x = pictures(data, chosen[start : start + plan.batch]).to(pipeline.device, pipeline.vae.dtype)
         encoded = posterior(pipeline.vae, x)
         noise = torch.randn(encoded.mean.shape, generator=generator_for(plan.seed, 20, start)).to(x)
         found.append(to_model_latents(encoded.mean + encoded.std * noise, pipeline.vae.config).float().cpu())
-    told = captions and data.has_captions
-    words = [caption_of(data, SampleRef(i, 0), plan.seed) if told else "" for i in chosen]
+    used = captions and data.has_captions
+    words = [caption_of(data, SampleRef(i, 0), plan.seed) if used else "" for i in chosen]
     return Items(torch.cat(found), words)
 
 
-def exchanged(captions: list[str]) -> list[str]:
-    """The same captions, each at another's place: in sorted order moved on by the largest number of equal ones.
+def exchanged_captions(captions: list[str]) -> list[str]:
+    """The same captions, each at another index: in sorted order, shifted by the largest number of equal ones.
 
-    No place keeps a caption equal to its own unless more than half of all are equal.
+    No item keeps a caption equal to its own unless more than half of all are equal.
     """
     order = sorted(range(len(captions)), key=lambda i: captions[i])
     most = max((captions.count(caption) for caption in set(captions)), default=0)
@@ -132,14 +131,14 @@ def bin_edges(process: NoiseProcess, bins: int) -> list[float]:
 
 @torch.no_grad()
 def denoising_losses(
-    pipeline: Pipeline, process: NoiseProcess, items: Items, plan: Plan, told: Sequence[str] = TOLD
+    pipeline: Pipeline, process: NoiseProcess, items: Items, plan: Plan, captions: Sequence[str] = CAPTIONS
 ) -> Losses:
     """The network's loss on each item in each stretch of time; the same noise whatever the captions."""
     edges = bin_edges(process, plan.bins)
-    words = {"own": items.captions, "shuffled": exchanged(items.captions), "empty": [""] * len(items.captions)}
-    states = {name: pipeline.encode_prompt(words[name]) for name in told}
+    words = {"own": items.captions, "shuffled": exchanged_captions(items.captions), "empty": [""] * len(items.captions)}
+    states = {name: pipeline.encode_prompt(words[name]) for name in captions}
     times: list[Tensor] = []
-    errors: dict[str, list[Tensor]] = {name: [] for name in told}
+    errors: dict[str, list[Tensor]] = {name: [] for name in captions}
     for start in range(0, len(items.latents), plan.batch):
         x0 = items.latents[start : start + plan.batch]
         generator = generator_for(plan.seed, 21, start)
@@ -147,7 +146,7 @@ def denoising_losses(
             t = first + (last - first) * torch.rand(plan.batch, generator=generator)[: len(x0)]
             eps = torch.randn(plan.batch, *x0.shape[1:], generator=generator)[: len(x0)]
             times.append(t)
-            for name in told:
+            for name in captions:
                 part = states[name][start : start + plan.batch]
                 errors[name].append(_errors(pipeline, process, x0, eps, t, part))
     return Losses(_table(times, plan.bins), {name: _table(found, plan.bins) for name, found in errors.items()})
@@ -187,7 +186,7 @@ def difference(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
     }
 
 
-def evaluate(run: Path, plan: Plan = Plan(), device: str | None = None) -> dict[str, Any]:
+def measure_run(run: Path, plan: Plan = Plan(), device: str | None = None) -> dict[str, Any]:
     """Measure a run of train_ldm.py, finished or not. Raises: UserError if it is none or its data are not there."""
     opened = open_run(run, device)
     data = opened.data
@@ -211,9 +210,9 @@ def measure(
         as {"mean", "standard_error"}, and "zero", "mean", "linear", see `trivial_losses`, of the same items.
     """
     captions = captions and train.has_captions
-    told = TOLD if captions else TOLD[:1]
+    variants = CAPTIONS if captions else CAPTIONS[:1]
     items = [choose_items(pipeline, data, plan, captions) for data in (train, validation)]
-    losses = [denoising_losses(pipeline, process, part, plan, told) for part in items]
+    losses = [denoising_losses(pipeline, process, part, plan, variants) for part in items]
     return summarise(process, items, losses, plan)
 
 
@@ -243,17 +242,3 @@ def _numbers(losses: list[Losses], trivial: dict[str, Tensor], stretch: slice) -
         rises = [(part.errors[name] - part.errors["own"])[:, stretch].mean(1) for part in losses]
         found[name] = mean_and_error(torch.cat(rises))
     return found | {name: float(values[:, stretch].mean()) for name, values in trivial.items()}
-
-
-def table(found: dict[str, Any]) -> str:
-    """The numbers as lines of text."""
-    columns = ["train", "validation", "gap", "shuffled", "empty"]
-    columns = [name for name in columns if name in found["all"]]
-    lines = ["time".ljust(14) + "".join(f"{name:>20}" for name in columns) + "".join(f"{n:>10}" for n in TRIVIAL)]
-    for row in [*found["bins"], found["all"]]:
-        stretch = f"{row['from']:.2f} .. {row['to']:.2f}" if "from" in row else "all"
-        cells = [f"{row[name]['mean']:.4f} +- {row[name]['standard_error']:.4f}" for name in columns]
-        lines.append(
-            stretch.ljust(14) + "".join(f"{c:>20}" for c in cells) + "".join(f"{row[n]:10.4f}" for n in TRIVIAL)
-        )
-    return "\n".join(lines)

@@ -1,11 +1,11 @@
 """Reading glyphs: PP-OCRv6 (small, recognition only) as packaged by rapidocr, run through onnxruntime directly.
 
-One glyph at a time, not a line of text: the picture is padded with white by an eighth on each side, scaled to the
+One glyph at a time, not a line of text: the image is padded with white by an eighth on each side, scaled to the
 network's height of 48, and set at the left of a white strip 96 wide. Measured on 128-pixel Noto Sans SC: 96.1% of the
-6,680 commonest characters in its dictionary are read rightly, 58% of the rarer ones; wrong labels and noise give 0%.
+6,680 commonest characters in its dictionary are read correctly, 58% of the rarer ones; wrong labels and noise give 0%.
 
-A confidence alone proves little: the network was never taught to refuse, and now and then it is sure of a picture of
-noise. What it says means something for pictures that look like glyphs, beside the same number for real glyphs.
+A confidence alone proves little: the network was never trained to refuse, and now and then it is sure of an image of
+noise. It means something for images that look like glyphs, beside the same number for real glyphs.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import importlib.util
 from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -20,14 +21,22 @@ from PIL import Image
 from ldm.utils.errors import UserError
 
 HEIGHT, WIDTH = 48, 96
+INSTALL = "install the extra with pip install 'ldm[eval]'"
 BLANK = 0  # class 0 of the CTC head: 'no character'
 
 
+class OcrResult(NamedTuple):
+    """What is read in n images."""
+
+    texts: list[str]  # one character each
+    confidences: np.ndarray  # float32 (n,), in [0, 1]
+
+
 class GlyphReader:
-    """The OCR as a callable judge of single glyphs.
+    """The OCR, for single glyphs.
 
     Args:
-        threads: CPU threads; more than 2 do not help with pictures this small.
+        threads: CPU threads; more than 2 do not help with images this small.
     Raises: UserError when rapidocr or onnxruntime is not installed.
     """
 
@@ -43,14 +52,14 @@ class GlyphReader:
         self.characters: list[str] = ["", *characters, " "]  # by class index: blank first, the space last
         self.known = frozenset(characters)  # what it can read at all
 
-    def read(self, images: np.ndarray, batch_size: int = 32) -> tuple[list[str], np.ndarray]:
-        """Read each picture as one character.
+    def read(self, images: np.ndarray, batch_size: int = 32) -> OcrResult:
+        """Read each image as one character.
 
         Args:
-            images: uint8 (n, h, w) or (n, h, w, 1), dark ink on white, one glyph filling each picture.
-            batch_size: pictures per run of the network.
-        Returns: n characters, and their probabilities, float32 (n,), in [0, 1]: the largest softmax value over time
-            among the classes that are not blank.
+            images: uint8 (n, h, w) or (n, h, w, 1), dark ink on white, one glyph filling each image.
+            batch_size: images per run of the network.
+        Returns: the characters and their probabilities: the largest softmax value over time among the classes that
+            are not blank.
         Raises: UserError for another dtype or shape.
         """
         indices, confidences = [], []
@@ -60,10 +69,10 @@ class GlyphReader:
             best = scores.argmax(axis=1)
             indices += best.tolist()
             confidences += scores[np.arange(len(best)), best].tolist()
-        return [self.characters[i] for i in indices], np.array(confidences, dtype=np.float32)
+        return OcrResult([self.characters[i] for i in indices], np.array(confidences, dtype=np.float32))
 
     def embed(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
-        """What the network's last layer reads off each picture, averaged over its width: float32 (n, d).
+        """The input of the network's last layer for each image, averaged over its width: float32 (n, d).
 
         Args: as of `read`.
         """
@@ -92,17 +101,13 @@ def _find():
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError(
-            "the OCR needs onnxruntime and rapidocr: install the extra with pip install 'ldm[eval]'"
-        ) from error
+        raise UserError(f"the OCR needs onnxruntime and rapidocr: {INSTALL}") from error
     package = importlib.util.find_spec("rapidocr")
     folders = [Path(p) for p in package.submodule_search_locations or []] if package is not None else []
-    found = [path for folder in folders for path in sorted(folder.glob("models/*_rec_small.onnx"))]
-    if not found:
-        raise UserError(
-            "the OCR needs rapidocr with its packaged model: install the extra with pip install 'ldm[eval]'"
-        )
-    return onnxruntime, found[0]
+    models = [path for folder in folders for path in sorted(folder.glob("models/*_rec_small.onnx"))]
+    if not models:
+        raise UserError(f"the OCR needs rapidocr with its packaged model: {INSTALL}")
+    return onnxruntime, models[0]
 
 
 def _batches(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -123,9 +128,8 @@ def _strip(image: np.ndarray) -> np.ndarray:
     pad = max(height, width) // 8
     page = np.pad(image, pad, constant_values=255)
     shrinks = min(page.shape) >= HEIGHT
-    small = Image.fromarray(page).resize(
-        (HEIGHT, HEIGHT), Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
-    )
+    method = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
+    small = Image.fromarray(page).resize((HEIGHT, HEIGHT), method)
     strip = np.full((HEIGHT, WIDTH), 255, dtype=np.uint8)
     strip[:, :HEIGHT] = np.asarray(small)
     return np.repeat((strip[None] / 255.0 - 0.5) / 0.5, 3, axis=0).astype(np.float32)

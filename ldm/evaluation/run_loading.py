@@ -23,7 +23,7 @@ from ldm.utils.errors import UserError
 @dataclass
 class OpenRun:
     """Attributes: folder of the run; settings it was started with; pipeline, of final/ or of the checkpoint's EMA;
-    checkpoint, the newest whole one (or the one that was named), None if there is none."""
+    checkpoint, the newest valid one (or the one that was named), None if there is none."""
 
     folder: Path
     settings: LdmSettings
@@ -54,7 +54,7 @@ def open_run(path: Path, device: str | None = None) -> OpenRun:
     if one is None and (run / "final").is_dir():
         return OpenRun(run, settings, load_pipeline(run, device=device), found)
     if found is None:
-        raise UserError(f"{run} has neither final/ nor a whole checkpoint yet: let train_ldm.py run on")
+        raise UserError(f"{run} has neither final/ nor a valid checkpoint yet: let train_ldm.py continue")
     return OpenRun(run, settings, _assembled(run, settings, found, device), found)
 
 
@@ -62,15 +62,15 @@ def saved_weights(folder: Path, kind: str) -> dict[str, Tensor]:
     """Weights in a checkpoint by name, 'unet. ...' and, where it was trained, 'text_encoder. ...'.
 
     Args: kind: "raw" or "ema"; without an EMA the raw ones are both.
-    Raises: UserError if the checkpoint is not whole.
+    Raises: UserError if the checkpoint is not valid.
     """
     groups, _ = checkpoint.load(folder)
     raw = {name: value for name, value in groups["model"].items() if name.startswith(("unet.", "text_encoder."))}
-    averaged = groups.get("ema")
-    if kind == "raw" or averaged is None:
+    ema = groups.get("ema")
+    if kind == "raw" or ema is None:
         return raw
-    whole = all(name in raw for name in averaged)  # the tower learned too, else the names are the U-Net's own
-    return averaged if whole else {f"unet.{name}": value for name, value in averaged.items()}
+    complete = all(name in raw for name in ema)  # the text encoder was trained too, else the names are the U-Net's own
+    return ema if complete else {f"unet.{name}": value for name, value in ema.items()}
 
 
 def checkpoint_state(folder: Path) -> dict:

@@ -1,33 +1,33 @@
-"""A light evaluation while a run trains: a few prompts drawn and judged wherever it draws its sample grid."""
+"""A small evaluation during training: a few prompts are scored wherever the run writes its sample grid."""
 
 from collections.abc import Callable
 
 import numpy as np
 
 from ldm.config.settings import LdmSettings
-from ldm.evaluation.generation import Drawing, draw
+from ldm.pipelines.generation import generate_pixels
 from ldm.pipelines.pipeline import Pipeline
 
 SEED = 2**31  # far from the seeds of sample grids and of `ldm evaluate`
 LAYOUTS = ("horizontal", "vertical", "upper left", "lower left")
-RADICALS = (85, 140, 75, 30)  # water, grass, tree, mouth: the commonest
-Watch = Callable[[Pipeline], dict[str, float]]
+RADICALS = (85, 140, 75, 30)  # water, grass, tree, mouth: the most frequent
+Hook = Callable[[Pipeline], dict[str, float]]
 
 
-def watch_for(settings: LdmSettings) -> Watch | None:
-    """What judges this run's pictures: shares that agree with the prompts, by part; None where nothing can.
+def hook_for(settings: LdmSettings) -> Hook | None:
+    """What scores this run's images: accuracies against the prompts, by log key; None where nothing can.
 
-    It costs `sampling.judged` pictures each time, drawn from seeds of their own: a run that is watched learns the same.
+    It generates `sampling.judged` images each time, from seeds of their own: training itself is unaffected.
     """
-    subject = {"glyphs": glyphs, "digits": digits}.get(settings.data.source)
-    if subject is None or settings.text.source == "none" or not settings.sampling.judged:
+    suite = {"glyphs": glyph_accuracy, "digits": digit_accuracy}.get(settings.data.source)
+    if suite is None or settings.text.source == "none" or not settings.sampling.judged:
         return None
     count = settings.sampling.judged
-    return lambda pipeline: subject(pipeline, count)
+    return lambda pipeline: suite(pipeline, count)
 
 
-def glyphs(pipeline: Pipeline, count: int) -> dict[str, float]:
-    """Of `count` pictures, half asked for a layout and half for a radical: the shares that the classifier sees."""
+def glyph_accuracy(pipeline: Pipeline, count: int) -> dict[str, float]:
+    """Accuracy of layout and radical over `count` images, half with a layout and half with a radical in the prompt."""
     from ldm.data.glyphs.captions import layout_phrase, radical_phrase
     from ldm.evaluation.glyphs.classifier import GlyphClassifier
 
@@ -35,29 +35,30 @@ def glyphs(pipeline: Pipeline, count: int) -> dict[str, float]:
     half = -(-count // 2)
     layouts = [LAYOUTS[i % len(LAYOUTS)] for i in range(half)]
     radicals = [RADICALS[i % len(RADICALS)] for i in range(half)]
-    prompts = [layout_phrase(one) for one in layouts] + [f"glyph {radical_phrase(one)}" for one in radicals]
-    images = draw(pipeline, prompts, range(SEED, SEED + len(prompts)), Drawing())
-    judged = classifier.judge(images.mean(axis=3).round().astype(np.uint8))
-    expected = [classifier.layout_class(one) for one in layouts]
+    prompts = [layout_phrase(name) for name in layouts] + [f"glyph {radical_phrase(number)}" for number in radicals]
+    images = generate_pixels(pipeline, prompts, range(SEED, SEED + len(prompts)))
+    predicted = classifier.predict(images.mean(axis=3).round().astype(np.uint8))
     return {
-        "judged/layout": _share(a == b for a, b in zip(judged.layouts[:half], expected, strict=True)),
-        "judged/radical": _share(a == b for a, b in zip(judged.radicals[half:].tolist(), radicals, strict=True)),
+        "judged/layout": _accuracy(predicted.layouts[:half], [classifier.layout_class(name) for name in layouts]),
+        "judged/radical": _accuracy(predicted.radicals[half:].tolist(), radicals),
     }
 
 
-def digits(pipeline: Pipeline, count: int) -> dict[str, float]:
-    """Of `count` pictures 'a red 7', spread over all pairs: shares with the right digit, ink, and both."""
+def digit_accuracy(pipeline: Pipeline, count: int) -> dict[str, float]:
+    """Accuracy of digit, foreground colour and both over `count` images 'a red 7', spread over all pairs."""
     from ldm.data.digits import PAIRS, phrase
-    from ldm.evaluation.digits.classifier import DigitJudge
+    from ldm.evaluation.digits.classifier import DigitClassifier
 
     pairs = [PAIRS[i * len(PAIRS) // count % len(PAIRS)] for i in range(count)]
-    prompts = [phrase(str(digit), ink) for digit, ink in pairs]
-    judged = DigitJudge().judge(draw(pipeline, prompts, range(SEED, SEED + count), Drawing()))
-    digit = [a == b for a, (b, _) in zip(judged.digits.tolist(), pairs, strict=True)]
-    ink = [a == b for a, (_, b) in zip(judged.inks, pairs, strict=True)]
-    both = (a and b for a, b in zip(digit, ink, strict=True))
-    return {"judged/digit": _share(digit), "judged/ink": _share(ink), "judged/both": _share(both)}
+    images = generate_pixels(pipeline, [phrase(str(digit), ink) for digit, ink in pairs], range(SEED, SEED + count))
+    predicted = DigitClassifier().predict(images)
+    digits, inks = predicted.digits.tolist(), predicted.inks
+    return {
+        "judged/digit": _accuracy(digits, [digit for digit, _ in pairs]),
+        "judged/ink": _accuracy(inks, [ink for _, ink in pairs]),
+        "judged/both": _accuracy(list(zip(digits, inks)), pairs),
+    }
 
 
-def _share(right) -> float:
-    return float(np.mean(list(right)))
+def _accuracy(predicted: list, expected: list) -> float:
+    return float(np.mean([p == e for p, e in zip(predicted, expected, strict=True)]))

@@ -1,7 +1,7 @@
 """`ldm export`: one self-contained folder of stock classes from a finished run (or from another export).
 
 The folder is written beside its destination and renamed at the end, so a half-written export never has its name. Beside
-the components it holds what its card shows: drawn pictures, the curves of its trainings, its metrics.
+the components it holds what its card shows: generated images, the curves of its trainings, its metrics.
 """
 
 import importlib.util
@@ -49,7 +49,7 @@ def export(
         dtype: "fp32" or "fp16" weights, or "both": fp16 ones beside the others.
         name: of the model, in its card and ldm.json; None = the name of `out`.
         metrics: JSON file for the card's table, as `ldm evaluate` writes it; None = that of an earlier export.
-        prompts: of the card's pictures; none = those that the run's sample grids were drawn with.
+        prompts: of the card's images; none = those that the run's sample grids were generated with.
         license: the Hub's name of the weights' licence; None = as it was, and of our own data "apache-2.0".
 
     Raises: UserError if the run is unfinished or `out` is something else.
@@ -123,9 +123,11 @@ def _save_variant(pipeline: Pipeline, stage: Path) -> None:
 
 
 def _write_graphs(stage: Path) -> None:
-    """Graphs for ONNX Runtime, of the weights as they now lie there; a model without them is whole, and slower."""
+    """Graphs for ONNX Runtime, of the weights as they now lie there; a model without them is complete, and slower."""
     if importlib.util.find_spec("onnx") is None:
-        log.warning("onnx is not installed, so no graphs were written and a CPU draws more slowly: pip install onnx")
+        log.warning(
+            "onnx is not installed, so no graphs were written and sampling on a CPU is slower: pip install onnx"
+        )
         return
     from ldm.pipelines.onnx_export import write_graphs
 
@@ -162,13 +164,13 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def _refuse_own(pipeline: Pipeline, run: str | Path) -> None:
-    """Stop where the stock pipeline could not draw with a component."""
+    """Stop where the standard pipeline could not use a component."""
     for component, part in pipeline.components.items():
         name = type(part).__name__
         if name not in CLASSES[component]:
             raise UserError(
-                f"{run} cannot be exported: diffusers' StableDiffusionPipeline cannot draw with {name} as its "
-                f"{component}. Draw from the run itself: ldm generate --model {run}, or load_pipeline(run)"
+                f"{run} cannot be exported: diffusers' StableDiffusionPipeline cannot use {name} as its "
+                f"{component}. Generate from the run itself: ldm generate --model {run}, or load_pipeline(run)"
             )
 
 
@@ -186,7 +188,7 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _keep_pictures(out: Path, stage: Path) -> None:
-    """A contact sheet that was put beside an earlier export stays with the new one."""
+    """An image grid that was put beside an earlier export stays with the new one."""
     for picture in [p for p in out.glob("*") if p.suffix.lower() in (".png", ".jpg")]:
         shutil.copy2(picture, stage)
 

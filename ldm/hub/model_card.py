@@ -229,7 +229,7 @@ def _log(path: Path) -> list[dict]:
 
 
 def _public(settings: dict) -> str:
-    """The run's settings as YAML, without the places on the machine that trained it."""
+    """The run's settings as YAML, without the paths on the machine that trained it."""
     import yaml
 
     kept = copy.deepcopy(settings)

@@ -38,7 +38,7 @@ def push(folder: Path, repo_id: str, private: bool = False, revision: str | None
 
 
 def files(folder: Path) -> dict[str, Path]:
-    """What belongs to the model, name -> file: known kinds only, nothing hidden, nothing through links out of it."""
+    """What belongs to the model, name -> file: known types only, nothing hidden, nothing through links out of it."""
     found = {path for pattern in PATTERNS for path in folder.rglob(pattern)}
     root = folder.resolve()
     inside = (path for path in found if path.is_file() and path.resolve().is_relative_to(root))

@@ -4,7 +4,8 @@ A job is a dict of all settings of an image, see `ldm.pipelines.image_metadata`;
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from ldm.pipelines.torch_free import TorchFreePipeline, open_torch_free
 from ldm.utils.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
     from ldm.pipelines.denoising_loop import Callback
@@ -93,3 +95,34 @@ def suits_torch_free(job: dict) -> bool:
 def wants_gpu(device: str | None) -> bool:
     """Whether a GPU was asked for; or nothing was, and a driver for CUDA is here."""
     return device != "cpu" if device is not None else any(Path(place).exists() for place in GPU_DRIVERS)
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How images are generated; None = the model's own settings."""
+
+    steps: int | None = None
+    guidance: float | None = None
+    batch_size: int = 64  # images at once: decides the memory, not the results
+
+
+def generate_pixels(
+    pipeline: Callable[..., Any],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    options: SamplingOptions = SamplingOptions(),
+) -> "np.ndarray":
+    """One image for each prompt from its own seed: uint8 (n, h, w, channels). Raises: UserError where it is refused."""
+    import numpy as np
+    import torch
+
+    images = generate_images(
+        pipeline,
+        list(prompts),
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        num_inference_steps=options.steps,
+        guidance_scale=options.guidance,
+        batch_size=options.batch_size,
+        output_type="np",
+    )
+    return (np.asarray(images) * 255).round().astype(np.uint8)

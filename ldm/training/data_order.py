@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.config.settings import TrainOptions
-from ldm.data import ImageTextData, spread
+from ldm.data import ImageTextData, evenly_spaced_indices
 from ldm.training.task import BatchSlice, SampleRef, Task
 from ldm.utils.image_tensors import to_images
 
@@ -70,6 +70,6 @@ def image_batches(
     data: ImageTextData, batch_size: int = 64, limit: int | None = None
 ) -> Iterator[Float32[Tensor, "b C H W"]]:
     """The images of a data set (or `limit` of them, evenly spaced) in order, in [-1, 1], batch by batch."""
-    chosen = spread(len(data), limit or len(data))
+    chosen = evenly_spaced_indices(len(data), limit or len(data))
     for start in range(0, len(chosen), batch_size):
         yield to_images(np.stack([data.image(int(i)) for i in chosen[start : start + batch_size]]))

@@ -1,70 +1,68 @@
-"""How right the glyph classifier is on labelled glyphs, ready for its card."""
+"""Accuracy of the glyph classifier on labelled glyphs, ready for its card."""
 
 import numpy as np
 import torch
 
 from ldm.data.glyphs.components import radical_forms
-from ldm.evaluation.glyphs.classifier import STROKE_SCALE, Answers, GlyphNet, component_labels, to_ink
-from scripts.glyph_classifier.data import UNJUDGED, Glyphs
+from ldm.evaluation.glyphs.classifier import STROKE_SCALE, GlyphNet, Outputs, component_labels, to_ink
+from scripts.glyph_classifier.data import UNLABELLED, Glyphs
 
 NUM_COMMON_RADICALS = 36
 
 
 @torch.no_grad()
-def ask(net: GlyphNet, images: np.ndarray) -> Answers:
-    """The network's answers for uint8 (n, 64, 64)."""
-    return Answers(*map(torch.cat, zip(*(net(to_ink(images[i : i + 256])) for i in range(0, len(images), 256)))))
+def predict(net: GlyphNet, images: np.ndarray) -> Outputs:
+    """The network's outputs for uint8 (n, 64, 64)."""
+    return Outputs(*map(torch.cat, zip(*(net(to_ink(images[i : i + 256])) for i in range(0, len(images), 256)))))
 
 
 def accuracy(
     net: GlyphNet, glyphs: Glyphs, names: list[str], commonest: list[int], components: list[str], threshold: float
 ) -> dict:
-    """How right the network is, ready for JSON.
-
-    Layout and radical in all and per class with counts, components, strokes.
+    """Accuracies ready for JSON: layout and radical overall and per class with counts, components, strokes.
 
     Args:
         names, components: of the outputs of those heads.
-        commonest: the radicals that get a number of their own.
-        threshold: probability from which a component counts as there.
+        commonest: the radicals that are reported one by one.
+        threshold: probability from which a component counts as present.
     """
-    said = ask(net, glyphs.images)
-    guess = np.array(names)[said.layout.argmax(dim=1).numpy()]
+    outputs = predict(net, glyphs.images)
+    guess = np.array(names)[outputs.layout.argmax(dim=1).numpy()]
     truth = np.array(glyphs.layouts)
-    judged = truth != UNJUDGED
+    labelled = truth != UNLABELLED
     right = guess == truth
     group = {"horizontal": 1, "vertical": 2}
     same_group = np.array([group.get(g) == group.get(t) for g, t in zip(guess, truth, strict=True)])
-    radical_right = said.radical.argmax(dim=1).numpy() + 1 == glyphs.radicals
-    error = np.abs((said.strokes * STROKE_SCALE).numpy() - glyphs.strokes)
-    present = said.components.sigmoid().numpy() >= threshold
+    radical_right = outputs.radical.argmax(dim=1).numpy() + 1 == glyphs.radicals
+    error = np.abs((outputs.strokes * STROKE_SCALE).numpy() - glyphs.strokes)
+    present = outputs.components.sigmoid().numpy() >= threshold
     return {
-        "glyphs": int(judged.sum()),
-        "layout": _share(right[judged]),
-        "layout_horizontal_vertical_other": _share(same_group[judged]),
+        "glyphs": int(labelled.sum()),
+        "layout": _fraction(right[labelled]),
+        "layout_horizontal_vertical_other": _fraction(same_group[labelled]),
         "layout_per_class": {name: _class(right, truth == name) for name in names},
-        "layout_precision": {name: _share(right[judged & (guess == name)]) for name in names},
-        "radical": _share(radical_right),
-        "radical_36_commonest": _share(radical_right[np.isin(glyphs.radicals, commonest)]),
+        "layout_precision": {name: _fraction(right[labelled & (guess == name)]) for name in names},
+        "radical": _fraction(radical_right),
+        "radical_36_commonest": _fraction(radical_right[np.isin(glyphs.radicals, commonest)]),
         "radical_per_class": {str(r): _class(radical_right, glyphs.radicals == r) for r in commonest},
         "components": component_scores(present, component_labels(glyphs.components, components)),
         "radical_among_components": radical_found(present, glyphs, components),
         "strokes_mean_error": round(float(error.mean()), 3),
-        "strokes_within_1": _share(error <= 1),
+        "strokes_within_1": _fraction(error <= 1),
     }
 
 
 def component_scores(present: np.ndarray, labels: np.ndarray) -> dict:
-    """Precision, recall and F1 over all (glyph, component) pairs, and the share of glyphs with no mistake.
+    """Precision, recall and F1 over all (glyph, component) pairs, and the fraction of glyphs without an error.
 
     Args: present, labels: bool (n, components).
     """
-    hits, said, true = int((present & labels).sum()), int(present.sum()), int(labels.sum())
+    hits, predicted, true = int((present & labels).sum()), int(present.sum()), int(labels.sum())
     return {
-        "precision": round(hits / said, 4) if said else None,
+        "precision": round(hits / predicted, 4) if predicted else None,
         "recall": round(hits / true, 4) if true else None,
-        "f1": round(2 * hits / (said + true), 4) if said + true else None,
-        "all_right": _share((present == labels).all(axis=1)),
+        "f1": round(2 * hits / (predicted + true), 4) if predicted + true else None,
+        "all_right": _fraction((present == labels).all(axis=1)),
     }
 
 
@@ -77,10 +75,13 @@ def radical_found(present: np.ndarray, glyphs: Glyphs, components: list[str]) ->
 
 
 def best_threshold(net: GlyphNet, glyphs: Glyphs, components: list[str]) -> float:
-    """The probability from which a component counts as there that gives the greatest F1 on these glyphs."""
-    said, labels = ask(net, glyphs.images).components.sigmoid().numpy(), component_labels(glyphs.components, components)
+    """The probability from which a component counts as present that gives the greatest F1 on these glyphs."""
+    probabilities, labels = (
+        predict(net, glyphs.images).components.sigmoid().numpy(),
+        component_labels(glyphs.components, components),
+    )
     candidates = [round(0.05 * i, 2) for i in range(2, 19)]
-    return max(candidates, key=lambda t: component_scores(said >= t, labels)["f1"] or 0.0)
+    return max(candidates, key=lambda t: component_scores(probabilities >= t, labels)["f1"] or 0.0)
 
 
 def common_radicals(radicals: np.ndarray, count: int = NUM_COMMON_RADICALS) -> np.ndarray:
@@ -90,8 +91,8 @@ def common_radicals(radicals: np.ndarray, count: int = NUM_COMMON_RADICALS) -> n
 
 
 def _class(right: np.ndarray, members: np.ndarray) -> dict:
-    return {"glyphs": int(members.sum()), "accuracy": _share(right[members])}
+    return {"glyphs": int(members.sum()), "accuracy": _fraction(right[members])}
 
 
-def _share(right: np.ndarray) -> float | None:
+def _fraction(right: np.ndarray) -> float | None:
     return round(float(right.mean()), 4) if len(right) else None

@@ -1,4 +1,4 @@
-"""What the glyph classifier learns from: labelled pictures, and batches of them drawn anew each time."""
+"""Training data of the glyph classifier: labelled images, and random batches of them."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from ldm.data.glyphs.components import load_components
 from ldm.data.glyphs.dataset import GlyphData
 from ldm.evaluation.glyphs.classifier import STROKE_SCALE, component_labels, to_ink, unseen
-from ldm.evaluation.glyphs.classifier_recombination import cut, recombine
+from scripts.glyph_classifier.recombination import cut, recombine
 
 MERGED = {"two by two": "triangle", "below": "enclosed"}  # 8 and 7 characters: too few to learn or to measure
-UNJUDGED = "other"
+UNLABELLED = "other"
 TRANSPOSED = {  # what a layout becomes when rows and columns change places
     "horizontal": "vertical",
     "vertical": "horizontal",
@@ -29,15 +29,15 @@ TRANSPOSED = {  # what a layout becomes when rows and columns change places
     "single": "single",
 }
 IGNORE = -100
-RARE = 40  # characters of the training split that a component needs to be judged
+RARE = 40  # characters of the training split that a component needs to get a class
 
 
 @dataclass(frozen=True)
 class Glyphs:
-    """Pictures with labels; n of each."""
+    """Labelled images; n of each."""
 
     images: np.ndarray  # uint8 (n, 64, 64), dark on white
-    layouts: list[str]  # after merging; UNJUDGED where there is no label
+    layouts: list[str]  # after merging; UNLABELLED where there is no label
     radicals: np.ndarray  # int64 (n,), 1..214
     strokes: np.ndarray  # float32 (n,)
     parts: list[tuple[str, ...]]  # the components of each, by part
@@ -73,8 +73,8 @@ class Mixture:
 
     batch_size: int = 128
     balance: float = 0.5  # a layout is drawn in proportion to (its number) ** (1 - balance)
-    transposed: float = 0.12  # share of the training pictures that are transposed
-    recombined: float = 0.25  # share that is put together anew, see ldm.evaluation.glyphs.classifier_recombination
+    transposed: float = 0.12  # fraction of the training images that are transposed
+    recombined: float = 0.25  # fraction that is recombined, see scripts.glyph_classifier.recombination
     seed: int = 0
 
 
@@ -91,7 +91,7 @@ def load_glyphs(data: GlyphData) -> Glyphs:
 
 
 def load_halves(data: GlyphData) -> tuple[Glyphs, Glyphs]:
-    """A split, parted into what the judge may be trained on and what it never sees (`glyph_classifier.unseen`)."""
+    """A split, divided into what the classifier may be trained on and what it never sees (`classifier.unseen`)."""
     hidden, glyphs = np.array([unseen(row) for row, _, _ in data.items]), load_glyphs(data)
     return glyphs.pick(np.flatnonzero(~hidden)), glyphs.pick(np.flatnonzero(hidden))
 
@@ -103,8 +103,8 @@ def component_names(glyphs: Glyphs, styles: int) -> list[str]:
 
 
 def class_names(layouts: list[str]) -> list[str]:
-    """The layouts that occur, commonest first, without the unjudged."""
-    names, counts = np.unique([name for name in layouts if name != UNJUDGED], return_counts=True)
+    """The layouts that occur, commonest first, without the unlabelled."""
+    names, counts = np.unique([name for name in layouts if name != UNLABELLED], return_counts=True)
     return names[np.argsort(-counts, kind="stable")].tolist()
 
 
@@ -116,7 +116,7 @@ def draw_weights(layouts: list[str], balance: float) -> torch.Tensor:
 
 
 def augment(ink: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Draw each glyph a little differently; (n, 1, h, w) ink in [0, 1] to the same."""
+    """Vary each glyph a little; (n, 1, h, w) ink in [0, 1] to the same."""
     n = len(ink)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:

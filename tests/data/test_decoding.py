@@ -192,8 +192,8 @@ def test_the_pixel_cap_is_checked_before_decompression():
     ("data", "words"),
     [
         (b"", "empty"),
-        (b"hello, not a picture", "not a picture in a known format"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+        (b"hello, not an image", "not an image in a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
         (encoded(Image.effect_noise((64, 64), 50))[:900], "truncated"),
         (encoded(Image.effect_noise((64, 64), 50), "JPEG")[:900], "truncated"),
     ],

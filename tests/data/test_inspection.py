@@ -64,7 +64,7 @@ def test_the_report_counts_everything(root, tmp_path, capsys):
     assert captions["common_words"][0] == ["a", 3]
     assert captions["shared"] == [{"caption": "a red cat", "ids": ["a.png", "thin.png"]}]
     text = capsys.readouterr().out
-    for words in ("8 pictures, 6 usable", "cut.png: ", "a.png = same.bmp (captions differ", "2x a red cat"):
+    for words in ("8 images, 6 usable", "cut.png: ", "a.png = same.bmp (captions differ", "2x a red cat"):
         assert words in text
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in root.iterdir()} == before
 
@@ -124,7 +124,7 @@ def test_control_characters_in_names_do_not_reach_the_terminal(tmp_path, capsys)
 def test_what_cannot_be_checked_is_told(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         check(tmp_path / "none")
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds no images"):
         check(tmp_path)
     with pytest.raises(UserError, match="built-in"):
         check("glyphs")

@@ -8,7 +8,7 @@ import torch
 from transformers import Dinov2Config, Dinov2Model
 
 from ldm.config.settings import ClipModel
-from ldm.evaluation.feature_extractors import ClipJudge, VisionModel
+from ldm.evaluation.feature_extractors import ClipEmbedder, VisionModel
 from ldm.models.clip import build_clip
 from ldm.models.tokenizer import train_tokenizer
 from ldm.utils.errors import UserError
@@ -29,7 +29,7 @@ def clip_run(tmp_path_factory):
 
 
 def test_both_towers_give_unit_features_that_tell_pictures_and_prompts_apart(clip_run):
-    judge = ClipJudge(clip_run)
+    judge = ClipEmbedder(clip_run)
     images = np.random.default_rng(0).integers(0, 256, (70, 16, 16), dtype=np.uint8)
     prompts = [CAPTIONS[i % 3] for i in range(70)]
     image, text = judge(images, prompts)
@@ -45,7 +45,7 @@ def test_both_towers_give_unit_features_that_tell_pictures_and_prompts_apart(cli
 
 def test_a_folder_without_clip_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no clip/"):
-        ClipJudge(tmp_path)
+        ClipEmbedder(tmp_path)
 
 
 def test_features_of_a_vision_model_are_those_that_transformers_gives(tmp_path):
@@ -68,7 +68,7 @@ def test_features_of_a_vision_model_are_those_that_transformers_gives(tmp_path):
 def test_what_sees_no_pictures_is_refused(tmp_path, clip_run):
     with pytest.raises(UserError, match="no image network"):
         VisionModel(str(tmp_path))
-    judge = ClipJudge(clip_run)
+    judge = ClipEmbedder(clip_run)
     judge.clip.text_model.config.save_pretrained(tmp_path)
     with pytest.raises(UserError):
         VisionModel(str(tmp_path))

@@ -1,7 +1,9 @@
 """The report's pieces: whole by themselves, and nothing in them is taken for markup."""
 
 from html.parser import HTMLParser
+from pathlib import Path
 
+import jinja2
 import numpy as np
 
 from ldm.evaluation import html
@@ -25,21 +27,40 @@ class Checker(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_a_page_is_well_formed_and_fetches_nothing(tmp_path):
+TEMPLATE = """
+{% extends "report_base.html.j2" %}
+{% from "report_macros.html.j2" import note, picture, row, table %}
+{% block title %}{{ name }}{% endblock %}
+{% block body %}
+{{ note("<b>") }}
+{% call table(["a", "b"]) %}{{ row(["<script>", 0.5]) }}{{ row([none, 3]) }}{% endcall %}
+<details><summary>more</summary>{{ picture("a.png", "it's <one>") }}</details>
+{{ curves(lines, "step", "loss") | safe }}
+{% endblock %}
+"""
+
+
+def test_a_page_is_well_formed_and_fetches_nothing(tmp_path, monkeypatch):
     from PIL import Image
 
     save_png(Image.fromarray(np.zeros((8, 8), np.uint8)), tmp_path / "a.png")
-    parts = [
-        html.heading("<b>"),
-        html.table(["a", "b"], [["<script>", 0.5], [None, 3]]),
-        html.folded("more", [html.picture(tmp_path / "a.png", "it's <one>")]),
-        html.curves({"train": [(0, 1.0), (10, 0.5)], "validation": [(0, 1.0), (10, 0.7)]}, "step", "loss"),
-    ]
-    text = html.page("T & T", parts)
+    files = jinja2.FileSystemLoader(Path(html.__file__).parent)
+    loader = jinja2.ChoiceLoader([jinja2.DictLoader({"page": TEMPLATE}), files])
+    monkeypatch.setattr(jinja2, "FileSystemLoader", lambda folder: loader)
+    lines = {"train": [(0, 1.0), (10, 0.5)], "validation": [(0, 1.0), (10, 0.7)]}
+    text = html.render("page", tmp_path, name="T & T", lines=lines)
     checker = Checker()
     checker.feed(text)
     assert checker.open == [] and len(checker.links) == 1 and checker.links[0].startswith("data:image/png;base64,")
-    assert "<script" not in text and "http" not in text and "0.500" in text and "width=device-width" in text
+    assert "<script" not in text and "<one>" not in text and "http" not in text
+    assert "0.500" in text and "width=device-width" in text and "T &amp; T" in text
+
+
+def test_numbers_become_text():
+    assert html.percent(0.953) == "95.3%" and html.percent([0.1, 0.2]) == "10.0% to 20.0%" and html.percent(None) == ""
+    assert html.plus_minus({"value": 0.12345, "error": 0.0123}) == "0.123 ± 0.01"
+    assert html.plus_minus({"value": 0.12345, "error": None}) == "0.123"
+    assert html.cell(0.5) == "0.500" and html.cell(3) == "3" and html.cell(None) == ""
 
 
 def test_curves_begin_and_end_where_their_points_do():

@@ -12,10 +12,11 @@ from tiny_model import tiny_pipeline
 from ldm.cli import likelihood as likelihood_cli
 from ldm.config.settings import DataOptions, ToyOptions
 from ldm.data.toy import exact_denoiser, splits
+from ldm.diffusion.likelihood import log_likelihood
 from ldm.diffusion.parameterization import convert
 from ldm.diffusion.process import NoiseProcess, expand_to
 from ldm.diffusion.sampling import denoise_with
-from ldm.evaluation.likelihood import Plan, evaluate, measure, nats_per_point
+from ldm.evaluation.likelihood import Plan, likelihood_of_run, measure, model_denoise
 from ldm.models.identity_autoencoder import IdentityAutoencoder
 from ldm.utils.errors import UserError
 
@@ -60,7 +61,8 @@ def test_an_exact_model_reaches_the_truth():
     assert -0.1 < found["bound"]["nats"] - found["truth"] < 0.3  # one draw of the noise, and 60 steps
     assert found["bound"]["nats"] == pytest.approx(sum(term["nats"] for term in found["terms"]))
     points = torch.from_numpy(data["test"].points[:20])
-    nats = nats_per_point(pipeline, process, points, num_steps=60)
+    denoise = model_denoise(pipeline, process, pipeline.encode_prompt([""]))
+    nats = -log_likelihood(denoise, points.double()[..., None, None], process.schedule, 60)
     torch.testing.assert_close(nats, -data["test"].toy.log_density(points.double()), atol=2e-3, rtol=0)
 
 
@@ -105,7 +107,7 @@ def test_the_parts_of_a_latent_model_add_up():
     again = measure(pipeline, process, Pictures(0), Pictures(1), replace(plan, exact=False))
     assert again["bound"] == found["bound"]  # the seed decides
     lines = likelihood_cli.table(found).splitlines()
-    assert lines[0].startswith("4 pictures of 256 numbers, each told its caption; 3 steps in latents, optimal variance")
+    assert lines[0].startswith("4 images of 256 numbers, with their captions; 3 steps in latents, optimal variance")
     assert any("bits per dimension" in line for line in lines)
 
 
@@ -119,7 +121,7 @@ def test_what_has_no_density_is_refused(tmp_path):
             Plan(),
         )
     with pytest.raises(UserError, match="has no config.yaml: name a finished run"):
-        evaluate(tmp_path, Plan())
+        likelihood_of_run(tmp_path, Plan())
     parser = argparse.ArgumentParser()
     likelihood_cli.add_parser(parser.add_subparsers())
     with pytest.raises(SystemExit):

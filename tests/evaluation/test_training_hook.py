@@ -1,4 +1,4 @@
-"""The light evaluation during training, on pipelines that draw what they are told, or always the same."""
+"""The small evaluation during training, on pipelines that follow their prompts, or always answer the same."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +9,8 @@ import torch
 
 from ldm.config.loading import load
 from ldm.data.digits import INKS, WORDS
-from ldm.evaluation import training_hook as watch
+from ldm.evaluation import training_hook
+from ldm.pipelines.generation import generate_pixels
 
 
 class Artist:
@@ -27,10 +28,10 @@ def test_it_is_there_for_glyphs_and_digits_and_can_be_turned_off(tmp_path):
     def settings(**more):
         return load("ldm", Path(__file__).parents[2] / "configs" / "smoke.yaml", more)
 
-    assert watch.watch_for(settings()) is not None
-    assert watch.watch_for(settings(sampling={"judged": 0})) is None
-    assert watch.watch_for(settings(text={"source": "none"})) is None
-    assert watch.watch_for(settings(data={"source": str(tmp_path)})) is None
+    assert training_hook.hook_for(settings()) is not None
+    assert training_hook.hook_for(settings(sampling={"judged": 0})) is None
+    assert training_hook.hook_for(settings(text={"source": "none"})) is None
+    assert training_hook.hook_for(settings(data={"source": str(tmp_path)})) is None
 
 
 def test_digits_drawn_rightly_agree_and_others_do_not(tmp_path):
@@ -49,9 +50,9 @@ def test_digits_drawn_rightly_agree_and_others_do_not(tmp_path):
         return found[int(digit) if digit.isdigit() else WORDS.index(digit), ink]
 
     artist = Artist(right)
-    numbers = watch.digits(artist, 80)
-    assert min(numbers.values()) >= 0.9 and len(set(artist.seeds)) == 80 and min(artist.seeds) >= watch.SEED
-    numbers = watch.digits(Artist(lambda prompt: found[3, "red"]), 80)
+    numbers = training_hook.digit_accuracy(artist, 80)
+    assert min(numbers.values()) >= 0.9 and len(set(artist.seeds)) == 80 and min(artist.seeds) >= training_hook.SEED
+    numbers = training_hook.digit_accuracy(Artist(lambda prompt: found[3, "red"]), 80)
     assert numbers["judged/digit"] == pytest.approx(0.1) and numbers["judged/ink"] == pytest.approx(1 / len(INKS))
 
 
@@ -67,14 +68,14 @@ def test_glyphs_drawn_rightly_agree_and_others_do_not(glyph_cache):
         meta = data.meta(i)
         found.setdefault(layout_phrase(meta["structure"]), data.image(i))
         found.setdefault(f"glyph {radical_phrase(meta['radical'])}", data.image(i))
-    numbers = watch.glyphs(Artist(found.__getitem__), 16)
+    numbers = training_hook.glyph_accuracy(Artist(found.__getitem__), 16)
     assert min(numbers.values()) >= 0.7
-    numbers = watch.glyphs(Artist(lambda prompt: found["horizontal stacked glyph"]), 16)
+    numbers = training_hook.glyph_accuracy(Artist(lambda prompt: found["horizontal stacked glyph"]), 16)
     assert numbers["judged/layout"] == 0.25 and numbers["judged/radical"] <= 0.25
 
 
 def test_watching_changes_no_random_number():
     """Generators of its own: the global one is where it was."""
     before = torch.random.get_rng_state()
-    watch.draw(Artist(lambda prompt: np.zeros((8, 8, 1))), ["a"], [watch.SEED], watch.Drawing())
+    generate_pixels(Artist(lambda prompt: np.zeros((8, 8, 1))), ["a"], [training_hook.SEED])
     assert torch.equal(before, torch.random.get_rng_state())

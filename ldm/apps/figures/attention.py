@@ -47,10 +47,10 @@ def recording(unet) -> Iterator[dict[str, Recorder]]:
 
 
 def word_maps(pipeline: Pipeline, prompt: str, seed: int, side: int = 64, **options):
-    """Draw one picture and see where its words looked.
+    """Draw one image and see where its words looked.
 
-    Returns: the picture; the words, with `(start)` and `(end)`, the latter with the padding; their maps, float32
-    (words, side, side), mean over layers, heads and steps: at each place they sum to 1.
+    Returns: the image; the words, with `(start)` and `(end)`, the latter with the padding; their maps, float32
+    (words, side, side), mean over layers, heads and steps: at each position they sum to 1.
     """
     with recording(pipeline.unet) as recorders:
         image = pipeline(prompt, seed=seed, **options).images[0]
@@ -67,7 +67,7 @@ def word_maps(pipeline: Pipeline, prompt: str, seed: int, side: int = 64, **opti
 
 
 def words_of(pipeline: Pipeline, prompt: str) -> tuple[list[str], list[int]]:
-    """The words of a prompt between `(start)` and `(end)`, and for every token the place of its word among them."""
+    """The words of a prompt between `(start)` and `(end)`, and for every token the index of its word among them."""
     tokenizer = pipeline.tokenizer
     encoded = tokenizer(prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
     tokens = tokenizer.convert_ids_to_tokens(encoded.input_ids)
@@ -87,7 +87,7 @@ def words_of(pipeline: Pipeline, prompt: str) -> tuple[list[str], list[int]]:
 
 
 def attention(setting: Setting) -> Drawing:
-    """The picture, and over it the map of each word, two prompts."""
+    """The image, and over it the map of each word, two prompts."""
     pipeline = model(setting)
     options = {"num_inference_steps": 2} if setting.quick else {}
     drawn = [word_maps(pipeline, prompt, seed=4, **options) for prompt in PROMPTS]
@@ -109,7 +109,7 @@ def attention(setting: Setting) -> Drawing:
 
 
 def centre(weights: np.ndarray) -> str:
-    """Where a map (side, side) has its mean, as fractions of the picture from the left and from the top."""
+    """Where a map (side, side) has its mean, as fractions of the image from the left and from the top."""
     share = weights / weights.sum()
     places = (np.arange(len(weights)) + 0.5) / len(weights)
     return f"centre {share.sum(0) @ places:.2f} from the left, {share.sum(1) @ places:.2f} from the top"

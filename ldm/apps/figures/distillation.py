@@ -13,7 +13,7 @@ SEEDS, FEW = 8, 4
 
 
 def student(setting: Setting) -> Drawing:
-    """A row for each way to draw, a column for each noise, and how far each row is from the teacher's own steps.
+    """A row for each way to sample, a column for each noise, and how far each row is from the teacher's own steps.
 
     Another model than the one that ships has no student here; its own few steps are shown.
     """

@@ -47,7 +47,7 @@ def embed(points: np.ndarray, neighbours: int = 30):
 
 
 def purity(points: np.ndarray, labels: np.ndarray, neighbours: int = NEIGHBOURS) -> float:
-    """The mean share of a point's nearest neighbours, itself left out, that have its label: 1 if wholly separate."""
+    """The mean fraction of a point's nearest neighbours, itself left out, that have its label: 1 if wholly separate."""
     from sklearn.neighbors import NearestNeighbors
 
     found = NearestNeighbors(n_neighbors=neighbours).fit(points).kneighbors(return_distance=False)

@@ -20,7 +20,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A finished figure: the page, the numbers it shows, and the pictures of a film if there is one."""
+    """A finished figure: the page, the numbers it shows, and the frames of an animation if there is one."""
 
     figure: "Figure"
     numbers: dict[str, Any]

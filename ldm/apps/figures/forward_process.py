@@ -1,4 +1,4 @@
-"""The forward process: a picture drowning in noise, and the schedules that say how fast."""
+"""The forward process: an image drowning in noise, and the schedules that say how fast."""
 
 import numpy as np
 import torch
@@ -23,12 +23,12 @@ def forward(setting: Setting) -> Drawing:
         alpha, sigma = schedule.scales(times)
         norm = schedule.norm(times) if name == "karras" else torch.ones(len(times))  # else it is white or black
         rows.append([grey(((a * x0 + s * eps) / n).numpy(), -1.3, 1.3) for a, s, n in zip(alpha, sigma, norm)])
-        numbers[f"{name}: signal share alpha^2 / (alpha^2 + sigma^2) at t = 0.5"] = share(schedule, 0.5)
+        numbers[f"{name}: signal fraction alpha^2 / (alpha^2 + sigma^2) at t = 0.5"] = share(schedule, 0.5)
     return Drawing(strip(rows, list(SCHEDULES), [f"t = {t:.3g}" for t in times], left=130), numbers)
 
 
 def schedules(setting: Setting) -> Drawing:
-    """Signal share and log-SNR of every schedule; beside them what shift and zero-terminal SNR do."""
+    """Signal fraction and log-SNR of every schedule; beside them what shift and zero-terminal SNR do."""
     figure, axes = page(1, 3, height=2.7)
     numbers = {}
     t = torch.linspace(0, 1, 500, dtype=torch.float64)[1:-1]

@@ -41,7 +41,7 @@ def mean_log_likelihood(points: np.ndarray, mu, sigma) -> np.ndarray:
 
 
 def ascent(points: np.ndarray, mu: float, sigma: float, steps: int = 80, rate: float = 0.08) -> np.ndarray:
-    """Gradient ascent on the mean log-likelihood over (mu, ln sigma): the places it visits, (steps + 1, 2).
+    """Gradient ascent on the mean log-likelihood over (mu, ln sigma): the points it visits, (steps + 1, 2).
 
     With y = (x - mu) / sigma the gradient is (mean(y) / sigma, mean(y^2) - 1).
     """

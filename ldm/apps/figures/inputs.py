@@ -1,4 +1,4 @@
-"""What the figures draw from: glyphs of the table, the model, and the model as a denoise function."""
+"""What the figures are made from: glyphs of the table, the model, and the model as a denoise function."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -35,12 +35,12 @@ def glyphs(setting: Setting, split: str, resolution: int = 64, styles: Sequence[
 
 
 def resolution_of(pipeline: Pipeline) -> int:
-    """The side in pixels of the pictures that a model draws."""
+    """The side in pixels of the images that a model generates."""
     return pipeline.image_shape[1]
 
 
 def of_layouts(data: GlyphData, layouts: Sequence[str], each: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `each` glyphs of every layout: pictures uint8 (n, H, W), and the layout's place in `layouts` (n,)."""
+    """The first `each` glyphs of every layout: images uint8 (n, H, W), and the layout's index in `layouts` (n,)."""
     found = [[i for i, (row, *_) in enumerate(data.items) if row.structure == name][:each] for name in layouts]
     labels = np.concatenate([np.full(len(indices), k) for k, indices in enumerate(found)])
     return np.stack([data.image(i)[..., 0] for indices in found for i in indices]), labels
@@ -58,7 +58,7 @@ def model(setting: Setting) -> Pipeline:
 
 @torch.no_grad()
 def encode(pipeline: Pipeline, pictures: np.ndarray, batch_size: int = 64) -> Tensor:
-    """Model latents (n, c, h, w), the posterior's mean, of uint8 pictures (n, H, W, C)."""
+    """Model latents (n, c, h, w), the posterior's mean, of uint8 images (n, H, W, C)."""
     parts = np.array_split(pictures, max(1, len(pictures) // batch_size))
     return torch.cat([posterior(pipeline.networks.module("vae"), to_images(part)).mean for part in parts])
 

@@ -27,7 +27,7 @@ TIMES = (0.6, 0.3, 0.1)
 
 
 def learned_field(setting: Setting) -> Drawing:
-    """The exact field over the learned one over their distance; at the right points drawn from both."""
+    """The exact field over the learned one over their distance; at the right samples of both."""
     denoise, schedule = _learned(_trained(setting))
     toy = SwissRoll()
     exact = exact_denoiser(toy, schedule)
@@ -44,7 +44,7 @@ def learned_field(setting: Setting) -> Drawing:
         axes[row, -1].plot(*points.T, ".", color=INK, markersize=1, alpha=0.4)
         axes[row, -1].set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal")
     axes[0, -1].set_title("points of the data")
-    axes[1, -1].set_title("drawn in 40 steps")
+    axes[1, -1].set_title("sampled in 40 steps")
     for row, name in enumerate(("exact", "learned", r"distance of the two $\hat x_0$")):
         axes[row, 0].set_ylabel(name)
     return Drawing(figure, _curve(axes[2, -1], toy, schedule, exact, denoise))

@@ -74,7 +74,7 @@ def page(rows: int = 1, columns: int = 1, height: float = 2.4, **options: Any) -
 
 
 def bare(axes: Axes) -> None:
-    """No ticks and no frame: for pictures, and for embeddings whose axes mean nothing."""
+    """No ticks and no frame: for images, and for embeddings whose axes mean nothing."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
@@ -95,10 +95,10 @@ def strip(
     left: int = 90,
     titles: Sequence[tuple[float, str]] = (),
 ) -> Figure:
-    """Rows of pictures, every pixel drawn as scale x scale, so that nothing is smoothed.
+    """Rows of images, every pixel shown as scale x scale, so that nothing is smoothed.
 
     Args:
-        cells: RGB pictures (h, w, 3) from 0 to 1, all of one size; None = an empty cell.
+        cells: RGB images (h, w, 3) from 0 to 1, all of one size; None = an empty cell.
         rows: a name to the left of each row.
         columns, feet: a name above and below each column.
         left: pixels of the page for the rows' names.
@@ -145,7 +145,7 @@ def strip(
 
 
 def contours(axes: Axes, points: np.ndarray, colour: str, levels: Sequence[float] = (0.25, 0.5, 0.75, 0.95)) -> None:
-    """Contours of a kernel density estimate that hold these shares of the points (n, 2)."""
+    """Contours of a kernel density estimate that hold these fractions of the points (n, 2)."""
     from scipy.stats import gaussian_kde
 
     density = gaussian_kde(points.T)
@@ -188,7 +188,7 @@ def small(image: Image.Image, info: PngInfo) -> bytes:
 
 
 def render(figure: Figure) -> Image.Image:
-    """The page as an RGB picture."""
+    """The page as an RGB image."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return Image.open(buffer).convert("RGB")

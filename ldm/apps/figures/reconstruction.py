@@ -1,4 +1,4 @@
-"""What the autoencoder keeps of a picture."""
+"""What the autoencoder keeps of an image."""
 
 import numpy as np
 
@@ -34,6 +34,6 @@ def reconstruction(setting: Setting) -> Drawing:
         "validation glyphs": len(before),
         "PSNR (dB)": float(ratio.mean()),
         "PSNR of the tenth with the most ink (dB)": float(ratio[tenth].mean()),
-        "numbers per picture": f"{before[0].size} pixels, {latent} latents",
+        "numbers per image": f"{before[0].size} pixels, {latent} latents",
     }
     return Drawing(figure, numbers)

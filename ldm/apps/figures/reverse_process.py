@@ -60,7 +60,7 @@ def _walk(denoise: Denoise, schedule: Schedule, x: Tensor, steps: int) -> list[t
 
 
 def _channels(latents: Tensor, shape: tuple[int, int]) -> np.ndarray:
-    """The first and last two channels of one item's latents (1, c, h, w) as one picture of height and width `shape`."""
+    """The first and last two channels of one item's latents (1, c, h, w) as one image of height and width `shape`."""
     first = latents[0, [0, min(1, latents.shape[1] - 1)]].numpy()
     last = latents[0, -2:].numpy() if latents.shape[1] > 1 else first
     square = np.concatenate([np.concatenate(pair, axis=1) for pair in (first, last)])
@@ -196,7 +196,7 @@ def guidance(setting: Setting) -> Drawing:
     titles = [(middle, PROMPT), (middle + len(scales) + 1, SECOND)]
     names = [f"guidance {scale}" if scale != 1 else "off" for scale in scales]
     figure = strip(rows, [f"{n} steps" for n in steps], [*names, "", *names], left=90, titles=titles)
-    return Drawing(figure, {f"guidance {scale}: share of ink": float(np.mean(v)) for scale, v in ink.items()})
+    return Drawing(figure, {f"guidance {scale}: fraction of ink": float(np.mean(v)) for scale, v in ink.items()})
 
 
 # ---- solvers --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Points in the plane whose density is known, so that the field, the paths and the errors drawn are exact."""
+"""Points in the plane whose density is known, so that the field, the paths and the errors shown are exact."""
 
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ PLANAR = ("8_gaussians", "swiss_roll")
 
 
 def field(setting: Setting) -> Drawing:
-    """Over the exact density of x_t: where sampling moves a point. At the right whole paths, from noise to data."""
+    """Over the exact density of x_t: where sampling moves a point. At the right complete paths, from noise to data."""
     schedule, times = SCHEDULES["flow"](), (0.9, 0.6, 0.3, 0.1)
     pixels = 20 if setting.quick else 120
     figure, axes = page(2, len(times) + 1, height=3.15, sharex=True, sharey=True)
@@ -48,7 +48,7 @@ def field(setting: Setting) -> Drawing:
 
 
 def shade(axes, toy: Toy, schedule: Schedule, t: float, pixels: int = 120) -> None:
-    """The density of x_t, its root as depth of colour, so that thin places are seen as well."""
+    """The density of x_t, its root as depth of colour, so that thin regions are visible as well."""
     alpha, sigma = (float(s) for s in schedule.scales(torch.tensor(t, dtype=torch.float64)))
     side = torch.linspace(-LIMIT, LIMIT, pixels, dtype=torch.float64)
     grid = torch.cartesian_prod(side, side)
@@ -108,7 +108,7 @@ def paths(setting: Setting) -> Drawing:
             path = torch.stack([x, *(state.x for state in states)]).permute(2, 0, 1)
             axes[row, column].plot(*path, color=RED, linewidth=0.8, marker=".", markersize=3)
             axes[row, column].plot(*path[:, -1], ".", color=INK, markersize=4)
-            numbers[f"{name}, {count} steps: share ending within 3 std of a mode"] = _caught(
+            numbers[f"{name}, {count} steps: fraction ending within 3 std of a mode"] = _caught(
                 toy, schedule, times, name, caught
             )
         axes[row, 0].set_ylabel(f"{count} steps")
@@ -142,7 +142,7 @@ def convergence(setting: Setting) -> Drawing:
     orders = {each.sampler: slope(each.steps[-3:], each.errors[-3:]) for each in found}  # where steps are many
     for each, (colour, marker) in zip(found, looks):
         label = f"{each.sampler}: order {orders[each.sampler]:.2f}"
-        line = "--" if each.sampler == "euler" else "-"  # the same as ddim, and drawn under it
+        line = "--" if each.sampler == "euler" else "-"  # the same as ddim, and hidden below it
         size = 7 if each.sampler == "euler" else 4
         axes[0, 0].loglog(
             each.steps, each.errors, color=colour, marker=marker, markersize=size, linestyle=line, label=label
@@ -184,7 +184,7 @@ def elbo(setting: Setting) -> Drawing:
     _costs(axes[0, 0], axes[0, 1], schedule, bounds["optimal"][-1])
     for name, colour in VARIANCES.items():
         axes[0, 2].semilogx(counts, totals[name], color=colour, marker="o", markersize=3, label=f"{name} variance")
-    axes[0, 2].set(title="the whole bound", xlabel="number of steps", ylabel="nats")
+    axes[0, 2].set(title="the complete bound", xlabel="number of steps", ylabel="nats")
     for each in axes[0, 1:]:
         each.axhline(truth, color=RED, linestyle=":", label=r"exact $-\ln p(x_0)$")
     axes[0, 2].legend(loc="upper right")
@@ -198,7 +198,7 @@ def _costs(left, right, schedule: Schedule, bound: Bound) -> None:
     """Nats per unit of log-SNR, and their sum from noise to data, whose last step is a density and may be negative."""
     costs, times = 2 * bound.steps.mean(1).flip(0), bound.times.flip(0)
     logsnr = schedule.logsnr(times)
-    edges = np.linspace(-10, float(logsnr[-1]), 40)  # means over short ways: single draws are noisy
+    edges = np.linspace(-10, float(logsnr[-1]), 40)  # means over short stretches: single samples are noisy
     cost, way = (np.histogram(logsnr[1:], edges, weights=w.numpy())[0] for w in (costs[:-1], logsnr.diff()))
     left.plot((edges[1:] + edges[:-1])[way > 0] / 2, (cost[way > 0] / way[way > 0]), color=BLUE)
     left.set(title="what a step costs", ylabel="nats per unit of log-SNR", ylim=(0, None))

@@ -1,6 +1,6 @@
 """Outlines to a font that installs: TrueType (.ttf, quadratic curves) or OpenType with CFF (.otf, cubic ones).
 
-Every picture fills the em: it is 1000 units wide and high, from the descent at -120 to the ascent at 880, as in
+Every image fills the em: it is 1000 units wide and high, from the descent at -120 to the ascent at 880, as in
 fonts of Chinese characters, with equal advances in lines across and down. The same outlines give the same bytes.
 """
 
@@ -29,7 +29,7 @@ def build_font(
     """Assemble a font.
 
     Args:
-        outlines: of pictures of equal width and height, by the code point that each is to stand for; one without
+        outlines: of images of equal width and height, by the code point that each is to stand for; one without
             contours becomes an empty character. A space of half an em comes by itself.
         family: the font's name in menus; its style is Regular and its version 1.000.
         kind: ".ttf" or ".otf".
@@ -72,7 +72,7 @@ def name_of(code: int) -> str:
 
 
 def _finish(builder: Any, names: dict[str, str], quadratic: bool) -> None:
-    """The tables that speak of the font as a whole."""
+    """The tables about the font as a whole."""
     from fontTools.misc.timeTools import timestampFromString
 
     builder.setupHorizontalHeader(ascent=ASCENT, descent=DESCENT)

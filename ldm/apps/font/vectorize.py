@@ -1,12 +1,12 @@
-"""A drawn picture as outlines: clean closed paths with few nodes, for SVG (`Outline.svg`) and fonts (`font_file`).
+"""A drawn image as outlines: clean closed paths with few nodes, for SVG (`Outline.svg`) and fonts (`font_file`).
 
-An antialiased picture says more than its pixels: where its grey crosses one half is known to a fraction of a pixel.
-So what is traced is the 50% level set of the picture, enlarged by a windowed sinc. It is cut at its corners, the
+An antialiased image says more than its pixels: where its grey crosses one half is known to a fraction of a pixel.
+So what is traced is the 50% level set of the image, enlarged by a windowed sinc. It is cut at its corners, the
 corners, which antialiasing rounds off, are made sharp again, and what lies between two of them is fitted with as few
 lines and cubic Bezier curves as stay within a tolerance. docs/use/font.md has the numbers, and those of two tracing
 libraries beside them.
 
-Coordinates are pixels of the picture, x to the right and y downwards from its upper left corner. Outer contours run
+Coordinates are pixels of the image, x to the right and y downwards from its upper left corner. Outer contours run
 clockwise as seen, holes the other way, so that the even-odd and the nonzero rule fill the same.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-FAINT = 0.25  # a picture in which nothing stands out more than this from the ground is blank
+FAINT = 0.25  # an image in which nothing stands out more than this from the ground is blank
 ENLARGE = 4  # times, before the level set is taken
 STEP = 0.25  # pixels between the points along a level set
 CALMED = 3  # times (1, 2, 1) / 4 over them, a Gaussian of 0.3 pixels: antialiased edges waver with the rows they cross
@@ -49,7 +49,7 @@ class Contour:
 
 @dataclass(frozen=True)
 class Outline:
-    """The contours of one picture of width x height pixels; none for a blank picture."""
+    """The contours of one image of width x height pixels; none for a blank image."""
 
     width: int
     height: int
@@ -64,7 +64,7 @@ class Outline:
         for contour in self.contours:
             pen.moveTo(contour.start)
             *most, last = contour.segments
-            for segment in most if len(last) == 1 else contour.segments:  # a last line is drawn by closing
+            for segment in most if len(last) == 1 else contour.segments:  # closing the path adds the last line
                 (pen.lineTo if len(segment) == 1 else pen.curveTo)(*segment)
             pen.closePath()
 
@@ -115,12 +115,12 @@ def svg(outlines: Sequence[Outline], columns: int, title: str = "", note: str = 
 
 
 def trace(image: "Image.Image | np.ndarray", tolerance: float = 0.1) -> Outline:
-    """Trace what stands out from a picture's ground.
+    """Trace what stands out from an image's ground.
 
     Args:
-        image: a PIL picture, or uint8 (H, W) or (H, W, 1 or 3); any ink on any ground, see `ink_of`.
+        image: a PIL image, or uint8 (H, W) or (H, W, 1 or 3); any ink on any ground, see `ink_of`.
         tolerance: how many pixels a fitted curve may lie off the level set, > 0; more of it makes fewer nodes.
-    Returns: the outline, without contours if the picture is blank.
+    Returns: the outline, without contours if the image is blank.
     Raises: ValueError: a tolerance that is not positive, or an array of another kind.
     """
     from contourpy import contour_generator
@@ -130,7 +130,7 @@ def trace(image: "Image.Image | np.ndarray", tolerance: float = 0.1) -> Outline:
         raise ValueError(f"tolerance must be a number of pixels above 0, got {tolerance!r}")
     ink = ink_of(image)
     height, width = ink.shape
-    padded = Image.fromarray(np.pad(ink, 2))  # so that every contour closes within the picture
+    padded = Image.fromarray(np.pad(ink, 2))  # so that every contour closes within the image
     size = (padded.width * ENLARGE, padded.height * ENLARGE)
     large = np.asarray(padded.resize(size, Image.Resampling.LANCZOS), np.float64)
     contours = []
@@ -144,14 +144,14 @@ def trace(image: "Image.Image | np.ndarray", tolerance: float = 0.1) -> Outline:
 def ink_of(image: "Image.Image | np.ndarray") -> np.ndarray:
     """How far each pixel is from the ground to the ink, float32 (H, W) in [0, 1].
 
-    The ground is the median colour along the picture's edge, and the ink what differs from it most. All zeros for a
-    picture in which nothing differs by a quarter of the range.
+    The ground is the median colour along the image's edge, and the ink what differs from it most. All zeros for a
+    image in which nothing differs by a quarter of the range.
     """
     from PIL import Image
 
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)):
-            raise ValueError(f"a picture must be uint8 (H, W) or (H, W, 1 or 3), got {image.dtype} {image.shape}")
+            raise ValueError(f"an image must be uint8 (H, W) or (H, W, 1 or 3), got {image.dtype} {image.shape}")
         image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
     pixels = np.asarray(image.convert("RGB"), np.float32) / 255
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
@@ -287,7 +287,7 @@ def _least_squares(points: np.ndarray, u: np.ndarray, leave: np.ndarray, arrive:
 
 
 def _closer(u: np.ndarray, curve: np.ndarray, gap: np.ndarray) -> np.ndarray:
-    """One Newton step of every parameter towards the place on the curve that is nearest to its point."""
+    """One Newton step of every parameter towards the point on the curve that is nearest to its point."""
     first, second = 3 * np.diff(curve, axis=0), 6 * np.diff(curve, n=2, axis=0)
     v = (1 - u)[:, None]
     w = u[:, None]

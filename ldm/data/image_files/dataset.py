@@ -1,8 +1,8 @@
-"""One's own pictures as training data: an image folder, parquet, or a Hub data set.
+"""One's own images as training data: an image folder, parquet, or a Hub data set.
 
-Bad pictures are listed and left out, up to `data.files.max_bad_fraction`; the user's folder is only ever read. A
+Bad images are listed and left out, up to `data.files.max_bad_fraction`; the user's folder is only ever read. A
 source's own train/validation/test division is kept; otherwise a sample's id decides by hash whether it is validation,
-so adding pictures never moves one from one side to the other.
+so adding images never moves one from one side to the other.
 """
 
 import functools
@@ -26,16 +26,16 @@ log = logging.getLogger(__name__)
 
 
 class FileData:
-    """Pictures and captions of one split.
+    """Images and captions of one split.
 
-    With `flip` the pictures follow once more, mirrored left to right, under the ids "name|flip".
+    With `flip` the images follow once more, mirrored left to right, under the ids "name|flip".
 
     Attributes:
         ids: unique, stable sample ids.
         channels, resolution: of every image.
-        has_captions: whether any sample of the whole source has a caption.
+        has_captions: whether any sample of the source has a caption.
         fingerprint: hex digest of ids, pixels and transform; captions have no part in it.
-        captions_fingerprint: hex digest of the captions of each picture, in order.
+        captions_fingerprint: hex digest of the captions of each image, in order.
     """
 
     def __init__(self, pixels: Pixels, rows: list[int], samples: list[Sample], options: DataOptions, flip: bool):
@@ -54,13 +54,13 @@ class FileData:
         return len(self.ids)
 
     def image(self, i: int) -> np.ndarray:
-        """Picture i, uint8 (resolution, resolution, channels), a copy of its own."""
+        """Image i, uint8 (resolution, resolution, channels), a copy of its own."""
         flipped, place = divmod(self._place(i), len(self._rows))
         pixels = self._array[self._rows[place]]
         return np.array(pixels[:, ::-1] if flipped else pixels)
 
     def caption(self, i: int, rng: np.random.Generator) -> str:
-        """One of the captions of picture i, drawn anew; "" when it has none."""
+        """A random one of the captions of image i; "" when it has none."""
         captions = self._captions[self._place(i) % len(self._rows)]
         return captions[int(rng.integers(len(captions)))] if captions else ""
 
@@ -74,7 +74,7 @@ class FileData:
         return np.load(self._path, mmap_mode="r")
 
     def __getstate__(self) -> dict:
-        # a worker process opens the map itself instead of receiving a copy of all pictures
+        # a worker process opens the map itself instead of receiving a copy of all images
         return {name: value for name, value in self.__dict__.items() if name != "_array"}
 
 
@@ -83,11 +83,11 @@ def _digest(parts: list) -> str:
 
 
 def file_splits(options: DataOptions) -> dict[str, FileData]:
-    """Read one's own pictures.
+    """Read one's own images.
 
     Returns: "train" and "validation", and "test" where the source itself has one. Train and validation have at least
-        one picture each; it is in both where the source holds one picture only, or `validation_fraction` is 0.
-    Raises: UserError: for a missing or empty source, wrong columns, or more bad pictures than allowed.
+        one image each; it is in both where the source holds one image only, or `validation_fraction` is 0.
+    Raises: UserError: for a missing or empty source, wrong columns, or more bad images than allowed.
     """
     _keep_out(Path(options.source), options.cache_dir)
     source = open_source(options)
@@ -105,7 +105,7 @@ def file_splits(options: DataOptions) -> dict[str, FileData]:
 def open_source(options: DataOptions) -> Source:
     """The source that `data.source` names: what exists here comes first, then "user/name" on the Hub.
 
-    Raises: UserError: if it is neither, or holds no pictures.
+    Raises: UserError: if it is neither, or holds no images.
     """
     root = Path(options.source)
     if root.is_dir():
@@ -118,11 +118,11 @@ def open_source(options: DataOptions) -> Source:
         source = HubSource(options.source, options.files)
     else:
         raise UserError(
-            f"data.source {options.source} does not exist; give a folder of pictures, a .parquet file, "
+            f"data.source {options.source} does not exist; give a folder of images, a .parquet file, "
             "a Hub data set (user/name) or 'glyphs'"
         )
     if not source.samples:
-        raise UserError(f"data.source {options.source} holds no pictures")
+        raise UserError(f"data.source {options.source} holds no images")
     return source
 
 
@@ -140,7 +140,7 @@ def _open_folder(root: Path, options: DataOptions) -> Source:
     if not source.samples:
         found = f"{len(tree.files)} other files" if tree.files else "nothing"
         found += f", and links that lead out of it: {first_few(tree.strays)}" if tree.strays else ""
-        raise UserError(f"data.source {root} holds no pictures ({found}); put .png, .jpg or .webp files into it")
+        raise UserError(f"data.source {root} holds no images ({found}); put .png, .jpg or .webp files into it")
     return source
 
 
@@ -151,7 +151,7 @@ def _keep_out(root: Path, cache_dir: Path) -> None:
 
 
 def _judge(pixels: Pixels, total: int, options: DataOptions) -> None:
-    """List the pictures left out; stop when they are too many."""
+    """List the images left out; stop when they are too many."""
     bad, allowed = len(pixels.bad), options.files.max_bad_fraction
     if not bad:
         return
@@ -159,10 +159,10 @@ def _judge(pixels: Pixels, total: int, options: DataOptions) -> None:
     if bad == total or bad > allowed * total:
         limit = f"data.files.max_bad_fraction allows {allowed:.1%}"
         raise UserError(
-            f"{bad} of {total} pictures of {options.source} cannot be used ({limit}): {few}; "
+            f"{bad} of {total} images of {options.source} cannot be used ({limit}): {few}; "
             f"`ldm data check {options.source}` lists them all"
         )
-    log.warning("%s: %d of %d pictures are left out: %s", options.source, bad, total, few)
+    log.warning("%s: %d of %d images are left out: %s", options.source, bad, total, few)
 
 
 def divide(samples: list[Sample], fraction: float) -> dict[str, list[int]]:
@@ -174,7 +174,7 @@ def divide(samples: list[Sample], fraction: float) -> dict[str, list[int]]:
     for row, sample in enumerate(samples):
         rows.setdefault(sample.split or "train", []).append(row)
     if not rows["train"]:
-        raise UserError("every picture of the train split is bad: `ldm data check` lists them")
+        raise UserError("every image of the train split is bad: `ldm data check` lists them")
     if rows["validation"]:
         return rows
     chance = {row: hash_fraction(samples[row].id) for row in rows["train"]}

@@ -1,4 +1,4 @@
-"""A folder of pictures with metadata.csv, metadata.jsonl or metadata.parquet, with .txt sidecars, or without captions.
+"""A folder of images with metadata.csv, metadata.jsonl or metadata.parquet, with .txt sidecars, or without captions.
 
 Nothing is ever written to the folder, renamed or deleted.
 """
@@ -20,11 +20,11 @@ from ldm.utils.errors import UserError
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 NAME_COLUMN = "file_name"
-MAX_CAPTION_BYTES = 2**20  # of a .txt file beside a picture
+MAX_CAPTION_BYTES = 2**20  # of a .txt file beside an image
 
 
 class FolderSource:
-    """The pictures of a folder as a `Source`; ids are paths relative to the folder, with forward slashes."""
+    """The images of a folder as a `Source`; ids are paths relative to the folder, with forward slashes."""
 
     def __init__(self, tree: Tree, options: FileOptions):
         self._tree, self.root = tree, tree.root
@@ -38,7 +38,7 @@ class FolderSource:
             captions = self._from_tables(tables, options)
             unlisted = len(set(pictures) - set(captions))
             if unlisted:
-                self.notes.append(f"{unlisted} pictures are not named in {first_few(tables)} and are left out")
+                self.notes.append(f"{unlisted} images are not named in {first_few(tables)} and are left out")
         else:
             captions = self._from_sidecars(pictures, options)
         ids = sorted(captions)
@@ -69,12 +69,12 @@ class FolderSource:
                 picture = _inside(parent, name, self.root / table)
                 if not os.path.exists(self.root / picture):  # Path.exists raises for a name that is too long
                     missing.append(picture)
-                # a picture named twice has two captions
+                # an image named twice has two captions
                 captions[picture] = tuple(dict.fromkeys(captions.get(picture, ()) + texts))
         if missing:
             raise UserError(
                 f"{first_few(tables)} in {self.root} names {len(missing)} files that do not exist: "
-                f"{first_few(missing)}; mend the {NAME_COLUMN} column or add the files"
+                f"{first_few(missing)}; fix the {NAME_COLUMN} column or add the files"
             )
         return captions
 
@@ -82,7 +82,7 @@ class FolderSource:
         return {name: self._sidecar(name) if options.caption_column else () for name in pictures}
 
     def _sidecar(self, name: str) -> tuple[str, ...]:
-        """The whole .txt file beside the picture as one caption; a picture without one has none."""
+        """The complete .txt file beside the image as one caption; an image without one has none."""
         beside = str(PurePosixPath(name).with_suffix(".txt"))
         try:
             text = clean_caption(_decoded(self._tree.read(beside, MAX_CAPTION_BYTES)))
@@ -111,7 +111,7 @@ def _twins(pictures: list[str], has_sidecars: bool) -> list[str]:
             groups[key(name)].append(name)
         alike = [" = ".join(names) for names in groups.values() if len(names) > 1]
         if alike:
-            notes.append(f"pictures whose names {words}: {first_few(alike)}")
+            notes.append(f"images whose names {words}: {first_few(alike)}")
     return notes
 
 
@@ -131,7 +131,7 @@ def _decoded(data: bytes) -> str:
 
 
 def _inside(parent: str, name: str, table: Path) -> str:
-    """The picture's path relative to the root.
+    """The image's path relative to the root.
 
     Raises: UserError: if the name is absolute or leads out of the folder of its metadata file.
     """
@@ -155,7 +155,7 @@ def _rows(tree: Tree, file: str, options: FileOptions) -> list[tuple[str, tuple[
     except OSError as error:
         raise UserError(f"cannot read {table}: {reason(error)}") from error
     if not rows:
-        raise UserError(f"{table} has no rows: name one picture a row, or remove the file to use the folder as it is")
+        raise UserError(f"{table} has no rows: name one image a row, or remove the file to use the folder as it is")
     twice = [column for column in dict.fromkeys(columns) if columns.count(column) > 1]
     if twice:
         raise UserError(f"{table} has the column {twice[0]!r} more than once: rename or remove one")
@@ -164,7 +164,7 @@ def _rows(tree: Tree, file: str, options: FileOptions) -> list[tuple[str, tuple[
         name_column = options.image_column
     if name_column not in columns:
         listed = ", ".join(repr(column) for column in columns)
-        raise UserError(f"{table} has no column {NAME_COLUMN!r} with the pictures' names; it has {listed}")
+        raise UserError(f"{table} has no column {NAME_COLUMN!r} with the images' names; it has {listed}")
     caption_column = options.caption_column
     if caption_column:
         require_column(caption_column, [c for c in columns if c != name_column], "caption", str(table))

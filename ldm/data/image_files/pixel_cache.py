@@ -1,9 +1,9 @@
-"""Pictures decoded once: uint8 rows in a memory-mapped .npy, found again by what the files contain.
+"""Images decoded once: uint8 rows in a memory-mapped .npy, found again by what the files contain.
 
-The key is a digest of every sample's id and encoded bytes and of the transform, so a changed picture or setting makes
-a new cache and a touched or moved folder does not. The .npy is written first and the sealed manifest last, each whole
-or not at all, by one process at a time; a cache without a manifest, of another size or with other bytes than the
-manifest says is built anew.
+The key is a digest of every sample's id and encoded bytes and of the transform, so a changed image or setting makes
+a new cache and a touched or moved folder does not. The .npy is written first and the checksummed manifest last, each
+atomically, by one process at a time; a cache without a manifest, of another size or with other bytes than the
+manifest says is built again.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pixels:
-    """Decoded pictures: row r of the array at `path` is sample `rows[r]`; `bad` are the (id, reason) left out."""
+    """Decoded images: row r of the array at `path` is sample `rows[r]`; `bad` are the (id, reason) left out."""
 
     path: Path
     rows: list[int]
@@ -47,7 +47,7 @@ def transform(options: DataOptions) -> dict[str, Any]:
 
 
 def load_pixels(source: Source, options: DataOptions) -> Pixels:
-    """The decoded pictures of a source, from the cache under `options.cache_dir` or into it.
+    """The decoded images of a source, from the cache under `options.cache_dir` or into it.
 
     Raises: UserError: if the cache cannot be written.
     """
@@ -61,7 +61,7 @@ def load_pixels(source: Source, options: DataOptions) -> Pixels:
     with telling(stem.with_suffix(".npy"), advice), one_writer(stem):
         kept = _open(stem, key, source.samples, options)
         if kept is None:  # else another process built it while this one waited
-            require_room(options.cache_dir, size, "the picture cache")
+            require_room(options.cache_dir, size, "the image cache")
             kept = _build(stem, key, source, options)
         return kept
 
@@ -99,7 +99,7 @@ def _build(stem: Path, key: str, source: Source, options: DataOptions) -> Pixels
         _write_header(stream, (len(rows), *shape[1:]))
     manifest = {"format": 2, "key": key, "rows": rows, "digests": digests, "bad": bad}
     write_sealed(stem.with_suffix(".manifest"), json.dumps(manifest).encode())
-    log.info("decoded %d pictures into %s", len(rows), path)
+    log.info("decoded %d images into %s", len(rows), path)
     return Pixels(path, rows, digests, bad)
 
 
@@ -109,7 +109,7 @@ def _write_header(stream, shape: tuple[int, ...]) -> None:
 
 
 def _open(stem: Path, key: str, samples: list[Sample], options: DataOptions) -> Pixels | None:
-    """The cache at a stem if it is whole and true to its manifest, else None."""
+    """The cache at a stem if it is complete and matches its manifest, else None."""
     path = stem.with_suffix(".npy")
     try:
         manifest = json.loads(read_sealed(stem.with_suffix(".manifest")))
@@ -125,9 +125,9 @@ def _open(stem: Path, key: str, samples: list[Sample], options: DataOptions) -> 
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("the picture cache %s is damaged (%s) and is built anew", path, error)
+        log.warning("the image cache %s is damaged (%s) and is built again", path, error)
         return None
     if not whole:
-        log.warning("the picture cache %s is damaged and is built anew", path)
+        log.warning("the image cache %s is damaged and is built again", path)
         return None
     return Pixels(path, rows, digests, bad)

@@ -24,7 +24,7 @@ SPLIT_OF = {name: split for split, names in _SPLIT_NAMES.items() for name in nam
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture: `id` is unique and stable, `captions` are clean, `split` is None where the source is not divided."""
+    """One image: `id` is unique and stable, `captions` are clean, `split` is None where the source is not divided."""
 
     id: str
     captions: tuple[str, ...] = ()
@@ -32,7 +32,7 @@ class Sample:
 
 
 class Source(Protocol):
-    """Where pictures come from. `encoded` gives (index, file contents or why there are none), in sample order."""
+    """Where images come from. `encoded` gives (index, file contents or why there are none), in sample order."""
 
     samples: list[Sample]
     notes: list[str]  # what a user should know about how the source was read
@@ -50,7 +50,7 @@ def clean_caption(text: str) -> str:
 
 
 def clean_captions(value: Any, where: str) -> tuple[str, ...]:
-    """The captions of one picture from a table cell: text, number, nothing, or a list of those; empty ones are dropped.
+    """The captions of one image from a table cell: text, number, nothing, or a list of those; empty ones are dropped.
 
     Raises: UserError: for anything else, naming `where`.
     """
@@ -103,5 +103,5 @@ def first_few(names: Sequence[str], count: int = 3) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows and does not obey: a file's name may hold line breaks and escape sequences."""
+    """Text that a terminal shows and does not interpret: a file's name may hold line breaks and escape sequences."""
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -1,4 +1,4 @@
-"""Pictures in the rows of parquet files or of a Hub data set."""
+"""Images in the rows of parquet files or of a Hub data set."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from ldm.data.decoding import MAX_BYTES, ImageError
 from ldm.data.image_files.records import SPLIT_OF, Sample, agreed_splits, clean_captions, require_column, split_word
 from ldm.utils.errors import UserError, redacted
 
-BATCH_ROWS = 64  # rows read at once: few enough that large pictures fit into memory
+BATCH_ROWS = 64  # rows read at once: few enough that large images fit into memory
 
 
 class ParquetSource:
@@ -102,7 +102,7 @@ def readable(path: Path):
 
 
 def _parquet_captions(path: Path, options: FileOptions) -> list[tuple[str, ...]]:
-    """Captions of every row, after a look at the columns."""
+    """Captions of every row, after a check of the columns."""
     file = open_parquet(path)
     columns = file.schema_arrow.names
     require_column(options.image_column, columns, "image", str(path))
@@ -124,19 +124,19 @@ def _require_pictures(kind, column: str, path: Path) -> None:
         inner = kind.field("bytes").type
     if not (types.is_binary(inner) or types.is_large_binary(inner) or types.is_binary_view(inner)):
         raise UserError(
-            f"{path}: column {column!r} holds {kind}; pictures must be encoded files: bytes, or a struct with 'bytes'"
+            f"{path}: column {column!r} holds {kind}; images must be encoded files: bytes, or a struct with 'bytes'"
         )
 
 
 def _bytes_of(column):
-    """The column itself, or the field `bytes` of its structs; what else they hold is not looked at."""
+    """The column itself, or the field `bytes` of its structs; what else they hold is ignored."""
     import pyarrow.compute
 
     return pyarrow.compute.struct_field(column, "bytes") if pyarrow.types.is_struct(column.type) else column
 
 
 def _picture_bytes(value, read_paths: bool) -> bytes | ImageError:
-    """Encoded picture in a table cell. Paths are followed only in data sets that `datasets` itself laid out."""
+    """Encoded image in a table cell. Paths are followed only in data sets that `datasets` itself laid out."""
     data = value.get("bytes") if isinstance(value, dict) else value
     path = value.get("path") if isinstance(value, dict) else None
     try:
@@ -145,9 +145,9 @@ def _picture_bytes(value, read_paths: bool) -> bytes | ImageError:
     except OSError as error:
         return ImageError((error.strerror or str(error)).lower())
     if data is None:
-        return ImageError("the row has no picture")
+        return ImageError("the row has no image")
     if len(data) > MAX_BYTES:
-        return ImageError(f"the picture has more than {MAX_BYTES} bytes")
+        return ImageError(f"the image has more than {MAX_BYTES} bytes")
     return bytes(data)
 
 
@@ -183,7 +183,7 @@ def _hub_captions(part, options: FileOptions, where: str, class_label: type[Any]
 
 
 def _undecoded(part, column: str, where: str):
-    """The image column alone, as stored: decoding is ours, so that one bad picture does not end the run."""
+    """The image column alone, as stored: decoding is ours, so that one bad image does not end the run."""
     import datasets
 
     feature = part.features[column]

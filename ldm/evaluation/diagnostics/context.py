@@ -1,4 +1,4 @@
-"""What is examined, read and measured when it is first asked for, and once."""
+"""The run under examination; each property is read or measured once, on first use."""
 
 import math
 import tempfile
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ldm.config.loading import load
 from ldm.config.settings import LdmSettings
-from ldm.data import Splits, build, spread
+from ldm.data import Splits, build, evenly_spaced_indices
 from ldm.diffusion.process import NoiseProcess
-from ldm.evaluation import loss_by_time as denoising
+from ldm.evaluation import loss_by_time
 from ldm.evaluation.run_loading import OpenRun, checkpoint_state, open_run
 from ldm.models.identity_autoencoder import IdentityAutoencoder
 from ldm.pipelines.diffusers_schedulers import process_of
@@ -22,12 +22,12 @@ from ldm.pipelines.model_folder import resolve_model
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.errors import UserError
 
-DRAWN = 16  # pictures
-SMALL = 16  # numbers that make an item
+SAMPLES = 16  # images
+SMALL = 16  # numbers of a point or other small item
 
 
 @dataclass
-class Case:
+class RunContext:
     """Attributes: path that the user named; limit of items of each split; device."""
 
     path: Path
@@ -110,54 +110,60 @@ class Case:
     # ---- measured ---------------------------------------------------------------------------------------------------
 
     @property
-    def more(self) -> int:
-        """How many times as many items of few numbers, such as points, say as much."""
+    def scale(self) -> int:
+        """How many times as many items are measured when each has few numbers, as points do."""
         return 16 if math.prod(self.pipeline.latent_shape) <= SMALL else 1
 
     @property
-    def plan(self) -> denoising.Plan:
-        return denoising.Plan(limit=self.more * self.limit, batch=self.more * 32)
+    def plan(self) -> loss_by_time.Plan:
+        return loss_by_time.Plan(limit=self.scale * self.limit, batch=self.scale * 32)
 
     @cached_property
-    def items(self) -> list[denoising.Items]:
+    def items(self) -> list[loss_by_time.Items]:
         """Of training and of validation."""
         parts, told = (self.data.train, self.data.validation), not self.unconditional
-        return [denoising.choose_items(self.pipeline, data, self.plan, told) for data in parts]
+        return [loss_by_time.choose_items(self.pipeline, data, self.plan, told) for data in parts]
 
     @cached_property
     def losses(self) -> dict:
         """See `ldm.evaluation.loss_by_time.measure`."""
-        told = denoising.TOLD if self.data.train.has_captions and not self.unconditional else denoising.TOLD[:1]
-        found = [denoising.denoising_losses(self.pipeline, self.process, part, self.plan, told) for part in self.items]
-        return denoising.summarise(self.process, self.items, found, self.plan)
+        told = (
+            loss_by_time.CAPTIONS
+            if self.data.train.has_captions and not self.unconditional
+            else loss_by_time.CAPTIONS[:1]
+        )
+        found = [
+            loss_by_time.denoising_losses(self.pipeline, self.process, part, self.plan, told) for part in self.items
+        ]
+        return loss_by_time.summarise(self.process, self.items, found, self.plan)
 
     @cached_property
-    def _asked(self) -> list[int]:
-        return spread(len(self.items[1].captions), self.more * DRAWN).tolist()
+    def _prompted(self) -> list[int]:
+        return evenly_spaced_indices(len(self.items[1].captions), self.scale * SAMPLES).tolist()
 
     @property
-    def asked_for(self) -> Tensor:
-        """Latents of the held-out items whose captions are drawn, (at most DRAWN, c, h, w)."""
-        return self.items[1].latents[self._asked]
+    def expected(self) -> Tensor:
+        """Latents of the held-out items whose captions are the prompts, (at most SAMPLES, c, h, w)."""
+        return self.items[1].latents[self._prompted]
 
     @cached_property
     def prompts(self) -> list[str]:
-        """What is drawn, DRAWN texts: captions of held-out items; of a model without its data, those it names."""
+        """SAMPLES prompts: captions of held-out items; of a model without its data, those it names."""
         if self.readable is not None:
-            words = [self.items[1].captions[i] for i in self._asked]
+            words = [self.items[1].captions[i] for i in self._prompted]
         else:
             own = self.settings.sampling.prompts if self.settings else []
             words = own or self.pipeline.defaults.get("training", {}).get("prompts") or [""]
-        return [words[i % len(words)] for i in range(self.more * DRAWN)]
+        return [words[i % len(words)] for i in range(self.scale * SAMPLES)]
 
-    def draw(self, steps: int, guidance_scale: float = 1.0, count: int | None = None) -> Tensor:
-        """Latents (count or as many as prompts, c, h, w), float32; picture i is always from the same noise."""
+    def sample(self, steps: int, guidance_scale: float = 1.0, count: int | None = None) -> Tensor:
+        """Latents (count or as many as prompts, c, h, w), float32; image i is always from the same noise."""
         options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "latent"}
-        with torch.random.fork_rng(devices=[]):  # a stochastic sampler may draw from torch's own generator
+        with torch.random.fork_rng(devices=[]):  # a stochastic sampler may use torch's own generator
             torch.manual_seed(0)
             return self.pipeline(self.prompts[:count], seed=0, **options).images.float().cpu()
 
     @cached_property
-    def plain(self) -> Tensor:
-        """Drawn with the model's own number of steps, without guidance."""
-        return self.draw(self.pipeline.defaults["num_inference_steps"])
+    def unguided(self) -> Tensor:
+        """Latents by the model's own number of steps, without guidance."""
+        return self.sample(self.pipeline.defaults["num_inference_steps"])

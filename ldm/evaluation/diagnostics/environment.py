@@ -1,6 +1,6 @@
-"""`ldm doctor`: is this machine, and this installation, fit to draw and to train? One line per finding.
+"""`ldm doctor`: is this machine, and this installation, fit to generate images and to train? One line per finding.
 
-With a run (`ldm doctor RUN`): why does it draw noise? Those checks are in `ldm.evaluation.diagnostics.run`.
+With a run (`ldm doctor RUN`): why does it generate noise? Those checks are in `ldm.evaluation.diagnostics.run`.
 
 Each check returns one `Finding`: ok, warn (works, but slower or with a part missing) or fail (will not work), and for
 the latter two what to do about it.
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ldm.evaluation.diagnostics.findings import Finding, guarded
+from ldm.evaluation.diagnostics.findings import Finding, fail, guarded, ok, warn
 
 GIB = 2**30
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
@@ -31,10 +31,8 @@ def findings() -> list[Finding]:
 def check_python() -> Finding:
     version = platform.python_version()
     if sys.prefix == sys.base_prefix:
-        return Finding(
-            "python", "warn", f"{version}, not in a virtual environment", "python3 -m venv .venv keeps it apart"
-        )
-    return Finding("python", "ok", f"{version} in {Path(sys.prefix).name}")
+        return warn(f"{version}, not in a virtual environment", "python3 -m venv .venv keeps it apart")
+    return ok(f"{version} in {Path(sys.prefix).name}")
 
 
 def check_packages() -> Finding:
@@ -59,10 +57,10 @@ def check_packages() -> Finding:
             other.append(f"{need.name} {version} (tested {pinned})")
     install = 'pip install -c constraints.txt -e "." brings the tested versions'
     if unfit:
-        return Finding("packages", "fail", "; ".join(unfit), install)
+        return fail("; ".join(unfit), install)
     if other:
-        return Finding("packages", "warn", f"{count} present; not the tested version: {'; '.join(other)}", install)
-    return Finding("packages", "ok", f"{count} present" + (", all at the tested versions" if tested else ""))
+        return warn(f"{count} present; not the tested version: {'; '.join(other)}", install)
+    return ok(f"{count} present" + (", all at the tested versions" if tested else ""))
 
 
 def tested_versions() -> dict[str, str]:
@@ -87,7 +85,7 @@ def check_torch() -> Finding:
         if torch.version.hip
         else "CPU"
     )
-    return Finding("torch", "ok", f"{torch.__version__}, {build} build, SIMD {torch.backends.cpu.get_cpu_capability()}")
+    return ok(f"{torch.__version__}, {build} build, SIMD {torch.backends.cpu.get_cpu_capability()}")
 
 
 def check_threads() -> Finding:
@@ -101,35 +99,35 @@ def check_threads() -> Finding:
         advice = (
             "set OMP_WAIT_POLICY=PASSIVE: waiting threads that spin cost 10 times the speed beside any busy process"
         )
-        return Finding("threads", "warn", text, advice)
+        return warn(text, advice)
     if torch.get_num_threads() > cores:
-        return Finding("threads", "warn", text, f"set OMP_NUM_THREADS={cores}: more threads than cores are slower")
+        return warn(text, f"set OMP_NUM_THREADS={cores}: more threads than cores are slower")
     if load > 1.5 * cores:
-        return Finding("threads", "warn", text, "the machine is busy with other work: expect less speed")
-    return Finding("threads", "ok", text)
+        return warn(text, "the machine is busy with other work: expect less speed")
+    return ok(text)
 
 
 def check_cpu() -> Finding:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.is_file():
-        return Finding("cpu", "ok", f"{platform.machine()} {platform.processor()}".strip())
+        return ok(f"{platform.machine()} {platform.processor()}".strip())
     flags = set(re.findall(r"^flags\s*:(.*)$", cpuinfo.read_text(), flags=re.MULTILINE)[:1][0].split())
     text = ", ".join(f"{name} {'yes' if name in flags else 'no'}" for name in CPU_FLAGS)
     if platform.machine() == "x86_64" and "avx2" not in flags:
-        return Finding("cpu", "warn", text, "without avx2 drawing takes several times longer")
-    return Finding("cpu", "ok", f"{text} (use fp32 on a CPU)")
+        return warn(text, "without avx2 sampling takes several times longer")
+    return ok(f"{text} (use fp32 on a CPU)")
 
 
 def check_memory() -> Finding:
     available = available_memory()
     if available is None:
-        return Finding("memory", "ok", "not measured on this system")
+        return ok("not measured on this system")
     text = f"{available / GIB:.1f} GiB available"
     if available < GIB:
-        return Finding("memory", "fail", text, "drawing needs about 1 GiB: end other programs")
+        return fail(text, "sampling needs about 1 GiB: end other programs")
     if available < 4 * GIB:
-        return Finding("memory", "warn", text, "enough to draw; training wants 4 GiB or more, or a smaller batch")
-    return Finding("memory", "ok", text)
+        return warn(text, "enough to sample; training needs 4 GiB or more, or a smaller batch")
+    return ok(text)
 
 
 def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
@@ -148,12 +146,12 @@ def check_disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free
     text = f"{free / GIB:.1f} GiB free here"
     if not os.access(Path.cwd(), os.W_OK):
-        return Finding("disk", "warn", f"{text}, and this folder cannot be written", "run from a folder of your own")
+        return warn(f"{text}, and this folder cannot be written", "run from a folder of your own")
     if free < GIB // 2:
-        return Finding("disk", "fail", text, "checkpoints will not fit: make room, or use --output-dir elsewhere")
+        return fail(text, "checkpoints will not fit: make room, or use --output-dir elsewhere")
     if free < 5 * GIB:
-        return Finding("disk", "warn", text, "a training run with its caches can take 5 GiB")
-    return Finding("disk", "ok", text)
+        return warn(text, "a training run with its caches can take 5 GiB")
+    return ok(text)
 
 
 def check_gpu() -> Finding:
@@ -164,23 +162,19 @@ def check_gpu() -> Finding:
         total = torch.cuda.get_device_properties(0).total_memory / GIB
         bf16 = torch.cuda.is_bf16_supported()
         text = f"{len(names)} x {names[0]}, {total:.0f} GiB, bf16 {'yes' if bf16 else 'no'}"
-        return (
-            Finding("gpu", "ok", text)
-            if bf16
-            else Finding("gpu", "warn", text, "train with mixed_precision: fp16 or no")
-        )
+        return ok(text) if bf16 else warn(text, "train with mixed_precision: fp16 or no")
     if getattr(torch.backends, "mps", None) and torch.backends.mps.is_available():
-        return Finding("gpu", "ok", "Apple GPU (mps)")
+        return ok("Apple GPU (mps)")
     if Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi"):
         what = "torch is a CPU build" if not torch.version.cuda else f"torch (CUDA {torch.version.cuda}) cannot use it"
-        return Finding("gpu", "warn", f"there is an NVIDIA device, but {what}", "install a torch build for your driver")
-    return Finding("gpu", "ok", "none; drawing works on the CPU, training is slow there")
+        return warn(f"there is an NVIDIA device, but {what}", "install a torch build for your driver")
+    return ok("none; sampling works on the CPU, training is slow there")
 
 
 def check_torchvision() -> Finding:
     """Which of three cases this is: no torchvision, one whose operators load, or one built for another torch."""
     if importlib.util.find_spec("torchvision") is None:
-        return Finding("torchvision", "ok", 'not installed, and not needed (only the "openclip" extra uses it)')
+        return ok('not installed, and not needed (only the "openclip" extra uses it)')
     version = _version_of("torchvision")
     done = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
     return torchvision_finding(version or "?", done.returncode, done.stderr)
@@ -189,13 +183,11 @@ def check_torchvision() -> Finding:
 def torchvision_finding(version: str, returncode: int, stderr: str) -> Finding:
     """The finding for what `import torchvision` did in a process of its own."""
     if returncode == 0:
-        return Finding("torchvision", "ok", f"{version}, its operators load")
+        return ok(f"{version}, its operators load")
     last = (stderr.strip().splitlines() or ["no message"])[-1]
     if "torchvision::" not in last:
-        return Finding("torchvision", "fail", f"{version} does not import: {last[:150]}", "pip uninstall torchvision")
-    return Finding(
-        "torchvision",
-        "warn",
+        return fail(f"{version} does not import: {last[:150]}", "pip uninstall torchvision")
+    return warn(
         f"{version} is built for another torch: its operators do not load; `ldm` and the trainers work around it",
         "other programs that use transformers, and `accelerate launch`, fail here: start trainers with python or "
         "torchrun, install the torchvision of your torch build, or uninstall torchvision, timm and open_clip_torch",
@@ -206,23 +198,21 @@ def check_xformers() -> Finding:
     import torch
 
     if importlib.util.find_spec("xformers") is None:
-        return Finding("xformers", "ok", "not installed; torch's own attention is used")
+        return ok("not installed; torch's own attention is used")
     version = _version_of("xformers")
     if not torch.cuda.is_available():
-        return Finding("xformers", "ok", f"{version}, idle: it needs a CUDA device, torch's own attention is used")
+        return ok(f"{version}, idle: it needs a CUDA device, torch's own attention is used")
     done = subprocess.run([sys.executable, "-c", "import xformers.ops"], capture_output=True, text=True)
     if done.returncode:
-        return Finding(
-            "xformers", "warn", f"{version} does not import here", "attention: sdpa is as good; or reinstall it"
-        )
-    return Finding("xformers", "ok", f"{version}, used by attention: auto")
+        return warn(f"{version} does not import here", "attention: sdpa is as good; or reinstall it")
+    return ok(f"{version}, used by attention: auto")
 
 
 def check_fonts() -> Finding:
     if importlib.util.find_spec("pylopdf_fonts_zh_cn") is None:
         advice = 'only to train on glyphs: pip install -c constraints.txt -e ".[glyphs]", or data.glyphs.font_file'
-        return Finding("fonts", "warn", "the glyph fonts are not installed", advice)
-    return Finding("fonts", "ok", f"pylopdf-fonts-zh-cn {_version_of('pylopdf-fonts-zh-cn')}")
+        return warn("the glyph fonts are not installed", advice)
+    return ok(f"pylopdf-fonts-zh-cn {_version_of('pylopdf-fonts-zh-cn')}")
 
 
 def check_model() -> Finding:
@@ -233,14 +223,14 @@ def check_model() -> Finding:
     try:
         found = resolve_model(None)
     except UserError as error:
-        return Finding("model", "fail", str(error), "install ldm again, or get a fresh checkout")
+        return fail(str(error), "install ldm again, or get a fresh checkout")
     digest, recorded = found.digest(), found.defaults.get("digest")
     if recorded is None:
-        return Finding("model", "ok", f"{found.defaults.get('name', 'shipped')}, digest {digest} (none recorded)")
+        return ok(f"{found.defaults.get('name', 'shipped')}, digest {digest} (none recorded)")
     if recorded != digest:
         text = f"its files changed: digest {digest}, recorded {recorded}"
-        return Finding("model", "fail", text, "install ldm again, or get a fresh checkout")
-    return Finding("model", "ok", f"{found.defaults.get('name', 'shipped')}, digest {digest} as recorded")
+        return fail(text, "install ldm again, or get a fresh checkout")
+    return ok(f"{found.defaults.get('name', 'shipped')}, digest {digest} as recorded")
 
 
 def check_accelerate() -> Finding:
@@ -252,8 +242,8 @@ def check_accelerate() -> Finding:
     wanted = accelerate_settings().get("num_processes")
     if wanted and "WORLD_SIZE" in os.environ and int(wanted) != state.num_processes:
         advice = "two CPU processes: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2"
-        return Finding("accelerate", "warn", f"{text}, but its settings ask for {wanted}", advice)
-    return Finding("accelerate", "ok", text)
+        return warn(f"{text}, but its settings ask for {wanted}", advice)
+    return ok(text)
 
 
 def accelerate_settings() -> dict:

@@ -1,42 +1,42 @@
-"""Checks of what the denoiser learned: how long, whether its average keeps up, and its loss at every time."""
+"""Checks of what the denoiser learned: how long, whether its EMA keeps up, and its loss at every time."""
 
 import json
 from pathlib import Path
 
 import torch
 
-from ldm.evaluation import loss_by_time as denoising
-from ldm.evaluation.diagnostics.context import Case
-from ldm.evaluation.diagnostics.findings import Finding
+from ldm.evaluation import loss_by_time
+from ldm.evaluation.diagnostics.context import RunContext
+from ldm.evaluation.diagnostics.findings import Finding, fail, ok, skip, warn
 from ldm.evaluation.run_loading import holding, network_weights, saved_weights
 
 FEWEST_STEPS = 100
-LAGS, LAGS_A_LITTLE = 1.25, 1.05  # loss of the average over that of the raw weights
+LAGS, LAGS_A_LITTLE = 1.25, 1.05  # loss of the EMA weights over that of the raw weights
 LEARNED = 0.98  # of the best linear predictor's loss
 UNSURE = 2.0  # standard errors
 
 
-def check_training(case: Case) -> Finding:
+def check_training(context: RunContext) -> Finding:
     """It was trained for more than a moment, and the loss stayed finite."""
-    if case.opened is None or case.settings is None:
-        runs = case.pipeline.defaults.get("training", {}).get("runs", {})
+    if context.opened is None or context.settings is None:
+        runs = context.pipeline.defaults.get("training", {}).get("runs", {})
         steps = runs.get("ldm", {}).get("steps")
         if steps is None:
-            return Finding("training", "skip", "the model does not say how long it was trained")
+            return skip("the model does not say how long it was trained")
         return _long_enough(steps, runs["ldm"].get("batch_size"), None, 0)
-    entries = _log_entries(case.opened.folder / "log.jsonl")
+    entries = _log_entries(context.opened.folder / "log.jsonl")
     lost = [entry["step"] for entry in entries if "loss" in entry and entry["loss"] is None]
     if lost:
         advice = "lower optim.lr, or train.mixed_precision: no, and resume before that step"
-        return Finding("training", "fail", f"the loss was not finite at step {lost[0]}", advice)
-    steps = case.state["step"] if case.state else max((entry["step"] for entry in entries), default=None)
+        return fail(f"the loss was not finite at step {lost[0]}", advice)
+    steps = context.state["step"] if context.state else max((entry["step"] for entry in entries), default=None)
     if steps is None:
-        return Finding("training", "skip", "neither a checkpoint nor log.jsonl says how long it was trained")
-    size = len(case.readable.train) if case.readable else None
-    finding = _long_enough(steps, case.settings.train.batch_size, size, case.settings.optim.warmup_steps)
-    if finding.status == "ok" and steps < case.settings.train.num_steps:
-        text = f"{finding.text}; {case.settings.train.num_steps} were planned"
-        return Finding("training", "warn", text, "start train_ldm.py again: it resumes")
+        return skip("neither a checkpoint nor log.jsonl says how long it was trained")
+    size = len(context.readable.train) if context.readable else None
+    finding = _long_enough(steps, context.settings.train.batch_size, size, context.settings.optim.warmup_steps)
+    if finding.status == "ok" and steps < context.settings.train.num_steps:
+        text = f"{finding.text}; {context.settings.train.num_steps} were planned"
+        return warn(text, "start train_ldm.py again: it resumes")
     return finding
 
 
@@ -52,52 +52,52 @@ def _long_enough(steps: int, batch: int | None, size: int | None, warmup: int) -
     if batch and size:
         text += f", {steps * batch / size:.3g} times the data"
     if steps < max(FEWEST_STEPS, warmup):
-        advice = "raise train.num_steps (thousands for pictures) and start train_ldm.py again: it resumes"
-        return Finding("training", "fail", f"only {text} (warm-up alone: {warmup})", advice)
-    return Finding("training", "ok", text)
+        advice = "raise train.num_steps (thousands for images) and start train_ldm.py again: it resumes"
+        return fail(f"only {text} (warm-up alone: {warmup})", advice)
+    return ok(text)
 
 
-def check_ema(case: Case) -> Finding:
-    """The averaged weights, which draw, are not far behind the raw ones."""
-    opened, settings = case.opened, case.settings
+def check_ema(context: RunContext) -> Finding:
+    """The EMA weights, which are used for sampling, are not far behind the raw ones."""
+    opened, settings = context.opened, context.settings
     if opened is None or settings is None or opened.checkpoint is None:
-        return Finding("ema", "skip", "there is no checkpoint with raw weights to compare with")
+        return skip("there is no checkpoint with raw weights to compare with")
     decay = settings.train.ema_decay
     if not decay:
-        return Finding("ema", "ok", "none (train.ema_decay 0): the raw weights draw")
+        return ok("none (train.ema_decay 0): the raw weights are used")
     if settings.start.lora_rank:
-        return Finding("ema", "skip", "a run of adapters keeps them apart from the weights that they are added to")
-    raw, averaged = (saved_weights(opened.checkpoint, kind) for kind in ("raw", "ema"))
-    own = network_weights(case.pipeline)
-    if raw.keys() - own.keys() or any(not torch.equal(own[name].cpu(), averaged[name]) for name in averaged):
+        return skip("a run of adapters keeps them apart from the weights that they are added to")
+    raw, ema = (saved_weights(opened.checkpoint, kind) for kind in ("raw", "ema"))
+    own = network_weights(context.pipeline)
+    if raw.keys() - own.keys() or any(not torch.equal(own[name].cpu(), ema[name]) for name in ema):
         text = f"final/ does not hold the EMA of {opened.checkpoint.name}"
-        advice = "if that was not meant: remove final/ and start train_ldm.py again, which writes it anew"
-        return Finding("ema", "warn", text, advice)
-    ours = _loss(case)
-    with holding(case.pipeline, raw):
-        theirs = _loss(case)
-    behind = denoising.mean_and_error(ours - theirs)
+        advice = "if that was not meant: remove final/ and start train_ldm.py again, which writes it again"
+        return warn(text, advice)
+    ours = _loss(context)
+    with holding(context.pipeline, raw):
+        theirs = _loss(context)
+    behind = loss_by_time.mean_and_error(ours - theirs)
     ratio = (ours.mean() / theirs.mean()).item()
-    text = f"loss {ours.mean():.4g} with the average, {theirs.mean():.4g} with the raw weights (ema_decay {decay})"
+    text = f"loss {ours.mean():.4g} with the EMA weights, {theirs.mean():.4g} with the raw weights (ema_decay {decay})"
     sure = behind["mean"] > UNSURE * behind["standard_error"]
-    step = case.state["step"] if case.state else 0
+    step = context.state["step"] if context.state else 0
     advice = f"lower train.ema_decay (it averages {1 / (1 - decay):.0f} of the {step} steps), or train longer"
     if ratio > LAGS and sure:
-        return Finding("ema", "fail", f"{text}: the average lags behind", advice)
+        return fail(f"{text}: the EMA lags behind", advice)
     if ratio > LAGS_A_LITTLE and sure:
-        return Finding("ema", "warn", text, advice)
-    return Finding("ema", "ok", text)
+        return warn(text, advice)
+    return ok(text)
 
 
-def _loss(case: Case):
+def _loss(context: RunContext):
     """The loss of each training item over all times, (N,)."""
-    found = denoising.denoising_losses(case.pipeline, case.process, case.items[0], case.plan, ("own",))
+    found = loss_by_time.denoising_losses(context.pipeline, context.process, context.items[0], context.plan, ("own",))
     return found.errors["own"].mean(1)
 
 
-def check_loss(case: Case) -> Finding:
+def check_loss(context: RunContext) -> Finding:
     """At no time is the network worse than knowing nothing, and over all it is better than the best linear filter."""
-    found, overall = case.losses, case.losses["all"]
+    found, overall = context.losses, context.losses["all"]
     ours = overall["train"]["mean"]
     text = (
         f"{ours:.4g} on training items (predicting the mean {overall['mean']:.4g}, best linear filter "
@@ -105,47 +105,47 @@ def check_loss(case: Case) -> Finding:
     )
     advice = "the denoiser has not learned these latents: train longer, raise optim.lr, or use its own VAE and process"
     if not ours < LEARNED * overall["linear"]:
-        return Finding("loss", "fail", f"{text}: no better than knowing nothing of shapes", advice)
+        return fail(f"{text}: no better than knowing nothing of shapes", advice)
     for row in found["bins"]:
         mean, error = row["train"]["mean"], row["train"]["standard_error"]
         if mean - 3 * error > 1.1 * row["mean"]:
             stretch = f"at times {row['from']:.2f} to {row['to']:.2f} it is {mean:.4g}, the mean's {row['mean']:.4g}"
             more = "noise.timesteps: uniform, so that these times are trained on; or " + advice
-            return Finding("loss", "fail", f"{text}, but {stretch}", more)
+            return fail(f"{text}, but {stretch}", more)
     if ours > 0.9 * overall["linear"]:
-        return Finding("loss", "warn", f"{text}: hardly better", advice)
-    return Finding("loss", "ok", text)
+        return warn(f"{text}: hardly better", advice)
+    return ok(text)
 
 
-def check_gap(case: Case) -> Finding:
+def check_gap(context: RunContext) -> Finding:
     """Held-out items are not much harder than training items."""
-    found = case.losses["all"]
+    found = context.losses["all"]
     gap, train = found["gap"], found["train"]["mean"]
     text = (
         f"validation {found['validation']['mean']:.4g}, training {train:.4g}: gap {gap['mean']:.3g} "
         f"+- {gap['standard_error']:.2g}"
     )
     if gap["mean"] > 3 * gap["standard_error"] and gap["mean"] > 0.25 * train:
-        return Finding("gap", "warn", f"{text}: it learns by heart", "more data, a smaller model, or fewer steps")
-    return Finding("gap", "ok", text)
+        return warn(f"{text}: it overfits", "more data, a smaller model, or fewer steps")
+    return ok(text)
 
 
-def check_conditioning(case: Case) -> Finding:
+def check_conditioning(context: RunContext) -> Finding:
     """The loss rises when captions are exchanged."""
-    if case.unconditional:
-        return Finding("conditioning", "ok", "none wanted (text.source: none)")
-    found = case.losses["all"]
+    if context.unconditional:
+        return ok("none wanted (text.source: none)")
+    found = context.losses["all"]
     rise, without, own = found["shuffled"], found["empty"], found["train"]["mean"]
     text = (
         f"the loss rises by {rise['mean']:.3g} +- {rise['standard_error']:.2g} with others' captions "
         f"({rise['mean'] / own:.1%}), by {without['mean']:.3g} +- {without['standard_error']:.2g} without any"
     )
     advice = (
-        "see that captions belong to their pictures, caption_dropout is about 0.1 and attention_levels is not empty; "
+        "see that captions belong to their images, caption_dropout is about 0.1 and attention_levels is not empty; "
         "then train longer"
     )
     if rise["mean"] < UNSURE * rise["standard_error"]:
-        return Finding("conditioning", "fail", f"{text}: the captions are not used", advice)
+        return fail(f"{text}: the captions are not used", advice)
     if rise["mean"] < 0.002 * own:
-        return Finding("conditioning", "warn", text, advice)
-    return Finding("conditioning", "ok", text)
+        return warn(text, advice)
+    return ok(text)

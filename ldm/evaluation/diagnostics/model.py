@@ -1,12 +1,12 @@
-"""Checks of the parts: files, weights, the autoencoder and its latents, the tokenizer and the text encoder."""
+"""Checks of the components: files, weights, the autoencoder and its latents, the tokenizer and the text encoder."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data import spread
-from ldm.evaluation.diagnostics.context import Case
-from ldm.evaluation.diagnostics.findings import Finding
+from ldm.data import evenly_spaced_indices
+from ldm.evaluation.diagnostics.context import RunContext
+from ldm.evaluation.diagnostics.findings import Finding, fail, ok, skip, warn
 from ldm.evaluation.loss_by_time import channel_moments, pictures
 from ldm.models.digests import network_digest
 from ldm.models.latents import is_vector_quantized, posterior, shift_factor
@@ -14,142 +14,148 @@ from ldm.models.tokenizer import tokenizer_digest
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
 
-GAIN = 1.0  # dB that a reconstruction must be better than the mean picture, or the VAE keeps nothing
+GAIN = 1.0  # dB that a reconstruction must be better than the mean image, or the VAE keeps nothing
 LITTLE_GAIN = 5.0
 SPREAD = (0.67, 1.5)  # standard deviations of latents that are no longer taken for white
 DOUBTFUL_SPREAD = (0.8, 1.25)
 OFF_CENTRE, DOUBTFUL_CENTRE = 0.5, 0.25  # means of latents, in standard deviations
-LOOKED_AT = 64  # captions
-COLLAPSED, NEARLY_COLLAPSED = 1e-3, 2e-2  # how far states of different captions differ, of their own size
+EXAMINED = 64  # captions
+COLLAPSED, NEARLY_COLLAPSED = 1e-3, 2e-2  # relative differences of the embeddings of different captions
 
 
-def check_files(case: Case) -> Finding:
+def check_files(context: RunContext) -> Finding:
     """All parts are there, can be read, and are as training left them."""
     try:
-        pipeline = case.pipeline
+        pipeline = context.pipeline
     except UserError as error:
-        advice = "copy the folder again as a whole, or start train_ldm.py again: it resumes and writes final/"
-        return Finding("files", "fail", str(error), advice)
-    if case.opened is None:
+        advice = "copy the complete folder again, or start train_ldm.py again: it resumes and writes final/"
+        return fail(str(error), advice)
+    if context.opened is None:
         recorded = pipeline.defaults.get("digest")
         if recorded not in (None, pipeline.digest):
             text = f"its files changed since the export (digest {pipeline.digest}, recorded {recorded})"
-            return Finding("files", "warn", text, "export the run again if that was not meant")
-        return Finding("files", "ok", f"an exported model, digest {pipeline.digest}")
+            return warn(text, "export the run again if that was not meant")
+        return ok(f"an exported model, digest {pipeline.digest}")
     if pipeline.folder is None:
-        found = case.opened.checkpoint
+        found = context.opened.checkpoint
         text = f"not finished: examined is the EMA of {found.name if found else 'no checkpoint'}"
-        return Finding("files", "ok", text)
-    final = case.opened.folder / "final"
-    if fault := checkpoint.verify(final):
-        advice = "if that was not meant: remove final/ and start train_ldm.py again, which writes it anew"
-        return Finding("files", "warn", f"final/ is not as training left it: {fault}", advice)
-    return Finding("files", "ok", "final/ is whole")
+        return ok(text)
+    final = context.opened.folder / "final"
+    if error := checkpoint.verify(final):
+        advice = "if that was not meant: remove final/ and start train_ldm.py again, which writes it again"
+        return warn(f"final/ is not as training left it: {error}", advice)
+    return ok("final/ is complete")
 
 
-def check_weights(case: Case) -> Finding:
+def check_weights(context: RunContext) -> Finding:
     """All weights are finite numbers, and no network is all zeros."""
     count = 0
     for part in ("vae", "text_encoder", "unet"):
-        tensors = getattr(case.pipeline, part).state_dict()
+        tensors = getattr(context.pipeline, part).state_dict()
         broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
         if broken:
             more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-            advice = "go back to the last whole checkpoint with a lower optim.lr, or train.mixed_precision: no"
-            return Finding("weights", "fail", f"{part} holds NaN or infinity: {broken[0]}{more}", advice)
+            advice = "go back to the last valid checkpoint with a lower optim.lr, or train.mixed_precision: no"
+            return fail(f"{part} holds NaN or infinity: {broken[0]}{more}", advice)
         if not any(value.any() for value in tensors.values()):
-            return Finding("weights", "fail", f"{part} holds nothing but zeros", "copy the file again, or train anew")
+            return fail(f"{part} holds nothing but zeros", "copy the file again, or train again")
         count += sum(value.numel() for value in tensors.values())
-    return Finding("weights", "ok", f"{count / 1e6:.1f} million numbers, all finite")
+    return ok(f"{count / 1e6:.1f} million numbers, all finite")
 
 
 @torch.no_grad()
-def check_vae(case: Case) -> Finding:
-    """It gives pictures back, better than their mean would."""
-    if case.identity:
-        return Finding("vae", "ok", "none: the denoiser works on the data themselves")
-    vae, data = case.pipeline.vae, case.data.validation
-    x = pictures(data, spread(len(data), case.limit).tolist()).to(case.pipeline.device, vae.dtype)
+def check_vae(context: RunContext) -> Finding:
+    """It gives images back, better than their mean would."""
+    if context.identity:
+        return ok("none: the denoiser works on the data themselves")
+    vae, data = context.pipeline.vae, context.data.validation
+    x = pictures(data, evenly_spaced_indices(len(data), context.limit).tolist()).to(context.pipeline.device, vae.dtype)
     decoded = torch.cat([vae.decode(posterior(vae, part).mean).sample.clamp(-1, 1) for part in x.split(32)])
-    trivial = pictures(case.data.train, spread(len(case.data.train), case.limit).tolist()).to(x).mean(0, keepdim=True)
+    trivial = (
+        pictures(context.data.train, evenly_spaced_indices(len(context.data.train), context.limit).tolist())
+        .to(x)
+        .mean(0, keepdim=True)
+    )
     ours, mean = _psnr(decoded, x), _psnr(trivial, x)
-    text = f"PSNR {ours:.1f} dB on validation pictures, their mean picture {mean:.1f} dB"
+    text = f"PSNR {ours:.1f} dB on validation images, their mean image {mean:.1f} dB"
     if not ours > mean + GAIN:
         advice = "its decoder or encoder is not trained, or of another VAE: train_vae.py longer, or point --vae right"
-        return Finding("vae", "fail", f"{text}: it keeps nothing of them", advice)
+        return fail(f"{text}: it keeps nothing of the images", advice)
     if ours < mean + LITTLE_GAIN:
-        return Finding("vae", "warn", f"{text}: it keeps little", "train the VAE longer, lower loss.kl, more channels")
-    return Finding("vae", "ok", text)
+        return warn(f"{text}: it keeps little", "train the VAE longer, lower loss.kl, more channels")
+    return ok(text)
 
 
 def _psnr(decoded: Tensor, x: Tensor) -> float:
-    """Mean over pictures, dB; data range 2."""
+    """Mean over images, dB; data range 2."""
     errors = (decoded - x).double().square().flatten(1).mean(1).clamp(min=1e-10)
     return (10 * torch.log10(4 / errors)).mean().item()
 
 
-def check_latents(case: Case) -> Finding:
-    """The denoiser's latents, after the shift and scale that drawing undoes, have mean 0 and deviation 1."""
-    mean, variance = channel_moments(case.items[0].latents)
-    config = case.pipeline.vae.config
+def check_latents(context: RunContext) -> Finding:
+    """The denoiser's latents, after the shift and scale that decoding undoes, have mean 0 and deviation 1."""
+    mean, variance = channel_moments(context.items[0].latents)
+    config = context.pipeline.vae.config
     vector = is_vector_quantized(config)  # one scale for all channels
     std = variance.mean().sqrt().expand_as(mean) if vector else variance.sqrt()
     shift = shift_factor(config)
     text = f"mean {_range(mean)}, standard deviation {_range(std)}"
-    if case.identity:
-        return Finding("latents", "ok", f"the data themselves: {text}")
+    if context.identity:
+        return ok(f"the data themselves: {text}")
     text += f" (scaling_factor {config.scaling_factor:g}, shift_factor {shift:g})"
     centre = (mean / std.clamp(min=1e-6)).abs().max()
     recorded = "the trainers whiten latents in the VAE's weights, so scaling_factor is 1 and shift_factor null"
     if std.max() > SPREAD[1] or std.min() < SPREAD[0]:
         factor = config.scaling_factor / std.mean().item()
         advice = f"set scaling_factor in vae/config.json (about {factor:.2g} by these data); {recorded}"
-        return Finding("latents", "fail", f"{text}: the noise is too weak or too strong for them", advice)
+        return fail(f"{text}: the noise is too weak or too strong for them", advice)
     if centre > OFF_CENTRE:
-        return Finding("latents", "fail", f"{text}: off centre", f"set shift_factor in vae/config.json; {recorded}")
+        return fail(f"{text}: off centre", f"set shift_factor in vae/config.json; {recorded}")
     if std.max() > DOUBTFUL_SPREAD[1] or std.min() < DOUBTFUL_SPREAD[0] or centre > DOUBTFUL_CENTRE:
-        return Finding("latents", "warn", text, "the data are not those that the VAE was trained on, or few")
-    return Finding("latents", "ok", text)
+        return warn(text, "the data are not those that the VAE was trained on, or few")
+    return ok(text)
 
 
 def _range(values: Tensor) -> str:
     return f"{values.min():.2f} to {values.max():.2f}"
 
 
-def check_tokenizer(case: Case) -> Finding:
+def check_tokenizer(context: RunContext) -> Finding:
     """Its vocabulary is the text encoder's, and captions survive it."""
-    tokenizer, config = case.pipeline.tokenizer, case.pipeline.text_encoder.config
-    known = case.pipeline.text_encoder.get_input_embeddings().num_embeddings
+    tokenizer, config = context.pipeline.tokenizer, context.pipeline.text_encoder.config
+    known = context.pipeline.text_encoder.get_input_embeddings().num_embeddings
     text = f"{len(tokenizer)} tokens, {tokenizer.model_max_length} to a caption"
     advice = "put back the tokenizer that the text encoder was trained with (final/tokenizer of its run)"
     if len(tokenizer) > known:
-        return Finding("tokenizer", "fail", f"{text}, and the text encoder knows {known}", advice)
+        return fail(f"{text}, and the text encoder knows {known}", advice)
     if tokenizer.model_max_length > config.max_position_embeddings:
-        return Finding("tokenizer", "fail", f"{text}, the text encoder takes {config.max_position_embeddings}", advice)
+        return fail(f"{text}, the text encoder takes {config.max_position_embeddings}", advice)
     ends = tokenizer.eos_token_id, config.eos_token_id
     if ends[0] != ends[1] and ends[1] not in (None, 2):  # 2 stands in old CLIP configs, whatever the tokenizer
         what = f"its end mark is token {ends[0]}, the text encoder's is {ends[1]}"
-        return Finding("tokenizer", "fail", f"{text}; {what}: of another vocabulary", advice)
-    captions = _captions(case)
+        return fail(f"{text}; {what}: of another vocabulary", advice)
+    captions = _captions(context)
     lost = [c for c in captions if _letters(tokenizer.decode(_ids(tokenizer, c), True)) not in _letters(c)]
     cut = [c for c in captions if len(tokenizer(c, verbose=False).input_ids) > tokenizer.model_max_length]
     if captions and len(lost) > len(captions) / 10:
-        return Finding("tokenizer", "fail", f"{text}; it garbles captions such as {lost[0]!r}", advice)
+        return fail(f"{text}; it garbles captions such as {lost[0]!r}", advice)
     if captions and len(cut) > len(captions) / 5:
-        share = f"{len(cut) / len(captions):.0%} of captions are cut"
-        return Finding("tokenizer", "warn", f"{text}; {share}", "shorter captions, or a larger clip context_length")
-    return Finding("tokenizer", "ok", text)
+        cut_text = f"{len(cut) / len(captions):.0%} of captions are cut"
+        return warn(f"{text}; {cut_text}", "shorter captions, or a larger clip context_length")
+    return ok(text)
 
 
-def _captions(case: Case) -> list[str]:
+def _captions(context: RunContext) -> list[str]:
     """Different captions of held-out items, or the prompts of a model whose data are not known."""
-    if case.unconditional:
+    if context.unconditional:
         return []
-    if case.readable is None:
-        return list(dict.fromkeys(case.prompts))
-    data = case.readable.validation
+    if context.readable is None:
+        return list(dict.fromkeys(context.prompts))
+    data = context.readable.validation
     return list(
-        dict.fromkeys(data.caption(int(i), np.random.default_rng([0, i])) for i in spread(len(data), LOOKED_AT))
+        dict.fromkeys(
+            data.caption(int(i), np.random.default_rng([0, i])) for i in evenly_spaced_indices(len(data), EXAMINED)
+        )
     )
 
 
@@ -162,35 +168,35 @@ def _letters(text: str) -> str:
 
 
 @torch.no_grad()
-def check_text(case: Case) -> Finding:
-    """Different captions have different states."""
-    if case.unconditional:
-        return Finding("text", "ok", "no captions")
-    captions = list(dict.fromkeys(["", *_captions(case)]))[:32]
-    states = case.pipeline.encode_prompt(captions).double()
+def check_text(context: RunContext) -> Finding:
+    """Different captions have different embeddings."""
+    if context.unconditional:
+        return ok("no captions")
+    captions = list(dict.fromkeys(["", *_captions(context)]))[:32]
+    states = context.pipeline.encode_prompt(captions).double()
     if len(captions) < 2:
-        return Finding("text", "skip", "there are no two captions to compare")
+        return skip("there are no two captions to compare")
     spread_out = (states - states.mean(0)).square().mean().sqrt()
-    share = (spread_out / states.square().mean().sqrt().clamp(min=1e-12)).item()
-    text = f"states of {len(captions)} captions differ by {share:.2g} of their size"
-    advice = "train_clip.py longer or with a lower optim.lr, or text.source: new; then train the denoiser anew"
-    if share < COLLAPSED:
-        return Finding("text", "fail", f"{text}: the text encoder says the same of every caption", advice)
-    if share < NEARLY_COLLAPSED:
-        return Finding("text", "warn", text, advice)
-    return Finding("text", "ok", text)
+    relative = (spread_out / states.square().mean().sqrt().clamp(min=1e-12)).item()
+    text = f"embeddings of {len(captions)} captions differ by {relative:.2g} of their size"
+    advice = "train_clip.py longer or with a lower optim.lr, or text.source: new; then train the denoiser again"
+    if relative < COLLAPSED:
+        return fail(f"{text}: the text encoder says the same of every caption", advice)
+    if relative < NEARLY_COLLAPSED:
+        return warn(text, advice)
+    return ok(text)
 
 
-def check_parts(case: Case) -> Finding:
-    """VAE, tokenizer and text encoder are those that the run was trained with, where its newest checkpoint tells."""
-    told, pipeline = (case.state or {}).get("identity", {}), case.pipeline
+def check_parts(context: RunContext) -> Finding:
+    """VAE, tokenizer and text encoder are those of training, as far as its newest checkpoint records."""
+    recorded, pipeline = (context.state or {}).get("identity", {}), context.pipeline
     digests = {"vae": network_digest(pipeline.vae), "tokenizer": tokenizer_digest(pipeline.tokenizer)}
-    if case.settings is not None and not case.settings.start.lora_text:  # with adapters it learned
+    if context.settings is not None and not context.settings.start.lora_text:  # with adapters it learned
         digests["text"] = network_digest(pipeline.text_encoder)
-    known = [name for name in digests if name in told]
-    if others := [name for name in known if digests[name] != told[name]]:
-        advice = "put back what it was trained with, or train the denoiser anew on this"
-        return Finding("parts", "fail", f"of another run than this denoiser: {', '.join(others)}", advice)
+    known = [name for name in digests if name in recorded]
+    if others := [name for name in known if digests[name] != recorded[name]]:
+        advice = "put back what it was trained with, or train the denoiser again on this"
+        return fail(f"of another run than this denoiser: {', '.join(others)}", advice)
     if not known:
-        return Finding("parts", "skip", "no checkpoint tells what it was trained with")
-    return Finding("parts", "ok", f"as in training: {', '.join(known)}")
+        return skip("no checkpoint records what it was trained with")
+    return ok(f"as in training: {', '.join(known)}")

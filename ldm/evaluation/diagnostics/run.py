@@ -1,9 +1,9 @@
-"""Why does a run draw noise? The whole chain, from data to pictures, in the order in which a fault spreads.
+"""Why does a run generate noise? The complete chain, from data to images, in the order in which errors propagate.
 
-Each check passes, warns or fails, and then names the cause and the setting to change. What fails after the first
-failure may only be its consequence. A check whose footing has failed is skipped.
+Each check passes, warns or fails, and then names the cause and the setting to change. What fails after the
+first failure may only be its consequence. A check that depends on a failed one is skipped.
 
-The limits are where a fault of that kind stops being a matter of taste; each is a constant beside its check.
+Each limit is a constant beside its check.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from ldm.evaluation.diagnostics.findings import Finding, guarded
 
 if TYPE_CHECKING:
-    from ldm.evaluation.diagnostics.context import Case
+    from ldm.evaluation.diagnostics.context import RunContext
 
 
-def checks() -> "dict[str, tuple[Callable[[Case], Finding], tuple[str, ...]]]":
+def checks() -> "dict[str, tuple[Callable[[RunContext], Finding], tuple[str, ...]]]":
     """Name -> (check, names of those that must not have failed or been skipped), in order."""
     from ldm.evaluation.diagnostics import data as of_data
     from ldm.evaluation.diagnostics import learning as of_learning
@@ -56,15 +56,15 @@ def examine(path: Path, limit: int = 64, device: str | None = None) -> Iterator[
     Args: limit: items of each split that are measured on.
     Raises: UserError if there is nothing at `path` that could be examined.
     """
-    from ldm.evaluation.diagnostics.context import Case
+    from ldm.evaluation.diagnostics.context import RunContext
 
-    case, unusable = Case(Path(path), limit, device), set()
+    context, unusable = RunContext(Path(path), limit, device), set()
     for name, (check, needs) in checks().items():
         blocked = [need for need in needs if need in unusable]
         if blocked:
-            finding = Finding(name, "skip", f"not looked at, because of {blocked[0]}")
+            finding = Finding(name, "skip", f"not checked, because of {blocked[0]}")
         else:
-            finding = guarded(name, partial(check, case))
+            finding = guarded(name, partial(check, context))
         if finding.status in ("fail", "skip"):
             unusable.add(name)
         yield finding

@@ -1,12 +1,13 @@
-"""What is in a picture of a coloured digit: which digit, which ink, which ground, how thick, how slanted.
+"""Attributes of an image of a coloured digit: digit, foreground colour (ink), background, stroke width and slant.
 
-The digit is told by a small network that sees where the ink is and never its colour, so it cannot know which pairs of
-digit and colour belong together. It is trained on the handwriting of the training split; `classifier.json` beside its
-weights states how right it is on handwriting it never saw. All else is measured without learning. To train it again:
+The digit is classified by a small network that sees where the ink is and never its colour, so it cannot know which
+pairs of digit and colour occur. It is trained on the handwriting of the training split; `classifier.json` beside its
+weights states its accuracy on handwriting it never saw. All else is measured without learning. To train it again:
 
     python -m scripts.train_digit_classifier --output ldm/evaluation/assets/digit_classifier
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,37 +19,37 @@ from torch import nn
 
 from ldm.data.digits import GROUNDS, INKS, DigitData
 from ldm.evaluation.classifiers import Block, read_classifier
-from ldm.evaluation.metrics.proportions import share
+from ldm.evaluation.metrics.proportions import proportion
 
 SIZE = 32
 SHIPPED = Path(__file__).parents[1] / "assets" / "digit_classifier"
-FAINT = 24.0  # a picture whose ink differs from its ground by less, of 255, has no ink to speak of
-THIN_BELOW, THICK_FROM = 2.08, 3.2  # measured pen widths between the three that are drawn, in 32nds of the picture
-SLANTED_FROM = 0.17  # half of the slant that is drawn
+FAINT = 24.0  # an image whose ink differs from its background by less, of 255, counts as empty
+THIN_BELOW, THICK_FROM = 2.08, 3.2  # measured pen widths between the three of the data, in 32nds of the image
+SLANTED_FROM = 0.17  # half of the slant in the data
 
 
 @dataclass(frozen=True)
 class Ink:
-    """Where the ink is in n pictures, and on what."""
+    """Where the ink is in n images, and on which background."""
 
-    cover: np.ndarray  # float32 (n, 32, 32), 0 = ground, 1 = ink
+    cover: np.ndarray  # float32 (n, 32, 32), 0 = background, 1 = ink
     ground: np.ndarray  # float32 (n, 3), 0..255
-    offset: np.ndarray  # float32 (n, 32 * 32, 3), each pixel less the ground
-    contrast: np.ndarray  # float32 (n,), how far the ink is from the ground, in 0..255 per channel
+    offset: np.ndarray  # float32 (n, 32 * 32, 3), each pixel minus the background
+    contrast: np.ndarray  # float32 (n,), distance of ink and background, in 0..255 per channel
 
 
 def find_ink(images: np.ndarray) -> Ink:
-    """Ground and ink of pictures, told apart without knowing either.
+    """Separate background and ink of images without knowing the colour of either.
 
-    The ground is the median colour of the outermost ring; cover is the distance from it, over the distance of the
-    picture's farthest hundredth.
+    The background is the median colour of the outermost ring; cover is the distance from it, over the 99th percentile
+    of that distance in the image.
 
     Args:
         images: uint8 (n, h, w, 3), n >= 1; other sizes than 32 are scaled to it.
     Raises: ValueError for another dtype or shape.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
-        raise ValueError(f"pictures of digits are uint8 (n, h, w, 3), got {images.dtype} {images.shape}")
+        raise ValueError(f"images of digits are uint8 (n, h, w, 3), got {images.dtype} {images.shape}")
     if images.shape[1:3] != (SIZE, SIZE):
         box = Image.Resampling.BOX
         images = np.stack([np.asarray(Image.fromarray(image).resize((SIZE, SIZE), box)) for image in images])
@@ -63,31 +64,31 @@ def find_ink(images: np.ndarray) -> Ink:
 
 
 def name_grounds(ink: Ink) -> list[str]:
-    """The named ground nearest to each picture's."""
+    """The named background nearest to each image's."""
     named = np.array(list(GROUNDS.values()), dtype=np.float32)
     nearest = ((ink.ground[:, None] - named) ** 2).sum(axis=2).argmin(axis=1)
     return [list(GROUNDS)[i] for i in nearest]
 
 
 def name_inks(ink: Ink) -> list[str]:
-    """The named ink that explains each picture best; "" where there is no ink to speak of.
+    """The named ink that fits each image best; "" where there is hardly any.
 
-    With the picture's own ground g and an ink c, a pixel covered by a share a of ink is g + a (c - g): for each ink the
-    best shares in 0..1 are found and the squares of what remains are added up. Soft edges and thin strokes, which never
-    show the pure ink, are explained as well as others.
+    With the image's own background g and an ink c, a pixel covered by a fraction a of ink is g + a (c - g): for each
+    ink the best fractions in 0..1 are taken and the squared residuals summed. Soft edges and thin strokes, which never
+    show the pure colour, fit as well as others.
     """
     errors = []
     for colour in INKS.values():
-        towards = np.array(colour, dtype=np.float32) - ink.ground  # (n, 3)
-        length = np.maximum((towards**2).sum(axis=1), 1.0)[:, None]
-        a = np.clip(np.einsum("npc,nc->np", ink.offset, towards) / length, 0, 1)
-        errors.append(((ink.offset - a[..., None] * towards[:, None]) ** 2).sum(axis=(1, 2)))
+        direction = np.array(colour, dtype=np.float32) - ink.ground  # (n, 3)
+        length = np.maximum((direction**2).sum(axis=1), 1.0)[:, None]
+        a = np.clip(np.einsum("npc,nc->np", ink.offset, direction) / length, 0, 1)
+        errors.append(((ink.offset - a[..., None] * direction[:, None]) ** 2).sum(axis=(1, 2)))
     best = np.stack(errors).argmin(axis=0)
     return [list(INKS)[i] if enough else "" for i, enough in zip(best, ink.contrast >= FAINT, strict=True)]
 
 
 def pen_widths(ink: Ink) -> np.ndarray:
-    """Mean width of the strokes in 32nds of the picture, (n,): twice their area over the length of their edges."""
+    """Mean width of the strokes in 32nds of the image, (n,): twice their area over the length of their edges."""
     padded = np.pad(ink.cover, ((0, 0), (1, 1), (1, 1)))
     down, right = padded[:, 1:, :-1] - padded[:, :-1, :-1], padded[:, :-1, 1:] - padded[:, :-1, :-1]
     edges = np.sqrt(down**2 + right**2).sum(axis=(1, 2))
@@ -99,7 +100,7 @@ def name_thickness(ink: Ink) -> list[str]:
 
 
 def slopes(ink: Ink) -> np.ndarray:
-    """How far right the ink goes for one step up, (n,): minus the covariance of x and y over the variance of y."""
+    """Slant as dx / dy upwards, (n,): minus the covariance of x and y over the variance of y."""
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
     weight = np.where(ink.cover > 0.4, ink.cover, 0)
     weight = weight / np.maximum(weight.sum(axis=(1, 2), keepdims=True), 1e-6)
@@ -109,8 +110,7 @@ def slopes(ink: Ink) -> np.ndarray:
 
 
 def name_slants(ink: Ink) -> list[str]:
-    found = slopes(ink)
-    return ["left" if s < -SLANTED_FROM else "right" if s >= SLANTED_FROM else "upright" for s in found]
+    return ["left" if s < -SLANTED_FROM else "right" if s >= SLANTED_FROM else "upright" for s in slopes(ink)]
 
 
 class DigitNet(nn.Module):
@@ -128,8 +128,8 @@ class DigitNet(nn.Module):
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What is in n pictures."""
+class DigitPrediction:
+    """Attributes of n images."""
 
     digits: np.ndarray  # int64 (n,)
     inks: list[str]  # a key of INKS, "" = none
@@ -138,7 +138,7 @@ class Judgement:
     slants: list[str]
 
 
-class DigitJudge:
+class DigitClassifier:
     """The trained network and the measures.
 
     Args:
@@ -152,10 +152,10 @@ class DigitJudge:
         self.net.load_state_dict(tensors)
         self.net.eval().requires_grad_(False)
 
-    def judge(self, images: np.ndarray) -> Judgement:
-        """Judge pictures, uint8 (n, h, w, 3), n >= 1. Raises: ValueError for another dtype or shape."""
+    def predict(self, images: np.ndarray) -> DigitPrediction:
+        """Of images uint8 (n, h, w, 3), n >= 1. Raises: ValueError for another dtype or shape."""
         ink = find_ink(images)
-        return Judgement(
+        return DigitPrediction(
             digits=classify(self.net, ink.cover),
             inks=name_inks(ink),
             grounds=name_grounds(ink),
@@ -166,30 +166,35 @@ class DigitJudge:
 
 @torch.no_grad()
 def classify(net: DigitNet, cover: np.ndarray, batch_size: int = 256) -> np.ndarray:
-    """The likeliest digit of each cover, float32 (n, 32, 32) to int64 (n,)."""
+    """The most probable digit of each cover, float32 (n, 32, 32) to int64 (n,)."""
     parts = [net(torch.from_numpy(cover[i : i + batch_size])[:, None]) for i in range(0, len(cover), batch_size)]
     return torch.cat(parts).argmax(dim=1).numpy()
 
 
-def agreement(judgement: Judgement, metas: list[dict[str, Any]]) -> dict[str, dict]:
-    """Shares, with intervals, in which a judgement agrees with what was asked for; parts not asked for are left out.
+def attribute_accuracy(prediction: DigitPrediction, metas: Sequence[dict[str, Any]]) -> dict[str, dict]:
+    """Proportions, with intervals, of images whose attributes are predicted as expected; others are left out.
 
     Args:
-        metas: for each picture a dict with 'digit' and 'ink', and perhaps 'ground', 'thickness' and 'slant'.
+        metas: for each image the expected 'digit' and 'ink', and perhaps 'ground', 'thickness' and 'slant'.
+    Returns: by attribute, and "both" for digit and ink.
     """
-    found: dict[str, Any] = {
-        "digit": judgement.digits.tolist(),
-        "ink": judgement.inks,
-        "ground": judgement.grounds,
-        "thickness": judgement.thickness,
-        "slant": judgement.slants,
+    predicted: dict[str, Any] = {
+        "digit": prediction.digits.tolist(),
+        "ink": prediction.inks,
+        "ground": prediction.grounds,
+        "thickness": prediction.thickness,
+        "slant": prediction.slants,
     }
-    asked = [name for name in found if name in metas[0]]
-    right = {name: [value == meta[name] for value, meta in zip(found[name], metas, strict=True)] for name in asked}
-    both = [a and b for a, b in zip(right["digit"], right["ink"], strict=True)]
-    return {name: share(values) for name, values in (right | {"both": both}).items()}
+    correct = {
+        name: [value == meta[name] for value, meta in zip(values, metas, strict=True)]
+        for name, values in predicted.items()
+        if name in metas[0]
+    }
+    correct["both"] = [a and b for a, b in zip(correct["digit"], correct["ink"], strict=True)]
+    return {name: proportion(values) for name, values in correct.items()}
 
 
-def pictures_of(data: DigitData, chosen: list[int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Pictures uint8 (n, h, w, 3) of a split and what is drawn on them."""
-    return np.stack([data.image(i) for i in chosen]), [data.meta(i) for i in chosen]
+def digit_images(data: DigitData, chosen: Iterable[int] | None = None) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Images uint8 (n, h, w, 3) of a split, all or some, and their attributes."""
+    indices = list(range(len(data)) if chosen is None else chosen)
+    return np.stack([data.image(i) for i in indices]), [data.meta(i) for i in indices]

@@ -1,8 +1,8 @@
-"""Adherence: how far pictures of glyphs agree with what was asked for, picture by picture.
+"""Prompt adherence of glyph images: how far each agrees with its prompt.
 
-Every measure is an array with one number for each picture, `nan` where the prompt does not ask for it. Two more numbers
-make a mean of it mean something: the **ceiling**, the same measure of real characters that neither the model nor the
-judge was trained on, and the **floor**, of the same pictures when the prompts are dealt out anew among them.
+Every measure is an array with one number per image, `nan` where the prompt does not specify it. Two more numbers give
+its mean a scale: the **ceiling**, the same measure of real characters that neither the generator nor the classifier was
+trained on, and the **floor**, chance level: the same images scored against randomly permuted prompts.
 """
 
 from collections.abc import Sequence
@@ -11,65 +11,65 @@ from dataclasses import dataclass
 import numpy as np
 
 from ldm.data.glyphs.dataset import GlyphData
-from ldm.evaluation.glyphs.classifier import GlyphClassifier, Judgement
-from ldm.evaluation.glyphs.prompts import Asked
+from ldm.evaluation.glyphs.classifier import GlyphClassifier, GlyphPrediction
+from ldm.evaluation.glyphs.prompts import PromptSpec
 from ldm.evaluation.glyphs.style_probe import StyleProbe
 
 Scores = dict[str, np.ndarray]  # measure -> float64 (n,)
-# name -> whether more is better; all are shares of 1 but for strokes, which are counted
+# name -> whether higher is better; all are fractions but for strokes, which are counted
 MEASURES = {"layout": True, "radical": True, "components_f1": True, "strokes_error": False, "style": True}
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What the judges say of n pictures."""
+class Predictions:
+    """What the glyph classifier and the style probe predict for n images."""
 
-    judgement: Judgement
+    glyphs: GlyphPrediction
     styles: np.ndarray  # str (n,), a key of STYLE_PHRASES
 
 
-class Judge:
+class Scorer:
     """The glyph classifier and the style probe."""
 
     def __init__(self, classifier: GlyphClassifier, probe: StyleProbe):
         self.classifier, self.probe = classifier, probe
 
-    def __call__(self, images: np.ndarray) -> Judged:
+    def __call__(self, images: np.ndarray) -> Predictions:
         """Of glyphs uint8 (n, h, w), dark on white."""
-        return Judged(self.classifier.judge(images), self.probe(images))
+        return Predictions(self.classifier.predict(images), self.probe(images))
 
-    def scores(self, judged: Judged, asked: Sequence[Asked]) -> Scores:
-        """Each of MEASURES as float64 (n,), nan where it is not asked for or cannot be judged."""
-        found = judged.judgement
-        classes = [self.classifier.layout_class(one.layout) if one.layout else None for one in asked]
-        strokes = np.array([one.strokes or np.nan for one in asked])
+    def scores(self, predictions: Predictions, specs: Sequence[PromptSpec]) -> Scores:
+        """Each of MEASURES as float64 (n,), nan where the prompt does not specify it or the classifier has no class."""
+        glyphs = predictions.glyphs
+        classes = [self.classifier.layout_class(spec.layout) if spec.layout else None for spec in specs]
+        strokes = np.array([spec.strokes or np.nan for spec in specs])
         return {
-            "layout": _right(found.layouts, classes),
-            "radical": _right(found.radicals.tolist(), [one.radical or None for one in asked]),
-            "components_f1": self._components(found, asked),
-            "strokes_error": np.abs(found.strokes - strokes),
-            "style": _right(judged.styles.tolist(), [one.style or None for one in asked]),
+            "layout": _correct(glyphs.layouts, classes),
+            "radical": _correct(glyphs.radicals.tolist(), [spec.radical or None for spec in specs]),
+            "components_f1": self._components_f1(glyphs, specs),
+            "strokes_error": np.abs(glyphs.strokes - strokes),
+            "style": _correct(predictions.styles.tolist(), [spec.style or None for spec in specs]),
         }
 
-    def _components(self, found: Judgement, asked: Sequence[Asked]) -> np.ndarray:
-        """F1 of the components seen against those of the character described: 2 |both| / (|seen| + |there|)."""
-        known = np.array([bool(one.codepoint) for one in asked])
-        there = np.zeros((len(asked), len(self.classifier.components)), bool)
-        there[known] = self.classifier.component_labels([one.codepoint for one in asked if one.codepoint])
-        seen = self.classifier.present(found)
-        f1 = 2 * (seen & there).sum(1) / np.maximum(seen.sum(1) + there.sum(1), 1)
-        return np.where(there.any(1), f1, np.nan)
+    def _components_f1(self, glyphs: GlyphPrediction, specs: Sequence[PromptSpec]) -> np.ndarray:
+        """F1 of the components against those of the described character: 2 |both| / (|predicted| + |true|)."""
+        known = np.array([bool(spec.codepoint) for spec in specs])
+        true = np.zeros((len(specs), len(self.classifier.components)), bool)
+        true[known] = self.classifier.component_labels([spec.codepoint for spec in specs if spec.codepoint])
+        predicted = self.classifier.present(glyphs)
+        f1 = 2 * (predicted & true).sum(1) / np.maximum(predicted.sum(1) + true.sum(1), 1)
+        return np.where(true.any(1), f1, np.nan)
 
 
-def _right(seen: Sequence, wanted: Sequence) -> np.ndarray:
-    return np.array([np.nan if w is None else float(s == w) for s, w in zip(seen, wanted, strict=True)])
+def _correct(predicted: Sequence, expected: Sequence) -> np.ndarray:
+    return np.array([np.nan if e is None else float(p == e) for p, e in zip(predicted, expected, strict=True)])
 
 
-def asked_of(data: GlyphData) -> list[Asked]:
-    """What a perfect caption of each glyph of a split would say."""
+def prompt_specs(data: GlyphData) -> list[PromptSpec]:
+    """What a complete caption of each glyph of a split would say."""
     rows = (data.meta(i) for i in range(len(data)))
     return [
-        Asked(
+        PromptSpec(
             "character", "", layout=r["structure"], radical=r["radical"], style=r["style"], strokes=r["strokes"],
             codepoint=ord(r["char"]),
         )
@@ -77,37 +77,36 @@ def asked_of(data: GlyphData) -> list[Asked]:
     ]  # fmt: skip
 
 
-def ceiling(asked: Sequence[Asked], real: Sequence[Asked], scores: Scores) -> dict[str, float]:
-    """Mean scores of the real glyphs that fit each prompt, averaged over the prompts that any fits.
+def ceiling(specs: Sequence[PromptSpec], real: Sequence[PromptSpec], scores: Scores) -> dict[str, float]:
+    """Mean scores of the real glyphs that match each prompt, averaged over the prompts that any matches.
 
     Args:
-        real: what each real glyph is (`asked_of`), and `scores` of it against that.
+        real: `prompt_specs` of the real glyphs, and the `scores` of each against its own.
     """
     columns = {n: np.array([getattr(r, n) for r in real]) for n in ("layout", "radical", "style", "codepoint")}
     per_prompt: dict[str, list[float]] = {name: [] for name in scores}
-    for one in dict.fromkeys(asked):
-        fits = np.ones(len(real), bool)
+    for spec in dict.fromkeys(specs):
+        matching = np.ones(len(real), bool)
         for name, column in columns.items():
-            if getattr(one, name):
-                fits &= column == getattr(one, name)
+            if getattr(spec, name):
+                matching &= column == getattr(spec, name)
         for name, values in scores.items():
-            found = values[fits & np.isfinite(values)]
-            if len(found) and _asks(one, name):
-                per_prompt[name].append(float(found.mean()))
+            known = values[matching & np.isfinite(values)]
+            if len(known) and _specifies(spec, name):
+                per_prompt[name].append(float(known.mean()))
     return {name: float(np.mean(means)) for name, means in per_prompt.items() if means}
 
 
-def _asks(one: Asked, measure: str) -> bool:
-    part = {"components_f1": "codepoint", "strokes_error": "strokes"}.get(measure, measure)
-    return bool(getattr(one, part))
+def _specifies(spec: PromptSpec, measure: str) -> bool:
+    return bool(getattr(spec, {"components_f1": "codepoint", "strokes_error": "strokes"}.get(measure, measure)))
 
 
-def shuffled(asked: Sequence[Asked], rng: np.random.Generator) -> list[Asked]:
-    """The same prompts dealt out anew within the list."""
-    return [asked[i] for i in rng.permutation(len(asked))]
+def permuted(specs: Sequence[PromptSpec], rng: np.random.Generator) -> list[PromptSpec]:
+    """The same prompts in random order."""
+    return [specs[i] for i in rng.permutation(len(specs))]
 
 
-def agreement(scores: Scores) -> np.ndarray:
-    """1 where a picture has the layout, radical and style it was asked for, 0 where not, nan where none was asked."""
-    parts = np.stack([scores[name] for name in ("layout", "radical", "style")])
-    return np.where(np.isnan(parts).all(axis=0), np.nan, np.where(np.isnan(parts), 1, parts).min(axis=0))
+def complete_agreement(scores: Scores) -> np.ndarray:
+    """1 where an image has the layout, radical and style of its prompt, 0 where not, nan where none is specified."""
+    stacked = np.stack([scores[name] for name in ("layout", "radical", "style")])
+    return np.where(np.isnan(stacked).all(axis=0), np.nan, np.where(np.isnan(stacked), 1, stacked).min(axis=0))

@@ -1,13 +1,13 @@
-"""A small network that judges glyphs by their shape: layout, radical, components and number of strokes.
+"""A small network that classifies glyphs by their shape: layout, radical, components and number of strokes.
 
-It is trained on rendered characters and knows nothing of captions or of the generator, so its answers can be compared
-with what a prompt asked for. `classifier.json` beside the weights states how right it is on characters it never saw; a
-generator cannot be measured more exactly than that.
+It is trained on rendered characters and knows nothing of captions or of the generator, so its predictions can be
+compared with the prompt. `classifier.json` beside the weights states its accuracy on characters it never saw, which
+bounds how precisely a generator can be measured.
 
-A judge of composition has to know the combinations of radical and layout that are held out from the generator, or it
-would name the radical that usually stands there. It was therefore trained on the training split and on half of the
-`heldout` characters; `unseen` tells which characters it never saw. Its accuracy is that on those, and a model's
-drawings for captions of held-out characters should be judged on those alone. To train it again:
+To score composition it has to know the combinations of radical and layout that are held out from the generator, or it
+would predict the radical that usually stands there. It was therefore trained on the training split and on half of the
+`heldout` characters; `unseen` tells which characters it never saw. Its accuracy is that on those, and images for
+captions of held-out characters should be scored on those alone. To train it again:
 
     python -m scripts.glyph_classifier.train --output ldm/evaluation/assets/glyph_classifier
 """
@@ -33,25 +33,25 @@ SIZE = 64
 NUM_RADICALS = 214
 WHERE, WHAT = 128, 256
 FEATURES = WHERE + WHAT  # width of what `GlyphClassifier.embed` returns
-STROKE_SCALE = 10.0  # the stroke head speaks in tens, so that its loss is of the size of the others
+STROKE_SCALE = 10.0  # unit of the stroke head, so that its loss has the magnitude of the others
 FORMAT = 2  # of the card and the weights; 1 had no components
 SHIPPED = Path(__file__).parents[1] / "assets" / "glyph_classifier"
 
 
-class Answers(NamedTuple):
-    """What the network says of B glyphs, float32."""
+class Outputs(NamedTuple):
+    """The network's outputs for B glyphs, float32."""
 
     layout: torch.Tensor  # logits (B, layouts)
     radical: torch.Tensor  # logits (B, 214)
-    components: torch.Tensor  # logits (B, components), each for itself
+    components: torch.Tensor  # logits (B, components), independent
     strokes: torch.Tensor  # (B,), strokes / 10
 
 
 class GlyphNet(nn.Module):
-    """(B, 1, 64, 64) ink in [0, 1] to `Answers`.
+    """(B, 1, 64, 64) ink in [0, 1] to `Outputs`.
 
-    The last 8x8 map is read in two ways, and every head reads both: flattened, for layout is a matter of where things
-    are; and by the greatest value of each channel wherever it is, for a component is the same in any place.
+    Every head reads the last 8x8 map in two ways: flattened, since layout depends on positions, and max-pooled per
+    channel, since a component is the same at any position.
     """
 
     def __init__(self, layouts: int, components: int, width: int = 32):
@@ -74,21 +74,21 @@ class GlyphNet(nn.Module):
         h = self.blocks(self.stem(x))
         return torch.cat([self.where(self.squeeze(h)), self.what(h).amax(dim=(2, 3))], dim=1)
 
-    def heads(self, h: torch.Tensor) -> Answers:
-        """The answers for `features`."""
-        return Answers(
+    def heads(self, h: torch.Tensor) -> Outputs:
+        """The outputs for `features`."""
+        return Outputs(
             self.layout(h).float(), self.radical(h).float(), self.components(h).float(), self.strokes(h).float()[:, 0]
         )
 
-    def forward(self, x: torch.Tensor) -> Answers:
+    def forward(self, x: torch.Tensor) -> Outputs:
         return self.heads(self.features(x))
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What the classifier says of n glyphs."""
+class GlyphPrediction:
+    """Predictions for n glyphs."""
 
-    layouts: list[str]  # the likeliest layout of each, out of `GlyphClassifier.layouts`
+    layouts: list[str]  # the most probable layout of each, out of `GlyphClassifier.layouts`
     layout_probabilities: np.ndarray  # float32 (n, layouts), rows sum to 1
     radicals: np.ndarray  # int64 (n,), 1..214
     radical_probabilities: np.ndarray  # float32 (n, 214), rows sum to 1
@@ -111,51 +111,53 @@ class GlyphClassifier:
         self.layouts: list[str] = self.card["layouts"]
         self.merged: dict[str, str] = self.card["merged_layouts"]  # rare layouts and the class they count as
         self.components: list[str] = self.card["components"]  # commonest first
-        self.component_threshold: float = self.card["component_threshold"]  # probability from which one counts as there
+        self.component_threshold: float = self.card[
+            "component_threshold"
+        ]  # probability from which one counts as present
         self.net = GlyphNet(len(self.layouts), len(self.components), self.card["width"])
         self.net.load_state_dict(tensors)
         self.net.eval().requires_grad_(False)
 
     def layout_class(self, structure: str) -> str | None:
-        """The class a layout name of the glyph data is judged as; None where it is not judged ('other')."""
+        """The class of a layout name of the glyph data; None for a layout without a class ('other')."""
         name = self.merged.get(structure, structure)
         return name if name in self.layouts else None
 
     @torch.no_grad()
-    def judge(self, images: np.ndarray, batch_size: int = 128) -> Judgement:
-        """Judge glyphs.
+    def predict(self, images: np.ndarray, batch_size: int = 128) -> GlyphPrediction:
+        """Predict layout, radical, components and strokes.
 
         Args:
             images: uint8 (n, h, w) or (n, h, w, 1), dark ink on white; other sizes than 64 are scaled to it.
-            batch_size: pictures at a time; it does not change the answers.
+            batch_size: images at a time; it does not change the results.
         Raises: UserError for another dtype or shape.
         """
         x = self._ink(images)
-        said = Answers(*map(torch.cat, zip(*(self.net(part) for part in x.split(batch_size)), strict=True)))
-        return Judgement(
-            layouts=[self.layouts[i] for i in said.layout.argmax(dim=1).tolist()],
-            layout_probabilities=said.layout.softmax(dim=1).numpy(),
-            radicals=said.radical.argmax(dim=1).numpy() + 1,
-            radical_probabilities=said.radical.softmax(dim=1).numpy(),
-            components=said.components.sigmoid().numpy(),
-            strokes=(said.strokes * STROKE_SCALE).clamp(min=0).numpy(),
+        outputs = Outputs(*map(torch.cat, zip(*(self.net(part) for part in x.split(batch_size)), strict=True)))
+        return GlyphPrediction(
+            layouts=[self.layouts[i] for i in outputs.layout.argmax(dim=1).tolist()],
+            layout_probabilities=outputs.layout.softmax(dim=1).numpy(),
+            radicals=outputs.radical.argmax(dim=1).numpy() + 1,
+            radical_probabilities=outputs.radical.softmax(dim=1).numpy(),
+            components=outputs.components.sigmoid().numpy(),
+            strokes=(outputs.strokes * STROKE_SCALE).clamp(min=0).numpy(),
         )
 
     @torch.no_grad()
     def embed(self, images: np.ndarray, batch_size: int = 128) -> np.ndarray:
-        """The features behind the answers, for distances between sets of glyphs.
+        """The features that the heads read, for distances between sets of glyphs.
 
         Args:
-            images, batch_size: as of `judge`.
+            images, batch_size: as of `predict`.
         Returns: float32 (n, FEATURES), >= 0 (they are rectified).
         Raises: UserError for another dtype or shape, or no images.
         """
         x = self._ink(images)
         return torch.cat([self.net.features(part) for part in x.split(batch_size)]).numpy()
 
-    def present(self, judgement: Judgement) -> np.ndarray:
-        """bool (n, components): which components count as there."""
-        return judgement.components >= self.component_threshold
+    def present(self, prediction: GlyphPrediction) -> np.ndarray:
+        """bool (n, components): which components count as present."""
+        return prediction.components >= self.component_threshold
 
     def component_labels(self, codepoints: Sequence[int]) -> np.ndarray:
         """bool (n, components): which characters hold which. Raises: KeyError for one not in the glyph table."""
@@ -170,7 +172,7 @@ class GlyphClassifier:
 
 
 def unseen(glyph: Glyph) -> bool:
-    """Whether the judge was never trained on a character: all of `validation` and `test`, and half of `heldout`.
+    """Whether the classifier was never trained on a character: all of `validation` and `test`, and half of `heldout`.
 
     Of `heldout` it is those with u >= 0.5, where u = the first 8 bytes of sha256("ldm judge U+XXXX") / 2^64, but none
     of the pairs that were held out after the judge had learned.
@@ -183,11 +185,11 @@ def unseen(glyph: Glyph) -> bool:
 
 
 def component_labels(held: Sequence[Iterable[str]], names: list[str]) -> np.ndarray:
-    """bool (n, len(names)): which of the named components each of n glyphs holds; others are passed over."""
-    place = {name: i for i, name in enumerate(names)}
+    """bool (n, len(names)): which of the named components each of n glyphs holds; others are ignored."""
+    column = {name: i for i, name in enumerate(names)}
     labels = np.zeros((len(held), len(names)), dtype=bool)
     for row, components in zip(labels, held, strict=True):
-        row[[place[c] for c in components if c in place]] = True
+        row[[column[c] for c in components if c in column]] = True
     return labels
 
 
@@ -196,9 +198,7 @@ def to_ink(images: np.ndarray) -> torch.Tensor:
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
     if images.dtype != np.uint8 or images.ndim != 3:
-        raise UserError(
-            f"glyphs to judge are uint8 (n, h, w), got {images.dtype} {images.shape}: make them grey 0..255"
-        )
+        raise UserError(f"glyphs are uint8 (n, h, w), got {images.dtype} {images.shape}: make them grey 0..255")
     if images.shape[1:] != (SIZE, SIZE):
         images = np.array([_resize(image) for image in images], dtype=np.uint8).reshape(-1, SIZE, SIZE)
     return 1 - torch.from_numpy(np.ascontiguousarray(images))[:, None].float() / 255

@@ -1,41 +1,41 @@
-"""Is a drawn glyph new? Its nearest training glyph, whatever its place on the page, its weight and its sharpness.
+"""Is a generated glyph new? Its nearest training glyph, whatever its position, stroke weight and sharpness.
 
-The share of ink that two glyphs have in common does not tell a copy from another character: a copy in a bolder weight
-has less in common than two characters that differ in a dot. Two ideas do. (1) A copy is a copy after being moved, made
-bolder or lighter, or blurred. So the sample is: its centre of ink is put upon the other's, and near moves, five weights
-and two degrees of sharpness are tried. (2) What tells characters apart is in one place, so what counts is the worst
-place: the greatest mean squared difference of ink, both a little blurred, in any window of 7 x 7 of 64 x 64 pixels.
-Similarity is 1 less its root; 1 is the same.
+The ink that two glyphs have in common does not tell a copy from another character: a copy in a bolder weight has less
+in common than two characters that differ in a dot. Two ideas do. (1) A copy is still a copy when moved, bolder, lighter
+or blurred. So the centres of ink are aligned, and small shifts, five weights and two degrees of sharpness are tried.
+(2) Characters differ locally, so what counts is the worst window: the greatest mean squared difference of ink, both a
+little blurred, in any 7 x 7 of 64 x 64 pixels. Similarity is 1 minus its root; 1 means the same.
 
-The threshold lies between copies planted on purpose (moved, bolder, lighter or blurred training glyphs) and real
-characters that are not in the training set, which are the false alarms. To measure it again (some minutes on one core):
+The threshold lies between synthetic copies (moved, bolder, lighter or blurred training glyphs) and real characters that
+are not in the training set, which are the false alarms. To measure it again (some minutes on one core):
 
     python -m scripts.novelty_calibration
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from ldm.evaluation.metrics.corruptions import reweighted
-from ldm.evaluation.metrics.proportions import share
+from ldm.evaluation.metrics.proportions import proportion
+from ldm.evaluation.ocr import OcrResult
 from ldm.utils.errors import UserError
 
 COPY = 0.733  # similarity from which a glyph is a copy: `python -m scripts.novelty_calibration`, docs/log.md
 READABLE = 0.5  # OCR confidence from which a glyph counts as read
 SIZE = 64  # side at which glyphs are compared
 CANVAS = 80  # side of the ring on which they are centred, so that no move loses ink
-CELL = 4  # pixels of a cell of the coarse picture
+CELL = 4  # pixels of a cell of the coarse image
 WEIGHTS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of the sample, see `reweighted`
 MOVES = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]  # beyond the centring, in pixels
 BLUR = 1.0  # pixels; of both glyphs before they are compared
-SOFTER = (1.0, 1.28)  # of the other glyph, as if it had been blurred by another 0 and 0.8 pixels
+SOFTER = (1.0, 1.28)  # of the other glyph, as if blurred by another 0 and 0.8 pixels
 WINDOW = 3  # pixels to each side of the window's middle
 SHORTLIST = 8  # training glyphs that a sample is compared with in detail
-TRIES = 3  # weights and moves of each that are looked at window by window
-AGAIN = 3  # of them that are tried in every weight as well ...
+TRIES = 3  # weights and moves of each that are compared window by window
+REFINED = 3  # of them that are tried in every weight as well ...
 DOUBT = (0.45, 0.85)  # ... where the similarity is between these
 
 RING = (np.arange(CANVAS)[:, None] - np.arange(CANVAS) + CANVAS // 2) % CANVAS - CANVAS // 2  # distances on the ring
@@ -65,12 +65,12 @@ class Neighbours:
     similarity: np.ndarray  # float32 (n,), at most 1
 
 
-def nearest(images: np.ndarray, pool: Pool, *, earlier: bool = False, batch: int = 512) -> Neighbours:
+def nearest_glyphs(images: np.ndarray, pool: Pool, *, earlier: bool = False, batch: int = 512) -> Neighbours:
     """The most similar glyph of a pool: eight are chosen by coarse overlap and compared in detail.
 
     Args:
         images: uint8 (n, h, w) or (n, h, w, 1), dark on white.
-        earlier: the pool is of these very images, and each is compared with those before it only.
+        earlier: the pool holds these very images, and each is compared only with those before it.
     """
     images = to_size(images)
     index, similarity = np.full(len(images), -1), np.zeros(len(images), np.float32)
@@ -84,22 +84,23 @@ def nearest(images: np.ndarray, pool: Pool, *, earlier: bool = False, batch: int
             few = np.argpartition(-row, min(SHORTLIST, len(row)) - 1)[:SHORTLIST]
             few = few[row[few] > -np.inf]
             if len(few):
-                found = similarities(weights[i], pool.images[few])
-                _look_again(found, weights[i, len(WEIGHTS) // 2], pool.images[few])
-                index[start + i], similarity[start + i] = few[found.argmax()], found.max()
+                values = _refined(similarities(weights[i], pool.images[few]), weights[i], pool.images[few])
+                index[start + i], similarity[start + i] = few[values.argmax()], values.max()
     return Neighbours(index, similarity)
 
 
-def _look_again(found: np.ndarray, image: np.ndarray, others: np.ndarray) -> None:
-    """Where it is in doubt, try the most similar others in every weight too, and raise `found` (m,) accordingly.
+def _refined(values: np.ndarray, weights: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Similarities (m,) with the most similar others tried in every weight too, where the value is in doubt.
 
     A bold copy of a dense glyph has its gaps filled, and no lighter sample opens them again; but the glyph made bolder
     is filled likewise.
     """
-    for j in np.argsort(-found)[:AGAIN]:
-        if DOUBT[0] < found[j] < DOUBT[1]:
-            weights = np.concatenate([reweighted(others[j : j + 1], step) for step in WEIGHTS])
-            found[j] = max(found[j], similarities(weights, image[None])[0])
+    values = values.copy()
+    for j in np.argsort(-values)[:REFINED]:
+        if DOUBT[0] < values[j] < DOUBT[1]:
+            bolder = np.concatenate([reweighted(others[j : j + 1], step) for step in WEIGHTS])
+            values[j] = max(values[j], similarities(bolder, weights[None, len(WEIGHTS) // 2])[0])
+    return values
 
 
 def similarities(weights: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -112,7 +113,9 @@ def similarities(weights: np.ndarray, others: np.ndarray) -> np.ndarray:
     least = np.full(len(others), np.inf, np.float32)
     for softness in SOFTER:
         other = _blurring(softness) @ theirs @ _blurring(softness)
-        away = (flat * flat).sum(1) - 2 * other.reshape(len(other), -1) @ flat.T  # less what a whole row has in common
+        away = (flat * flat).sum(1) - 2 * other.reshape(
+            len(other), -1
+        ) @ flat.T  # without the term that a row has in common
         best = np.argsort(away, axis=1)[:, :TRIES]
         square = WINDOWING @ (tried[best] - other[:, None]) ** 2 @ WINDOWING
         least = np.minimum(least, square.max((2, 3)).min(1))
@@ -124,57 +127,57 @@ def similarities(weights: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def novelty(
     neighbours: Neighbours,
-    right: np.ndarray | None = None,
-    read: Sequence[str] | None = None,
-    confidence: np.ndarray | None = None,
+    agreement: np.ndarray | None = None,
+    read: OcrResult | None = None,
     threshold: float = COPY,
 ) -> dict:
-    """How new n drawn glyphs are, as a dict fit for JSON; shares with their Wilson intervals.
+    """How new n generated glyphs are, as a dict fit for JSON; proportions with their Wilson intervals.
 
     Args:
-        neighbours: of the drawn glyphs among the training glyphs.
-        right: bool (n,), whether each is what its prompt asked for.
-        read, confidence: what the OCR reads in each, and float (n,) in [0, 1] how surely.
+        neighbours: of the generated glyphs among the training glyphs.
+        agreement: bool (n,), whether each agrees with its prompt.
+        read: what the OCR reads in each.
     Returns:
         copies: similarity to a training glyph at or above `threshold`.
-        existing: read as one character with a confidence of one half or more; only with `read`. The OCR knows the
-            characters of its dictionary and no others, so one outside of it is not seen to exist.
-        new_and_well_formed: what the prompt asked for, no copy and not existing; only with `right` and `read`. It does
-            not say that a reader would take the glyph for a character: that is judged by the classifier alone.
+        existing: read as one character with a confidence of one half or more; only with `read`. The OCR knows only the
+            characters of its dictionary.
+        new_and_well_formed: agrees with its prompt, is no copy and not existing; only with `agreement` and `read`.
+            Whether a reader would take it for a character is decided by the classifier alone.
     """
     similarity = neighbours.similarity
     copies = similarity >= threshold
     found = {
         "copy_from_similarity": threshold,
-        "copies": share(copies),
+        "copies": proportion(copies),
         "nearest_median": round(float(np.median(similarity)), 4),
         "nearest_95th_percentile": round(float(np.quantile(similarity, 0.95)), 4),
     }
-    if read is None or confidence is None:
+    if read is None:
         return found
-    existing = np.array([len(text) == 1 for text in read]) & (np.asarray(confidence) >= READABLE)
-    found["existing"] = share(existing)
-    if right is not None:
-        found["new_and_well_formed"] = share(np.asarray(right, bool) & ~copies & ~existing)
+    existing = np.array([len(text) == 1 for text in read.texts]) & (np.asarray(read.confidences) >= READABLE)
+    found["existing"] = proportion(existing)
+    if agreement is not None:
+        found["new_and_well_formed"] = proportion(np.asarray(agreement, bool) & ~copies & ~existing)
     return found
 
 
-def distinctness(pictures: Mapping[str, np.ndarray], threshold: float = COPY) -> dict:
-    """Do the pictures of one prompt repeat each other, a sign of mode collapse?
+def distinctness(images: Mapping[str, np.ndarray], threshold: float = COPY) -> dict:
+    """Do the images of one prompt repeat each other, a sign of mode collapse?
 
     Args:
-        pictures: prompt -> uint8 (n, h, w).
-    Returns: "distinct": share of the pictures that no earlier one of their prompt is nearly the same as; "worst": that
-        share for the prompt where it is least, by name.
+        images: prompt -> uint8 (n, h, w).
+    Returns: "distinct": proportion of the images to which no earlier one of their prompt is nearly equal; "worst": the
+        same for the prompt where it is lowest, by name.
     """
-    alone = {name: nearest(x, Pool(x), earlier=True).similarity < threshold for name, x in pictures.items() if len(x)}
+    some = {name: x for name, x in images.items() if len(x)}
+    alone = {name: nearest_glyphs(x, Pool(x), earlier=True).similarity < threshold for name, x in some.items()}
     if not alone:
-        return {"distinct": share([]), "worst": None}
+        return {"distinct": proportion([]), "worst": None}
     worst = min(alone, key=lambda name: alone[name].mean())
-    return {"distinct": share(np.concatenate(list(alone.values()))), "worst": {worst: share(alone[worst])}}
+    return {"distinct": proportion(np.concatenate(list(alone.values()))), "worst": {worst: proportion(alone[worst])}}
 
 
-# ---- pictures -------------------------------------------------------------------------------------------------------
+# ---- images ---------------------------------------------------------------------------------------------------------
 
 
 def to_size(images: np.ndarray) -> np.ndarray:

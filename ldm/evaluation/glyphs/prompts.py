@@ -1,4 +1,4 @@
-"""What a glyph model is asked to draw when it is measured: a fixed list, so that two models answer the same questions.
+"""The prompts on which glyph models are evaluated: a fixed list, so that two models can be compared.
 
 `assets/glyph_prompts.tsv` holds it; `python -m scripts.glyph_prompts` wrote it. Its sections:
 
@@ -19,8 +19,8 @@ SECTIONS = ("layout", "radical", "pair", "style", "character")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One prompt and what a picture must have to agree with it; "" and 0 where the prompt does not say."""
+class PromptSpec:
+    """One prompt and what an image must have to agree with it; "" and 0 where the prompt does not say."""
 
     section: str
     prompt: str
@@ -31,11 +31,12 @@ class Asked:
     codepoint: int = 0  # of the character that is described
 
 
-def glyph_prompts(sections: tuple[str, ...] = SECTIONS) -> list[Asked]:
+def glyph_prompts(sections: tuple[str, ...] = SECTIONS) -> list[PromptSpec]:
     """The fixed list, section after section."""
     text = resources.files("ldm.evaluation").joinpath(FILE).read_text(encoding="utf-8")
     rows = list(csv.reader(io.StringIO(text), delimiter="\t"))[1:]
     asked = [
-        Asked(s, prompt, layout, int(r), style, int(n), int(point)) for s, prompt, layout, r, style, n, point in rows
+        PromptSpec(s, prompt, layout, int(r), style, int(n), int(point))
+        for s, prompt, layout, r, style, n, point in rows
     ]
     return [one for section in sections for one in asked if one.section == section]

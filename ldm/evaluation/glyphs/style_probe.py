@@ -17,7 +17,7 @@ class StyleProbe:
 
     Args:
         images: real glyphs, uint8 (n, h, w), dark on white.
-        styles: the style of each, n strings of at least two kinds.
+        styles: the style of each, n strings of at least two values.
     Raises: ValueError: all are of one style.
     """
 
@@ -32,7 +32,7 @@ class StyleProbe:
         self.weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ targets)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """The style of each of the pictures uint8 (n, h, w): str (n,)."""
+        """The style of each of the images uint8 (n, h, w): str (n,)."""
         return np.array(self.names)[(self._inputs(_strokes(images)) @ self.weights).argmax(1)]
 
     def _inputs(self, x: np.ndarray) -> np.ndarray:
@@ -40,9 +40,9 @@ class StyleProbe:
 
 
 def _strokes(images: np.ndarray) -> np.ndarray:
-    """Per picture the mean width, its variation coefficient, and ink, as logarithms, whatever the size: (n, 3).
+    """Per image the mean width, its variation coefficient, and ink, as logarithms, whatever the size: (n, 3).
 
-    A picture without strokes counts as one of hair lines.
+    An image without strokes counts as one of hair lines.
     """
     mean, variance = stroke_widths(images)
     mean = np.maximum(mean / images.shape[1], 1e-3)

@@ -1,154 +1,144 @@
-"""`ldm evaluate` of a run that learned one's own pictures: one picture for each held-out caption, and four questions.
+"""`ldm evaluate` of a run on the user's own images: one image per held-out caption, and four questions.
 
-Does the run's CLIP tell whose caption a picture was drawn from? Are the pictures, as a whole, like those held out? Are
-they new, or near copies of training pictures? What does the autoencoder lose? Nobody here knows what such pictures
-should show, so beside each number stands what real pictures get by the same measure, and the sheets are half of it all.
+Can the run's CLIP tell from which caption an image was generated? Are the images, as a set, like the held-out ones? Are
+they new, or near copies of training images? What does the autoencoder lose? Nobody here knows what such images should
+show, so beside each number stands what real images reach by the same measure, and the image grids matter as much.
 """
 
 import json
 import logging
 import time
-from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ldm.data import ImageTextData, spread
+from ldm.data import ImageTextData, evenly_spaced_indices
 from ldm.evaluation.autoencoder_report import rate
-from ldm.evaluation.feature_extractors import ClipJudge, VisionModel, digest
-from ldm.evaluation.generation import Drawing, draw
-from ldm.evaluation.images.report_page import report_page
+from ldm.evaluation.feature_extractors import ClipEmbedder, FeatureExtractor, VisionModel, digest
+from ldm.evaluation.html import render
 from ldm.evaluation.metrics.confidence import bootstrap
-from ldm.evaluation.metrics.distribution_distances import yardstick
-from ldm.evaluation.metrics.proportions import share
+from ldm.evaluation.metrics.distribution_distances import with_reference_range
+from ldm.evaluation.metrics.proportions import proportion
 from ldm.evaluation.metrics.reconstruction import psnr, reconstruct, ssim
+from ldm.evaluation.options import EvaluationOptions, write_metrics
 from ldm.evaluation.run_loading import OpenRun, checkpoint_state, open_run
 from ldm.models.lora import as_options, merge, read_lora
+from ldm.pipelines.generation import SamplingOptions, generate_pixels
 from ldm.utils.atomic_files import write_whole
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import image_grid, save_png
 
 log = logging.getLogger(__name__)
 
-TRAINING = 2000  # training pictures that are looked at, evenly chosen
-CANDIDATES = 100  # captions that a picture's own one has to stand out from, itself counted
-DEALS = 20  # the floor is the mean of so many deals
-RARE = 0.01  # of real held-out pictures are as near to a training picture as what is called a near copy
-COARSE = 8  # side of the pictures that are compared where there is no network
-PAIRS, COLUMNS, SIDE = 32, 8, 128  # on a sheet, and the most pixels of a picture there
+TRAINING = 2000  # training images that are compared with, evenly chosen
+CANDIDATES = 100  # captions among which an image's own one has to be the nearest, itself included
+NUM_PERMUTATIONS = 20  # the floor is the mean over so many permutations of the captions
+RARE = 0.01  # of real held-out images are as near to a training image as what is called a near copy
+COARSE = 8  # side of the images that are compared where there is no network
+PAIRS, COLUMNS, SIDE = 32, 8, 128  # in a grid, and the most pixels of an image there
 
 
-@dataclass(frozen=True)
-class Eye:
-    """By what pictures are compared. `embed`: uint8 (n, h, w, c) -> float (n, d)."""
-
-    name: str
-    digest: str
-    embed: Callable[[np.ndarray], np.ndarray]
-
-
-def evaluate(run: Path, args: Namespace) -> dict:
-    """Measure a run on one's own pictures; write metrics.json, index.html and PNG sheets; return the metrics.
+def evaluate_images(run: Path, options: EvaluationOptions) -> dict:
+    """Measure a run on the user's own images; write metrics.json, index.html and PNG grids; return the metrics.
 
     Args:
         run: of train_ldm.py, finished or not, whose data are still where they were.
-        args: of `ldm evaluate`: output, samples (at most; one for each held-out picture), seed, steps, guidance, batch,
-            device, lora, clip, features.
-    Raises: UserError when the data are gone, or fewer than two pictures were held out.
+        options: `samples` is the largest number of images; there is one per held-out image.
+    Raises: UserError when the data are gone, or fewer than two images were held out.
     """
-    started, output = time.monotonic(), Path(args.output)
+    started, output = time.monotonic(), options.output
     output.mkdir(parents=True, exist_ok=True)
-    opened = open_run(run, args.device)
-    clip, guides = judge_of(opened, args.clip)
-    eye = eye_of(args.features, clip)
+    opened = open_run(run, options.device)
+    clip, guided = clip_embedder_of(opened, options.clip)
+    extractor = feature_extractor_of(options.features, clip)
     pipeline, held = opened.pipeline, opened.data.validation
     if len(held) < 2:
-        raise UserError(f"{run} holds out {len(held)} picture: measuring takes two; see data.files.validation_fraction")
-    if args.lora:
-        path, scale = as_options(args.lora).values()
+        raise UserError(f"{run} holds out {len(held)} image: measuring takes two; see data.files.validation_fraction")
+    if options.lora:
+        path, scale = as_options(options.lora).values()
         merge(pipeline.components, read_lora(path), scale, path)
         pipeline.lora = path, scale
-    chosen = spread(len(held), args.samples)
-    real, conditional = read(held, chosen), opened.settings.text.source != "none"
+    chosen = evenly_spaced_indices(len(held), options.samples)
+    real, conditional = stacked(held, chosen), opened.settings.text.source != "none"
     rng = np.random.default_rng(0)
     captions = [held.caption(int(i), rng) if conditional else "" for i in chosen]
-    how = Drawing(args.steps, args.guidance if conditional else 1.0, args.batch)  # without words nothing to be told
-    drawn = draw_all(pipeline, captions, args.seed, how)
+    sampling = options.sampling
+    if not conditional:  # without captions there is nothing to guide towards
+        sampling = SamplingOptions(sampling.steps, 1.0, sampling.batch_size)
+    generated = generate_in_batches(pipeline, captions, options.seed, sampling)
     metrics: dict[str, Any] = {
         "format": 1,
-        "model": {"source": str(run), "digest": pipeline.digest, "lora": args.lora},
+        "model": {"source": str(run), "digest": pipeline.digest, "lora": options.lora},
         "settings": {
-            "samples": len(drawn),
-            "seed": args.seed,
-            "num_inference_steps": args.steps or pipeline.defaults["num_inference_steps"],
-            "guidance_scale": pipeline.defaults["guidance_scale"] if how.guidance is None else how.guidance,
+            "samples": len(generated),
+            "seed": options.seed,
+            "num_inference_steps": sampling.steps or pipeline.defaults["num_inference_steps"],
+            "guidance_scale": pipeline.defaults["guidance_scale"] if sampling.guidance is None else sampling.guidance,
         },
         "pictures": {"held_out": len(held), "training": len(opened.data.train)},
-        "features": {"name": eye.name, "digest": eye.digest},
-        **sections(drawn, real, captions, opened.data.train, eye, clip, output),
+        "features": {"name": extractor.name, "digest": extractor.digest},
+        **sections(generated, real, captions, opened.data.train, extractor, clip, output),
         "autoencoder": autoencoder_section(pipeline.networks.module("vae"), real, output),
     }
-    metrics["notes"] = notes(metrics, captions, clip, guides, opened)
-    metrics["summary"] = summary(metrics)
+    metrics["notes"] = notes(metrics, captions, clip, guided, opened)
+    metrics["summary"] = quoted(metrics)
     metrics["seconds"] = round(time.monotonic() - started)
-    save_pairs(drawn, real, output / "drawn.png", captions)
-    write_whole(output / "metrics.json", (json.dumps(metrics, indent=1, ensure_ascii=False) + "\n").encode())
-    write_whole(output / "index.html", report_page(metrics, output).encode())
+    save_pairs(generated, real, output / "drawn.png", captions)
+    write_metrics(metrics, output)
+    write_whole(output / "index.html", render("images/report.html.j2", output, **metrics).encode())
     print("\n".join([json.dumps(metrics["summary"], indent=1), *metrics["notes"]]))
-    print(f"{output / 'index.html'}: numbers and pictures in one file")
+    print(f"{output / 'index.html'}: numbers and images in one file")
     return metrics
 
 
-def draw_all(pipeline, captions: list[str], seed: int, how: Drawing) -> np.ndarray:
-    """Picture i of caption i from seed + i, uint8 (n, h, w, c), a batch at a time: as floats they take much memory."""
-    parts = []
-    for start in range(0, len(captions), how.batch):
-        part = captions[start : start + how.batch]
-        parts.append(draw(pipeline, part, [seed + start + i for i in range(len(part))], how))
-        log.info("%d of %d pictures drawn", start + len(part), len(captions))
-    return np.concatenate(parts)
+def generate_in_batches(pipeline, captions: list[str], seed: int, sampling: SamplingOptions) -> np.ndarray:
+    """Image i of caption i from seed + i, uint8 (n, h, w, c), batch by batch: as floats all take much memory."""
+    batches = []
+    for start in range(0, len(captions), sampling.batch_size):
+        batch = captions[start : start + sampling.batch_size]
+        batches.append(generate_pixels(pipeline, batch, [seed + start + i for i in range(len(batch))], sampling))
+        log.info("%d of %d images generated", start + len(batch), len(captions))
+    return np.concatenate(batches)
 
 
-# ---- who looks, and at what -----------------------------------------------------------------------------------------
+# ---- what images are compared by ------------------------------------------------------------------------------------
 
 
-def judge_of(opened: OpenRun, named: Path | None) -> tuple[ClipJudge | None, bool]:
-    """The CLIP that is named, else the one that the run was told its words by, else the one beside it; and whether the
-    model was guided by this very encoder."""
+def clip_embedder_of(opened: OpenRun, path: Path | None) -> tuple[ClipEmbedder | None, bool]:
+    """The CLIP at `path`, else the one whose text encoder the run was trained with, else the one beside it; and whether
+    the model was conditioned by this very encoder."""
     settings = opened.settings
     elsewhere = settings.text.source not in ("run", "new", "none")
     own = Path(settings.text.source) if elsewhere else opened.folder.parent / "clip"
-    place = next((place for place in (own / "final", own) if (place / "clip" / "config.json").is_file()), None)
-    if named is None and place is None:
+    folder = next((each for each in (own / "final", own) if (each / "clip" / "config.json").is_file()), None)
+    if path is None and folder is None:
         return None, False
-    judge = ClipJudge(named or own)
-    told = settings.text.source not in ("new", "none") and not settings.start.model and not settings.distill.teacher
-    return judge, told and place is not None and judge.digest == digest(place / "clip")
+    clip = ClipEmbedder(path or own)
+    fixed = settings.text.source not in ("new", "none") and not settings.start.model and not settings.distill.teacher
+    return clip, fixed and folder is not None and clip.digest == digest(folder / "clip")
 
 
-def eye_of(features: str | None, clip: ClipJudge | None) -> Eye:
-    """The vision model that is named, else the CLIP's image tower, else the pictures themselves, coarsely."""
+def feature_extractor_of(features: str | None, clip: ClipEmbedder | None) -> FeatureExtractor:
+    """The named vision model, else the CLIP's image encoder, else coarse colours."""
     if features is not None:
-        model = VisionModel(features)
-        return Eye(type(model.model).__name__, model.digest, lambda x: model.embed(x[..., 0] if x.shape[3] == 1 else x))
+        return VisionModel(features).extractor
     if clip is not None:
-        return Eye("CLIP", clip.digest, clip.embed)
-    return Eye(f"colours at {COARSE} x {COARSE}", "", coarse)
+        return FeatureExtractor("CLIP", clip.digest, clip.embed)
+    return FeatureExtractor(f"colours at {COARSE} x {COARSE}", "", coarse_colours)
 
 
-def coarse(images: np.ndarray) -> np.ndarray:
-    """uint8 (n, h, w, c) -> the mean colour of each of 8 x 8 fields, float32 in [-1, 1], (n, 64 c)."""
+def coarse_colours(images: np.ndarray) -> np.ndarray:
+    """uint8 (n, h, w, c) -> the mean colour of each of 8 x 8 cells, float32 in [-1, 1], (n, 64 c)."""
     size = (COARSE, COARSE)
     small = [Image.fromarray(x.squeeze()).resize(size, Image.Resampling.BOX) for x in images]
     return np.stack([np.asarray(x, np.float32).ravel() / 127.5 - 1 for x in small])
 
 
-def read(data: ImageTextData, chosen: Sequence[int] | np.ndarray) -> np.ndarray:
-    """These pictures of a split: uint8 (n, h, w, c)."""
+def stacked(data: ImageTextData, chosen: Sequence[int] | np.ndarray) -> np.ndarray:
+    """These images of a split: uint8 (n, h, w, c)."""
     return np.stack([data.image(int(i)) for i in chosen])
 
 
@@ -156,48 +146,49 @@ def read(data: ImageTextData, chosen: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def sections(
-    drawn: np.ndarray,
+    generated: np.ndarray,
     real: np.ndarray,
     captions: list[str],
     train: ImageTextData,
-    eye: Eye,
-    clip: ClipJudge | None,
+    extractor: FeatureExtractor,
+    clip: ClipEmbedder | None,
     output: Path,
 ) -> dict[str, Any]:
-    """Words, likeness and novelty of drawn pictures, uint8 (n, h, w, c), of the captions of real ones alike; None for
-    what cannot be measured. nearest.png goes to `output`."""
-    rows = spread(len(train), TRAINING)
-    parts = [eye.embed(read(train, rows[start : start + 64])) for start in range(0, len(rows), 64)]  # few in memory
-    known, ours, theirs = np.concatenate(parts), eye.embed(drawn), eye.embed(real)
-    index, distance = nearest(ours, known)
+    """Words, likeness and novelty of generated images, uint8 (n, h, w, c), for the captions of as many real ones; None
+    for what cannot be measured. nearest.png goes to `output`."""
+    rows = evenly_spaced_indices(len(train), TRAINING)
+    batches = [rows[start : start + 64] for start in range(0, len(rows), 64)]  # few images in memory
+    known = np.concatenate([extractor.embed(stacked(train, batch)) for batch in batches])
+    ours, theirs = extractor.embed(generated), extractor.embed(real)
+    index, distance = nearest_features(ours, known)
     order = np.argsort(distance, kind="stable")[:PAIRS]
     labels = [f"{distance[i]:.3g}" for i in order]
-    save_pairs(drawn[order], read(train, rows[index[order]]), output / "nearest.png", labels)
+    save_pairs(generated[order], stacked(train, rows[index[order]]), output / "nearest.png", labels)
     return {
-        "words": words_section(drawn, real, captions, clip) if clip else None,
+        "words": words_section(generated, real, captions, clip) if clip else None,
         "likeness": likeness_section(ours, theirs, known),
-        "novelty": novelty_section(distance, nearest(theirs, known)[1]),
+        "novelty": novelty_section(distance, nearest_features(theirs, known)[1]),
     }
 
 
-def words_section(drawn: np.ndarray, real: np.ndarray, captions: list[str], clip: Callable) -> dict | None:
-    """R-precision of the drawn pictures, its ceiling (the real ones') and its floor (captions dealt out anew).
+def words_section(generated: np.ndarray, real: np.ndarray, captions: list[str], clip: Callable) -> dict | None:
+    """R-precision of the generated images, its ceiling (of the real ones) and its floor (captions permuted).
 
     Args:
-        clip: pictures and as many captions -> unit features of both, float (n, d) tensors.
-    Returns: see `share`, with ceiling, floor and the number of candidates; None with fewer than two captions. The
-        interval is that of other pictures of these captions.
+        clip: images and as many captions -> unit features of both, float (n, d) tensors.
+    Returns: see `proportion`, with ceiling, floor and the number of candidates; None with fewer than two captions. The
+        interval is over other images of these captions.
     """
-    told = [i for i, caption in enumerate(captions) if caption]
-    names = [captions[i] for i in told]
+    captioned = [i for i, caption in enumerate(captions) if caption]
+    names = [captions[i] for i in captioned]
     distinct, first, own = np.unique(names, return_index=True, return_inverse=True)
     if len(distinct) < 2:
         return None
-    image, text = (x.numpy() for x in clip(drawn[told], names))
-    real_image = clip(real[told], names)[0].numpy()
+    image, text = (x.numpy() for x in clip(generated[captioned], names))
+    real_image = clip(real[captioned], names)[0].numpy()
     scores, rng = image @ text[first].T, np.random.default_rng(0)
-    floor = np.mean([r_precision(scores, rng.permutation(own)).mean() for _ in range(DEALS)])
-    return share(r_precision(scores, own)) | {
+    floor = np.mean([r_precision(scores, rng.permutation(own)).mean() for _ in range(NUM_PERMUTATIONS)])
+    return proportion(r_precision(scores, own)) | {
         "ceiling": round(float(r_precision(real_image @ text[first].T, own).mean()), 4),
         "floor": round(float(floor), 4),
         "candidates": min(CANDIDATES, len(distinct)),
@@ -206,128 +197,128 @@ def words_section(drawn: np.ndarray, real: np.ndarray, captions: list[str], clip
 
 
 def r_precision(similarity: np.ndarray, own: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Whether each picture is nearer to its own caption than to 99 others drawn at random, or all there are; bool (n,).
+    """Whether each image is nearer to its own caption than to 99 others at random, or all there are; bool (n,).
 
     Args:
-        similarity: float (n, m) of n pictures to m different captions; own: int (n,), the number of each one's own.
+        similarity: float (n, m) of n images to m distinct captions; own: int (n,), the number of each one's own.
     Source: Xu et al. 2018, AttnGAN, arXiv 1711.10485, section 4: R-precision with R = 1 and 99 mismatching captions.
     """
     rng, count = np.random.default_rng(seed), similarity.shape[1]
-    right = np.zeros(len(similarity), bool)
+    first = np.zeros(len(similarity), bool)
     for i, mine in enumerate(own):
         others = np.delete(np.arange(count), mine)
         rivals = rng.choice(others, min(CANDIDATES - 1, len(others)), replace=False)
-        right[i] = similarity[i, mine] > similarity[i, rivals].max()
-    return right
+        first[i] = similarity[i, mine] > similarity[i, rivals].max()
+    return first
 
 
-def likeness_section(drawn: np.ndarray, held: np.ndarray, train: np.ndarray) -> dict | None:
-    """Distances of drawn pictures' features (n, d) to those of held-out ones, and those of as many training pictures,
-    which is what real pictures get; None of fewer pictures than that takes, or of features that are all alike."""
+def likeness_section(generated: np.ndarray, held: np.ndarray, train: np.ndarray) -> dict | None:
+    """Distances of generated images' features (n, d) to those of held-out ones, and those of as many training images
+    for comparison; None for too few images, or for features that are all alike."""
     try:
-        found = yardstick(drawn, held, floor=train)
+        found = with_reference_range(generated, held, floor=train)
     except ValueError as error:
         log.warning("likeness is left out: %s", error)
         return None
     return {"drawn": found["generated"], "training": found["floor"]}
 
 
-def nearest(features: np.ndarray, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def nearest_features(features: np.ndarray, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The nearest row of pool (m, d) for each of features (n, d): int64 (n,) and the Euclidean distance, float64."""
     features, pool = features.astype(np.float64), pool.astype(np.float64)
     squares = (pool**2).sum(1)
-    parts = [features[start : start + 256] for start in range(0, len(features), 256)]
-    index = np.concatenate([(squares - 2 * part @ pool.T).argmin(1) for part in parts])
+    batches = [features[start : start + 256] for start in range(0, len(features), 256)]
+    index = np.concatenate([(squares - 2 * batch @ pool.T).argmin(1) for batch in batches])
     return index, np.linalg.norm(features - pool[index], axis=1)
 
 
-def novelty_section(drawn: np.ndarray, held: np.ndarray) -> dict:
-    """Distances (n,) to the nearest training picture: the share of drawn ones that are nearer than nearly all held-out
-    ones are, 'near_copies', and the medians of both."""
+def novelty_section(generated: np.ndarray, held: np.ndarray) -> dict:
+    """From distances (n,) to the nearest training image: the proportion of generated images that are nearer than nearly
+    all held-out ones, 'near_copies', and the medians of both."""
     limit = float(np.quantile(held, RARE, method="lower"))
-    found: dict[str, Any] = {"near_copies": share(drawn < limit), "limit": limit}
-    return found | {"median_drawn": float(np.median(drawn)), "median_held_out": float(np.median(held))}
+    found: dict[str, Any] = {"near_copies": proportion(generated < limit), "limit": limit}
+    return found | {"median_drawn": float(np.median(generated)), "median_held_out": float(np.median(held))}
 
 
 def autoencoder_section(vae, real: np.ndarray, output: Path) -> dict:
-    """PSNR and SSIM of held-out pictures, uint8 (n, h, w, c), after encoding and decoding, with intervals; the rate."""
+    """PSNR and SSIM of held-out images, uint8 (n, h, w, c), after encoding and decoding, with intervals; the rate."""
     after, latents = reconstruct(vae, real)
     save_pairs(real, after, output / "reconstructions.png")
     parts = [slice(start, start + 16) for start in range(0, len(real), 16)]  # in float64 they take much memory
     measures = {
-        name: bootstrap(np.concatenate([each(real[part], after[part]) for part in parts])).rounded()
-        for name, each in (("psnr", psnr), ("ssim", ssim))
+        name: bootstrap(np.concatenate([measure(real[part], after[part]) for part in parts])).rounded()
+        for name, measure in (("psnr", psnr), ("ssim", ssim))
     }
     return measures | {"rate": rate(vae, real, latents)}
 
 
-# ---- what is told ---------------------------------------------------------------------------------------------------
+# ---- what is reported -----------------------------------------------------------------------------------------------
 
 
-def notes(metrics: dict, captions: list[str], clip: ClipJudge | None, guides: bool, opened: OpenRun) -> list[str]:
+def notes(metrics: dict, captions: list[str], clip: ClipEmbedder | None, guided: bool, opened: OpenRun) -> list[str]:
     """What a reader must know to read the numbers, and why some are missing."""
     found = []
     if clip is None and any(captions):
-        found.append("Words are not judged: the run has no CLIP of its own; name a run of train_clip.py by --clip.")
+        found.append("Words are not scored: the run has no CLIP of its own; name a run of train_clip.py by --clip.")
     elif metrics["words"] is None:
-        why = "the held-out pictures have one caption" if any(captions) else "the model draws without words"
-        found.append(f"Words are not judged: {why}.")
-    elif guides:
+        why = "the held-out images have one caption" if any(captions) else "the model is unconditional"
+        found.append(f"Words are not scored: {why}.")
+    elif guided:
         found.append(
-            "The words are judged by the encoder that guided the model: it sees what the model was told, and is no "
-            "second opinion. Look at drawn.png."
+            "The words are scored by the encoder that guided the model: it measures what the model was conditioned on, "
+            "and is no second opinion. See drawn.png."
         )
     if metrics["likeness"] is None:
-        found.append("Likeness is not measured: it takes 20 pictures of either kind that differ.")
+        found.append("Likeness is not measured: it takes 20 images of either set that differ.")
     if metrics["features"]["name"].startswith("colours"):
-        found.append("Pictures are compared by their coarse colours alone: name a vision model by --features.")
+        found.append("Images are compared by their coarse colours alone: name a vision model by --features.")
     count = metrics["pictures"]["training"]
     if count > TRAINING:
-        found.append(f"Of {count:,} training pictures {TRAINING:,} were looked at: a copy of another one is not found.")
+        found.append(f"Of {count:,} training images {TRAINING:,} were compared: a copy of another one is not found.")
     if changed(opened):
-        found.append("The training pictures are others now than at the last checkpoint: what is held out may be too.")
+        found.append("The training images have changed since the last checkpoint: so may have the held-out ones.")
     if set(opened.data.validation.ids) & set(opened.data.train.ids):
-        found.append("Held-out pictures were trained on (data.files.validation_fraction): nothing here is unseen.")
+        found.append("Held-out images were trained on (data.files.validation_fraction): nothing here is unseen.")
     return found
 
 
 def changed(opened: OpenRun) -> bool:
-    """Whether the training pictures are others than those that the newest checkpoint was made with."""
+    """Whether the training images are others than those that the newest checkpoint was made with."""
     then = checkpoint_state(opened.checkpoint).get("identity", {}).get("data") if opened.checkpoint else None
     return then is not None and then != opened.data.train.fingerprint
 
 
-def summary(metrics: dict) -> dict:
+def quoted(metrics: dict) -> dict:
     """The few numbers that are quoted; `ldm.hub.model_card.rows` reads them."""
     words, likeness, vae = metrics["words"], metrics["likeness"], metrics["autoencoder"]
-    quoted: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     if words:
-        quoted["own_caption_first"] = {key: words[key] for key in ("n", "share", "interval", "ceiling", "floor")}
+        found["own_caption_first"] = {key: words[key] for key in ("n", "share", "interval", "ceiling", "floor")}
     for name in ("fd", "kid", "coverage") if likeness else ():
         values = {"": likeness["drawn"], "of_real": likeness["training"]}
-        quoted[name] = {key: round(found[name]["value"], 6) for key, found in values.items()}
-    quoted["near_copies"] = metrics["novelty"]["near_copies"]
-    quoted["psnr"] = {key: vae["psnr"][key] for key in ("n", "value", "interval")}
-    return quoted | {"ssim": vae["ssim"]["value"]}  # with an interval a card would take it for a share
+        found[name] = {key: round(each[name]["value"], 6) for key, each in values.items()}
+    found["near_copies"] = metrics["novelty"]["near_copies"]
+    found["psnr"] = {key: vae["psnr"][key] for key in ("n", "value", "interval")}
+    return found | {"ssim": vae["ssim"]["value"]}  # with an interval a card would take it for a proportion
 
 
 def save_pairs(above: np.ndarray, below: np.ndarray, path: Path, labels: Sequence[str] | None = None) -> None:
-    """At most 32 pictures (n, h, w, c) in rows of eight, evenly chosen, with the other of each pair under it."""
-    chosen = spread(len(above), PAIRS)
-    shown, told = [], []
+    """At most 32 images (n, h, w, c) in rows of eight, evenly chosen, with the other of each pair below it."""
+    chosen = evenly_spaced_indices(len(above), PAIRS)
+    shown, texts = [], []
     for start in range(0, len(chosen), COLUMNS):
         row = chosen[start : start + COLUMNS]
         blank = [Image.new("RGB", (1, 1), "#d8d8d8")] * (COLUMNS - len(row))
-        for side, texts in ((above, labels), (below, None)):
-            shown += [*(_small(side[i]) for i in row), *blank]
-            told += [*(texts[i] if texts else "" for i in row), *[""] * len(blank)]
-    save_png(image_grid(shown, COLUMNS, labels=told if labels else None), path)
+        for side, names in ((above, labels), (below, None)):
+            shown += [*(_scaled(side[i]) for i in row), *blank]
+            texts += [*(names[i] if names else "" for i in row), *[""] * len(blank)]
+    save_png(image_grid(shown, COLUMNS, labels=texts if labels else None), path)
 
 
-def _small(image: np.ndarray) -> Image.Image:
-    """uint8 (h, w, c) as a picture of about 128 pixels at most; small ones are made larger by whole pixels."""
-    found = Image.fromarray(image.squeeze())
-    if max(found.size) > SIDE:
-        found.thumbnail((SIDE, SIDE))
-    times = max(1, SIDE // max(found.size))
-    return found.resize((found.width * times, found.height * times), Image.Resampling.NEAREST)
+def _scaled(image: np.ndarray) -> Image.Image:
+    """uint8 (h, w, c) as an image of about 128 pixels at most; small ones are enlarged by a whole factor."""
+    small = Image.fromarray(image.squeeze())
+    if max(small.size) > SIDE:
+        small.thumbnail((SIDE, SIDE))
+    times = max(1, SIDE // max(small.size))
+    return small.resize((small.width * times, small.height * times), Image.Resampling.NEAREST)

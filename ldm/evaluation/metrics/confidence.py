@@ -1,20 +1,18 @@
 """How far a number can be trusted: bootstrap intervals, and whether one model is better than another.
 
-What is drawn anew is the thing that could have come out otherwise. Pictures of one prompt are alike, so a thousand
-pictures of ten prompts say nearly as little about other prompts as ten pictures do: give `clusters` and whole prompts
-are drawn. With few of them a plain percentile interval is too short; it is widened as Student's t is.
+Images of one prompt are alike, so a thousand images of ten prompts say nearly as little about other prompts as ten
+images do: give `clusters`, and prompts are resampled with all their images. With few of them a plain percentile
+interval is too short; it is widened as Student's t is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
 
 import numpy as np
 
-Statistic = Callable[[np.ndarray], float]
-METHODS = ("percentile", "bca")
-BLOCK = 4_000_000  # numbers drawn at a time
+BLOCK = 4_000_000  # random numbers in memory at a time
 
 
 @dataclass(frozen=True)
@@ -55,49 +53,32 @@ class Comparison:
 
 def bootstrap(
     values: np.ndarray,
-    statistic: Statistic | None = None,
     *,
     clusters: Sequence | np.ndarray | None = None,
     confidence: float = 0.95,
     resamples: int = 2000,
-    method: str = "percentile",
     seed: int = 0,
 ) -> Interval:
-    """Interval of a statistic of `values`, by drawing them, or whole clusters of them, anew with replacement.
+    """Interval of the mean of `values`, by resampling them, or clusters of them, with replacement.
+
+    It is the percentile interval, widened for few clusters: the quantiles are not at alpha/2 but where a normal
+    variable lies below -sqrt(m / (m - 1)) t, with t the quantile of Student's t with m - 1 degrees of freedom.
 
     Args:
-        values: (n,) or (n, ...), n >= 2 independent rows; yes-or-no counts as 1 and 0.
-        statistic: of rows like `values`; None = their mean.
-        clusters: (n,) the prompt, say, that each row belongs to; at least two different ones. None = each its own.
+        values: (n,) or (n, ...), n >= 2 independent rows; booleans count as 1 and 0.
+        clusters: (n,) the prompt, say, of each row; at least two different ones. None = each its own.
         confidence: in (0, 1).
         resamples: at least 100.
-        method: 'percentile', widened for few clusters: the quantiles are not at alpha/2 but where a normal variable
-            lies below -sqrt(m / (m - 1)) t, with t the quantile of Student's t with m - 1 degrees of freedom; or 'bca',
-            corrected for bias and skewness instead: better for skewed statistics of many clusters.
     Raises: ValueError: what is said above does not hold, or the values are not all finite.
-    Source: Efron 1987, Better bootstrap confidence intervals, JASA 82(397) (BCa); Hesterberg 2015, What teachers should
-        know about the bootstrap, arXiv 1411.5279 (the expanded percentile interval).
+    Source: Hesterberg 2015, What teachers should know about the bootstrap, arXiv 1411.5279 (the expanded interval).
     """
-    values = _checked(values, confidence, resamples, method)
-    places = _places(len(values), clusters)
-    if statistic is None:
-        sums = np.array([values[rows].sum() for rows in places])
-        counts = np.array([values[rows].size for rows in places], dtype=float)
-        value, drawn = values.mean(), _means(sums, counts, resamples, seed)
-        without = (sums.sum() - sums) / (counts.sum() - counts)
-    else:
-        rng = np.random.default_rng(seed)
-        picks = (rng.integers(len(places), size=len(places)) for _ in range(resamples))
-        value = float(statistic(values))
-        drawn = np.array([statistic(values[np.concatenate([places[i] for i in pick])]) for pick in picks], dtype=float)
-        every = np.concatenate(places)
-        owner = np.repeat(np.arange(len(places)), [len(rows) for rows in places])
-        without = None
-        if method == "bca":
-            without = np.array([statistic(values[np.sort(every[owner != i])]) for i in range(len(places))], dtype=float)
-    levels = _levels(confidence, len(places)) if method == "percentile" else _bca(drawn, value, without, confidence)
-    low, high = np.quantile(drawn, levels)
-    return Interval(float(value), float(low), float(high), float(drawn.std(ddof=1)), len(values), len(places))
+    values = _checked(values, confidence, resamples)
+    rows = _cluster_rows(len(values), clusters)
+    sums = np.array([values[cluster].sum() for cluster in rows])
+    counts = np.array([values[cluster].size for cluster in rows], dtype=float)
+    means = _means(sums, counts, resamples, seed)
+    low, high = np.quantile(means, _levels(confidence, len(rows)))
+    return Interval(float(values.mean()), float(low), float(high), float(means.std(ddof=1)), len(values), len(rows))
 
 
 def paired(
@@ -111,11 +92,11 @@ def paired(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Comparison:
-    """Is model B better than model A? Both drew the same prompts from the same seeds.
+    """Is model B better than model A, on the same prompts and seeds?
 
     Args:
-        a, b: one measure of each picture, in the same order: (n,), or (seeds, prompts), where a column is one prompt.
-        clusters: (n,) the prompt of each picture; None = each its own, or, of a matrix, its columns.
+        a, b: one measure of each image, in the same order: (n,), or (seeds, prompts), where a column is one prompt.
+        clusters: (n,) the prompt of each image; None = each its own, or, of a matrix, its columns.
         higher_is_better: whether a greater value is the better one.
     Returns: means, the difference B - A with its interval, and a verdict: a model is better if the interval leaves out
         0. Of two equal models about 1 - confidence of all comparisons name a better one: compare few things.
@@ -164,21 +145,18 @@ def student_t(probability: float, degrees: int) -> float:
     return sum(term / v**i for i, term in enumerate(terms))
 
 
-def _checked(values, confidence: float, resamples: int, method: str) -> np.ndarray:
+def _checked(values, confidence: float, resamples: int) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim == 0 or len(values) < 2:
         raise ValueError(f"an interval needs at least two values, got shape {values.shape}")
     if not np.isfinite(values).all():
         raise ValueError(f"{(~np.isfinite(values)).sum()} of {values.size} values are not finite")
-    if not 0 < confidence < 1 or resamples < 100 or method not in METHODS:
-        raise ValueError(
-            f"confidence must be in (0, 1), resamples at least 100 and method one of {METHODS}, "
-            f"got {confidence}, {resamples} and {method!r}"
-        )
+    if not 0 < confidence < 1 or resamples < 100:
+        raise ValueError(f"confidence must be in (0, 1) and resamples at least 100, got {confidence} and {resamples}")
     return values
 
 
-def _places(n: int, clusters) -> list[np.ndarray]:
+def _cluster_rows(n: int, clusters) -> list[np.ndarray]:
     """Rows of each cluster."""
     if clusters is None:
         return list(np.arange(n)[:, None])
@@ -186,14 +164,14 @@ def _places(n: int, clusters) -> list[np.ndarray]:
     if len(labels) != n:
         raise ValueError(f"clusters must name one for each of {n} values, got {len(labels)}")
     order = np.argsort(labels, kind="stable")
-    places = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
-    if len(places) < 2:
+    rows = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+    if len(rows) < 2:
         raise ValueError("all values are of one cluster: an interval needs at least two")
-    return places
+    return rows
 
 
 def _means(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Means of `resamples` draws of all clusters with replacement, float64 (resamples,)."""
+    """Means of `resamples` resamples of all clusters with replacement, float64 (resamples,)."""
     rng, m = np.random.default_rng(seed), len(sums)
     parts = []
     for start in range(0, resamples, step := max(1, BLOCK // m)):
@@ -203,27 +181,10 @@ def _means(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int) -> n
 
 
 def _levels(confidence: float, m: int) -> tuple[float, float]:
-    """Shares of the draws below the two ends of the expanded percentile interval of m clusters."""
+    """Fractions of the resamples below the two ends of the expanded percentile interval of m clusters."""
     t = student_t((1 + confidence) / 2, m - 1)
     low = NormalDist().cdf(-sqrt(m / (m - 1)) * t)
     return low, 1 - low
-
-
-def _bca(drawn: np.ndarray, value: float, without: np.ndarray, confidence: float) -> tuple[float, float]:
-    """The same for BCa: Phi(z0 + (z0 + z) / (1 - a (z0 + z))), z0 from the bias and a from the skewness.
-
-    `without`: the statistic with each cluster left out, float64 (m,).
-    """
-    normal = NormalDist()
-    below = ((drawn < value).mean() + (drawn <= value).mean()) / 2
-    z0 = normal.inv_cdf(float(np.clip(below, 1 / len(drawn), 1 - 1 / len(drawn))))
-    away = without.mean() - without
-    spread = (away**2).sum() ** 1.5
-    a = (away**3).sum() / (6 * spread) if spread > 0 else 0.0
-    ends = []
-    for z in (normal.inv_cdf((1 - confidence) / 2), normal.inv_cdf((1 + confidence) / 2)):
-        ends.append(normal.cdf(z0 + (z0 + z) / (1 - a * (z0 + z))))
-    return ends[0], ends[1]
 
 
 def _verdict(difference: Interval, higher_is_better: bool, names: tuple[str, str], confidence: float) -> str:

@@ -1,6 +1,6 @@
-"""Pictures made worse, or only different, on purpose: what a measure is tried out with.
+"""Images made worse, or only different, on purpose: to test measures with.
 
-Pictures are uint8 (n, h, w), white ground 255, ink 0. Nothing here knows what a measure should say of them.
+Images are uint8 (n, h, w), white background 255, ink 0. Nothing here knows what a measure should say of them.
 """
 
 import numpy as np
@@ -11,29 +11,29 @@ WHITE = 255
 
 
 def noisy(images: np.ndarray, amount: float, seed: int = 0) -> np.ndarray:
-    """Normal noise of standard deviation `amount`, in units of the range from ink to ground, clipped."""
+    """Normal noise of standard deviation `amount`, in units of the range from ink to background, clipped."""
     noise = np.random.default_rng(seed).normal(0, amount * WHITE, images.shape)
     return (images + noise).round().clip(0, WHITE).astype(np.uint8)
 
 
 def blurred(images: np.ndarray, pixels: float) -> np.ndarray:
-    """A Gaussian of standard deviation `pixels` over each picture; what lies outside is white."""
+    """A Gaussian of standard deviation `pixels` over each image; what lies outside is white."""
     if pixels == 0:
         return images.copy()
     (_, h, w), ink = images.shape, 255 - images.astype(np.float32)
     return (WHITE - _gauss(h, pixels) @ ink @ _gauss(w, pixels)).round().clip(0, WHITE).astype(np.uint8)
 
 
-def mirrored(images: np.ndarray, share: float = 1.0, seed: int = 0) -> np.ndarray:
-    """A share of the pictures, drawn at random, with left and right exchanged; a greater share holds a smaller's."""
-    chosen = np.random.default_rng(seed).permutation(len(images))[: round(share * len(images))]
+def mirrored(images: np.ndarray, fraction: float = 1.0, seed: int = 0) -> np.ndarray:
+    """A fraction of the images, at random, with left and right exchanged; a larger fraction includes a smaller one."""
+    chosen = np.random.default_rng(seed).permutation(len(images))[: round(fraction * len(images))]
     images = images.copy()
     images[chosen] = images[chosen, :, ::-1]
     return images
 
 
 def moved(images: np.ndarray, down: int, right: int) -> np.ndarray:
-    """Every picture shifted by whole pixels; what leaves is lost, what enters is white."""
+    """Every image shifted by whole pixels; what leaves is lost, what enters is white."""
     _, h, w = images.shape
     pad = max(abs(down), abs(right))
     padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad)), constant_values=WHITE)
@@ -41,7 +41,7 @@ def moved(images: np.ndarray, down: int, right: int) -> np.ndarray:
 
 
 def reweighted(images: np.ndarray, step: float) -> np.ndarray:
-    """Bolder (step > 0) or lighter: every stroke gets wider or narrower by about `step` / 64 of the picture's side.
+    """Bolder (step > 0) or lighter: every stroke gets wider or narrower by about `step` / 64 of the image's side.
 
     A stroke too thin to be narrowed keeps its width, as the hairlines of a light serif face do. The outline is moved on
     a grid four times finer, so steps are multiples of a half at 64 pixels.

@@ -1,10 +1,10 @@
-"""How far drawn pictures are from real ones as a whole, by features: distances between two clouds of points.
+"""How far generated images are from real ones as a set, by features: distances between two clouds of points.
 
-No number here means anything alone. Two sets of real pictures are not at distance 0, and a mirrored one is not at
-distance infinity; `yardstick` gives both beside it, from the same reference and for equally many pictures.
+No number here means anything alone. Two sets of real images are not at distance 0, and a mirrored one is not at
+distance infinity; `with_reference_range` gives both beside it, from the same reference and for equally many images.
 
-Features are float (n, d), a row for each picture; the work is done in float64. The error beside a number is that of a
-jackknife which leaves out a tenth of both sets at a time: what other pictures and another reference would have changed.
+Features are float (n, d), a row for each image; the work is done in float64. The error beside a number is that of a
+jackknife which leaves out a tenth of both sets at a time: what other images and another reference would have changed.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,6 @@ import numpy as np
 
 CHUNK = 1024  # rows of a matrix of distances that are in memory at once
 GROUPS = 10  # of the jackknife
-HIGHER_IS_BETTER = {"precision": True, "recall": True, "density": True, "coverage": True}  # the others: lower
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
@@ -64,7 +63,7 @@ def kernel_distance_in_blocks(
 ) -> tuple[float, float]:
     """Mean and standard error of `kernel_distance` over disjoint random blocks of `size` from either set.
 
-    Usually blocks are drawn with overlap, and the error then shrinks with their number, whatever the data; that of
+    Usually blocks overlap, and the error then shrinks with their number, whatever the data; that of
     disjoint ones is honest. Raises: ValueError: fewer than two blocks.
     """
     first, second = _both(first, second)
@@ -101,9 +100,9 @@ def median_distance(points: np.ndarray, limit: int = 1000) -> float:
 def prdc(generated: np.ndarray, reference: np.ndarray, k: int = 5, chunk: int = CHUNK) -> dict[str, float]:
     """Precision, recall, density and coverage, by balls that reach to each point's k-th neighbour in its own set.
 
-    Precision: share of generated points in any reference ball; recall: share of reference points in any generated ball.
+    Precision: fraction of generated points in any reference ball; recall: of reference points in any generated ball.
     Density: mean number of reference balls around a generated point over k, 1 for one distribution, not bounded by 1.
-    Coverage: share of reference balls with a generated point in them; 1 - 2^-k about for one distribution and one size.
+    Coverage: fraction of reference balls that hold a generated point; about 1 - 2^-k for one distribution and size.
 
     Args:
         k: neighbours, itself not counted; below both sizes.
@@ -161,7 +160,7 @@ def fidelity(generated: np.ndarray, reference: np.ndarray, seed: int = 0, k: int
 
     Args:
         generated: float (n, d); reference: float (m, d); both of at least 4 k rows.
-        seed: decides the groups of the jackknife and what is drawn.
+        seed: decides the groups of the jackknife and the subsets.
         groups: of the jackknife; its errors of numbers that are nearly 0 are on the safe side, up to twice too large.
     Returns: {"generated": n, "reference": m} and for each of fd, fd_extrapolated, kid, mmd, sliced, precision, recall,
         density and coverage {"value", "error"}; kid also has "block_mean" and "block_error" where there are two blocks
@@ -187,25 +186,25 @@ def fidelity(generated: np.ndarray, reference: np.ndarray, seed: int = 0, k: int
     return found
 
 
-def yardstick(
+def with_reference_range(
     generated: np.ndarray,
     real: np.ndarray,
-    spoiled: dict[str, np.ndarray] | None = None,
+    corrupted: dict[str, np.ndarray] | None = None,
     floor: np.ndarray | None = None,
     seed: int = 0,
     k: int = 5,
 ) -> dict[str, dict]:
-    """`fidelity` of generated features between what is best and what is bad, all against one reference.
+    """`fidelity` of generated features beside a floor and ceilings, all against one reference.
 
-    Distances depend on sizes. So the floor and every spoiled set have as many rows as the generated one, or all sets as
-    many as the smallest of them.
+    Distances depend on sizes. So the floor and every corrupted set have as many rows as the generated one, or all sets
+    as many as the smallest of them.
 
     Args:
         generated: float (n, d).
         real: float (m, d). Without `floor`, a random part of it, n rows and at most half, becomes the floor and the
             rest the reference; they are disjoint.
-        spoiled: name -> float (n', d), features of real pictures made worse: mirrored, say. The ceilings.
-        floor: float (n'', d) of other real pictures than those in `real`, held out ones, say; all of `real` is then the
+        corrupted: name -> float (n', d), features of real images made worse: mirrored, say. The ceilings.
+        floor: float (n'', d) of other real images than those in `real`, held out ones, say; all of `real` is then the
             reference.
     Returns: {"generated": ..., "floor": ..., "ceiling": {name: ...}}, each as `fidelity` returns it.
     """
@@ -215,11 +214,11 @@ def yardstick(
         order = rng.permutation(len(reference))
         part = min(len(generated), len(reference) // 2)
         floor, reference = reference[order[:part]], reference[order[part:]]
-    sets = {"generated": generated, "floor": floor} | {f"ceiling {name}": x for name, x in (spoiled or {}).items()}
+    sets = {"generated": generated, "floor": floor} | {f"ceiling {name}": x for name, x in (corrupted or {}).items()}
     size = min(map(len, sets.values()))
     drawn = {name: np.asarray(x)[np.sort(rng.permutation(len(x))[:size])] for name, x in sets.items()}
     found = {name: fidelity(x, reference, seed, k) for name, x in drawn.items()}
-    ceilings = {name: found[f"ceiling {name}"] for name in (spoiled or {})}
+    ceilings = {name: found[f"ceiling {name}"] for name in (corrupted or {})}
     return {"generated": found["generated"], "floor": found["floor"], "ceiling": ceilings}
 
 
@@ -231,7 +230,7 @@ def _both(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or min(len(first), len(second)) < 2:
         raise ValueError(f"features are (n, d) with one d and two rows at least, got {first.shape} and {second.shape}")
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        raise ValueError("features must be finite: look at the pictures and the network that they come from")
+        raise ValueError("features must be finite: check the images and the network that computed them")
     return first, second
 
 

@@ -1,4 +1,4 @@
-"""Small exact measures: shares with their intervals."""
+"""Proportions with their intervals."""
 
 from math import sqrt
 from statistics import NormalDist
@@ -6,8 +6,8 @@ from statistics import NormalDist
 import numpy as np
 
 
-def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval of a share: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), with p = successes / n.
+def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of a proportion p = successes / n: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
 
     Returns: lower and upper bound in [0, 1]; (0, 1) when there were no trials.
     Source: Wilson 1927, Probable inference, JASA 22(158).
@@ -23,9 +23,9 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
-def share(right) -> dict:
-    """A yes-or-no array as numbers for a report: count, share and its 95% Wilson interval."""
+def proportion(right) -> dict:
+    """A boolean array as numbers for a report: count, proportion ("share") and its 95% Wilson interval."""
     right = np.asarray(right, dtype=bool)
-    low, high = wilson(int(right.sum()), right.size)
+    low, high = wilson_interval(int(right.sum()), right.size)
     mean = round(float(right.mean()), 4) if right.size else None
     return {"n": int(right.size), "share": mean, "interval": [round(low, 4), round(high, 4)]}

@@ -7,22 +7,22 @@ from torch.nn.functional import conv2d
 from ldm.models.latents import posterior
 from ldm.utils.image_tensors import to_images, to_pixels
 
-DENSE_FRACTION = 0.1  # 'the densest decile': the tenth of the pictures with the most ink
+DENSE_FRACTION = 0.1  # 'the densest decile': the tenth of the images with the most ink
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """10 log10(255^2 / mean squared error) per picture, in dB, for two uint8 arrays (n, h, w, c); float64 (n,).
+    """10 log10(255^2 / mean squared error) per image, in dB, for two uint8 arrays (n, h, w, c); float64 (n,).
 
-    Equal pictures give 99, so that means stay finite.
+    Equal images give 99, so that means stay finite.
     """
     error = ((a.astype(np.float64) - b.astype(np.float64)) ** 2).mean(axis=tuple(range(1, a.ndim)))
     return np.where(error == 0, 99.0, 10 * np.log10(255**2 / np.maximum(error, 1e-6)))
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Structural similarity per picture, float64 (n,), at most 1, for two uint8 arrays (n, h, w, c).
+    """Structural similarity per image, float64 (n,), at most 1, for two uint8 arrays (n, h, w, c).
 
-    Gaussian window of 11 pixels with sigma 1.5, averaged over all windows that lie inside the picture and over
+    Gaussian window of 11 pixels with sigma 1.5, averaged over all windows that lie inside the image and over
     channels, with the constants of the paper. Source: Wang et al. 2004, Image quality assessment, IEEE TIP 13(4).
     """
     n, channels = a.shape[0], a.shape[3]

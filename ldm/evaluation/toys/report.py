@@ -1,21 +1,18 @@
-"""The measurements behind `ldm evaluate` for points, whose density is known: how far is the model from the truth?
+"""`ldm evaluate` of a model of points, whose density is known: how far is the model from the data distribution?
 
-**Distance.** Sliced Wasserstein between equally many points: project on a direction, sort both, and take the mean of
-|difference|^p; then the mean over directions and the p-th root. It is exact on each line, and no direction is drawn by
-chance: in the plane 128 are spread evenly over a half turn. Two fresh sets of the truth are not at distance 0, so what
-counts is the ratio: mean distance of the model's sets to fresh sets, over the mean distance of fresh sets to each
-other. Data as good as the truth has ratio 1. The spread beside it is between the model's sets.
+Two fresh sets of data are not at sliced Wasserstein distance 0, so what counts is the ratio: mean distance of the
+model's sets to fresh sets, over the mean distance of fresh sets to each other. A perfect model has ratio 1. The spread
+beside it is between the model's sets.
 
-Everything here is a function of the seed: fresh set j is drawn from (seed, j), point i of the model's set k from the
-pipeline's seed `seed + k n + i`.
+Everything here is a function of the seed: fresh set j is drawn from (seed, j), point i of the model's set k is
+generated from `seed + k n + i`.
 """
 
-import argparse
 import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,64 +23,74 @@ from torch import Tensor
 from ldm.config.settings import DataOptions
 from ldm.data.toy import Toy, caption_for, splits, toy_named
 from ldm.diffusion.likelihood import log_likelihood
-from ldm.evaluation.metrics.proportions import share
+from ldm.evaluation.metrics.proportions import proportion
 from ldm.evaluation.metrics.sliced_wasserstein import distance, projected
+from ldm.evaluation.options import EvaluationOptions, write_metrics
 from ldm.models.latents import from_model_latents
 from ldm.pipelines.diffusers_schedulers import process_of
+from ldm.pipelines.generation import SamplingOptions, generate_images
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
-from ldm.utils.atomic_files import write_whole
 from ldm.utils.errors import UserError
 from ldm.utils.untrusted_files import read_yaml
 
-FAR = 4.0  # standard deviations from the middle of a mode from which a point is in no mode: 1 of 3,000 true ones in 2-D
+FAR = (
+    4.0  # standard deviations from the mean of a mode beyond which a point is in no mode: 1 of 3,000 data points in 2-D
+)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is drawn."""
+    """What is generated."""
 
     samples: int = 20_000  # points in a set
     sets: int = 5  # of the model
-    fresh: int = 20  # sets of the truth
+    fresh: int = 20  # sets of data
     directions: int = 128
     likelihoods: int = 1000  # validation points of which the model's own density is computed
     seed: int = 0
-    steps: int | None = None
-    guidance: float | None = None
+    sampling: SamplingOptions = SamplingOptions(batch_size=4096)
+
+    def as_json(self) -> dict:
+        """What decides the points; the batch size does not."""
+        numbers = {
+            name: getattr(self, name) for name in ("samples", "sets", "fresh", "directions", "likelihoods", "seed")
+        }
+        return numbers | {"steps": self.sampling.steps, "guidance": self.sampling.guidance}
 
 
-def evaluate(run: Path, args: argparse.Namespace) -> dict:
-    """Measure the model of an LDM run on points; print its summary; write metrics.json into `args.output`.
+def evaluate_toy(run: Path, options: EvaluationOptions) -> dict:
+    """Measure the model of an LDM run on points; print its summary; write metrics.json.
 
     Args:
         run: the run's folder, whose config.yaml names the toy.
-        args: of `ldm evaluate`: output, samples, seed, steps, guidance, device.
+        options: `samples` is the number of points in a set.
     Returns: the metrics; "summary" has those that count.
     """
-    options = DataOptions.model_validate(read_yaml(run / "config.yaml")["data"])
-    plan = Plan(samples=args.samples, seed=args.seed, steps=args.steps, guidance=args.guidance)
-    pipeline, toy = load_pipeline(run, device=args.device), toy_named(options.toy.name)
-    metrics = measure(pipeline, toy, plan, options.toy.captions)
-    points = torch.from_numpy(splits(options)["validation"].points[: plan.likelihoods])
+    data = DataOptions.model_validate(read_yaml(run / "config.yaml")["data"])
+    sampling = replace(options.sampling, batch_size=4096)
+    plan = Plan(samples=options.samples, seed=options.seed, sampling=sampling)
+    pipeline, toy = load_pipeline(run, device=options.device), toy_named(data.toy.name)
+    metrics = measure(pipeline, toy, plan, data.toy.captions)
+    points = torch.from_numpy(splits(data)["validation"].points[: plan.likelihoods])
     metrics["likelihood"] = likelihood_section(pipeline, toy, points)
-    metrics = {"toy": options.toy.name, "summary": summary(metrics)} | metrics
-    args.output.mkdir(parents=True, exist_ok=True)
-    write_whole(args.output / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
+    metrics = {"toy": data.toy.name, "summary": quoted(metrics)} | metrics
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_metrics(metrics, options.output)
     print(json.dumps(metrics["summary"], indent=1))
     return metrics
 
 
 def measure(pipeline: Pipeline, toy: Toy, plan: Plan, captions: bool = False) -> dict[str, Any]:
-    """All numbers as a dict fit for JSON; `captions`: whether the model knows the parts by name."""
+    """All numbers as a dict fit for JSON; `captions`: whether the model knows the modes by name."""
     started = time.monotonic()
-    sets = [draw(pipeline, "", plan, plan.seed + k * plan.samples) for k in range(plan.sets)]
+    sets = [generate_points(pipeline, "", plan, plan.seed + k * plan.samples) for k in range(plan.sets)]
     seconds = (time.monotonic() - started) / plan.sets
     fresh = [fresh_points(toy, plan, j) for j in range(plan.fresh)]
     if sets[0].shape[1] != toy.dims:
-        raise UserError(f"the model draws points of {sets[0].shape[1]} numbers, the toy has {toy.dims}")
+        raise UserError(f"the model generates points of {sets[0].shape[1]} numbers, the toy has {toy.dims}")
     metrics: dict[str, Any] = {
-        "plan": asdict(plan) | {"defaults": pipeline.defaults},
+        "plan": plan.as_json() | {"defaults": pipeline.defaults},
         "seconds_per_set": round(seconds, 2),
         "distance": distance_section(sets, fresh, plan.directions),
         "nll": {name: nll(toy, points) for name, points in (("model", sets), ("true", fresh))},
@@ -97,25 +104,23 @@ def measure(pipeline: Pipeline, toy: Toy, plan: Plan, captions: bool = False) ->
     return metrics
 
 
-def draw(pipeline: Pipeline, prompt: str, plan: Plan, seed: int, count: int | None = None) -> Tensor:
+def generate_points(pipeline: Pipeline, prompt: str, plan: Plan, seed: int, count: int | None = None) -> Tensor:
     """The model's points, float64 (n, d)."""
-    try:
-        latents = pipeline(
-            prompt,
-            num_images_per_prompt=plan.samples if count is None else count,
-            seed=seed,
-            num_inference_steps=plan.steps,
-            guidance_scale=plan.guidance,
-            batch_size=4096,
-            output_type="latent",
-        ).images
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    latents = generate_images(
+        pipeline,
+        prompt,
+        num_images_per_prompt=plan.samples if count is None else count,
+        seed=seed,
+        num_inference_steps=plan.sampling.steps,
+        guidance_scale=plan.sampling.guidance,
+        batch_size=plan.sampling.batch_size,
+        output_type="latent",
+    )
     return from_model_latents(latents.cpu().double().flatten(1), pipeline.networks.config("vae"))
 
 
 def fresh_points(toy: Toy, plan: Plan, index: int) -> Tensor:
-    """A set of the truth, float64 (n, d), that nothing was trained on."""
+    """A set of data, float64 (n, d), that nothing was trained on."""
     return torch.from_numpy(toy.sample(plan.samples, np.random.default_rng([plan.seed, 1, index])))
 
 
@@ -143,13 +148,13 @@ def distance_section(sets: list[Tensor], fresh: list[Tensor], count: int) -> dic
 
 
 def nll(toy: Toy, sets: list[Tensor]) -> dict[str, float]:
-    """Mean of -ln p(x) under the true density, in nats, and its standard error. Of true points it is the entropy."""
+    """Mean of -ln p(x) under the true density, in nats, and its standard error. Of data it is the entropy."""
     values = -torch.cat([toy.log_density(points) for points in sets])
     return {"nats": _round(values.mean()), "error": _round(values.std() / math.sqrt(len(values)))}
 
 
 def moments(sets: list[Tensor]) -> dict[str, list[float]]:
-    """Mean and standard deviation of each axis: on a line also the Gaussian of greatest likelihood."""
+    """Mean and standard deviation of each axis: on a line also the maximum-likelihood Gaussian."""
     points = torch.cat(sets)
     return {
         "mean": [_round(m) for m in points.mean(0)],
@@ -160,14 +165,14 @@ def moments(sets: list[Tensor]) -> dict[str, list[float]]:
 def likelihood_section(pipeline: Pipeline, toy: Toy, points: Tensor) -> dict[str, float]:
     """The model's own -ln p(x) by its probability-flow ODE, the true one, and their mean difference, in nats.
 
-    That difference is an estimate of KL(truth || model): 0 for a perfect model, and its error is that of the pairs.
+    That difference estimates KL(data || model): 0 for a perfect model; its standard error is that of the pairs.
     """
-    found = -log_likelihood(denoiser_of(pipeline), points[..., None, None], process_of(pipeline.scheduler).schedule, 40)
+    ours = -log_likelihood(denoiser_of(pipeline), points[..., None, None], process_of(pipeline.scheduler).schedule, 40)
     true = -toy.log_density(points.double())
-    gap = found - true
+    gap = ours - true
     return {
         "points": len(points),
-        "model": _round(found.mean()),
+        "model": _round(ours.mean()),
         "true": _round(true.mean()),
         "gap": _round(gap.mean()),
         "gap_error": _round(gap.std() / math.sqrt(len(gap))),
@@ -183,45 +188,45 @@ def denoiser_of(pipeline: Pipeline) -> Callable:
 
 
 def modes_of(toy: Toy, points: Tensor) -> Tensor:
-    """The mode each point lies in, int64 (n,): the likeliest, or -1 where even that is `FAR` off."""
-    likeliest = toy.responsibilities(points).argmax(1)
-    means = torch.from_numpy(toy.means)[likeliest]
-    deviations = torch.from_numpy(np.broadcast_to(toy.variances, toy.means.shape).copy()).sqrt()[likeliest]
+    """The mode each point lies in, int64 (n,): the most probable, or -1 where even that is `FAR` off."""
+    nearest = toy.responsibilities(points).argmax(1)
+    means = torch.from_numpy(toy.means)[nearest]
+    deviations = torch.from_numpy(np.broadcast_to(toy.variances, toy.means.shape).copy()).sqrt()[nearest]
     off = ((points - means) / deviations).norm(dim=1)
-    return torch.where(off < FAR, likeliest, -1)
+    return torch.where(off < FAR, nearest, -1)
 
 
 def mode_section(toy: Toy, points: Tensor) -> dict[str, Any]:
-    """Share of each mode beside its weight; a mode is covered if it has half of what it should have."""
-    found = modes_of(toy, points)
-    shares = [(found == k).double().mean().item() for k in range(len(toy.parts))]
-    errors = [100 * (s - w) for s, w in zip(shares, toy.weights, strict=True)]
+    """Fraction of points in each mode beside its weight; a mode is covered if it has half of what it should have."""
+    modes = modes_of(toy, points)
+    fractions = [(modes == k).double().mean().item() for k in range(len(toy.parts))]
+    errors = [100 * (s - w) for s, w in zip(fractions, toy.weights, strict=True)]
     return {
-        "shares": {part: _round(s) for part, s in zip(toy.parts, shares, strict=True)},
+        "shares": {part: _round(s) for part, s in zip(toy.parts, fractions, strict=True)},
         "weights": {part: _round(w) for part, w in zip(toy.parts, toy.weights, strict=True)},
-        "covered": sum(s > w / 2 for s, w in zip(shares, toy.weights.tolist(), strict=True)),
+        "covered": sum(s > w / 2 for s, w in zip(fractions, toy.weights.tolist(), strict=True)),
         "worst_points": _round(max(map(abs, errors))),
-        "in_no_mode": _round((found == -1).double().mean()),
+        "in_no_mode": _round((modes == -1).double().mean()),
     }
 
 
 def class_section(pipeline: Pipeline, toy: Toy, plan: Plan) -> dict[str, Any]:
-    """How often a point that was asked for by name lies in that mode."""
+    """How often a point generated for the name of a mode lies in it."""
     count = max(1, plan.samples // len(toy.parts))
     section: dict[str, Any] = {"per_class": {}}
     hits = []
     for k, part in enumerate(toy.parts):
-        points = draw(pipeline, caption_for(part), plan, plan.seed + k * count, count)
-        right = (modes_of(toy, points) == k).numpy()
-        section["per_class"][caption_for(part)] = share(right)
-        hits.append(right)
-    return section | {"accuracy": share(np.concatenate(hits))}
+        points = generate_points(pipeline, caption_for(part), plan, plan.seed + k * count, count)
+        correct = (modes_of(toy, points) == k).numpy()
+        section["per_class"][caption_for(part)] = proportion(correct)
+        hits.append(correct)
+    return section | {"accuracy": proportion(np.concatenate(hits))}
 
 
 # ---- the numbers that count -----------------------------------------------------------------------------------------
 
 
-def summary(metrics: dict) -> dict[str, Any]:
+def quoted(metrics: dict) -> dict[str, Any]:
     """The few numbers that are quoted."""
     plan, distances = metrics["plan"], metrics["distance"]
     found: dict[str, Any] = {

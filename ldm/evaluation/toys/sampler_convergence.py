@@ -43,7 +43,7 @@ def convergence(
 
     Returns: per sampler the median over the batch of the distance to the solution (in units of x / alpha) at each
         number of steps, and the order: minus the least-squares slope of ln error over ln steps.
-    Raises: ValueError for a sampler that draws new noise, whose end is random.
+    Raises: ValueError for a sampler that adds noise, whose result is random.
     """
     noisy = [name for name in samplers if SAMPLERS[name].stochastic]
     if noisy:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from ldm.config.settings import ClipModel, ClipSettings
-from ldm.data import ImageTextData, Splits, dataset_fingerprint, spread
+from ldm.data import ImageTextData, Splits, dataset_fingerprint, evenly_spaced_indices
 from ldm.models.clip import ClipObjective, build_clip, recall_at
 from ldm.models.text_encoder import text_tower
 from ldm.models.tokenizer import encode, save_tokenizer, tokenizer_digest, train_tokenizer
@@ -81,7 +81,7 @@ class ClipTask:
         """Retrieval among (at most 512) validation pairs, each with one fixed caption."""
         data, device = self.data.validation, self.model.device
         images, texts = [], []
-        chosen = spread(len(data), limit).tolist()
+        chosen = evenly_spaced_indices(len(data), limit).tolist()
         for start in range(0, len(chosen), 64):
             indices = chosen[start : start + 64]
             captions = [caption_of(data, SampleRef(i, 0), self.settings.seed) for i in indices]

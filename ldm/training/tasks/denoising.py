@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.config.settings import LdmSettings
-from ldm.data import ImageTextData, Splits, dataset_fingerprint, sampling_weights, spread
+from ldm.data import ImageTextData, Splits, dataset_fingerprint, evenly_spaced_indices, sampling_weights
 from ldm.models.digests import network_digest
 from ldm.models.mlp import build_mlp
 from ldm.models.representation_alignment import Alignment, load_tower
@@ -153,7 +153,7 @@ class LdmTask:
     def fixed_losses(self, split: EncodedSplit) -> tuple[Tensor, Tensor]:
         """Times and losses, (N,) each, of evenly spaced items; as many of each split, so that they share the noise."""
         limit = min(self.validation_items, len(self.components.validation.data))
-        chosen, shape = spread(len(split.data), limit).tolist(), split.latents.shape[1:]
+        chosen, shape = evenly_spaced_indices(len(split.data), limit).tolist(), split.latents.shape[1:]
         times, losses = [], []
         for start in range(0, len(chosen), 64):
             indices = chosen[start : start + 64]

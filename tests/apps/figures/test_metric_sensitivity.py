@@ -1,4 +1,4 @@
-"""Each distance grows, and coverage falls, as real glyphs are spoiled more and more: numbers, not pixels."""
+"""Each distance grows, and coverage falls, as real glyphs are corrupted more and more: numbers, not pixels."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("pylopdf_fonts_zh_cn")
 
-from ldm.apps.figures.metric_sensitivity import GRADES, curves, spoil
+from ldm.apps.figures.metric_sensitivity import GRADES, corrupt, curves
 from ldm.evaluation.glyphs.classifier import GlyphClassifier
 
 
@@ -23,14 +23,14 @@ def real(glyph_cache):
 
 def test_the_first_grade_is_nothing_and_sets_are_of_one_size(real):
     images, layouts = real
-    for kind, one in spoil(images, layouts, 50).items():
+    for kind, one in corrupt(images, layouts, 50).items():
         assert len({x.shape for x in one.sets}) == 1 and len(one.sets) == len(one.grades), kind
         assert (one.sets[0] == images[: len(one.sets[0])]).all(), kind
 
 
 def test_dropping_leaves_the_commonest_layouts():
     images = np.arange(6, dtype=np.uint8)[:, None, None] * np.ones((1, 64, 64), np.uint8)
-    dropped = spoil(images, ["a", "b", "a", "c", "b", "a"], 6, (9, 2, 1))["layouts dropped"]
+    dropped = corrupt(images, ["a", "b", "a", "c", "b", "a"], 6, (9, 2, 1))["layouts dropped"]
     assert [x[:, 0, 0].tolist() for x in dropped.sets] == [[0, 1, 2], [0, 1, 2], [0, 2, 5]]
     assert dropped.grades == pytest.approx([0, 1 / 3, 2 / 3])
 
@@ -39,8 +39,8 @@ def test_dropping_leaves_the_commonest_layouts():
 def test_every_distance_grows_and_coverage_falls_with_each_grade(real):
     """A step of noise or blur that the classifier was trained to overlook may be within the error of measurement."""
     images, layouts = real
-    spoiled = spoil(images[400:], layouts[400:], 300)
-    found = curves(spoiled, images[:400], GlyphClassifier().embed)
+    corrupted = corrupt(images[400:], layouts[400:], 300)
+    found = curves(corrupted, images[:400], GlyphClassifier().embed)
     for kind, measures in found.items():
         for name in ("fd", "kid", "mmd", "sliced"):
             values = np.array(measures[name])

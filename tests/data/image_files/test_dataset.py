@@ -138,10 +138,10 @@ def test_wrong_json_lines(root, options):
 
 
 def test_sources_that_hold_nothing(root, options):
-    with pytest.raises(UserError, match="holds no pictures .nothing"):
+    with pytest.raises(UserError, match="holds no images .nothing"):
         file_splits(options(root))
     (root / "notes.md").write_text("x")
-    with pytest.raises(UserError, match="holds no pictures .1 other files"):
+    with pytest.raises(UserError, match="holds no images .1 other files"):
         file_splits(options(root))
     with pytest.raises(UserError, match="does not exist; give a folder"):
         file_splits(options(root / "nowhere"))

@@ -292,14 +292,14 @@ def test_a_broken_run_is_blamed_on_what_was_broken(name, project, tmp_path):
     checkpoint._write_manifest(clean(run / "final"))
     first = next(finding for finding in examine(run, limit=48, device="cpu") if finding.status == "fail")
     assert first.name == cause, first
-    assert first.advice and "the check itself broke" not in first.text
+    assert first.advice and "the check itself raised" not in first.text
 
 
 def test_a_healthy_run_has_no_fault(project):
     found = list(examine(project / "ldm", limit=48, device="cpu"))
     assert [finding.name for finding in found] == list(checks())
     assert {finding.status for finding in found} == {"ok"}, [f for f in found if f.status != "ok"]
-    assert verdict(found) == "no fault found"
+    assert verdict(found) == "no failure found"
 
 
 def test_a_checkpoint_is_opened_like_the_finished_run(project, tmp_path):
@@ -352,7 +352,7 @@ def test_the_command_names_the_cause_and_its_exit_code_says_so(project, tmp_path
     assert [item["name"] for item in found] == list(checks())
     assert {item["name"] for item in found if item["status"] == "fail"} == {"weights"}
     skipped = {item["name"]: item["text"] for item in found if item["status"] == "skip"}
-    assert skipped["loss"] == "not looked at, because of weights"
+    assert skipped["loss"] == "not checked, because of weights"
     assert call(run, "--device", "cpu") == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("cause: weights: unet holds NaN or infinity")
@@ -368,6 +368,6 @@ def test_what_is_no_run_is_told_of(tmp_path):
 
 def test_the_first_failure_is_the_cause_and_warnings_are_none():
     fine, doubt = Finding("a", "ok", ""), Finding("b", "warn", "so so", "x")
-    assert verdict([fine, doubt]) == "no fault found; 1 warning(s)"
+    assert verdict([fine, doubt]) == "no failure found; 1 warning(s)"
     faults = [Finding(name, "fail", f"{name} is broken", "x") for name in "cd"]
     assert verdict([fine, doubt, *faults]).startswith("cause: c: c is broken (1 later check(s) fail too")

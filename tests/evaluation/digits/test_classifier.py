@@ -9,13 +9,13 @@ from ldm.config.settings import DataOptions
 from ldm.data.digits import GROUNDS, INKS, splits
 from ldm.evaluation.classifiers import CARD, WEIGHTS
 from ldm.evaluation.digits.classifier import (
-    DigitJudge,
-    agreement,
+    DigitClassifier,
+    attribute_accuracy,
+    digit_images,
     find_ink,
     name_grounds,
     name_inks,
     pen_widths,
-    pictures_of,
     slopes,
 )
 from ldm.utils.errors import UserError
@@ -30,13 +30,13 @@ def data(glyph_cache):
 @pytest.fixture(scope="module")
 def real(data):
     """Handwriting that the judge was not trained on: test and held-out, in every ink there."""
-    parts = [pictures_of(data[name], list(range(len(data[name])))) for name in ("test", "heldout")]
+    parts = [digit_images(data[name]) for name in ("test", "heldout")]
     return np.concatenate([images for images, _ in parts]), [meta for _, metas in parts for meta in metas]
 
 
 def test_the_measures_are_right_on_real_handwriting(real):
     images, metas = real
-    found = agreement(DigitJudge().judge(images), metas)
+    found = attribute_accuracy(DigitClassifier().predict(images), metas)
     assert found["ink"]["share"] >= 0.99
     assert found["ground"]["share"] >= 0.99
     assert found["slant"]["share"] >= 0.97
@@ -46,7 +46,7 @@ def test_the_measures_are_right_on_real_handwriting(real):
 
 
 def test_the_shipped_judge_says_how_right_it_is_on_unseen_handwriting():
-    card = DigitJudge().card
+    card = DigitClassifier().card
     assert card["trained_on"]["split"] == "train"
     for name in ("validation", "test", "heldout"):
         assert card[name]["digit"]["share"] >= 0.97
@@ -93,18 +93,18 @@ def test_a_bar_has_its_width_and_a_shift_by_rows_its_slope(width):
 
 
 def test_other_sizes_are_judged_too(data):
-    images, metas = pictures_of(data["test"], list(range(32)))
+    images, metas = digit_images(data["test"], list(range(32)))
     large = images.repeat(2, axis=1).repeat(2, axis=2)
-    judge = DigitJudge()
-    assert judge.judge(large).digits.tolist() == judge.judge(images).digits.tolist()
+    judge = DigitClassifier()
+    assert judge.predict(large).digits.tolist() == judge.predict(images).digits.tolist()
     with pytest.raises(ValueError, match="uint8"):
-        judge.judge(images[..., 0])
+        judge.predict(images[..., 0])
 
 
 def test_a_judge_whose_files_do_not_fit_is_refused(tmp_path):
     with pytest.raises(UserError, match="no digit classifier"):
-        DigitJudge(tmp_path)
+        DigitClassifier(tmp_path)
     (tmp_path / WEIGHTS).write_bytes(b"other")
     (tmp_path / CARD).write_text(json.dumps({"sha256": "0"}))
     with pytest.raises(UserError, match="sha256 differs"):
-        DigitJudge(tmp_path)
+        DigitClassifier(tmp_path)

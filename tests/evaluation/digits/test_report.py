@@ -1,7 +1,6 @@
 """The report of coloured digits counts what it should."""
 
 import json
-from argparse import Namespace
 from collections import Counter
 from types import SimpleNamespace
 
@@ -12,6 +11,7 @@ from tiny_model import tiny_pipeline
 from ldm.config.settings import DataOptions
 from ldm.data.digits import GROUNDS, HELD_OUT, INKS, PAIRS, SLANT, THICKNESS, splits
 from ldm.evaluation.digits import report as digits
+from ldm.evaluation.options import EvaluationOptions
 from ldm.utils.errors import UserError
 
 
@@ -22,7 +22,7 @@ def data(glyph_cache):
 
 
 def test_the_plan_asks_for_every_pair_and_every_style_equally():
-    asked = digits.plan(HELD_OUT, samples=16, seed=0)
+    asked = digits.prompt_sections(HELD_OUT, samples=16, seed=0)
     seen = Counter((one["digit"], one["ink"]) for one in asked["seen"])
     assert set(seen) == set(PAIRS) - set(HELD_OUT) and set(seen.values()) == {2}
     unseen = Counter((one["digit"], one["ink"]) for one in asked["heldout"])
@@ -31,7 +31,10 @@ def test_the_plan_asks_for_every_pair_and_every_style_equally():
     assert len(styles) == len(THICKNESS) * len(SLANT) * len(GROUNDS) and len(set(styles.values())) == 1
     assert all((one["digit"], one["ink"]) in HELD_OUT for one in asked["heldout_described"])
     assert all((one["digit"], one["ink"]) not in HELD_OUT for one in asked["seen_described"])
-    assert asked["seen"][0]["prompt"] == "an orange 0" and set(digits.plan((), 16, 0)) == {"seen", "seen_described"}
+    assert asked["seen"][0]["prompt"] == "an orange 0" and set(digits.prompt_sections((), 16, 0)) == {
+        "seen",
+        "seen_described",
+    }
 
 
 class Copier:
@@ -58,9 +61,8 @@ def judged(data, tmp_path, monkeypatch, glyph_cache):
     def run(wrong):
         monkeypatch.setattr(digits, "load_pipeline", lambda run, device=None: Copier(data, wrong))
         monkeypatch.setattr(digits, "real_digits", lambda *args: data["test"])
-        settings = {"seed": 0, "steps": None, "guidance": None, "batch": 64, "device": "cpu", "cache_dir": glyph_cache}
-        settings["lora"] = None
-        return digits.evaluate(tmp_path, Namespace(output=tmp_path / "report", samples=3, **settings))
+        options = EvaluationOptions(tmp_path / "report", samples=3, device="cpu", cache_dir=glyph_cache)
+        return digits.evaluate_digits(tmp_path, options)
 
     return run
 
@@ -79,4 +81,4 @@ def test_a_model_that_obeys_is_told_from_one_that_draws_all_in_blue(judged, tmp_
 def test_grey_models_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(digits, "load_pipeline", lambda run, device=None: tiny_pipeline(channels=1))
     with pytest.raises(UserError, match="coloured digits have 3"):
-        digits.evaluate(tmp_path, Namespace(output=tmp_path, device="cpu", lora=None))
+        digits.evaluate_digits(tmp_path, EvaluationOptions(tmp_path, samples=3, device="cpu"))

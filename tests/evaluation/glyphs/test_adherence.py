@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from ldm.evaluation.glyphs.adherence import Judge, agreement, asked_of, ceiling, shuffled
+from ldm.evaluation.glyphs.adherence import Scorer, ceiling, complete_agreement, permuted, prompt_specs
 from ldm.evaluation.glyphs.classifier import GlyphClassifier
-from ldm.evaluation.glyphs.prompts import Asked
-from ldm.evaluation.glyphs.samples import pictures
+from ldm.evaluation.glyphs.prompts import PromptSpec
+from ldm.evaluation.glyphs.samples import glyph_images
 from ldm.evaluation.glyphs.style_probe import StyleProbe
 
 pytest.importorskip("pylopdf_fonts_zh_cn")
@@ -24,14 +24,14 @@ def splits(glyph_cache):
 def judge(splits):
     classifier, train = GlyphClassifier(), splits["train"]
     styles = [train.meta(i)["style"] for i in range(len(train))]
-    return Judge(classifier, StyleProbe(pictures(train), styles))
+    return Scorer(classifier, StyleProbe(glyph_images(train), styles))
 
 
 @pytest.fixture(scope="module")
 def real(splits, judge):
     data = splits["test"]
-    asked = asked_of(data)
-    judged = judge(pictures(data))
+    asked = prompt_specs(data)
+    judged = judge(glyph_images(data))
     return asked, judged, judge.scores(judged, asked)
 
 
@@ -46,19 +46,19 @@ def test_real_characters_agree_with_what_they_are(real):
 def test_dealt_out_anew_they_do_not(real, judge):
     asked, judged, scores = real
     rng = np.random.default_rng(0)
-    deals = [judge.scores(judged, shuffled(asked, rng)) for _ in range(20)]
+    deals = [judge.scores(judged, permuted(asked, rng)) for _ in range(20)]
     floor = {name: np.nanmean([np.nanmean(deal[name]) for deal in deals]) for name in scores}
     assert floor["radical"] < 0.3 and floor["components_f1"] < 0.3 and 0.3 < floor["style"] < 0.7
     assert floor["strokes_error"] > 2 * np.nanmean(scores["strokes_error"])
 
 
 def test_what_is_not_asked_for_is_not_scored(splits, judge):
-    judged = judge(pictures(splits["test"], [0, 1]))
-    scores = judge.scores(judged, [Asked("layout", "horizontal stacked glyph", layout="horizontal")] * 2)
+    judged = judge(glyph_images(splits["test"], [0, 1]))
+    scores = judge.scores(judged, [PromptSpec("layout", "horizontal stacked glyph", layout="horizontal")] * 2)
     assert np.isfinite(scores["layout"]).all()
     assert all(np.isnan(scores[name]).all() for name in ("radical", "style", "components_f1", "strokes_error"))
-    nothing = judge.scores(judged, [Asked("none", "")] * 2)
-    assert all(np.isnan(values).all() for values in nothing.values()) and np.isnan(agreement(nothing)).all()
+    nothing = judge.scores(judged, [PromptSpec("none", "")] * 2)
+    assert all(np.isnan(values).all() for values in nothing.values()) and np.isnan(complete_agreement(nothing)).all()
 
 
 def test_agreement_is_all_that_is_asked_for():
@@ -68,13 +68,13 @@ def test_agreement_is_all_that_is_asked_for():
         "radical": np.array([1, 0, nan, 1, nan]),
         "style": np.array([nan, 1, nan, nan, nan]),
     }
-    np.testing.assert_array_equal(agreement(scores), [1, 0, 0, 1, nan])
+    np.testing.assert_array_equal(complete_agreement(scores), [1, 0, 0, 1, nan])
 
 
 def test_the_ceiling_is_that_of_the_real_glyphs_which_fit_the_prompts():
-    real = [Asked("character", "", layout="single"), Asked("character", "", layout="single"),
-            Asked("character", "", layout="above")]  # fmt: skip
+    real = [PromptSpec("character", "", layout="single"), PromptSpec("character", "", layout="single"),
+            PromptSpec("character", "", layout="above")]  # fmt: skip
     scores = {"layout": np.array([1.0, 0.0, 1.0]), "style": np.array([1.0, 1.0, np.nan])}
-    asked = [Asked("layout", "a", layout="single")] * 5 + [Asked("layout", "b", layout="above")]
+    asked = [PromptSpec("layout", "a", layout="single")] * 5 + [PromptSpec("layout", "b", layout="above")]
     assert ceiling(asked, real, scores) == {"layout": 0.75}  # each prompt counts once; no style is asked for
-    assert ceiling([Asked("layout", "c", layout="below")], real, scores) == {}
+    assert ceiling([PromptSpec("layout", "c", layout="below")], real, scores) == {}

@@ -46,7 +46,7 @@ def real(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judged(classifier, real):
-    return classifier.judge(real[1])
+    return classifier.predict(real[1])
 
 
 def test_layouts_of_unseen_characters_are_as_right_as_the_card_says(classifier, real, judged):
@@ -68,7 +68,7 @@ def test_radicals_and_strokes_of_unseen_characters(classifier, real, judged):
 
 def test_radicals_in_combinations_held_out_from_the_generator_are_as_right_as_the_card_says(classifier, tmp_path):
     rows, images = pictures([row for row in split_characters()["heldout"] if unseen(row)], tmp_path)
-    found, stated = classifier.judge(images), classifier.card["heldout"]
+    found, stated = classifier.predict(images), classifier.card["heldout"]
     assert np.mean(found.radicals == [row.radical for row in rows]) == pytest.approx(stated["radical"], abs=0.01)
     assert stated["radical"] >= HELD_OUT_RADICAL
     assert stated["glyphs"] == len(rows)
@@ -102,18 +102,18 @@ def test_a_character_holds_the_components_it_is_labelled_with(classifier):
 @pytest.mark.parametrize("before, after", [("horizontal", "vertical"), ("vertical", "horizontal")])
 def test_a_transposed_glyph_is_judged_by_where_its_parts_are(classifier, real, judged, before, after):
     sure = [i for i, row in enumerate(real[0]) if row.structure == before and judged.layouts[i] == before][:60]
-    turned = classifier.judge(real[1][sure].transpose(0, 2, 1)).layouts
+    turned = classifier.predict(real[1][sure].transpose(0, 2, 1)).layouts
     assert np.mean([layout == after for layout in turned]) >= 0.85
 
 
 def test_a_quarter_turn_changes_the_layout(classifier, real, judged):
     sure = [i for i, layout in enumerate(judged.layouts) if layout == "horizontal"][:60]
-    turned = classifier.judge(np.rot90(real[1][sure], axes=(1, 2)).copy()).layouts
+    turned = classifier.predict(np.rot90(real[1][sure], axes=(1, 2)).copy()).layouts
     assert np.mean([layout != "horizontal" for layout in turned]) >= 0.8
 
 
 def test_answers_do_not_depend_on_the_batch_and_sum_to_one(classifier, real, judged):
-    again = classifier.judge(real[1][:7, :, :, None], batch_size=3)
+    again = classifier.predict(real[1][:7, :, :, None], batch_size=3)
     np.testing.assert_allclose(again.layout_probabilities, judged.layout_probabilities[:7], atol=1e-4)
     np.testing.assert_allclose(judged.layout_probabilities.sum(axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(judged.radical_probabilities.sum(axis=1), 1, atol=1e-5)
@@ -121,7 +121,7 @@ def test_answers_do_not_depend_on_the_batch_and_sum_to_one(classifier, real, jud
 
 def test_other_sizes_are_scaled(classifier, real, judged):
     doubled = real[1][:40].repeat(2, axis=1).repeat(2, axis=2)
-    assert classifier.judge(doubled).layouts == judged.layouts[:40]
+    assert classifier.predict(doubled).layouts == judged.layouts[:40]
 
 
 def test_the_card_names_what_is_merged_and_what_was_held_out(classifier):

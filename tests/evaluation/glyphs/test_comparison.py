@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ldm.evaluation.glyphs.comparison import SCORES, compare, load_scores, save_scores
+from ldm.evaluation.glyphs.comparison import SCORES, compare_scores, load_report, save_scores
 from ldm.utils.errors import UserError
 
 PLAN = {"samples": 9, "sets": 3, "seed": 0, "steps": None, "guidance": None}
@@ -26,16 +26,16 @@ PROMPTS = {"layout": np.arange(400) % 4, "character": np.arange(400) % 100}
 
 def test_the_better_model_is_named_whichever_way_a_measure_points():
     worse, better = scores(0.5, 4.0, 0), scores(0.9, 1.0, 1)
-    found = compare(worse, better, PROMPTS)
+    found = compare_scores(worse, better, PROMPTS)
     assert found["layout"]["layout"]["verdict"] == found["character"]["strokes_error"]["verdict"] == "B better at 95%"
     assert found["layout"]["layout"]["difference"]["n"] == 320  # nan is not asked for
     assert "radical" not in found["layout"]
-    assert compare(better, worse, PROMPTS)["character"]["strokes_error"]["verdict"] == "A better at 95%"
+    assert compare_scores(better, worse, PROMPTS)["character"]["strokes_error"]["verdict"] == "A better at 95%"
 
 
 def test_a_model_is_no_better_than_itself():
     same = scores(0.8, 2.0, 0)
-    verdicts = {m["verdict"] for section in compare(same, same, PROMPTS).values() for m in section.values()}
+    verdicts = {m["verdict"] for section in compare_scores(same, same, PROMPTS).values() for m in section.values()}
     assert verdicts == {"no difference seen"}
 
 
@@ -43,7 +43,7 @@ def test_scores_come_back_with_their_metrics(tmp_path):
     kept = scores(0.8, 2.0, 0)
     save_scores(kept, tmp_path)
     (tmp_path / "metrics.json").write_text(json.dumps({"plan": PLAN, "model": {"digest": "d"}}))
-    found, metrics = load_scores(tmp_path, PLAN)
+    found, metrics = load_report(tmp_path, PLAN)
     assert metrics["model"]["digest"] == "d" and found.keys() == kept.keys()
     for section, measures in kept.items():
         for name, values in measures.items():
@@ -54,9 +54,9 @@ def test_a_report_by_another_plan_or_none_at_all_is_refused(tmp_path):
     save_scores(scores(0.8, 2.0, 0), tmp_path)
     (tmp_path / "metrics.json").write_text(json.dumps({"plan": PLAN | {"seed": 7}}))
     with pytest.raises(UserError, match="another plan .seed: 7 there, 0 here"):
-        load_scores(tmp_path, PLAN)
+        load_report(tmp_path, PLAN)
     (tmp_path / SCORES).write_bytes(b"PK but no archive")
     with pytest.raises(UserError, match="is no report"):
-        load_scores(tmp_path, PLAN)
+        load_report(tmp_path, PLAN)
     with pytest.raises(UserError, match="is no report"):
-        load_scores(tmp_path / "nowhere", PLAN)
+        load_report(tmp_path / "nowhere", PLAN)

@@ -13,11 +13,11 @@ from PIL import Image
 
 from ldm.cli.evaluate import add_parser, run
 from ldm.config.settings import DataOptions, GlyphOptions
-from ldm.evaluation.generation import Drawing, draw
 from ldm.evaluation.glyphs import report
 from ldm.evaluation.glyphs.comparison import SCORES
-from ldm.evaluation.glyphs.prompts import Asked, glyph_prompts
-from ldm.evaluation.glyphs.samples import SET, Drawn, Plan, Reference, draw_section, pictures, styles_of
+from ldm.evaluation.glyphs.prompts import PromptSpec, glyph_prompts
+from ldm.evaluation.glyphs.samples import SET, GeneratedSet, Plan, Reference, generate_section, glyph_images, styles_of
+from ldm.pipelines.generation import SamplingOptions, generate_pixels
 from ldm.utils.errors import UserError
 from tests.tiny_model import tiny_folder, tiny_lora, tiny_pipeline
 
@@ -41,22 +41,22 @@ def reference(options):
     return reference_of(options)
 
 
-def examined(reference, drawn):
-    """What `examine` would give of these pictures."""
-    judged = {name: reference.judge(part.images) for name, part in drawn.items()}
-    scores = {name: reference.judge.scores(judged[name], part.asked) for name, part in drawn.items()}
-    return report.Examined("digest", drawn, judged, scores)
+def scored(reference, samples):
+    """What `generate_and_score` would give for these images."""
+    predictions = {name: reference.scorer(part.images) for name, part in samples.items()}
+    scores = {name: reference.scorer.scores(predictions[name], part.specs) for name, part in samples.items()}
+    return report.ModelResults("digest", samples, predictions, scores)
 
 
 def of_split(data, section="layout", count=30):
     """Real glyphs as if they had been drawn for a prompt with their layout."""
     metas = [data.meta(i) for i in range(count)]
-    asked = [Asked(section, m["structure"], layout=m["structure"]) for m in metas]
-    return Drawn(asked, np.arange(count) % 3, pictures(data, range(count)))
+    asked = [PromptSpec(section, m["structure"], layout=m["structure"]) for m in metas]
+    return GeneratedSet(asked, np.arange(count) % 3, glyph_images(data, range(count)))
 
 
 def test_real_glyphs_agree_with_their_layout_and_not_with_others(reference):
-    found = examined(reference, {"layout": of_split(reference.both["train"])})
+    found = scored(reference, {"layout": of_split(reference.both["train"])})
     measured = report.adherence_section(found, "layout", reference)["measures"]["layout"]
     assert measured["value"] >= 0.85 and measured["ceiling"] >= 0.8 and measured["floor"] < measured["value"] - 0.2
     low, high = measured["interval"]
@@ -70,8 +70,8 @@ def test_an_interval_of_nothing_but_ones_is_not_empty():
 
 
 def test_training_glyphs_are_copies_and_unseen_characters_are_not(reference, tmp_path):
-    found = examined(reference, {"layout": of_split(reference.both["train"])})
-    read = {"layout": reference.reader.read(found.drawn["layout"].images)}
+    found = scored(reference, {"layout": of_split(reference.both["train"])})
+    read = {"layout": reference.reader.read(found.samples["layout"].images)}
     section = report.novelty_section(found, read, reference, tmp_path)
     assert section["generated"]["copies"]["share"] == 1
     assert section["generated"]["new_and_well_formed"]["share"] == 0
@@ -93,21 +93,21 @@ def test_each_picture_has_its_prompt_and_its_seed():
             self.prompts, self.seeds, self.more = prompts, [each.initial_seed() for each in generator], more
             return SimpleNamespace(images=np.ones((len(prompts), 4, 4, 3), np.float32))
 
-    sketch, plan = Sketch(), Plan(samples=6, seed=5, drawing=Drawing(steps=7, guidance=2.5, batch=3))
-    part = draw_section(sketch, "pair", plan)
+    sketch, plan = Sketch(), Plan(samples=6, seed=5, sampling=SamplingOptions(steps=7, guidance=2.5, batch_size=3))
+    part = generate_section(sketch, "pair", plan)
     prompts = [one.prompt for one in glyph_prompts(("pair",))]
     assert sketch.prompts == prompts * 3 and sketch.seeds == [5] * 15 + [5 + SET] * 15 + [5 + 2 * SET] * 15
     assert sketch.more["num_inference_steps"] == 7 and sketch.more["guidance_scale"] == 2.5
     assert (
         part.images.shape == (45, 4, 4) and part.images.dtype == np.uint8 and part.prompts.tolist() == [*range(15)] * 3
     )
-    draw_section(sketch, "character", plan)
+    generate_section(sketch, "character", plan)
     assert len(sketch.seeds) == len(set(sketch.seeds)) == 3 * 42  # no two of them share their noise
 
 
 def test_a_wrong_setting_is_said_in_one_line():
     with pytest.raises(UserError, match="num_inference_steps"):
-        draw(tiny_pipeline(), ["a"], [0], Drawing(steps=0))
+        generate_pixels(tiny_pipeline(), ["a"], [0], SamplingOptions(steps=0))
 
 
 def test_the_styles_are_those_that_the_model_was_taught():
@@ -121,9 +121,9 @@ def test_the_styles_are_those_that_the_model_was_taught():
 def test_clip_ranks_real_characters_above_shuffled_ones(reference):
     """With features that are one-hot of the prompt, everything is found at once; with constant ones, nothing is."""
     data = reference.own["test"]
-    asked = [Asked("character", f"p{i}", codepoint=ord(data.meta(i)["char"])) for i in range(len(data))]
+    asked = [PromptSpec("character", f"p{i}", codepoint=ord(data.meta(i)["char"])) for i in range(len(data))]
     asked = list({one.codepoint: one for one in asked}.values())
-    part = Drawn(asked * 3, np.repeat(range(3), len(asked)), np.zeros((3 * len(asked), 4, 4), np.uint8))
+    part = GeneratedSet(asked * 3, np.repeat(range(3), len(asked)), np.zeros((3 * len(asked), 4, 4), np.uint8))
 
     def told(images, prompts):
         codes = torch.nn.functional.one_hot(torch.tensor([int(p[1:]) for p in prompts]), 99).float()
@@ -153,10 +153,10 @@ def reports(tmp_path_factory, options):
 
     def evaluate(name, *words):
         args = parse(str(model), "--samples", "2", "--steps", "1", "-o", str(folder / name), *words)
-        args.output.mkdir()
         with pytest.MonkeyPatch.context() as patch:  # few glyphs, or rendering them would take a minute
             patch.setattr(report, "DataOptions", lambda cache_dir: options)
-            return report.evaluate(args.model, args)
+            run(args)
+        return json.loads((folder / name / "metrics.json").read_text(encoding="utf-8"))
 
     first = evaluate("first")
     return (
@@ -244,7 +244,8 @@ def test_wrong_arguments_end_in_one_line(tmp_path):
 
 
 def test_what_a_run_has_logged_becomes_curves_beside_the_loss_at_every_time(tmp_path, monkeypatch):
-    from ldm.evaluation.glyphs.report_page import _learning
+    from ldm.evaluation.glyphs.report_page import plots
+    from ldm.evaluation.html import render
 
     rows = [{"step": s, "ema/loss": 1 / (1 + s), "ema/gap": s / 9, "raw/loss": 3} for s in (0, 10, 20)]
     rows += [{"step": 30, "loss": 0.5}]
@@ -253,12 +254,13 @@ def test_what_a_run_has_logged_becomes_curves_beside_the_loss_at_every_time(tmp_
     stretch = known | {"zero": 2.0, "mean": 1.5, "linear": 1.25}
     measured = {"all": stretch, "bins": [{"from": 0.0, "to": 1.0, **stretch}], "items": {"train": 14}}
     asked = []
-    monkeypatch.setattr(report.denoising, "evaluate", lambda run, plan, device: asked.append(plan) or measured)
+    monkeypatch.setattr(report.loss_by_time, "measure_run", lambda run, plan, device: asked.append(plan) or measured)
     section = report.learning_section(tmp_path, Plan(samples=2), None)
     assert section["curves"] == {
         "loss": [(0, 1.0), (10, 1 / 11), (20, 1 / 21)],
         "gap": [(0, 0), (10, 10 / 9), (20, 20 / 9)],
     }
     assert asked[0].limit == 14 and section["bins"] == measured["bins"]
-    shown = "".join(_learning(section))
+    assert plots(section["curves"]).keys() == {"loss", "gap"}
+    shown = render("glyphs/learning.html.j2", tmp_path, learning=section, plots=plots)
     assert shown.count("<svg") == 2 and "0.00 to 1.00" in shown and "1.250" in shown and "shuffled" not in shown

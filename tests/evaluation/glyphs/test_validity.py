@@ -80,7 +80,7 @@ def test_pieces_are_counted_and_corners_connect():
 
 
 def test_an_empty_and_a_full_picture_have_measures():
-    found = validity.measure(np.stack([blank(), np.zeros((64, 64), np.uint8)]))
+    found = validity.measure_glyphs(np.stack([blank(), np.zeros((64, 64), np.uint8)]))
     assert {name: values[0] for name, values in found.items()} == dict.fromkeys(found, 0)
     assert found["stroke_width"][1] == pytest.approx(64, rel=0.05) and found["pieces"][1] == 1
     assert all(values.dtype == np.float64 and values.shape == (2,) for values in found.values())
@@ -92,12 +92,12 @@ def test_distance_is_the_mean_gap_between_ranks():
     for n, m in ((1, 1), (5, 9), (40, 40), (13, 200)):
         a, b = rng.normal(size=n).round(1), rng.normal(1, 2, size=m).round(1)
         gaps = np.abs(np.sort(a.repeat(np.lcm(n, m) // n)) - np.sort(b.repeat(np.lcm(n, m) // m)))
-        assert validity.wasserstein(a, b) == pytest.approx(gaps.mean())
+        assert validity.wasserstein_1d(a, b) == pytest.approx(gaps.mean())
 
 
 def test_a_shift_is_its_own_distance_and_stands_out_from_the_floor():
     real = np.random.default_rng(0).normal(size=400)
-    found = validity.compare({"a": real + 0.5, "b": real, "only here": real}, {"a": real, "b": real})
+    found = validity.compare_measures({"a": real + 0.5, "b": real, "only here": real}, {"a": real, "b": real})
     assert set(found) == {"a", "b"}
     assert found["a"]["distance"] == pytest.approx(0.5, abs=1e-3) and found["b"]["distance"] == 0
     assert found["a"]["floor"] < found["a"]["floor_95"] < 0.5
@@ -109,13 +109,15 @@ def test_unseen_real_pictures_lie_at_the_floor():
     inside = [
         found["distance"] <= found["floor_95"]
         for i in range(60)
-        for found in validity.compare({"x": rng.normal(size=100)}, {"x": rng.normal(size=200)}, seed=i).values()
+        for found in validity.compare_measures(
+            {"x": rng.normal(size=100)}, {"x": rng.normal(size=200)}, seed=i
+        ).values()
     ]
     assert np.mean(inside) >= 0.85
 
 
 def test_wrong_pictures_and_too_few_are_refused():
     with pytest.raises(UserError, match="uint8"):
-        validity.measure(np.zeros((1, 8, 8)))
+        validity.measure_glyphs(np.zeros((1, 8, 8)))
     with pytest.raises(UserError, match="need at least 1 and 2"):
-        validity.compare({"x": np.zeros(1)}, {"x": np.zeros(1)})
+        validity.compare_measures({"x": np.zeros(1)}, {"x": np.zeros(1)})

@@ -91,13 +91,13 @@ def test_a_copied_training_picture_is_found_among_new_ones():
     rng = np.random.default_rng(0)
     train, held, drawn = (rng.normal(size=(n, 8)) for n in (500, 300, 100))
     drawn[:7] = train[40:47] + 1e-6
-    index, distance = pictures.nearest(drawn, train)
+    index, distance = pictures.nearest_features(drawn, train)
     brute = np.linalg.norm(drawn[:, None] - train, axis=2)
     assert (index == brute.argmin(1)).all() and index[:7].tolist() == list(range(40, 47))
     np.testing.assert_allclose(distance, brute.min(1), rtol=1e-6)
-    found = pictures.novelty_section(distance, pictures.nearest(held, train)[1])
+    found = pictures.novelty_section(distance, pictures.nearest_features(held, train)[1])
     assert 0.07 <= found["near_copies"]["share"] <= 0.09  # and of the new ones 1% on average
-    unseen = pictures.novelty_section(*[pictures.nearest(held, train)[1]] * 2)
+    unseen = pictures.novelty_section(*[pictures.nearest_features(held, train)[1]] * 2)
     assert unseen["near_copies"]["share"] < 0.011
 
 
@@ -116,10 +116,10 @@ def test_real_pictures_are_as_like_as_training_ones_and_others_are_not():
 def test_coarse_colours_are_the_means_of_fields():
     black, white = uniform([(0, 0, 0), (255, 255, 255)])
     left = np.concatenate([white[:, :8], black[:, 8:]], axis=1)
-    found = pictures.coarse(np.stack([black, white, left])).reshape(3, 8, 8, 3)
+    found = pictures.coarse_colours(np.stack([black, white, left])).reshape(3, 8, 8, 3)
     assert (found[0] == -1).all() and (found[1] == 1).all()
     assert (found[2, :, :4] == 1).all() and (found[2, :, 4:] == -1).all()
-    assert pictures.coarse(left[None, ..., :1]).shape == (1, 64)
+    assert pictures.coarse_colours(left[None, ..., :1]).shape == (1, 64)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -128,7 +128,7 @@ def test_a_vision_model_that_is_named_comes_before_the_others(tmp_path, channels
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, mlp_ratio=2
     )
     Dinov2Model(config).save_pretrained(tmp_path)
-    eye = pictures.eye_of(str(tmp_path), Knowing())
+    eye = pictures.feature_extractor_of(str(tmp_path), Knowing())
     images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, channels), dtype=np.uint8)
     assert eye.name == "Dinov2Model" and eye.embed(images).shape == (3, 16)
 
@@ -206,14 +206,15 @@ def test_a_judge_is_said_to_have_guided_the_model_where_it_has(project, source, 
     opened = open_run(project / "ldm")
     text = opened.settings.text.model_copy(update={"source": source.format(clip=project / "clip")})
     opened.settings = opened.settings.model_copy(update={"text": text})
-    judge, found = pictures.judge_of(opened, None)
+    judge, found = pictures.clip_embedder_of(opened, None)
     assert judge is not None and found is guides
-    assert pictures.judge_of(opened, project / "clip" / "final")[1] is guides  # under another name too
+    assert pictures.clip_embedder_of(opened, project / "clip" / "final")[1] is guides  # under another name too
 
 
 def test_a_model_that_draws_the_held_out_pictures_gets_what_they_get(project, tmp_path, monkeypatch):
     held = open_run(project / "ldm").data.validation
-    monkeypatch.setattr(pictures, "draw", lambda pipeline, captions, seeds, how: pictures.read(held, range(len(held))))
+    images = pictures.stacked(held, range(len(held)))
+    monkeypatch.setattr(pictures, "generate_pixels", lambda pipeline, captions, seeds, options: images)
     metrics = evaluate(project / "ldm", tmp_path)
     assert metrics["words"]["share"] == metrics["words"]["ceiling"] and metrics["words"]["n"] == len(held)
     drawn, training = (metrics["likeness"][name] for name in ("drawn", "training"))
@@ -225,7 +226,7 @@ def test_a_model_without_words_is_measured_without_them(project, tmp_path):
     metrics = evaluate(project / "plain" / "ldm", tmp_path, "--samples", "24")
     assert metrics["words"] is None and "own_caption_first" not in metrics["summary"]
     assert metrics["features"]["name"] == "colours at 8 x 8" and metrics["likeness"]["drawn"]["generated"] == 24
-    assert any("draws without words" in text for text in metrics["notes"])
+    assert any("is unconditional" in text for text in metrics["notes"])
     judged = evaluate(project / "plain" / "ldm", tmp_path, "--samples", "4", "--clip", str(project / "clip"))
     assert judged["features"]["name"] == "CLIP" and judged["likeness"] is None
     assert not any("guided" in text for text in judged["notes"])
@@ -234,7 +235,7 @@ def test_a_model_without_words_is_measured_without_them(project, tmp_path):
 def test_an_exported_model_has_no_pictures_beside_it_and_says_so_at_once(project, tmp_path):
     folder = export(project / "ldm", tmp_path / "model")
     started = time.process_time()
-    with pytest.raises(UserError, match="evaluate the run that it was made of"):
+    with pytest.raises(UserError, match="evaluate the run that it was exported from"):
         evaluate(folder, tmp_path / "report")
     assert time.process_time() - started < 1 and not (tmp_path / "report").exists()
 
@@ -242,7 +243,7 @@ def test_an_exported_model_has_no_pictures_beside_it_and_says_so_at_once(project
 def test_an_exported_model_on_the_hub_is_told_apart_too(project, tmp_path, monkeypatch):
     folder = export(project / "ldm", tmp_path / "model")
     monkeypatch.setattr(model_folder, "pull", lambda repo, revision, files, leaving: folder)
-    with pytest.raises(UserError, match="someone/model was trained on pictures, pictures that"):
+    with pytest.raises(UserError, match="someone/model was trained on pictures, images that"):
         evaluate("someone/model", tmp_path / "report")
 
 
@@ -256,10 +257,10 @@ def test_an_unfinished_run_on_other_pictures_by_now_says_so(project, tmp_path):
     for part in ("clip", "vae"):
         (tmp_path / part).symlink_to(project / part)
     metrics = evaluate(tmp_path / "ldm", tmp_path / "same", "--samples", "4")
-    assert not any("others now" in text for text in metrics["notes"])
+    assert not any("have changed" in text for text in metrics["notes"])
     Image.new("RGB", (16, 16), "red").save(tmp_path / "pictures" / "000.png")
     metrics = evaluate(tmp_path / "ldm", tmp_path / "other", "--samples", "4", "--batch", "3")
-    assert any("others now" in text for text in metrics["notes"])
+    assert any("have changed" in text for text in metrics["notes"])
 
 
 def test_adapters_change_what_is_drawn(project, tmp_path):

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
-from ldm.evaluation.metrics.confidence import METHODS, bootstrap, over_seeds, paired, student_t
+from ldm.evaluation.metrics.confidence import bootstrap, over_seeds, paired, student_t
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_an_interval_of_a_mean_agrees_with_the_normal_one(method):
+def test_an_interval_of_a_mean_agrees_with_the_normal_one():
     values = np.random.default_rng(0).normal(3, 2, 2000)
-    found = bootstrap(values, method=method, resamples=4000)
+    found = bootstrap(values, resamples=4000)
     assert found.value == pytest.approx(values.mean())
     assert found.error == pytest.approx(values.std(ddof=1) / 2000**0.5, rel=0.05)
     assert (found.low, found.high) == pytest.approx(
@@ -17,23 +16,13 @@ def test_an_interval_of_a_mean_agrees_with_the_normal_one(method):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_intervals_agree_with_an_independent_implementation(method):
+def test_intervals_agree_with_an_independent_implementation():
     stats = pytest.importorskip("scipy.stats")
     values = np.random.default_rng(1).exponential(1, 300)
-    given = {"n_resamples": 4000, "method": method, "rng": np.random.default_rng(0)}
+    given = {"n_resamples": 4000, "method": "percentile", "rng": np.random.default_rng(0)}
     wanted = stats.bootstrap((values,), np.mean, **given).confidence_interval
-    found = bootstrap(values, method=method, resamples=4000)
+    found = bootstrap(values, resamples=4000)
     assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=0.01)
-
-
-def test_any_statistic_is_resampled_and_the_mean_alike():
-    values = np.random.default_rng(2).normal(0, 1, 60)
-    quick = bootstrap(values, resamples=500)
-    plain = bootstrap(values, lambda x: float(x.mean()), resamples=500)
-    assert (plain.low, plain.high) == pytest.approx((quick.low, quick.high))
-    median = bootstrap(values, lambda x: float(np.median(x)), method="bca", resamples=500)
-    assert median.low < np.median(values) < median.high
 
 
 def test_the_same_seed_gives_the_same_interval():
@@ -70,10 +59,6 @@ def test_an_interval_holds_the_truth_in_95_of_100():
     """Standard error of a share of 0.95 of 500: 0.01; three of them are allowed."""
     assert covered(lambda rng: (rng.normal(0, 1, 12),), 0) == pytest.approx(0.95, abs=0.03)
     assert covered(lambda rng: (rng.random(200) < 0.3,), 0.3) == pytest.approx(0.95, abs=0.03)
-
-
-def test_bca_holds_a_skewed_mean_better_than_the_normal_interval_would():
-    assert covered(lambda rng: (rng.exponential(1, 80),), 1, method="bca") == pytest.approx(0.945, abs=0.035)
 
 
 def test_an_interval_over_prompts_holds_the_truth_and_one_over_pictures_does_not():
@@ -151,7 +136,7 @@ def test_the_quantile_of_t_agrees_with_scipy(degrees):
     [
         (lambda: bootstrap([1.0]), "at least two values"),
         (lambda: bootstrap([1.0, np.nan]), "1 of 2 values are not finite"),
-        (lambda: bootstrap([1.0, 2.0], method="normal"), "got 0.95, 2000 and 'normal'"),
+        (lambda: bootstrap([1.0, 2.0], resamples=10), "at least 100, got 0.95 and 10"),
         (lambda: bootstrap([1.0, 2.0], clusters=[0]), "one for each of 2 values, got 1"),
         (lambda: bootstrap([1.0, 2.0], clusters=[0, 0]), "all values are of one cluster"),
         (lambda: paired([1.0, 2.0], [1.0]), "every prompt and seed"),

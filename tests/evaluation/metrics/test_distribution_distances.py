@@ -14,7 +14,7 @@ from ldm.evaluation.metrics.distribution_distances import (
     mmd_rbf,
     prdc,
     sliced_distance,
-    yardstick,
+    with_reference_range,
 )
 
 
@@ -200,7 +200,7 @@ def test_the_error_is_the_spread_between_fresh_sets():
 def test_a_yardstick_has_the_generated_set_between_floor_and_ceiling():
     real = normal(19, 1200)
     spoiled = {"moved": normal(20, 400, shift=2.0)}
-    found = yardstick(normal(21, 300, shift=0.4), real, spoiled)
+    found = with_reference_range(normal(21, 300, shift=0.4), real, spoiled)
     assert found["generated"]["generated"] == found["floor"]["generated"] == 300
     assert found["floor"]["reference"] == found["generated"]["reference"] == 900
     ceiling = found["ceiling"]["moved"]
@@ -212,7 +212,7 @@ def test_a_yardstick_has_the_generated_set_between_floor_and_ceiling():
 
 
 def test_a_floor_of_held_out_pictures_leaves_the_reference_whole():
-    found = yardstick(normal(22, 200), normal(23, 500), floor=normal(24, 100))
+    found = with_reference_range(normal(22, 200), normal(23, 500), floor=normal(24, 100))
     assert found["floor"]["generated"] == found["generated"]["generated"] == 100
     assert found["floor"]["reference"] == 500 and found["ceiling"] == {}
 

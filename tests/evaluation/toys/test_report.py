@@ -109,7 +109,7 @@ def test_what_a_run_was_trained_on_decides_how_it_is_judged(tmp_path, monkeypatc
     given = {"quick": False, "seed": 0, "batch": 64, "steps": 10, "guidance": None}
     given |= {"against": None, "clip": None, "features": None, "lora": None}
     args = Namespace(model=str(tmp_path), output=tmp_path / "report", samples=None, device=None, **given)
-    monkeypatch.setitem(command.KNOWN, "toy", command.Measure("ldm.evaluation.toys.report", 800))
+    monkeypatch.setitem(command.KNOWN, "toy", command.Suite("ldm.evaluation.toys.report", "evaluate_toy", 800))
     assert command.run(args) == 0
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert metrics["toy"] == "8_gaussians" and metrics["plan"]["samples"] == 800 and metrics["plan"]["steps"] == 10

@@ -5,13 +5,13 @@ import torch
 from glyph_bars import bars
 
 from ldm.data.glyphs.recombination import lane
-from ldm.evaluation.glyphs import classifier_recombination
 from ldm.evaluation.glyphs.classifier import component_labels
+from scripts.glyph_classifier import recombination
 
 
 def cut(glyphs, components):
     labels = component_labels([part for parts in glyphs.parts for part in parts], components)
-    return classifier_recombination.cut(glyphs.images, glyphs.layouts, glyphs.radicals, glyphs.parts, labels)
+    return recombination.cut(glyphs.images, glyphs.layouts, glyphs.radicals, glyphs.parts, labels)
 
 
 def test_parts_know_which_of_them_is_the_radical():
@@ -26,7 +26,7 @@ def test_a_part_is_drawn_into_its_target_and_stretched_only_so_far():
     images, box = np.full((2, 64, 64), 255, np.uint8), np.array([[10, 30, 20, 40]] * 2)
     images[:, 10:30, 20:40] = images[:, 50:60, 50:60] = 0
     targets = torch.tensor([[30.0, 50.0, 4.0, 34.0], [0.0, 64.0, 0.0, 64.0]])
-    small, large = classifier_recombination.place(images, box, targets)[:, 0] > 0.5
+    small, large = recombination.place(images, box, targets)[:, 0] > 0.5
     assert small[30:50, 4:34].all() and small.sum() == 20 * 30
     assert large[14:50, 14:50].all() and large.sum() == 36**2, "1.8 times as large, in the middle"
 
@@ -34,7 +34,7 @@ def test_a_part_is_drawn_into_its_target_and_stretched_only_so_far():
 def test_recombined_glyphs_hold_a_radical_and_a_rest_in_both_layouts():
     glyphs, generator = bars(8), torch.Generator().manual_seed(0)
     parts = cut(glyphs, ["日", "忄", "水"])
-    ink, across, radical, components = classifier_recombination.recombine(glyphs.images, parts, 64, generator)
+    ink, across, radical, components = recombination.recombine(glyphs.images, parts, 64, generator)
     assert ink.shape == (64, 1, 64, 64) and ink.min() >= 0 and ink.max() <= 1
     assert set(radical.tolist()) == {61, 85} and 0 < across.sum() < 64
     assert (components == torch.tensor([[1.0, r == 61, r == 85] for r in radical.tolist()])).all()
