@@ -2,13 +2,13 @@
 
 from ldm.config.overrides import parse
 from ldm.utils.runtime import prepare_threads, run_main
-from ldm.utils.torchvision_compat import mend_torchvision
+from ldm.utils.torchvision_compat import patch_torchvision
 
 
 def main() -> None:
     settings, invocation = parse("vae")
     prepare_threads(settings.train.threads)
-    mend_torchvision()
+    patch_torchvision()
     if invocation.dry_run:
         from ldm.training.cost_estimate import plan
 

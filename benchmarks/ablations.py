@@ -26,7 +26,7 @@ from protocol import markdown, write_report
 
 from ldm.utils.errors import UserError
 from ldm.utils.runtime import prepare_threads, run_main
-from ldm.utils.torchvision_compat import mend_torchvision
+from ldm.utils.torchvision_compat import patch_torchvision
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE: dict = {
@@ -250,7 +250,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     prepare_threads(args.threads)
-    mend_torchvision()
+    patch_torchvision()
     args.output = args.output.resolve()
     arms = args.arms or list(ARMS)
     if unknown := [arm for arm in arms if arm not in ARMS]:

@@ -19,7 +19,7 @@ from stacks import RESOLUTION, STACKS, write_pictures
 from stepping import Parts, Program, part_seconds
 
 from ldm.utils.runtime import prepare_threads, run_main
-from ldm.utils.torchvision_compat import mend_torchvision
+from ldm.utils.torchvision_compat import patch_torchvision
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/benchmarks"))
     args = parser.parse_args()
     prepare_threads(args.threads)
-    mend_torchvision()
+    patch_torchvision()
     results = measure(args)
     print(table(results, args))
     write_report(args.output / f"autoencoder_step_{args.stack}{'_adversarial' * args.adversarial}.json", results)

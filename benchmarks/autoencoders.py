@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ldm.utils.errors import UserError
 from ldm.utils.runtime import prepare_threads, run_main
-from ldm.utils.torchvision_compat import mend_torchvision
+from ldm.utils.torchvision_compat import patch_torchvision
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "benchmarks" / "autoencoders.yaml"
@@ -32,7 +32,7 @@ LEVELS = {4: 3, 8: 4, 16: 5}
 def main() -> None:
     args = arguments()
     prepare_threads(args.threads)
-    mend_torchvision()
+    patch_torchvision()
     rows = args.rows or ROWS
     if unknown := [row for row in rows if row not in ROWS]:
         raise UserError(f"rows must be of {', '.join(ROWS)}, got {', '.join(unknown)}")

@@ -20,7 +20,7 @@ from protocol import compared, markdown, ratio_text, rounds, write_report
 from stacks import RESOLUTION, ldm_settings, write_pictures, write_stack
 
 from ldm.utils.runtime import prepare_threads, run_main
-from ldm.utils.torchvision_compat import mend_torchvision
+from ldm.utils.torchvision_compat import patch_torchvision
 
 BATCH = 16
 
@@ -37,7 +37,7 @@ def main() -> None:
     prepare_threads(1)
     if args.torchvision:
         sys.path.append(str(args.torchvision))
-    torchvision = mend_torchvision() != "absent"
+    torchvision = patch_torchvision() != "absent"
     results = {str(size): measure(size, torchvision, args) for size in args.sizes}
     results["glyphs"] = {"rendering": rendering(args)}
     print(table(results))

@@ -19,7 +19,7 @@ from stacks import RESOLUTION, STACKS, ldm_settings, write_pictures, write_stack
 from stepping import Program
 
 from ldm.utils.runtime import prepare_threads, run_main
-from ldm.utils.torchvision_compat import mend_torchvision
+from ldm.utils.torchvision_compat import patch_torchvision
 
 STAGES = {  # who can do it
     "import": ("ours", "peer"),
@@ -37,7 +37,7 @@ def main() -> None:
     prepare_threads(args.threads)
     if args.torchvision:
         sys.path.append(str(args.torchvision))
-    mend_torchvision()
+    patch_torchvision()
     if args.child:
         return child(args)
     results = {}

@@ -19,7 +19,7 @@ from typing import Any
 from protocol import compared, markdown, process, ratio_text, rounds, summary, write_report
 
 from ldm.utils.runtime import prepare_threads, run_main
-from ldm.utils.torchvision_compat import mend_torchvision
+from ldm.utils.torchvision_compat import patch_torchvision
 
 TABLES = ("batch", "resolution", "data", "world")
 WORLD_STEPS = (4, 16)  # of the short and the long training, whose difference leaves out the start
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/benchmarks"))
     args = parser.parse_args()
     prepare_threads(1)
-    mend_torchvision()
+    patch_torchvision()
     measures = {"batch": batches, "resolution": resolutions, "data": data_sets, "world": worlds}
     results = {}
     for name in args.tables or TABLES:

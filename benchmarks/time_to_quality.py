@@ -29,7 +29,7 @@ from protocol import markdown, paired_ratio, ratio_text, write_report
 
 from ldm.models.latents import downsampling_factor
 from ldm.utils.runtime import prepare_threads, run_main
-from ldm.utils.torchvision_compat import mend_torchvision
+from ldm.utils.torchvision_compat import patch_torchvision
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYOUTS = ("horizontal", "vertical")  # four glyphs in five have one of them
@@ -425,7 +425,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     prepare_threads(args.threads)
-    mend_torchvision()
+    patch_torchvision()
     args.output, args.parts = args.output.resolve(), args.parts.resolve()
     if args.pilot:
         return pilot(args)

@@ -22,7 +22,7 @@ from stepping import Parts, Program, part_seconds
 
 from ldm.utils.errors import UserError
 from ldm.utils.runtime import prepare_threads, run_main
-from ldm.utils.torchvision_compat import mend_torchvision
+from ldm.utils.torchvision_compat import patch_torchvision
 
 TOLERANCE = {"no": 1e-3, "bf16": 2e-2, "fp16": 2e-2}  # of a loss in a common step, relative; a tenth in the first
 EPOCHS = (1, 2, 5, 10)
@@ -33,7 +33,7 @@ def main() -> None:
     prepare_threads(args.threads)
     if args.torchvision:
         sys.path.append(str(args.torchvision))
-    mend_torchvision()
+    patch_torchvision()
     results = measure(args)
     print(table(results))
     write_report(args.output / f"train_step_{args.stack}.json", results)

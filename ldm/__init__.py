@@ -16,10 +16,10 @@ def __getattr__(name: str):
     if name != "load_pipeline":
         raise AttributeError(f"module 'ldm' has no attribute {name!r}")
     from ldm.utils.runtime import prepare_threads
-    from ldm.utils.torchvision_compat import mend_torchvision
+    from ldm.utils.torchvision_compat import patch_torchvision
 
     prepare_threads()  # has to come before torch
-    mend_torchvision()  # has to come before diffusers
+    patch_torchvision()  # has to come before diffusers
     from ldm.pipelines.loading import load_pipeline
 
     return load_pipeline

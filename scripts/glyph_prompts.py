@@ -54,4 +54,4 @@ def as_text(asked: list[PromptSpec]) -> str:
 
 
 if __name__ == "__main__":
-    write_whole(Path(__file__).parents[1] / "ldm" / "evaluation" / FILE, as_text(compose()).encode())
+    atomic_write(Path(__file__).parents[1] / "ldm" / "evaluation" / FILE, as_text(compose()).encode())

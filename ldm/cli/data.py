@@ -57,7 +57,7 @@ def _add_check(subparsers) -> None:
 
 def run_check(args: argparse.Namespace) -> int:
     from ldm.data.image_files.dataset import open_source
-    from ldm.utils.atomic_files import write_whole
+    from ldm.utils.atomic_files import atomic_write
     from ldm.utils.errors import UserError
 
     report_file = Path(os.path.expanduser(args.json)) if args.json else None
@@ -69,7 +69,7 @@ def run_check(args: argparse.Namespace) -> int:
     print("\n".join(report_lines(report, max(0, args.max))))
     if report_file:
         try:
-            write_whole(report_file, json.dumps(report, indent=1).encode())
+            atomic_write(report_file, json.dumps(report, indent=1).encode())
         except OSError as error:
             raise UserError(f"cannot write {report_file}: {error.strerror or error}") from error
     return 1 if report["skipped"] else 0

@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
 def _save(rows: "list[list[Image.Image]]", output: Path, job: dict[str, Any]) -> None:
     """A PNG with the rows below each other, one row where each holds one image; or an animation."""
     from ldm.utils import animation
-    from ldm.utils.atomic_files import write_whole
+    from ldm.utils.atomic_files import atomic_write
     from ldm.utils.image_grid import enlarged, image_grid
 
     images = [image for row in rows for image in row]
@@ -126,7 +126,7 @@ def _save(rows: "list[list[Image.Image]]", output: Path, job: dict[str, Any]) ->
     encode = animation.mp4 if output.suffix.lower() == ".mp4" else animation.gif
     content = encode([enlarged(image, job["scale"]) for image in images], json.dumps({EDIT_KEY: job}))
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(output, content)
+    atomic_write(output, content)
 
 
 # ---- operations: rows of images -------------------------------------------------------------------------------------

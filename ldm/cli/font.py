@@ -14,7 +14,7 @@ from ldm.cli.common import add_options, check_guidance, check_number, check_writ
 from ldm.pipelines.generation import generate_with
 from ldm.pipelines.image_metadata import complete, empty_job
 from ldm.pipelines.model_folder import ModelFolder, resolve_model
-from ldm.utils.atomic_files import telling, write_whole
+from ldm.utils.atomic_files import atomic_write, readable_io_errors
 from ldm.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -197,9 +197,9 @@ def _check(args: argparse.Namespace, output: Path, proof: Path | None) -> None:
 
 
 def _write(path: Path, data: bytes, option: str) -> None:
-    with telling(path, f"give another {option}"):
+    with readable_io_errors(path, f"give another {option}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data)
+        atomic_write(path, data)
 
 
 def _card(folder: ModelFolder) -> tuple[str, str]:

@@ -96,11 +96,11 @@ def _save(images: "list[Image.Image]", columns: int, output: str, job: dict, out
 def save_svg(images: "Sequence[Image.Image]", columns: int, path: Path, job: dict) -> None:
     """Write the outlines of images in reading order, with `job` in the description; blank images are reported."""
     from ldm.apps.font.vectorize import svg, trace
-    from ldm.utils.atomic_files import telling, write_whole
+    from ldm.utils.atomic_files import atomic_write, readable_io_errors
 
     traced = [trace(image) for image in images]
-    with telling(path, "give another --output"):
-        write_whole(path, svg(traced, columns, job["prompt"] or "", entries(job)[KEY]).encode())
+    with readable_io_errors(path, "give another --output"):
+        atomic_write(path, svg(traced, columns, job["prompt"] or "", entries(job)[KEY]).encode())
     blank = sum(not outline.contours for outline in traced)
     if blank:
         print(f"note: {path}: {blank} of {len(images)} images are blank and have no outline", file=sys.stderr)

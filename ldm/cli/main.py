@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from ldm import __version__
 from ldm.utils.errors import UserError
 from ldm.utils.runtime import prepare_threads, run_main
-from ldm.utils.torchvision_compat import mend_torchvision
+from ldm.utils.torchvision_compat import patch_torchvision
 
 # name -> (module, one line of help), or for a group name -> ({name: (module, help)}, help)
 Registry = dict[str, tuple[Any, str]]
@@ -148,7 +148,7 @@ def _dispatch(argv: list[str]) -> int | None:
     if not hasattr(args, "run"):
         args.help_of.print_help()
         return 0
-    mend_torchvision()
+    patch_torchvision()
     try:
         return args.run(args)
     except ModuleNotFoundError as error:

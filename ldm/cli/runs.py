@@ -65,7 +65,7 @@ def run_verify(args: argparse.Namespace) -> int:
 def run_prune(args: argparse.Namespace) -> int:
     from ldm.training.run_directory import locked_by
     from ldm.utils import checkpoint_files as checkpoint
-    from ldm.utils.atomic_files import sweep
+    from ldm.utils.atomic_files import remove_stale
 
     run = _run(args.run_folder)
     if args.keep < 1:
@@ -83,7 +83,7 @@ def run_prune(args: argparse.Namespace) -> int:
         print(f"{'would delete' if args.dry_run else 'deleted'} {path} ({_size(path)})")
     if not args.dry_run:
         checkpoint.delete(old)
-        sweep(folder)
+        remove_stale(folder)
     return 0
 
 

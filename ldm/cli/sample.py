@@ -76,14 +76,14 @@ def write(array: "np.ndarray", path: Path) -> None:
     """The array as .npy, or a look at it as .png, atomically."""
     import numpy as np
 
-    from ldm.utils.atomic_files import write_whole
-    from ldm.utils.image_grid import image_grid, points_picture, save_png
+    from ldm.utils.atomic_files import atomic_write
+    from ldm.utils.image_grid import image_grid, points_image, save_png
 
     if path.suffix.lower() == ".png":
         columns = max(1, round(len(array) ** 0.5))
-        save_png(points_picture(array) if array.ndim == 2 else image_grid(list(array), columns), path)
+        save_png(points_image(array) if array.ndim == 2 else image_grid(list(array), columns), path)
         return
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, buffer.getvalue())
+    atomic_write(path, buffer.getvalue())

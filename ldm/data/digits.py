@@ -23,7 +23,14 @@ import numpy as np
 from PIL import Image
 
 from ldm.config.settings import DataOptions, DigitOptions
-from ldm.utils.atomic_files import NO_ROOM, one_writer, read_sealed, require_room, telling, write_sealed
+from ldm.utils.atomic_files import (
+    NO_SPACE,
+    exclusive_lock,
+    read_checksummed,
+    readable_io_errors,
+    require_free_space,
+    write_checksummed,
+)
 from ldm.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -304,7 +311,11 @@ def handwriting(chosen: list[int], cache_dir: Path) -> dict[int, Handwriting]:
     path = cache_dir / "digits" / f"{key}.sealed"
     kept = _kept(path, len(chosen))
     if kept is None:
-        with telling(path, NO_ROOM), one_writer(path.with_suffix("")):  # another may build it while this one waits
+        with (
+            readable_io_errors(path, NO_SPACE),
+            exclusive_lock(path.with_suffix("")),
+        ):
+            # another process may build it while this one waits
             kept = _kept(path, len(chosen)) or _trace_into(path, chosen)
     digits = originals()[1]
     return {n: Handwriting(int(digits[n]), kept[0][i], tuple(kept[1][i].tolist())) for i, n in enumerate(chosen)}
@@ -313,7 +324,7 @@ def handwriting(chosen: list[int], cache_dir: Path) -> dict[int, Handwriting]:
 def _kept(path: Path, count: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Fields and boxes from the cache, or None if it is not there, incomplete or of other digits."""
     try:
-        with np.load(io.BytesIO(read_sealed(path)), allow_pickle=False) as kept:
+        with np.load(io.BytesIO(read_checksummed(path)), allow_pickle=False) as kept:
             fields, boxes = kept["fields"], kept["boxes"]
     except (OSError, ValueError, KeyError):
         return None
@@ -326,8 +337,8 @@ def _trace_into(path: Path, chosen: list[int]) -> tuple[np.ndarray, np.ndarray]:
     fields, boxes = np.stack([t[0] for t in traced]), np.array([t[1] for t in traced])
     buffer = io.BytesIO()
     np.savez(buffer, fields=fields, boxes=boxes)
-    require_room(path.parent, len(buffer.getvalue()), "the traced digits")
-    write_sealed(path, buffer.getvalue())
+    require_free_space(path.parent, len(buffer.getvalue()), "the traced digits")
+    write_checksummed(path, buffer.getvalue())
     return fields, boxes
 
 

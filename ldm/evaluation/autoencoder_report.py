@@ -18,7 +18,7 @@ from ldm.evaluation.ocr import GlyphReader
 from ldm.models.autoencoder import code_counts
 from ldm.models.latents import DeterministicPosterior, is_vector_quantized, posterior
 from ldm.models.vector_quantizer import code_usage
-from ldm.utils.atomic_files import write_whole
+from ldm.utils.atomic_files import atomic_write
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import image_grid, save_png
 from ldm.utils.image_tensors import to_images
@@ -118,7 +118,7 @@ def write_report(vae, data, run: Path) -> dict:
         log.warning("no OCR in the report: %s", error)
         reader = None
     report = vae_report(vae, data, reader, run)
-    write_whole(run / "report.json", (json.dumps(report, indent=1) + "\n").encode())
+    atomic_write(run / "report.json", (json.dumps(report, indent=1) + "\n").encode())
     same = report.get("ocr", {}).get("same_after")
     read = "" if same is None else f"; of the glyphs the OCR reads, {same:.1%} are read the same after"
     bits = f", {report['rate']['bits_per_pixel']:.3g} bits per pixel"

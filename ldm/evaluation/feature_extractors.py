@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.utils.errors import UserError
-from ldm.utils.untrusted_files import read_json, vetted
+from ldm.utils.untrusted_files import read_json, validated
 
 SIZE = 224  # of the images that a vision model takes, where its settings do not say
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet: likewise
@@ -94,7 +94,7 @@ class VisionModel:
         from transformers import AutoModel
 
         if (Path(source) / "config.json").is_file():
-            vetted(Path(source))
+            validated(Path(source))
         try:
             model = AutoModel.from_pretrained(source, use_safetensors=True, trust_remote_code=False).eval()
         except Exception as error:  # a library of many exceptions

@@ -20,7 +20,7 @@ from ldm.pipelines.component_classes import CLASSES, LIBRARY
 from ldm.pipelines.loading import load_pipeline, no_progress_bars
 from ldm.pipelines.model_folder import COMPONENTS, resolve_model
 from ldm.pipelines.pipeline import Pipeline
-from ldm.utils.atomic_files import one_writer, staged, telling
+from ldm.utils.atomic_files import exclusive_lock, readable_io_errors, staged
 from ldm.utils.errors import UserError
 from ldm.utils.untrusted_files import read_json
 
@@ -69,7 +69,7 @@ def export(
     facts = training_facts(Path(run)) or pipeline.defaults.get("training", {})
     facts |= {"prompts": list(prompts)} if prompts else {}
     license = license or pipeline.defaults.get("license") or ("apache-2.0" if facts.get("data") in OURS else None)
-    with telling(out, "choose another folder, or make room"), one_writer(place), staged(place) as stage:
+    with readable_io_errors(out, "choose another folder, or make room"), exclusive_lock(place), staged(place) as stage:
         pipeline.defaults |= {"training": facts, "license": license}
         save_folder(pipeline, stage, name or place.name)
         if dtype == BOTH:

@@ -19,7 +19,7 @@ from ldm.config.settings import VaeModel
 from ldm.models.latents import posterior, shift_factor
 from ldm.models.vector_quantizer import nearest
 from ldm.utils.errors import UserError
-from ldm.utils.untrusted_files import read_json, vetted
+from ldm.utils.untrusted_files import read_json, validated
 
 Autoencoder: TypeAlias = AutoencoderKL | VQModel
 CLASSES = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
@@ -54,7 +54,7 @@ def load_vae(folder: Path) -> Autoencoder:
     for candidate in (folder / "final" / "vae", folder / "vae", folder):
         if (candidate / "config.json").is_file() and (candidate / "diffusion_pytorch_model.safetensors").is_file():
             try:
-                name = str(read_json(vetted(candidate) / "config.json").get("_class_name"))
+                name = str(read_json(validated(candidate) / "config.json").get("_class_name"))
                 vae = CLASSES.get(name, AutoencoderKL).from_pretrained(candidate, use_safetensors=True)
             except UserError:
                 raise

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ldm.utils.errors import UserError
-from ldm.utils.torchvision_compat import mend_torchvision
+from ldm.utils.torchvision_compat import patch_torchvision
 
-mend_torchvision()  # has to come before these two imports
+patch_torchvision()  # has to come before these two imports
 
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E402
 

@@ -16,7 +16,7 @@ from transformers import CLIPModel
 
 from ldm.models.unet import inner_unet
 from ldm.utils.errors import UserError
-from ldm.utils.untrusted_files import vetted
+from ldm.utils.untrusted_files import validated
 
 
 class Alignment(nn.Module):
@@ -57,7 +57,7 @@ def load_tower(run: Path, resolution: int, channels: int) -> nn.Module:
     folder = next((path for path in (run / "final" / "clip", run / "clip", run) if _is_clip(path)), None)
     if folder is None:
         raise UserError(f"alignment.source: no finished CLIP run in {run}: run train_clip.py first, or name its folder")
-    tower = CLIPModel.from_pretrained(vetted(folder), use_safetensors=True, dtype=torch.float32).vision_model
+    tower = CLIPModel.from_pretrained(validated(folder), use_safetensors=True, dtype=torch.float32).vision_model
     takes = tower.config.num_channels, tower.config.image_size
     if takes != (channels, resolution):
         raise UserError(f"{folder} sees images of {takes[0]} x {takes[1]}, and the data have {channels} x {resolution}")

@@ -11,7 +11,7 @@ from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ldm.config.settings import ClipModel
 from ldm.models.tokenizer import train_tokenizer
 from ldm.utils.errors import UserError
-from ldm.utils.untrusted_files import vetted
+from ldm.utils.untrusted_files import validated
 
 
 def text_config(model: ClipModel, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
@@ -59,7 +59,7 @@ def load_text(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
     """
     for candidate in (folder / "final", folder):
         if (candidate / "text_encoder" / "config.json").is_file() and (candidate / "tokenizer").is_dir():
-            where = vetted(candidate / "text_encoder")
+            where = validated(candidate / "text_encoder")
             try:
                 encoder = CLIPTextModel.from_pretrained(where, use_safetensors=True, dtype=torch.float32)
                 return encoder.eval(), CLIPTokenizer.from_pretrained(candidate / "tokenizer")

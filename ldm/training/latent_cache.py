@@ -24,7 +24,7 @@ from ldm.models.autoencoder import Autoencoder
 from ldm.models.digests import network_digest
 from ldm.models.latents import downsampling_factor, posterior
 from ldm.utils import checkpoint_files as checkpoint
-from ldm.utils.atomic_files import NO_ROOM, one_writer, require_room, telling
+from ldm.utils.atomic_files import NO_SPACE, exclusive_lock, readable_io_errors, require_free_space
 from ldm.utils.errors import UserError
 from ldm.utils.image_tensors import to_images
 
@@ -88,7 +88,7 @@ def cached_latents(
         raise UserError(f"data.resolution {data.resolution} is no multiple of the VAE's factor {factor}")
     folder = latents_folder(network_digest(vae) if digest is None else digest, data, cache_dir)
     if checkpoint.verify(folder):
-        with telling(folder, NO_ROOM), one_writer(folder):
+        with readable_io_errors(folder, NO_SPACE), exclusive_lock(folder):
             _rebuild(vae, data, folder, batch_size or encoding_batch_size(vae, data.resolution))
     return Latents(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in NAMES))
 
@@ -103,7 +103,7 @@ def _rebuild(vae: Autoencoder, data: ImageTextData, folder: Path, batch_size: in
         shutil.rmtree(folder)
     side = data.resolution // downsampling_factor(vae.config)
     shape = (len(data), vae.config.latent_channels, side, side)
-    require_room(folder.parent, len(NAMES) * math.prod(shape) * np.dtype(DTYPE).itemsize, "the latent cache")
+    require_free_space(folder.parent, len(NAMES) * math.prod(shape) * np.dtype(DTYPE).itemsize, "the latent cache")
     header = {"descr": DTYPE, "fortran_order": False, "shape": shape}
     with checkpoint.with_manifest(folder) as stage, ExitStack() as open_files:
         files = [open_files.enter_context(open(stage / f"{name}.npy", "wb")) for name in NAMES]

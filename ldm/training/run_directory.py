@@ -14,7 +14,7 @@ from typing import IO
 
 from ldm.config.loading import run_dir, to_yaml
 from ldm.config.settings import RunSettings
-from ldm.utils.atomic_files import write_whole
+from ldm.utils.atomic_files import atomic_write
 from ldm.utils.errors import UserError
 
 PACKAGES = (
@@ -164,4 +164,4 @@ def sibling(run: Path, part: str) -> Path:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    write_whole(path, text.encode())
+    atomic_write(path, text.encode())

@@ -17,7 +17,7 @@ from ldm.training import resume_rules as resume
 from ldm.training.ema import EMA
 from ldm.training.run_directory import replace_text
 from ldm.utils import checkpoint_files as checkpoint
-from ldm.utils.atomic_files import DiskFull, require_room
+from ldm.utils.atomic_files import DiskFull, require_free_space
 from ldm.utils.errors import UserError
 
 MAX_SKIPPED = 3  # steps in a row whose gradients are not finite
@@ -103,7 +103,7 @@ class TrainingState:
         weights = sum(p.numel() * p.element_size() for p in _trainable(self.module).values())
         each = 3 * weights + sum(p.numel() * p.element_size() for p in self.ema.shadow_params)
         count = max(1, keep + 1 - len(checkpoint.saved(folder)))  # the oldest is deleted after the newest is written
-        require_room(folder, each * count, f"{count} checkpoints", "make room or choose another --output-dir")
+        require_free_space(folder, each * count, f"{count} checkpoints", "make room or choose another --output-dir")
 
     def _gather(self) -> dict[str, dict[str, Tensor]]:
         """Tensors by group and name; frozen components belong to other runs."""

@@ -26,8 +26,8 @@ from ldm.training.run_log import RunLog
 from ldm.training.state import TrainingState, find, rewind
 from ldm.training.task import BatchSlice, Task
 from ldm.utils import checkpoint_files as checkpoint
-from ldm.utils.atomic_files import sweep
-from ldm.utils.signals import Held, ignore_interrupts
+from ldm.utils.atomic_files import remove_stale
+from ldm.utils.signals import DeferredSignals, ignore_interrupts
 
 Batch = dict[str, Tensor]
 
@@ -56,7 +56,7 @@ class Trainer:
             task.module, task.model, self.optimizer, self.ema, origin, scaler=self.accelerator.scaler
         )
         self.batches = Batches(task, settings.seed)
-        self.held = Held()
+        self.held = DeferredSignals()
 
     @property
     def step(self) -> int:
@@ -200,7 +200,7 @@ class Trainer:
 
     def _resume(self, wanted: str, allow_changed: Collection[str]) -> None:
         if self.accelerator.is_main_process:
-            sweep(self.checkpoints)
+            remove_stale(self.checkpoints)
         self.accelerator.wait_for_everyone()
         found = find(self.run, wanted)
         notes = self.state.restore(*found, allow_changed) if found else []
@@ -232,7 +232,7 @@ class Trainer:
         if self.held.pending:
             return numbers
         folder = self.run / "samples"
-        with self.held.let_through(), self.log.tolerated(OSError, f"cannot write to {folder}"):
+        with self.held.deliver(), self.log.tolerated(OSError, f"cannot write to {folder}"):
             folder.mkdir(exist_ok=True, parents=True)
             numbers = self.task.report(folder, f"{self.step:08d}-{weights}")
         return {f"{weights}/{name}": value for name, value in numbers.items()}

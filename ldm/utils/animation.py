@@ -16,7 +16,7 @@ LEAST = 256  # pixels of a video's shorter side: players blur what is smaller wh
 QUALITY = "12"  # x264's constant rate factor: 0 = lossless, 23 = its default, where edges of strokes shimmer
 
 
-def there_and_back(images: "Sequence[Image.Image]") -> "list[Image.Image]":
+def forth_and_back(images: "Sequence[Image.Image]") -> "list[Image.Image]":
     """The pictures, and those between the ends once more backwards, so that a loop has no jump."""
     return [*images, *images[-2:0:-1]]
 

@@ -1,7 +1,7 @@
-"""Files and folders that are whole or absent, written by one process at a time, on disks that may be full.
+"""Files and folders that are complete or absent, written by one process at a time, on disks that may be full.
 
-A writer holds a lock, which the kernel lets go of when the process dies, however it dies. So whoever holds the lock of
-a target knows that what lies half done beside it was left by the dead, and clears it away.
+A writer holds a lock, which the kernel releases when the process dies, however it dies. So whoever holds the lock of a
+target knows that unfinished files beside it are left over from dead processes, and removes them.
 """
 
 import errno
@@ -16,19 +16,19 @@ from typing import IO
 
 from ldm.utils.errors import UserError
 
-NO_ROOM = "make room or set data.cache_dir to another folder"
-# half done, or the lock of what was: a cache of any key, a checkpoint, a finished model
+NO_SPACE = "free disk space or set data.cache_dir to another folder"
+# unfinished, or the lock of such: a cache of any key, a checkpoint, a finished model
 OURS = re.compile(r"\.((?:files-)?[0-9a-f]{24}|step-\d{8}|final)\..*(?:tmp|old|lock)")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DiskFull(UserError):
-    """There is no room for a file, or it may not grow so far."""
+    """There is no space for a file, or a limit on its size is reached."""
 
 
 @contextmanager
-def drafted(path: Path) -> Iterator[IO[bytes]]:
-    """A file to fill, which takes the place of `path` when it is whole; on an error nothing is left of it."""
+def atomic_open(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which replaces `path` atomically at the end; on an error nothing is left of it."""
     draft = _beside(path, f"{os.getpid()}.tmp")
     try:
         with draft.open("wb") as stream:
@@ -40,26 +40,26 @@ def drafted(path: Path) -> Iterator[IO[bytes]]:
         draft.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Put a file in place whole or not at all."""
-    with drafted(path) as stream:
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a file completely or not at all."""
+    with atomic_open(path) as stream:
         stream.write(data)
 
 
-def write_sealed(path: Path, data: bytes) -> None:
-    """As `write_whole`, after a first line with the data's sha256."""
-    write_whole(path, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+def write_checksummed(path: Path, data: bytes) -> None:
+    """As `atomic_write`, after a first line with the data's sha256."""
+    atomic_write(path, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
 
 
-def read_sealed(path: Path) -> bytes:
-    """What `write_sealed` wrote. Raises: ValueError if a bit of it has changed, OSError if it cannot be read."""
-    seal, _, data = path.read_bytes().partition(b"\n")
-    if seal.decode("ascii", "replace") != hashlib.sha256(data).hexdigest():
+def read_checksummed(path: Path) -> bytes:
+    """What `write_checksummed` wrote. Raises: ValueError if a bit of it has changed, OSError if it cannot be read."""
+    checksum, _, data = path.read_bytes().partition(b"\n")
+    if checksum.decode("ascii", "replace") != hashlib.sha256(data).hexdigest():
         raise ValueError("its sha256 differs")
     return data
 
 
-def require_room(folder: Path, size: int, what: str, advice: str = NO_ROOM) -> None:
+def require_free_space(folder: Path, size: int, what: str, advice: str = NO_SPACE) -> None:
     """Raises: DiskFull, before anything is written, if `folder` has less than `size` bytes free."""
     free = _free(folder)
     if size > free:
@@ -68,8 +68,8 @@ def require_room(folder: Path, size: int, what: str, advice: str = NO_ROOM) -> N
 
 
 @contextmanager
-def telling(path: Path, advice: str) -> Iterator[None]:
-    """Raises: UserError in place of what libraries raise when `path` cannot be written, DiskFull for want of room."""
+def readable_io_errors(path: Path, advice: str) -> Iterator[None]:
+    """Raises: UserError in place of what libraries raise when `path` cannot be written, DiskFull if it is full."""
     try:
         yield
     except Exception as error:  # safetensors has an exception of its own for it, and tokenizers a bare one
@@ -84,14 +84,14 @@ def telling(path: Path, advice: str) -> Iterator[None]:
 
 
 def _free(folder: Path) -> int:
-    """Bytes left where `folder` is, or will be."""
+    """Free bytes where `folder` is, or will be."""
     there = next(place for place in [folder, *folder.absolute().parents] if place.exists())
     return shutil.disk_usage(there).free
 
 
 @contextmanager
-def one_writer(target: Path) -> Iterator[None]:
-    """Be the only process that writes `target`, after waiting for another that does. Raises: OSError."""
+def exclusive_lock(target: Path) -> Iterator[None]:
+    """Hold the lock of `target`, after waiting for another process that does. Raises: OSError."""
     lock = _beside(target, "lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _take(lock)
@@ -107,9 +107,9 @@ def one_writer(target: Path) -> Iterator[None]:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder` that takes its place as a whole; on an error nothing is left of it.
+    """An empty folder to fill, which replaces `folder` atomically at the end; on an error nothing is left of it.
 
-    To be called by its one writer. Raises: OSError.
+    The caller holds the lock of `folder`. Raises: OSError.
     """
     stage, old = (_beside(folder, f"{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
@@ -127,8 +127,8 @@ def staged(folder: Path) -> Iterator[Path]:
         _settle(old, folder)
 
 
-def sweep(folder: Path) -> None:
-    """Clear away what dead writers of caches, checkpoints and finished models left in `folder`."""
+def remove_stale(folder: Path) -> None:
+    """Remove what dead writers of caches, checkpoints and finished models left in `folder`."""
     for path in list(folder.glob(".*")):
         named = OURS.fullmatch(path.name)
         if named and (descriptor := _take(lock := _beside(path.with_name(named[1]), "lock"))) is not None:
@@ -143,11 +143,11 @@ def _sweep(target: Path) -> None:
     for path in list(target.parent.glob(".*")):
         if own.fullmatch(path.name):
             _settle(path, target)
-    sweep(target.parent)
+    remove_stale(target.parent)
 
 
 def _settle(path: Path, target: Path) -> None:
-    """Delete a leftover, but give a whole folder that was to be replaced its name back where nothing came after it."""
+    """Delete a leftover, but restore a complete folder that was to be replaced if its replacement is missing."""
     if path.suffix == ".old" and path.exists() and not target.exists():
         path.rename(target)
     elif path.is_dir():
@@ -162,7 +162,7 @@ def _beside(target: Path, end: str) -> Path:
 
 
 def _take(lock: Path, wait: bool = False) -> int | None:
-    """The descriptor that holds the lock, or None if another does and is not to be waited for."""
+    """The descriptor that holds the lock, or None if another process does and `wait` is False."""
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:

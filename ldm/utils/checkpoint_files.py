@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: staged folder, fsync, manifest with sizes and sha256 last, one rename.
+"""Checkpoints that are complete or absent: staged folder, fsync, manifest with sizes and sha256 last, one rename.
 
 A checkpoint holds model, EMA and optimizer tensors (safetensors) and the step (JSON). Nothing else is needed to
 resume: batches, noise, timesteps and dropout are functions of (seed, step), and the learning rate of the step.
@@ -27,19 +27,19 @@ Content = tuple[dict[str, dict[str, torch.Tensor]], dict]  # tensors by group an
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill; on success it is synced, given a manifest and takes the place of `folder` as a whole.
+    """An empty folder to fill; on success it is synced, given a manifest and replaces `folder` atomically.
 
-    On an error nothing is left behind; what a killed process left there is swept away by the next.
+    On an error nothing is left behind; what a killed process left there is removed by the next.
     Raises: UserError (`disk.DiskFull` where that is the reason) if it cannot be written.
     """
-    with disk.telling(folder, "make room or choose another folder"), disk.one_writer(folder):
+    with disk.readable_io_errors(folder, "make room or choose another folder"), disk.exclusive_lock(folder):
         with with_manifest(folder) as stage:
             yield stage
 
 
 @contextmanager
 def with_manifest(folder: Path) -> Iterator[Path]:
-    """As `staged`, for the one writer of `folder`, who tells what went wrong."""
+    """As `staged`, for a caller who holds the lock of `folder` and reports errors."""
     with disk.staged(folder) as stage:
         yield stage
         _write_manifest(stage)
@@ -52,7 +52,7 @@ def digest(path: Path) -> str:
 
 
 def verify(folder: Path) -> str | None:
-    """Why the folder is not whole, or None if every file has the size and sha256 of its manifest."""
+    """Why the folder is not valid, or None if every file has the size and sha256 of its manifest."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
@@ -83,7 +83,7 @@ def save(folder: Path, tensors: dict[str, dict[str, torch.Tensor]], state: dict)
 
 
 def load(folder: Path) -> Content:
-    """Tensors and state of a checkpoint. Raises: UserError if it is not whole."""
+    """Tensors and state of a checkpoint. Raises: UserError if it is not valid."""
     if fault := verify(folder) or (None if (folder / "state.json").is_file() else "it has no state.json"):
         raise UserError(f"checkpoint {folder} cannot be used: {fault}; --resume auto takes the newest whole one")
     groups = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
@@ -91,7 +91,7 @@ def load(folder: Path) -> Content:
 
 
 def load_newest(folder: Path) -> tuple[Path, Content] | None:
-    """The newest checkpoint that is whole and what is in it, read as soon as it is verified; None if there is none."""
+    """The latest valid checkpoint and its content, read as soon as it is verified; None if there is none."""
     for path in reversed(saved(folder)):
         with suppress(UserError):
             return path, load(path)
@@ -114,7 +114,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def set_aside(folder: Path) -> list[Path]:
-    """Checkpoints that a run turned away from; see `supersede`."""
+    """Checkpoints that a run no longer uses; see `supersede`."""
     return sorted(folder.glob("superseded-step-*"))
 
 
@@ -124,14 +124,14 @@ def prune(folder: Path, keep: int, superseded: bool = False) -> None:
 
 
 def delete(folders: list[Path]) -> None:
-    """Delete checkpoints. A folder without a manifest is none of ours and stays."""
+    """Delete checkpoints. A folder without a manifest is not a checkpoint and stays."""
     for path in folders:
         if (path / MANIFEST).is_file():
             shutil.rmtree(path, ignore_errors=True)  # what cannot be deleted now is tried again at the next saving
 
 
 def supersede(path: Path) -> Path:
-    """Take a checkpoint out of the row without deleting it; returns its new place."""
+    """Exclude a checkpoint from the run without deleting it; returns its new path."""
     aside = path.with_name(f"superseded-{path.name}")
     shutil.rmtree(aside, ignore_errors=True)
     return path.rename(aside)

@@ -4,7 +4,7 @@ import re
 
 
 class UserError(Exception):
-    """A fault the user can mend. The message says what came, what is allowed and what to do next, in one line."""
+    """An error that the user can fix. The message says what came, what is allowed and what to do next, in one line."""
 
 
 # what may stand in an address or a setting and must not be shown again

@@ -1,4 +1,4 @@
-"""The Hub, patiently: what goes up is one commit or none, and what comes down is what the Hub lists, or is refused.
+"""The Hub, with_retries: what goes up is one commit or none, and what comes down is what the Hub lists, or is refused.
 
 Pushing looks at the branch, commits what is missing on top of exactly that, and looks again. So an answer that was lost
 is told from a commit that was, nothing is committed twice, and nobody else's commit is covered.
@@ -37,7 +37,7 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def patiently(call: Callable, *args, **options) -> Any:
+def with_retries(call: Callable, *args, **options) -> Any:
     """What `call` returns; it is called again as long as its fault is one that passes, and WAITS last."""
     for wait in (*WAITS, None):
         try:
@@ -101,9 +101,9 @@ def push(
         api, upload = HfApi(), _Upload(files, repo_id, kind, revision or "main", replaces, mark)
         try:
             sdk = {"space_sdk": "gradio"} if kind == "space" else {}
-            patiently(api.create_repo, repo_id, repo_type=kind, private=private, exist_ok=True, **sdk)
+            with_retries(api.create_repo, repo_id, repo_type=kind, private=private, exist_ok=True, **sdk)
             if revision is not None:
-                patiently(api.create_branch, repo_id, branch=revision, repo_type=kind, exist_ok=True)
+                with_retries(api.create_branch, repo_id, branch=revision, repo_type=kind, exist_ok=True)
             return upload.run(api, message)
         except LocalTokenNotFoundError:
             raise UserError("no Hub token was found: run `hf auth login`, or set HF_TOKEN") from None
@@ -153,7 +153,7 @@ class _Upload:
 
         made, waits = None, list(WAITS)
         while True:
-            head, there = patiently(self._listed, api)
+            head, there = with_retries(self._listed, api)
             todo = self._operations(there)
             if not todo:
                 return self._line(api, head)
@@ -226,7 +226,7 @@ def pull(repo_id: str, revision: str | None, patterns: Sequence[str], leaving: S
 
     faults = (HTTPError, OSError, ValueError, RuntimeError)
     try:
-        return patiently(_snapshot, repo_id, revision, patterns, leaving)
+        return with_retries(_snapshot, repo_id, revision, patterns, leaving)
     except faults as error:
         if passes(error):
             with suppress(*faults):

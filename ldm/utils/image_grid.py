@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from ldm.utils.atomic_files import write_whole
+from ldm.utils.atomic_files import atomic_write
 from ldm.utils.errors import UserError
 
 Picture = np.ndarray | Image.Image
@@ -71,7 +71,7 @@ def save_png(image: Image.Image, path: Path, text: Mapping[str, str] | None = No
         info.add_itxt(name, entry)
     image.save(buffer, format="PNG", pnginfo=info)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, buffer.getvalue())
+    atomic_write(path, buffer.getvalue())
 
 
 def enlarged(image: Image.Image, scale: int) -> Image.Image:
@@ -97,7 +97,7 @@ def _text(text: str, width: int, background: str) -> Image.Image:
     return strip
 
 
-def points_picture(points: np.ndarray, size: int = 256, reach: float = 4.0) -> Image.Image:
+def points_image(points: np.ndarray, size: int = 256, reach: float = 4.0) -> Image.Image:
     """Points (N, d) as a picture: for d = 1 a histogram, else a map of how many fall where in the first two axes.
 
     The picture spans -reach .. reach each way; points beyond it are left out. Black is most, white is none.

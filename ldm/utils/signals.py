@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while something runs that must not be cut in two: a step of training, or saving."""
+"""Ctrl-C and SIGTERM during work that must not be interrupted: a training step, or saving."""
 
 import signal
 import threading
@@ -8,22 +8,22 @@ from contextlib import contextmanager
 
 from ldm.utils.runtime import INTERRUPTS
 
-ONE_WISH = 3.0  # seconds: a launcher passes on the signal that its processes have already got
+REPEAT_SECONDS = 3.0  # seconds: a launcher passes on a signal that its processes have already received
 
 
-class Held:
-    """Keeps the first SIGINT or SIGTERM for later, in `pending`; a second one ends what runs at once.
+class DeferredSignals:
+    """Defers the first SIGINT or SIGTERM, in `pending`; a second one interrupts at once.
 
-    Used as a context: on a peaceful exit a signal that is still pending is raised. Outside the main thread, where
-    Python lets nobody handle signals, nothing is held.
+    Used as a context: on a normal exit a signal that is still pending is raised. Outside the main thread, where Python
+    allows no signal handlers, nothing is deferred.
     """
 
     def __init__(self) -> None:
         self.pending: int = 0  # the number of the signal
         self._since = 0.0
-        self._through = self._again = False
+        self._delivering = self._again = False
 
-    def __enter__(self) -> "Held":
+    def __enter__(self) -> "DeferredSignals":
         ours = threading.current_thread() is threading.main_thread()
         self._before = {number: signal.signal(number, self._take) for number in INTERRUPTS} if ours else {}
         return self
@@ -35,29 +35,29 @@ class Held:
             raise INTERRUPTS[self.pending]
 
     @contextmanager
-    def let_through(self) -> Iterator[None]:
-        """What runs within may be dropped: the first signal ends it at once, silently, and is pending afterwards."""
-        self._through = True
+    def deliver(self) -> Iterator[None]:
+        """What runs within may be abandoned: the first signal ends it at once, silently, and is pending afterwards."""
+        self._delivering = True
         try:
             yield
         except KeyboardInterrupt:
             if self._again:
                 raise
         finally:
-            self._through = False
+            self._delivering = False
 
     def _take(self, number: int, _frame) -> None:
         now = time.monotonic()
         if not self.pending:
             self.pending, self._since = number, now
-            if self._through:
+            if self._delivering:
                 raise INTERRUPTS[number]
-        elif now - self._since > ONE_WISH:
+        elif now - self._since > REPEAT_SECONDS:
             self._again = True
             raise INTERRUPTS[number]
 
 
 def ignore_interrupts(*_) -> None:
-    """For a loader's worker: a signal to the whole group must not take the data from a step that is being finished."""
+    """For a data loader's worker: a signal to the process group must not stop the data of a step being finished."""
     for number in INTERRUPTS:
         signal.signal(number, signal.SIG_IGN)

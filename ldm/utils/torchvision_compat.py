@@ -10,24 +10,24 @@ import importlib.util
 import sys
 from typing import Literal
 
-State = Literal["absent", "matching", "mended"]
+State = Literal["absent", "matching", "patched"]
 OPERATORS = ("nms", "qnms")
 SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 _library = None  # the declared schemas live as long as this object
 
 
-def mend_torchvision() -> State:
+def patch_torchvision() -> State:
     """Call before the first import of transformers, diffusers or open_clip; calling again does no harm.
 
-    Returns: "absent" (not installed), "matching" (its operators load) or "mended" (their schemas were declared).
+    Returns: "absent" (not installed), "matching" (its operators load) or "patched" (their schemas were declared).
     Raises: whatever importing torchvision raises for any other reason.
     """
     global _library
     if importlib.util.find_spec("torchvision") is None:
         return "absent"
     if _library is not None:
-        return "mended"
+        return "patched"
     try:
         importlib.import_module("torchvision")
         return "matching"
@@ -42,4 +42,4 @@ def mend_torchvision() -> State:
     for operator in OPERATORS:
         _library.define(operator + SCHEMA)
     importlib.import_module("torchvision")
-    return "mended"
+    return "patched"

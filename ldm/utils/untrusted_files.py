@@ -1,7 +1,7 @@
-"""What a model folder from elsewhere may hold: looked at before a library opens it and before anything is allocated.
+"""Files of untrusted origin, validated before a library opens them and before memory is allocated for them.
 
-Ordinary files that lie in the folder, of sane size; settings that name no code to fetch; and numbers that the weights
-beside them bear out, since one wrong number in a few bytes of JSON can ask for all memory there is.
+A model folder may hold regular files of sane size inside the folder, settings that name no code to download, and
+numbers that the weights beside them confirm: one wrong number in a few bytes of JSON can ask for all memory there is.
 """
 
 import json
@@ -15,15 +15,15 @@ from ldm.utils.errors import UserError
 
 MAX_TEXT = 64 * 2**20  # bytes of a JSON, YAML or text file
 MAX_HEADER = 16 * 2**20  # bytes of a safetensors header; that of Stable Diffusion has 0.1 MiB
-USUAL = 4096  # a number in the settings of a network up to this needs no tensor that is as long
-MOST_STEPS = 100_000  # no schedule is longer
-# keys by which the libraries fetch code, or other weights than those in the folder
+MIN_LIMIT = 4096  # a number in the settings of a network up to this needs no tensor that is as long
+MAX_STEPS = 100_000  # no schedule is longer
+# keys by which the libraries download code, or other weights than those in the folder
 CODE = ("auto_map", "custom_pipeline", "trust_remote_code", "quantization_config", "attn_implementation")
 OTHERS = ("adapter_config.json",)  # files that would bring them in
 
 
 def check_files(folder: Path, components: dict[str, Path]) -> None:
-    """Raises: UserError if something below a component is no ordinary file in `folder`, or a text file is huge."""
+    """Raises: UserError if something below a component is no regular file in `folder`, or a text file is huge."""
     roots = [folder.resolve()]
     if folder.parent.name == "snapshots":  # of the Hub client's cache, whose files are links to its blobs
         roots.append(folder.parents[1].resolve() / "blobs")
@@ -33,11 +33,11 @@ def check_files(folder: Path, components: dict[str, Path]) -> None:
             raise UserError(f"{path} leads out of its model folder, to {real}: nothing there is read")
         if path.name in OTHERS:
             raise UserError(f"{path} would bring in other weights: remove it, and keep the merged weights alone")
-        kind = real.lstat()
-        if not (stat.S_ISREG(kind.st_mode) or stat.S_ISDIR(kind.st_mode)):
+        status = real.lstat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise UserError(f"{path} is no ordinary file")
-        if path.suffix in (".json", ".txt") and kind.st_size > MAX_TEXT:
-            raise UserError(f"{path} has {kind.st_size:,} bytes; {MAX_TEXT:,} are allowed")
+        if path.suffix in (".json", ".txt") and status.st_size > MAX_TEXT:
+            raise UserError(f"{path} has {status.st_size:,} bytes; {MAX_TEXT:,} are allowed")
 
 
 def read_text(path: Path) -> str:
@@ -51,14 +51,16 @@ def read_text(path: Path) -> str:
 
 def check_code(path: Path, settings: dict[str, Any]) -> None:
     """Raises: UserError if settings name code to fetch."""
-    found = [key for key in settings if key.lstrip("_") in CODE and settings[key]]
-    if found:
-        raise UserError(f"{path} has {found[0]!r}, which can bring code from elsewhere; only stock networks are read")
+    keys = [key for key in settings if key.lstrip("_") in CODE and settings[key]]
+    if keys:
+        raise UserError(
+            f"{path} has {keys[0]!r}, which can load code from elsewhere; only diffusers' networks are read"
+        )
 
 
 def check_schedule(path: Path, settings: dict[str, Any]) -> None:
     """Raises: UserError if a number in the settings of a scheduler is beyond use."""
-    _check_numbers(path, settings, MOST_STEPS, "no schedule is longer than")
+    _check_numbers(path, settings, MAX_STEPS, "no schedule is longer than")
 
 
 def check_network(config: Path, settings: dict[str, Any]) -> None:
@@ -66,7 +68,7 @@ def check_network(config: Path, settings: dict[str, Any]) -> None:
     check_code(config, settings)
     shapes = list(tensor_shapes(config.parent).values())
     longest = max((length for shape in shapes for length in shape), default=0)
-    _check_numbers(config, settings, max(longest, USUAL), "the weights beside it hold nothing longer than")
+    _check_numbers(config, settings, max(longest, MIN_LIMIT), "the weights beside it hold nothing longer than")
     depths = [max(_numbers(value), default=1) for key, value in settings.items() if "layers" in key]
     blocks = max((len(value) for value in settings.values() if isinstance(value, list)), default=1)
     if math.prod(depths) * max(blocks, 1) > max(len(shapes), 1):
@@ -78,17 +80,17 @@ def tensor_shapes(component: Path) -> dict[str, list[int]]:
 
     Raises: UserError if a header cannot be true, or an index names files elsewhere.
     """
-    found: dict[str, list[int]] = {}
+    shapes: dict[str, list[int]] = {}
     for index in component.glob("*.index.json"):
         listed = json.loads(read_text(index)).get("weight_map", {})
         if strange := [name for name in set(listed.values()) if name != Path(name).name]:
             raise UserError(f"{index} names {strange[0]!r}: weights must lie beside it")
     for file in sorted(component.glob("*.safetensors")):
         try:
-            found |= _header(file)
+            shapes |= _header(file)
         except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{file} is no whole safetensors file: {error}") from None
-    return found
+            raise UserError(f"{file} is no complete safetensors file: {error}") from None
+    return shapes
 
 
 def count(component: Path) -> int:
@@ -104,14 +106,14 @@ def _header(file: Path) -> dict[str, list[int]]:
             raise ValueError(f"a header of {length:,} bytes in a file of {size:,}; {MAX_HEADER:,} are allowed")
         header = json.loads(stream.read(length))
     header.pop("__metadata__", None)
-    places = sorted(tuple(entry["data_offsets"]) for entry in header.values())
-    if [0, *(end for _, end in places)] != [*(start for start, _ in places), size - 8 - length]:
+    spans = sorted(tuple(entry["data_offsets"]) for entry in header.values())
+    if [0, *(end for _, end in spans)] != [*(start for start, _ in spans), size - 8 - length]:
         raise ValueError("its tensors do not fill the file one after another: it was cut, or made up")
     shapes = {name: entry["shape"] for name, entry in header.items()}
     if not all(isinstance(each, int) and each >= 0 for shape in shapes.values() for each in shape):
         raise ValueError("a shape must be whole numbers, 0 or more")
-    if sum(map(math.prod, shapes.values())) > 2 * size:  # the smallest kinds take half a byte
-        raise ValueError("its header tells of more weights than the file has bytes")
+    if sum(map(math.prod, shapes.values())) > 2 * size:  # the smallest types take half a byte
+        raise ValueError("its header lists more weights than the file has bytes")
     return shapes
 
 
@@ -156,8 +158,8 @@ def read_yaml(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def vetted(network: Path) -> Path:
-    """The folder of one network, once its settings are such as may be opened. Raises: UserError."""
+def validated(network: Path) -> Path:
+    """The folder of one network, after its files and settings are checked. Raises: UserError."""
     check_files(network, {"": network})
     check_network(network / "config.json", read_json(network / "config.json"))
     return network

@@ -29,7 +29,7 @@ from ldm.config.settings import DataOptions
 from ldm.data.glyphs.dataset import splits as glyph_splits
 from ldm.evaluation.classifiers import CARD, WEIGHTS
 from ldm.evaluation.glyphs.classifier import FORMAT, SIZE, GlyphNet
-from ldm.utils.atomic_files import write_whole
+from ldm.utils.atomic_files import atomic_write
 from ldm.utils.errors import UserError
 from ldm.utils.runtime import run_main
 from scripts.glyph_classifier.accuracy import accuracy, best_threshold, common_radicals
@@ -121,7 +121,7 @@ def fit(
         if step % 50 == 0 or done >= 1:
             report(f"step {step}  {done:.0%}  loss {running:.3f}  {time.monotonic() - started:.0f} s")
         if options.keep is not None and step % options.keep_every == 0:
-            write_whole(options.keep, half_precision(copy.deepcopy(ema))[1])
+            atomic_write(options.keep, half_precision(copy.deepcopy(ema))[1])
     return ema.eval(), step
 
 
@@ -211,9 +211,9 @@ def main(argv: list[str] | None = None) -> int:
 def write_classifier(folder: Path, weights: bytes, card: dict) -> None:
     """Write the weights and their card, which records the weights' digest."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / WEIGHTS, weights)
+    atomic_write(folder / WEIGHTS, weights)
     content = card | {"sha256": hashlib.sha256(weights).hexdigest()}
-    write_whole(folder / CARD, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    atomic_write(folder / CARD, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def command_of(args: argparse.Namespace) -> list[str]:

@@ -69,12 +69,12 @@ def test_what_a_killed_build_left_is_swept_away_by_one_of_another_key_and_what_l
     folder, key, other = tmp_path, "a" * 24, "b" * 24
 
     def begin(then):
-        with disk.one_writer(folder / key), disk.staged(folder / key) as stage:
+        with disk.exclusive_lock(folder / key), disk.staged(folder / key) as stage:
             (stage / "half").write_text("done")
             then()
 
     def write_other():
-        with disk.one_writer(folder / other), disk.staged(folder / other) as stage:
+        with disk.exclusive_lock(folder / other), disk.staged(folder / other) as stage:
             (stage / "whole").write_text("done")
 
     ready, go = os.pipe()
@@ -106,7 +106,7 @@ def test_an_export_killed_between_its_two_renames_gets_its_name_back(tmp_path, s
 
     assert ended(fork(die_at_second_rename, tmp_path / "told")) == -9
     assert not out.exists()
-    with pytest.raises(ZeroDivisionError), disk.one_writer(out):
+    with pytest.raises(ZeroDivisionError), disk.exclusive_lock(out):
         assert contents(out) == good
         raise ZeroDivisionError
     assert leftovers(tmp_path) == []
@@ -260,7 +260,7 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_half_done(
             "ldm.data.glyphs.rendering",
             "ldm.data.digits",
         ):
-            monkeypatch.setattr(f"{module}.require_room", lambda *_: None)
+            monkeypatch.setattr(f"{module}.require_free_space", lambda *_: None)
     size = sum(map(len, before.values()))
     for trial in range(trials(2, 6)):
         small_disk.leave(round(size * trial / 12))
@@ -295,6 +295,8 @@ def test_a_file_that_may_not_grow_is_told_in_one_line(tmp_path, monkeypatch, tri
 def test_both_numbers_are_told_before_anything_is_written(tmp_path, monkeypatch):
     free = SimpleNamespace(free=3 * 2**20)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: free)
-    disk.require_room(tmp_path / "not/there/yet", 3 * 2**20, "the cache")
-    with pytest.raises(UserError, match=r"not/there/yet: it needs 4.0 MiB and 3.0 MiB are free; make room or set data"):
-        disk.require_room(tmp_path / "not/there/yet", 4 * 2**20, "the cache")
+    disk.require_free_space(tmp_path / "not/there/yet", 3 * 2**20, "the cache")
+    with pytest.raises(
+        UserError, match=r"not/there/yet: it needs 4.0 MiB and 3.0 MiB are free; free disk space or set data"
+    ):
+        disk.require_free_space(tmp_path / "not/there/yet", 4 * 2**20, "the cache")

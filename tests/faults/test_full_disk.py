@@ -17,7 +17,7 @@ from ldm.training.ema import EMA
 from ldm.training.state import TrainingState
 from ldm.training.trainer import Trainer
 from ldm.utils import checkpoint_files as checkpoint
-from ldm.utils.atomic_files import DiskFull, telling
+from ldm.utils.atomic_files import DiskFull, readable_io_errors
 from ldm.utils.errors import UserError
 
 
@@ -147,11 +147,17 @@ def test_a_tracker_that_fails_ends_nothing(project, tmp_path, survived):
     ],
 )
 def test_a_full_disk_is_known_in_the_words_of_every_library(tmp_path, error):
-    with pytest.raises(DiskFull, match="MiB are free there; make room"), telling(tmp_path / "x", "make room"):
+    with (
+        pytest.raises(DiskFull, match="MiB are free there; make room"),
+        readable_io_errors(tmp_path / "x", "make room"),
+    ):
         raise error
 
 
 def test_what_may_not_be_written_for_another_reason_is_no_full_disk(tmp_path):
-    with pytest.raises(UserError, match="Permission denied") as told, telling(tmp_path / "x", "choose another"):
+    with (
+        pytest.raises(UserError, match="Permission denied") as told,
+        readable_io_errors(tmp_path / "x", "choose another"),
+    ):
         raise OSError(13, os.strerror(13))
     assert not isinstance(told.value, DiskFull)

@@ -13,7 +13,7 @@ from stepped import killed_before_call
 from tiny_trainings import PARTS, assert_same_run, losses, train
 
 from ldm.utils import checkpoint_files as checkpoint
-from ldm.utils.atomic_files import sweep
+from ldm.utils.atomic_files import remove_stale
 
 EVERY, STEPS = 2, 10
 
@@ -114,7 +114,7 @@ def test_killed_before_each_system_call_of_a_replacement(tmp_path, trials, survi
                 break
         except OSError as error:
             pytest.skip(str(error))
-        sweep(folder)
+        remove_stale(folder)
         assert checkpoint.verify(folder / "final") is None and leftovers(folder) == []
         seen.add((folder / "final" / "model.txt").read_text())
         fired, number = fired + 1, number + trials(13, 1)

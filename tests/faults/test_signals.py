@@ -124,7 +124,7 @@ def test_a_second_signal_stops_at_once(project, tmp_path, survived):
     def work():
         import ldm.utils.signals
 
-        ldm.utils.signals.ONE_WISH = 0.2
+        ldm.utils.signals.REPEAT_SECONDS = 0.2
         trainer_step = Trainer._step
 
         def endless(self, *args):

@@ -418,7 +418,7 @@ def test_a_broken_weight_file_is_named(tmp_path):
     folder = tiny_folder(tmp_path / "model")
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="unet/diffusion_pytorch_model.safetensors is no whole safetensors file"):
+    with pytest.raises(UserError, match="unet/diffusion_pytorch_model.safetensors is no complete safetensors file"):
         load_pipeline(folder)
 
 

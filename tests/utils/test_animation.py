@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.utils.animation import LEAST, MILLISECONDS, gif, mp4, there_and_back
+from ldm.utils.animation import LEAST, MILLISECONDS, forth_and_back, gif, mp4
 
 
 def noise(size: tuple[int, int], count: int = 3) -> list[Image.Image]:
@@ -39,4 +39,4 @@ def test_a_gif_plays_for_ever_and_tells_what_it_shows():
 
 
 def test_there_and_back_shows_the_ends_once():
-    assert there_and_back("abcd") == list("abcdcb") and there_and_back("ab") == list("ab")
+    assert forth_and_back("abcd") == list("abcdcb") and forth_and_back("ab") == list("ab")

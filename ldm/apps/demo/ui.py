@@ -19,7 +19,7 @@ from ldm.apps.demo.limits import LOOPBACK
 from ldm.apps.demo.request_guard import Guard
 from ldm.apps.demo.session import OWN, SIDE, Session, Shown
 from ldm.apps.demo.training_monitor import runs_in, watch
-from ldm.utils.animation import gif, mp4, there_and_back
+from ldm.utils.animation import forth_and_back, gif, mp4
 from ldm.utils.errors import UserError
 
 HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -397,7 +397,7 @@ def previews(shown: Shown) -> str:
 
 def film(images: list[Image.Image]) -> str:
     """A slider through the pictures, and all of them as a GIF and an MP4, as HTML that needs no file and no server."""
-    loop = there_and_back(images)
+    loop = forth_and_back(images)
     kinds = {"gif": ("image/gif", gif(loop)), "mp4": ("video/mp4", mp4(loop))}
     show = "this.parentNode.querySelectorAll('img').forEach((each, i) => each.hidden = i != this.value)"
     parts = [f"<img alt='picture {i + 1}' src='{_png(image)}'{' hidden' * (i > 0)}>" for i, image in enumerate(images)]

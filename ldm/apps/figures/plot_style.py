@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldm.apps.figures.figure import Drawing
-from ldm.utils.atomic_files import write_whole
+from ldm.utils.atomic_files import atomic_write
 
 WIDTH = 7.2  # inches: 1080 pixels
 DPI = 150
@@ -163,13 +163,13 @@ def save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
     info.add_itxt("Software", f"ldm figures {name}")
     info.add_itxt("numbers", json.dumps(drawing.numbers, ensure_ascii=False, default=float))
     paths = [folder / f"{name}.png"]
-    write_whole(paths[0], small(render(drawing.figure), info))
+    atomic_write(paths[0], small(render(drawing.figure), info))
     if drawing.frames:
         first, *others = drawing.frames
         durations = [120] * len(others) + [1500]
         paths.append(folder / f"{name}.gif")
         film = {"save_all": True, "append_images": others, "duration": durations, "loop": 0, "optimize": True}
-        write_whole(paths[1], _bytes(first, "GIF", **film))
+        atomic_write(paths[1], _bytes(first, "GIF", **film))
     return paths
 
 

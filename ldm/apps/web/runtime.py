@@ -8,7 +8,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from ldm.utils.atomic_files import one_writer, staged, telling
+from ldm.utils.atomic_files import exclusive_lock, readable_io_errors, staged
 from ldm.utils.errors import UserError
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"  # the tested version
@@ -70,7 +70,11 @@ def _fetched() -> Path:
         packed = next(Path(folder).glob("*.tgz"), None)
         if done.returncode or packed is None:
             raise UserError(f"{PACKAGE} is not here, and npm could not fetch it ({_reason(done.stderr)}): {otherwise}")
-        with telling(CACHE, "make room"), one_writer(CACHE.absolute()), staged(CACHE.absolute()) as stage:
+        with (
+            readable_io_errors(CACHE, "make room"),
+            exclusive_lock(CACHE.absolute()),
+            staged(CACHE.absolute()) as stage,
+        ):
             _unpack(packed, stage)
     return CACHE
 

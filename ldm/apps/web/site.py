@@ -10,7 +10,7 @@ from ldm.pipelines.model_folder import FALLBACKS, HUB_ID, ModelFolder
 from ldm.pipelines.onnx_runtime import GRAPHS, graph
 from ldm.pipelines.torch_free import TorchFreePipeline, open_torch_free
 from ldm.utils.assets import shipped_models
-from ldm.utils.atomic_files import one_writer, staged, telling
+from ldm.utils.atomic_files import exclusive_lock, readable_io_errors, staged
 from ldm.utils.errors import UserError
 from ldm.utils.untrusted_files import read_json
 
@@ -66,7 +66,7 @@ def write_site(folder: ModelFolder, light: TorchFreePipeline, runtime: Path, out
     place = out.resolve()
     carried = {f"runtime/{name}": runtime / name for name in FILES}
     model = _model_files(folder)
-    with telling(out, "choose another folder, or make room"), one_writer(place), staged(place) as stage:
+    with readable_io_errors(out, "choose another folder, or make room"), exclusive_lock(place), staged(place) as stage:
         shutil.copytree(PAGE, stage, dirs_exist_ok=True)
         licence = {f"runtime/{path.name}": path for path in licences()}
         for name, path in (carried | model | licence).items():

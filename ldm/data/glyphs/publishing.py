@@ -19,11 +19,11 @@ def write_repository(splits: dict[str, "GlyphData"], options: "DataOptions", out
     Columns: image (PNG), text (list of captions), and what `GlyphData.meta` tells.
     Raises: UserError: `out` is a file or a folder with something in it, or cannot be written.
     """
-    from ldm.utils.atomic_files import one_writer, staged, telling
+    from ldm.utils.atomic_files import exclusive_lock, readable_io_errors, staged
 
     check_target(out)
     out = out.absolute()
-    with telling(out, "choose another --out, or make room"), one_writer(out), staged(out) as stage:
+    with readable_io_errors(out, "choose another --out, or make room"), exclusive_lock(out), staged(out) as stage:
         (stage / "data").mkdir()
         for name, data in splits.items():
             _table(data).to_parquet(str(stage / "data" / f"{name}-00000-of-00001.parquet"))

@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ldm.utils.atomic_files import NO_ROOM, one_writer, read_sealed, require_room, staged, telling, write_sealed
+from ldm.utils.atomic_files import (
+    NO_SPACE,
+    exclusive_lock,
+    read_checksummed,
+    readable_io_errors,
+    require_free_space,
+    staged,
+    write_checksummed,
+)
 from ldm.utils.errors import UserError
 
 RENDERER_VERSION = 1  # part of every cache key: raise it when the pixels change
@@ -67,7 +75,7 @@ def cached_glyphs(font: Path, characters: str, resolution: int, cache_dir: Path)
 def _kept(folder: Path) -> dict[str, list[int]] | None:
     """The indices of each fault in a cache entry, or None if a bit of it is not as it was written."""
     try:
-        manifest = json.loads(read_sealed(folder / "manifest"))
+        manifest = json.loads(read_checksummed(folder / "manifest"))
         with (folder / "images.npy").open("rb") as file:
             whole = hashlib.file_digest(file, "sha256").hexdigest() == manifest["images"]
         return manifest["faults"] if whole else None
@@ -77,10 +85,10 @@ def _kept(folder: Path) -> dict[str, list[int]] | None:
 
 def _render_into(folder: Path, font: Path, characters: str, resolution: int) -> dict[str, list[int]]:
     """Write the cache entry, of which another process sees all or nothing; returns the indices of each fault."""
-    with telling(folder, NO_ROOM), one_writer(folder):
+    with readable_io_errors(folder, NO_SPACE), exclusive_lock(folder):
         if (faults := _kept(folder)) is not None:  # built by another process while this one waited
             return faults
-        require_room(folder.parent, len(characters) * resolution**2, "rendered glyphs")
+        require_free_space(folder.parent, len(characters) * resolution**2, "rendered glyphs")
         log.info("rendering %d glyphs of %s at %d pixels", len(characters), font.name, resolution)
         images, faults = render(font, characters, resolution)
         with staged(folder) as stage:
@@ -88,7 +96,7 @@ def _render_into(folder: Path, font: Path, characters: str, resolution: int) -> 
             np.save(array, images, allow_pickle=False)
             (stage / "images.npy").write_bytes(array.getvalue())
             manifest = {"faults": faults, "images": hashlib.sha256(array.getvalue()).hexdigest()}
-            write_sealed(stage / "manifest", json.dumps(manifest).encode())
+            write_checksummed(stage / "manifest", json.dumps(manifest).encode())
         return faults
 
 

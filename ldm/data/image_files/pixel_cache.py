@@ -20,7 +20,15 @@ from ldm.config.settings import DataOptions
 from ldm.data.decode_workers import map_pictures
 from ldm.data.decoding import DECODE_VERSION, ImageError
 from ldm.data.image_files.records import Sample, Source
-from ldm.utils.atomic_files import NO_ROOM, drafted, one_writer, read_sealed, require_room, telling, write_sealed
+from ldm.utils.atomic_files import (
+    NO_SPACE,
+    atomic_open,
+    exclusive_lock,
+    read_checksummed,
+    readable_io_errors,
+    require_free_space,
+    write_checksummed,
+)
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +65,8 @@ def load_pixels(source: Source, options: DataOptions) -> Pixels:
     if kept is not None:
         return kept
     size = options.resolution**2 * options.channels * len(source.samples)
-    advice = f"it needs {size / 2**20:.1f} MiB: {NO_ROOM}"
-    with telling(stem.with_suffix(".npy"), advice), one_writer(stem):
+    advice = f"it needs {size / 2**20:.1f} MiB: {NO_SPACE}"
+    with readable_io_errors(stem.with_suffix(".npy"), advice), exclusive_lock(stem):
         kept = _open(stem, key, source.samples, options)
         if kept is None:  # else another process built it while this one waited
             require_room(options.cache_dir, size, "the image cache")
@@ -83,7 +91,7 @@ def _build(stem: Path, key: str, source: Source, options: DataOptions) -> Pixels
     bad: list[tuple[str, str]] = []
     path = stem.with_suffix(".npy")
     shape = (len(source.samples), size, size, channels)
-    with drafted(path) as stream:  # appended, not mapped: a full disk is then an error and not a crash
+    with atomic_open(path) as stream:  # appended, not mapped: a full disk is then an error and not a crash
         _write_header(stream, shape)
         work = map_pictures(
             source, "fit", resolution=size, channels=channels, resize=files.resize, background=files.background
@@ -112,7 +120,7 @@ def _open(stem: Path, key: str, samples: list[Sample], options: DataOptions) -> 
     """The cache at a stem if it is complete and matches its manifest, else None."""
     path = stem.with_suffix(".npy")
     try:
-        manifest = json.loads(read_sealed(stem.with_suffix(".manifest")))
+        manifest = json.loads(read_checksummed(stem.with_suffix(".manifest")))
         rows, digests, bad = manifest["rows"], manifest["digests"], [tuple(pair) for pair in manifest["bad"]]
         array = np.load(path, mmap_mode="r")
         size = (len(rows), options.resolution, options.resolution, options.channels)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ldm.evaluation.glyphs.adherence import MEASURES, Scores
 from ldm.evaluation.metrics.confidence import paired
-from ldm.utils.atomic_files import write_whole
+from ldm.utils.atomic_files import atomic_write
 from ldm.utils.errors import UserError
 
 SCORES = "scores.npz"

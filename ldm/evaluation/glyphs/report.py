@@ -36,7 +36,7 @@ from ldm.evaluation.options import AGREE, DISAGREE, UNKNOWN, EvaluationOptions, 
 from ldm.models.clip import recall_at
 from ldm.models.lora import as_options
 from ldm.pipelines.loading import load_pipeline
-from ldm.utils.atomic_files import write_whole
+from ldm.utils.atomic_files import atomic_write
 from ldm.utils.image_grid import image_grid, save_png
 
 COLUMNS = 16

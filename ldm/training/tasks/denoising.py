@@ -23,7 +23,7 @@ from ldm.training.run_directory import sibling
 from ldm.training.task import BatchSlice, SampleRef, caption_of
 from ldm.training.tasks.components import Components, EncodedSplit, load_components, scheduler_of
 from ldm.training.tasks.denoising_loss import DenoisingObjective, LdmObjective
-from ldm.utils.image_grid import image_grid, points_picture
+from ldm.utils.image_grid import image_grid, points_image
 from ldm.utils.image_tensors import to_images
 
 QUARTERS = 4  # of the times, in which the gap between validation and training is logged
@@ -148,7 +148,7 @@ class LdmTask:
         sampling = {"guidance_scale": 1.0, "num_images_per_prompt": NUM_POINTS, "batch_size": NUM_POINTS}
         generator = torch.Generator().manual_seed(0)
         points = self.pipeline()("", generator=generator, output_type="latent", **sampling).images
-        return points_picture(points.flatten(1).float().cpu().numpy())
+        return points_image(points.flatten(1).float().cpu().numpy())
 
     def fixed_losses(self, split: EncodedSplit) -> tuple[Tensor, Tensor]:
         """Times and losses, (N,) each, of evenly spaced items; as many of each split, so that they share the noise."""
