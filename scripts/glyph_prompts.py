@@ -13,7 +13,7 @@ from ldm.data.glyphs.captions import STRUCTURES, STYLE_PHRASES, layout_phrase, r
 from ldm.data.glyphs.dataset import Glyph, split_characters
 from ldm.data.glyphs.heldout import HELD_OUT
 from ldm.evaluation.glyphs.prompts import FILE, PromptSpec
-from ldm.utils.atomic_files import write_whole
+from ldm.utils.atomic_files import atomic_write
 
 RADICALS = 36
 UNNAMED = "other"  # its phrase is plain 'glyph': nothing to agree with

@@ -43,7 +43,7 @@ class ClipEmbedder:
         if folder is None:
             raise UserError(f"{run} holds no clip/: name a finished run of train_clip.py, such as runs/glyphs/clip")
         try:
-            path = vetted(folder / "clip")
+            path = validated(folder / "clip")
             self.clip = CLIPModel.from_pretrained(path, use_safetensors=True, local_files_only=True).eval()
             self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         except Exception as error:  # the library has many exceptions for a broken file

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.pipelines.generation import SamplingOptions
-from ldm.utils.atomic_files import write_whole
+from ldm.utils.atomic_files import atomic_write
 
 AGREE, DISAGREE, UNKNOWN = "#1a9850", "#d73027", "#888888"  # borders of images that agree with their prompt, or not
 
@@ -29,4 +29,4 @@ class EvaluationOptions:
 
 def write_metrics(metrics: dict, folder: Path) -> None:
     """Write metrics.json, which appears only once it is complete."""
-    write_whole(folder / "metrics.json", (json.dumps(metrics, indent=1, ensure_ascii=False) + "\n").encode())
+    atomic_write(folder / "metrics.json", (json.dumps(metrics, indent=1, ensure_ascii=False) + "\n").encode())

@@ -69,7 +69,7 @@ def load_pixels(source: Source, options: DataOptions) -> Pixels:
     with readable_io_errors(stem.with_suffix(".npy"), advice), exclusive_lock(stem):
         kept = _open(stem, key, source.samples, options)
         if kept is None:  # else another process built it while this one waited
-            require_room(options.cache_dir, size, "the image cache")
+            require_free_space(options.cache_dir, size, "the image cache")
             kept = _build(stem, key, source, options)
         return kept
 
@@ -106,7 +106,7 @@ def _build(stem: Path, key: str, source: Source, options: DataOptions) -> Pixels
         stream.seek(0)
         _write_header(stream, (len(rows), *shape[1:]))
     manifest = {"format": 2, "key": key, "rows": rows, "digests": digests, "bad": bad}
-    write_sealed(stem.with_suffix(".manifest"), json.dumps(manifest).encode())
+    write_checksummed(stem.with_suffix(".manifest"), json.dumps(manifest).encode())
     log.info("decoded %d images into %s", len(rows), path)
     return Pixels(path, rows, digests, bad)
 

@@ -48,7 +48,7 @@ def save_scores(scores: dict[str, Scores], folder: Path) -> None:
     buffer = io.BytesIO()
     flat: dict[str, Any] = {f"{s}/{m}": v.astype(np.float32) for s, of in scores.items() for m, v in of.items()}
     np.savez_compressed(buffer, **flat)
-    write_whole(folder / SCORES, buffer.getvalue())
+    atomic_write(folder / SCORES, buffer.getvalue())
 
 
 def load_report(folder: Path, plan: dict) -> Report:

@@ -87,7 +87,7 @@ def evaluate_glyphs(model: str | Path | None, options: EvaluationOptions) -> dic
     metrics["seconds"] = round(time.monotonic() - started)
     save_scores(results.scores, output)
     write_metrics(metrics, output)
-    write_whole(output / "index.html", report_page(metrics, output).encode())
+    atomic_write(output / "index.html", report_page(metrics, output).encode())
     print(json.dumps(metrics["summary"], indent=1))
     print(f"{output / 'index.html'}: numbers and images in one file")
     return metrics

@@ -27,7 +27,7 @@ from ldm.evaluation.options import EvaluationOptions, write_metrics
 from ldm.evaluation.run_loading import OpenRun, checkpoint_state, open_run
 from ldm.models.lora import as_options, merge, read_lora
 from ldm.pipelines.generation import SamplingOptions, generate_pixels
-from ldm.utils.atomic_files import write_whole
+from ldm.utils.atomic_files import atomic_write
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import image_grid, save_png
 
@@ -88,7 +88,7 @@ def evaluate_images(run: Path, options: EvaluationOptions) -> dict:
     metrics["seconds"] = round(time.monotonic() - started)
     save_pairs(generated, real, output / "drawn.png", captions)
     write_metrics(metrics, output)
-    write_whole(output / "index.html", render("images/report.html.j2", output, **metrics).encode())
+    atomic_write(output / "index.html", render("images/report.html.j2", output, **metrics).encode())
     print("\n".join([json.dumps(metrics["summary"], indent=1), *metrics["notes"]]))
     print(f"{output / 'index.html'}: numbers and images in one file")
     return metrics
