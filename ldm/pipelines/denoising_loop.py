@@ -1,4 +1,8 @@
-"""Between noise and latents by the steps of a diffusers scheduler: `denoise` generates, `invert` finds the noise."""
+"""Between noise and latents by the steps of a diffusers scheduler: `denoise` generates, `invert` finds the noise.
+
+Both run `ldm.diffusion.sampling.denoising_loop`, as our own samplers do. The same loop without torch is in
+`ldm.pipelines.torch_free`, and in JavaScript in `ldm/apps/web/page/sampler.js`; tests hold them equal.
+"""
 
 import copy
 import inspect
@@ -12,11 +16,12 @@ from torch import Tensor
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.parameterization import convert
 from ldm.diffusion.samplers import Euler, rectified
-from ldm.diffusion.sampling import standard_normal
+from ldm.diffusion.sampling import State, denoising_loop, standard_normal
 from ldm.diffusion.time_grids import Level
 from ldm.pipelines.diffusers_schedulers import process_of
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (x_t as the network sees it, timestep) -> guided prediction
+LoopStep = Callable[[State], tuple[Tensor, Tensor | None]]
 Callback = Callable[[int, Tensor, Tensor], None]
 PER_IMAGE = ("prompt_embeds", "negative_prompt_embeds", "noise", "init_latents", "inpaint_mask")
 
@@ -86,28 +91,46 @@ class SamplingPlan:
 
 def denoise(plan: SamplingPlan, predict: Predict) -> Tensor:
     """Latents (B, c, h, w) at the end of the loop; how many steps a strength takes is as in diffusers' img2img."""
-    scheduler, first = plan.scheduler, 0
-    scheduler.set_timesteps(plan.num_inference_steps, device=plan.noise.device)
-    order = getattr(scheduler, "order", 1)
-    if plan.resample > 1 and order > 1:
-        raise ValueError(f"resample goes with samplers of one call a step, got {type(scheduler).__name__}")
-    levels = [_scales(scheduler, i) for i in range(len(scheduler.timesteps))] if plan.resample > 1 else []
-    x_t = plan.noise * scheduler.init_noise_sigma
+    scheduler, x, first = plan.scheduler, plan.noise, 0
+    scheduler.set_timesteps(plan.num_inference_steps, device=x.device)
+    step, order = scheduler_step(plan, predict), getattr(scheduler, "order", 1)
     if plan.init_latents is not None:
         first = (plan.num_inference_steps - int(plan.num_inference_steps * plan.strength + 1e-6)) * order
     _begin(scheduler, first)
-    if first:
-        x_t = _noised(plan, scheduler, first)
-    for index in range(first, len(scheduler.timesteps)):
-        repeats = plan.resample if index + 1 < len(scheduler.timesteps) else 1
-        for left in reversed(range(repeats)):
-            before = copy.deepcopy(scheduler) if left else scheduler  # it remembers the steps that it has taken
-            x_t = _step(plan, scheduler, predict, index, x_t)
-            if left:
-                scheduler, x_t = before, _renoise(x_t, levels[index], levels[index + 1], plan.generators)
+    x = _noised(plan, scheduler, first) if first else x * scheduler.init_noise_sigma
+    for state in denoising_loop(step, x, [*scheduler.timesteps, None], first):
+        x = state.x
         if plan.callback is not None:
-            plan.callback(index, scheduler.timesteps[index], x_t)
-    return x_t
+            plan.callback(state.index, state.t, x)
+    return x
+
+
+def scheduler_step(plan: SamplingPlan, predict: Predict) -> LoopStep:
+    """A step of the plan's scheduler for `denoising_loop`, with what inpainting keeps put back.
+
+    Each but the last is taken `plan.resample` times, with new noise in between. Raises: ValueError where it cannot be.
+    """
+    scheduler = plan.scheduler
+    if plan.resample > 1 and getattr(scheduler, "order", 1) > 1:
+        raise ValueError(f"resample goes with samplers of one call a step, got {type(scheduler).__name__}")
+    levels = [_scales(scheduler, i) for i in range(len(scheduler.timesteps))] if plan.resample > 1 else []
+    takes = {"generator": plan.generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+
+    def once(x_t: Tensor, index: int) -> Tensor:
+        t = scheduler.timesteps[index]
+        x_s = scheduler.step(predict(scheduler.scale_model_input(x_t, t), t), t, x_t, return_dict=False, **takes)[0]
+        return x_s if plan.inpaint_mask is None else x_s.where(plan.inpaint_mask, _noised(plan, scheduler, index + 1))
+
+    def step(state: State) -> tuple[Tensor, None]:
+        nonlocal scheduler
+        x = state.x
+        for _ in range(plan.resample - 1 if state.s is not None else 0):
+            before = copy.deepcopy(scheduler)  # it remembers the steps that it has taken
+            x = _renoise(once(x, state.index), levels[state.index], levels[state.index + 1], plan.generators)
+            scheduler = before
+        return once(x, state.index), None
+
+    return step
 
 
 def invert(plan: SamplingPlan, predict: Predict) -> Tensor:
@@ -119,30 +142,26 @@ def invert(plan: SamplingPlan, predict: Predict) -> Tensor:
     to the exact inverse where the step is short enough (Pan et al. 2023, arXiv 2309.04907).
     """
     assert plan.init_latents is not None
-    scheduler = plan.scheduler
+    scheduler, x = plan.scheduler, plan.init_latents
     scheduler.set_timesteps(plan.num_inference_steps, device=plan.noise.device)
-    process, x, here = process_of(scheduler), plan.init_latents, Level(0.0, 1.0, 0.0)
-    for index in reversed(range(len(scheduler.timesteps))):
-        timestep, x_s = scheduler.timesteps[index], x
-        t = process.schedule.from_timestep(timestep)
-        there = Level(float(t), *_scales(scheduler, index))
+    timesteps, process, here = list(scheduler.timesteps), process_of(scheduler), Level(0.0, 1.0, 0.0)
+
+    def inverse_step(state: State) -> tuple[Tensor, None]:
+        nonlocal here
+        x, t = state.x, process.schedule.from_timestep(state.s)
+        there = Level(float(t), *_scales(scheduler, len(timesteps) - 1 - state.index))
         for _ in range(plan.rounds):
-            prediction = predict(process.network_input(x, t), timestep)
+            prediction = predict(process.network_input(x, t), state.s)
             x0_hat = convert(prediction, x, there.alpha, there.sigma, process.prediction_type, "sample")
-            x = Euler.advance(x_s, Euler.slope(x, x0_hat, there, rectified), here, there, rectified)
+            x = Euler.advance(state.x, Euler.slope(x, x0_hat, there, rectified), here, there, rectified)
         here = there
+        return x, None
+
+    for state in denoising_loop(inverse_step, x, [None, *reversed(timesteps)]):
+        x = state.x
         if plan.callback is not None:
-            plan.callback(len(scheduler.timesteps) - 1 - index, timestep, x)
+            plan.callback(state.index, state.s, x)
     return x / scheduler.init_noise_sigma
-
-
-def _step(plan: SamplingPlan, scheduler: Any, predict: Predict, index: int, x_t: Tensor) -> Tensor:
-    """x after step `index`, with what inpainting keeps put back."""
-    t = scheduler.timesteps[index]
-    takes = {"generator": plan.generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    prediction = predict(scheduler.scale_model_input(x_t, t), t)
-    x_s = scheduler.step(prediction, t, x_t, return_dict=False, **takes)[0]
-    return x_s if plan.inpaint_mask is None else x_s.where(plan.inpaint_mask, _noised(plan, scheduler, index + 1))
 
 
 def _begin(scheduler: Any, index: int) -> None:
