@@ -1,7 +1,7 @@
-"""The stock classes a model folder may name, each imported from its own file.
+"""The classes of diffusers and transformers that a model folder may name, each imported from its own file.
 
 `from diffusers import UNet2DConditionModel` runs the files of whole packages, which import about a hundred other models
-and all of scipy.stats: more than half of the time between the shell and the first picture. Here a few packages get lazy
+and all of scipy.stats: more than half of the time between the shell and the first image. Here a few packages get lazy
 stand-ins: their own code runs only when somebody asks them for a name, and then they are complete.
 """
 

@@ -1,7 +1,7 @@
 """The networks of a model folder through ONNX Runtime: no torch, and on a CPU 1.2 to 2.4 times faster than it.
 
 The graphs are written by `ldm export` (see `onnx_export`). They hold no weights: those are read from the safetensors
-files beside them, so pictures come from the same numbers whichever way they are drawn.
+files beside them, so images come from the same numbers in either engine.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ GRAPHS = {"text_encoder": "model.onnx", "unet": "model.onnx", "vae": "decoder.on
 
 
 class Engine:
-    """What the networks compute, float32 numpy arrays in and out; a network is loaded when it is first asked."""
+    """The three networks, float32 numpy arrays in and out; each is loaded when it is first used."""
 
     def __init__(self, folder: ModelFolder, threads: int | None = None):
         """`threads`: None = OMP_NUM_THREADS, or as many as this process may use."""
@@ -38,7 +38,7 @@ class Engine:
         return _run(self._unet, {"sample": sample, "timestep": timestep, "states": prompt_embeds})
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Pictures (B, C, H, W), about -1 to 1, of the VAE's latents (B, c, h, w)."""
+        """Images (B, C, H, W), about -1 to 1, of the VAE's latents (B, c, h, w)."""
         return _run(self._vae, {"latents": latents})
 
     @cached_property
@@ -103,6 +103,9 @@ def open_engine(folder: ModelFolder | None, threads: int | None = None) -> Engin
         return None
     for component in GRAPHS:  # a graph names the layout that it points into
         if layout(folder.paths[component]).encode() not in graph(folder, component).read_bytes():
-            log.warning("%s is of other weights, so torch draws; `ldm export` writes both", graph(folder, component))
+            log.warning(
+                "%s is of other weights, so the networks run in torch; `ldm export` writes both",
+                graph(folder, component),
+            )
             return None
     return Engine(folder, threads) if importlib.util.find_spec("onnxruntime") else None

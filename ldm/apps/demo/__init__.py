@@ -1,1 +1,1 @@
-"""`ldm app`: the model in a browser, served by gradio."""
+"""`ldm app`: a demo of a model in the browser, served by gradio."""

@@ -1,4 +1,4 @@
-"""What a visitor may ask of the app. It holds whatever the page shows: requests need not come from the page."""
+"""What a visitor may ask of the demo, whatever the page shows: requests need not come from the page."""
 
 import math
 import unicodedata
@@ -15,12 +15,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "frames": (2, 24),
     "strength": (0, 1),
 }
-MOST_LETTERS = 300  # of a prompt; a model reads far fewer tokens
-MOST_WAITING = 16  # in the queue
-MOST_BYTES = 4 * 2**20  # of an uploaded picture
-MOST_PIXELS = 4 * 2**20  # of it, once unpacked
-MOST_LAYERS = 4  # of paint over it
-MOST_JSON = 64 * 2**10  # bytes of any other request
+MAX_LETTERS = 300  # of a prompt; a model reads far fewer tokens
+MAX_WAITING = 16  # in the queue
+MAX_BYTES = 4 * 2**20  # of an uploaded image
+MAX_PIXELS = 4 * 2**20  # of it, once unpacked
+MAX_LAYERS = 4  # of paint over it
+MAX_JSON = 64 * 2**10  # bytes of any other request
 
 
 def whole(name: str, value: Any) -> int:
@@ -45,8 +45,8 @@ def text(name: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise UserError(f"{name} must be a text, got {_short(value)}")
     value = value or ""
-    if len(value) > MOST_LETTERS:
-        raise UserError(f"{name} may have {MOST_LETTERS} letters, got {len(value)}: say less")
+    if len(value) > MAX_LETTERS:
+        raise UserError(f"{name} may have {MAX_LETTERS} letters, got {len(value)}: say less")
     words = " ".join(value.split())
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in words):
         raise UserError(f"{name} has characters in it that are no letters (control characters)")

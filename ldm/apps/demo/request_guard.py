@@ -1,7 +1,7 @@
-"""What every request has to pass before gradio sees it (ASGI): small, and where only this machine is served, ours.
+"""Checks of every request before gradio sees it (ASGI): small, and where only this machine is served, from its page.
 
 A page elsewhere can make a visitor's browser send requests to 127.0.0.1, by their address or by a name that it makes
-point there; such a request tells of it by its Origin or by its Host.
+point there; such a request shows it in its Origin or Host header.
 """
 
 import json
@@ -9,9 +9,9 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from urllib.parse import urlsplit
 
-from ldm.apps.demo.limits import MOST_BYTES, MOST_JSON
+from ldm.apps.demo.limits import MAX_BYTES, MAX_JSON
 
-SLACK = 4096  # bytes of an upload around the picture
+SLACK = 4096  # bytes of an upload around the image
 REMOTE = ("http:", "https:", "ftp:", "//")
 # What the page and clients of it need. Gradio has more, some of which go around the queue or break on strange input.
 READ = re.compile(
@@ -74,7 +74,7 @@ class Guard:
         length = headers.get("content-length", "")
         if not (length.isascii() and length.isdecimal() and len(length) < 16):
             return 411, "say how long it is (Content-Length)"
-        most = MOST_BYTES + SLACK if _is_upload(scope) else MOST_JSON
+        most = MAX_BYTES + SLACK if _is_upload(scope) else MAX_JSON
         return (413, f"{most:,} bytes are allowed here") if int(length) > most else None
 
     def _misunderstood(self, path: str, body: bytes) -> tuple[int, str] | None:

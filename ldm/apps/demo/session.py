@@ -1,4 +1,4 @@
-"""What the tabs of the app do, without the page: every input is checked here, and one picture is drawn at a time."""
+"""What the tabs of the demo do, without the page: every input is checked here, one request is computed at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,8 +28,8 @@ from ldm.utils.image_grid import enlarged
 from ldm.utils.untrusted_files import read_yaml
 
 OWN = "the model's own"  # sampler
-SIDE = 256  # pixels; pictures are enlarged to about this, every pixel by a whole number
-PREVIEWS = 4  # pictures of which previews are shown
+SIDE = 256  # pixels; images are enlarged to about this, every pixel by a whole number
+PREVIEWS = 4  # images of which previews are shown
 PAUSE = 0.1  # seconds between two previews
 EXAMPLES = 6
 Sent = str | None  # a file of a visitor's
@@ -38,12 +38,12 @@ JOB = {"grid": "1x1", "interval": None, "rescale": None, "cfg_zero": None, "zero
 
 
 class Stopped(Exception):
-    """The visitor wants no more of it."""
+    """The visitor stopped it."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What there is to see: while it is drawn previews, at the end the pictures, each with its settings in `info`."""
+    """What the page shows: previews on the way, at the end the images, each with its settings in `info`."""
 
     text: str
     previews: list[Image.Image] = field(default_factory=list)
@@ -51,13 +51,13 @@ class Shown:
 
 
 class Session:
-    """One model and what visitors do with it.
+    """One model, and what visitors do with it.
 
     Args:
         model: as for `load_pipeline`. No visitor can change it.
-        cache_dir: where rendered glyphs are kept.
-        lora: PATH[:SCALE] of adapters to draw with.
-        private: whether pictures tell of model and adapters by name alone, without the folders that they lie in.
+        cache_dir: of rendered glyphs.
+        lora: PATH[:SCALE] of adapters.
+        private: whether images name model and adapters without the folders that they lie in.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Session:
 
     @cached_property
     def config(self) -> dict:
-        """The settings that the model was trained with, {} where its folder does not tell."""
+        """The settings that the model was trained with, {} where its folder has none."""
         import yaml
 
         folder = self.pipeline.folder
@@ -97,14 +97,14 @@ class Session:
 
     @property
     def examples(self) -> list[str]:
-        """Prompts that the model was watched with as it was trained."""
+        """The sample prompts of the model's training."""
         prompts = self.config.get("ldm", {}).get("sampling", {}).get("prompts") or []
         return [prompt for prompt in prompts if isinstance(prompt, str) and prompt][:EXAMPLES]
 
-    # ---- drawing ------------------------------------------------------------------------------------------------
+    # ---- generating ---------------------------------------------------------------------------------------------
 
     def job(self, prompt, negative, guidance, steps, sampler, seed) -> dict[str, Any]:
-        """The settings of one picture, as `ldm generate` writes them into it. Raises: UserError."""
+        """The settings of one image, as `ldm generate` writes them into it. Raises: UserError."""
         sampler = limits.choice("sampler", sampler, self.samplers)
         job = {
             **self.known_as,
@@ -123,7 +123,7 @@ class Session:
 
     @cached_property
     def side(self) -> int:
-        """Height of a picture in pixels."""
+        """Height of an image in pixels."""
         return self.pipeline.image_shape[1]
 
     @property
@@ -131,7 +131,7 @@ class Session:
         return max(1, SIDE // self.side)
 
     def draw(self, visitor: str, job: dict, number: Any) -> Iterator[Shown]:
-        """Draw `number` pictures from seeds job["seed"] + i: previews, then all of them, or why there are none.
+        """Generate `number` images from seeds job["seed"] + i: previews, then all of them, or why there are none.
 
         A visitor who goes away, or whose `stop` is called, ends it at the next step. Raises: UserError.
         """
@@ -140,11 +140,11 @@ class Session:
     def draw_on(
         self, visitor: str, job: dict, number: Any, picture: Sent, layers: Sequence[str] | None, strength: Any
     ) -> Iterator[Shown]:
-        """As `draw`, from a picture: all of it, or only what is painted over and the rest kept.
+        """As `draw`, from an image: all of it, or only what is painted over and the rest kept.
 
         Args:
             picture: a file.
-            layers: files of its size with paint in them, transparent elsewhere; None = all is drawn on.
+            layers: files of its size with paint in them, transparent elsewhere; None = all of the image is changed.
             strength: 0 to 1, how much of it is forgotten.
         """
         share, decoded = limits.real("strength", strength), self._decoded(picture)
@@ -157,12 +157,12 @@ class Session:
         return self._drawing(visitor, job, limits.whole("number", number), verb, told)
 
     def seen(self, picture: Sent) -> Image.Image:
-        """A file as the model sees it, a square, enlarged as its own pictures are."""
+        """A file as the model sees it, a square, enlarged as its own images are."""
         pixels = self._fitted(self._decoded(picture))
         return enlarged(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), self.scale)
 
     def between(self, visitor: str, job: dict, frames: Any, second: Any, last_seed: Any) -> Iterator[Shown]:
-        """As `draw`, pictures on the way from job["prompt"] to the second prompt and from job["seed"] to another."""
+        """As `draw`, images between job["prompt"] and the second prompt, job["seed"] and another."""
         second, last_seed = limits.text("second prompt", second), limits.whole("seed", last_seed)
 
         def verb(prompt: str | None, seed: int, num_images_per_prompt: int, **options) -> PipelineOutput:
@@ -177,7 +177,7 @@ class Session:
         return decoded(picture, self.pipeline.image_shape[0], 255)
 
     def _fitted(self, pixels: np.ndarray) -> np.ndarray:
-        """A picture as uint8 (side, side, C), the rest filled with white; one that we enlarged exactly as it was."""
+        """An image as uint8 (side, side, C), padded with white; one that we enlarged, exactly as it was."""
         times = len(pixels) // self.side
         if times and np.array_equal(pixels[::times, ::times].repeat(times, 0).repeat(times, 1), pixels):
             pixels = pixels[::times, ::times]
@@ -186,7 +186,7 @@ class Session:
     def _drawing(
         self, visitor: str, job: dict, count: int, verb: Verb | None = None, told: dict | None = None
     ) -> Iterator[Shown]:
-        """Draw by the pipeline, or by a verb of which `told` remembers the settings."""
+        """Generate by the pipeline, or by an editing operation whose settings are in `told`."""
         stop = self._stops[visitor] = Event()
         frames: SimpleQueue[Shown | None] = SimpleQueue()
         with ThreadPoolExecutor(1) as pool:
@@ -205,7 +205,7 @@ class Session:
                     del self._stops[visitor]
 
     def stop(self, visitor: str) -> None:
-        """End what this visitor is drawing."""
+        """Stop what this visitor is generating."""
         if visitor in self._stops:
             self._stops[visitor].set()
 
@@ -229,15 +229,15 @@ class Session:
         pixels = (self.pipeline.preview(latents).permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
         return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in pixels]
 
-    # ---- where words look ---------------------------------------------------------------------------------------
+    # ---- attention ---------------------------------------------------------------------------------------------
 
     @cached_property
     def _in_torch(self) -> Pipeline:
-        """The same model for looking inside: an engine shows no attention."""
+        """The same model in torch: ONNX graphs show no attention."""
         return load_pipeline(self.model, engine="torch", **self.lora)
 
     def attention(self, job: dict) -> list[tuple[Image.Image, str]]:
-        """The picture, and over it where each word of its prompt looked. Raises: UserError without a prompt."""
+        """The image, and over it the attention of each word of its prompt. Raises: UserError without a prompt."""
         from ldm.apps.figures.attention import overlay, word_maps
 
         if job["prompt"] is None:
@@ -251,7 +251,7 @@ class Session:
         pairs = [(enlarged(tinted, 4), f"{word}: {share:.0%}") for word, (tinted, share) in zip(words, drawn)]
         return [(remembering(image, job), "the picture"), *pairs]
 
-    # ---- has it been seen? --------------------------------------------------------------------------------------
+    # ---- nearest training glyph----------------------------------------------------------------------------------
 
     @cached_property
     def _training_glyphs(self):
@@ -270,9 +270,9 @@ class Session:
             raise UserError("the host has no glyph fonts: pip install -c constraints.txt -e '.[glyphs]'") from None
         return data, Pool(glyph_images(data))
 
-    def nearest_glyphs(self, job: dict, number: Any) -> tuple[list[tuple[Image.Image, str]], str]:
-        """Pictures, each followed by the training glyph most like it; and what that says."""
-        from ldm.evaluation.glyphs.novelty import COPY, nearest_glyphs
+    def nearest(self, job: dict, number: Any) -> tuple[list[tuple[Image.Image, str]], str]:
+        """Images, each followed by the training glyph most like it; and what that says."""
+        from ldm.evaluation.glyphs.novelty import COPY
 
         count = limits.whole("number", number)
         with self._busy:
@@ -299,15 +299,15 @@ class Session:
 def decoded(file: str, channels: int, background: int) -> np.ndarray:
     """What a visitor sent, as uint8 (H, W, channels). Raises: UserError, which tells no path of the host."""
     try:
-        return decode_image(Path(file), channels, background, limits.MOST_PIXELS)
+        return decode_image(Path(file), channels, background, limits.MAX_PIXELS)
     except ImageError as error:
         raise UserError(f"the picture cannot be used: {error}; give a PNG or a JPEG") from None
 
 
 def painted(layers: Sequence[str], size: tuple[int, int]) -> np.ndarray:
     """Where there is paint in files of height and width `size`: uint8 (H, W, 1), white there. Raises: UserError."""
-    if len(layers) > limits.MOST_LAYERS:
-        raise UserError(f"{limits.MOST_LAYERS} layers of paint are allowed, got {len(layers)}")
+    if len(layers) > limits.MAX_LAYERS:
+        raise UserError(f"{limits.MAX_LAYERS} layers of paint are allowed, got {len(layers)}")
     mask = np.zeros((*size, 1), np.uint8)
     for layer in layers:
         on_white, on_black = (decoded(layer, 1, ground).astype(int) for ground in (255, 0))
@@ -326,14 +326,14 @@ def _without_folders(path: str) -> str:
 
 
 def remembering(image: Image.Image, job: dict, key: str = KEY) -> Image.Image:
-    """The picture enlarged by job["scale"], its settings in its `info`: under `KEY` for `ldm generate --from`."""
+    """The image enlarged by job["scale"], its settings in its `info`: under `KEY` for `ldm generate --from`."""
     image = enlarged(image, job["scale"])
     image.info.update(entries(job, key))
     return image
 
 
 def _ended(future: "Future[list[Image.Image]]", last: Shown, job: dict, told: dict | None) -> Shown:
-    """The pictures with their settings, or what was last seen of them. Raises: what drawing raised."""
+    """The images with their settings, or their last previews. Raises: what generating raised."""
     try:
         images = future.result()
     except Stopped:

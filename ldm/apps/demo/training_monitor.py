@@ -1,4 +1,4 @@
-"""What a training leaves in its folder, for a page that looks at it while it goes on: curves, sample grids, ETA."""
+"""What a training writes into its folder, for the demo's page: curves, sample grids, ETA."""
 
 import json
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from ldm.training.run_directory import locked_by
 from ldm.utils.errors import UserError
 from ldm.utils.untrusted_files import read_yaml
 
-MOST_RUNS = 200
-MOST_POINTS = 400  # of a curve
+MAX_RUNS = 200
+MAX_POINTS = 400  # of a curve
 TAIL = 8 * 2**20  # bytes of a log that are read, from its end
-GRIDS = 4  # newest sample grids that are shown
+GRIDS = 4  # newest sample grids shown
 MARGIN = 1.5  # the losses of the first steps may lie far above the rest; so far above it they are cut off
 Curve = list[tuple[float, float]]
 
@@ -32,11 +32,11 @@ def runs_in(root: Path | None) -> list[str]:
         return []
     logs = [path for path in root.rglob("log.jsonl") if path.is_file()]
     newest = sorted(logs, key=lambda path: -path.stat().st_mtime)
-    return [path.parent.relative_to(root).as_posix() for path in newest[:MOST_RUNS]]
+    return [path.parent.relative_to(root).as_posix() for path in newest[:MAX_RUNS]]
 
 
 def watch(root: Path | None, name: str) -> Watched:
-    """What can be seen of the run `name`. Raises: UserError unless it is one of `runs_in`."""
+    """The state of the run `name`. Raises: UserError unless it is one of `runs_in`."""
     if root is None or name not in runs_in(root):
         raise UserError("there is no such run: choose one of the list")
     run = root / name
@@ -61,10 +61,10 @@ def _entry(row: bytes) -> dict | None:
 
 
 def series(lines: list[dict], name: str) -> Curve:
-    """(step, value) of one number, thinned to `MOST_POINTS`; of a step that was taken twice the later counts."""
+    """(step, value) of one number, thinned to `MAX_POINTS`; of a step that was taken twice the later counts."""
     found = {entry["step"]: entry[name] for entry in lines if isinstance(entry.get(name), int | float)}
     points = sorted(found.items())
-    stride = -(-len(points) // MOST_POINTS) or 1
+    stride = -(-len(points) // MAX_POINTS) or 1
     return points[::-1][::stride][::-1]
 
 

@@ -1,4 +1,4 @@
-"""The page of the app: what lies where, and which function answers what. Only here gradio is imported."""
+"""The page of the demo: its layout, and which function answers what. Only here gradio is imported."""
 
 import base64
 import html
@@ -46,12 +46,12 @@ footer { display: none !important; }
 
 def launch(session: Session, runs: Path | None, host: str, port: int | None) -> str:
     """Start serving in threads of their own; returns the address. Raises: UserError if it cannot listen there."""
-    Image.MAX_IMAGE_PIXELS = limits.MOST_PIXELS // 2  # Pillow refuses twice as many
+    Image.MAX_IMAGE_PIXELS = limits.MAX_PIXELS // 2  # Pillow refuses twice as many
     hosts = LOOPBACK if host in LOOPBACK else ()
     page = build(session, runs)
     public = {i: each.api_name if each.api_visibility == "public" else "" for i, each in page.fns.items() if each.queue}
     guard = Middleware(Guard, hosts=hosts, queued=public, quick=set(page.fns) - set(public))
-    page.queue(max_size=limits.MOST_WAITING, default_concurrency_limit=4)
+    page.queue(max_size=limits.MAX_WAITING, default_concurrency_limit=4)
     try:
         _, address, _ = page.launch(
             server_name=host,
@@ -65,7 +65,7 @@ def launch(session: Session, runs: Path | None, host: str, port: int | None) -> 
             run_history=False,
             enable_monitoring=False,
             footer_links=[],
-            max_file_size=limits.MOST_BYTES,
+            max_file_size=limits.MAX_BYTES,
             state_session_capacity=100,
             app_kwargs={"middleware": [guard]},
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
@@ -79,7 +79,7 @@ def launch(session: Session, runs: Path | None, host: str, port: int | None) -> 
 def build(session: Session, runs: Path | None) -> gr.Blocks:
     """The page, not yet served."""
     with gr.Blocks(title=f"ldm: {session.name}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown(f"# {session.name}\nPictures from words, drawn on this machine.")
+        gr.Markdown(f"# {session.name}\nImages from prompts, generated on this machine.")
         with gr.Tabs():
             with gr.Tab("Draw"):
                 _draw_tab(session)
@@ -114,7 +114,7 @@ def _draw_tab(session: Session) -> None:
             prompt = _prompt("Prompt", session.examples)
             go, stop = _go_and_stop()
             _examples(session, prompt)
-            negative = _prompt("Negative prompt: what to lead away from")
+            negative = _prompt("Negative prompt: what the images should not show")
             guidance, number, seed = _guidance(session), _number(), _seed()
             steps, sampler = _steps(session)
         with gr.Column(min_width=280):
@@ -141,7 +141,7 @@ def _unconditional_tab(session: Session) -> None:
 
 
 def _picture_tab(session: Session, name: str, source: Callable[[], Any], forgotten: float) -> None:
-    """Draw on from a picture, or where it is painted over."""
+    """Change an image, or generate where it is painted over."""
 
     def answer(picture, strength, prompt, guidance, steps, sampler, seed, number, request: gr.Request):
         with _told():
@@ -154,7 +154,7 @@ def _picture_tab(session: Session, name: str, source: Callable[[], Any], forgott
             picture = source()
             prompt = _prompt("Prompt", session.examples)
             go, stop = _go_and_stop()
-            strength = _slider("strength", "Strength: how much is forgotten", forgotten, 0.05)
+            strength = _slider("strength", "Strength: how much is changed", forgotten, 0.05)
             guidance, number, seed = _guidance(session), _number(), _seed()
             steps, sampler = _steps(session)
         with gr.Column(min_width=280):
@@ -169,7 +169,7 @@ def _way_tab(session: Session) -> None:
         with _told():
             job = session.job(first, None, guidance, steps, sampler, seed)
             for text, shown, images in _easels(session.between(_visitor(request), job, frames, second, last_seed)):
-                yield text, film(images) if images else shown, images
+                yield text, animation(images) if images else shown, images
 
     with gr.Row():
         with gr.Column(min_width=280):
@@ -191,8 +191,8 @@ def _attention_tab(session: Session) -> None:
             return session.attention(session.job(prompt, None, guidance, steps, OWN, seed))
 
     gr.Markdown(
-        "For every word the places that looked at it while the picture was drawn: pale is average, dark is 2.5 times "
-        "as much. The share is how much of all looking went to the word."
+        "The cross-attention to every word, by place, while the image was generated: pale is average, dark is 2.5 "
+        "times as much. The percentage is the word's part of all attention."
     )
     with _question(session, "Show") as (asked, inputs), gr.Column(min_width=280):
         gr.on(asked, answer, inputs, _gallery("Attention", columns=3), api_name="attention", **ALONE)
@@ -204,8 +204,8 @@ def _nearest_tab(session: Session) -> None:
             return session.nearest(session.job(prompt, None, guidance, steps, OWN, seed), number)
 
     gr.Markdown(
-        "Beside each picture the training glyph that is most like it, wherever on the page and however bold. "
-        "The first time takes about a minute: the training glyphs are drawn."
+        "Beside each image the training glyph that is most like it, wherever on the page and however bold. "
+        "The first time takes about a minute: the training glyphs are rendered."
     )
     with _question(session, "Compare", number=4) as (asked, inputs), gr.Column(min_width=280):
         verdict, pairs = gr.Markdown(), _gallery("Picture and nearest training glyph, in turn", columns=2)
@@ -214,7 +214,7 @@ def _nearest_tab(session: Session) -> None:
 
 @contextmanager
 def _question(session: Session, button: str, number: int | None = None) -> Iterator[tuple[list, list]]:
-    """A row that begins with what a picture is asked for by; gives what asks, and what was asked for."""
+    """A row that begins with the settings of an image; gives its triggers and its inputs."""
     with gr.Row():
         with gr.Column(min_width=280):
             prompt = _prompt("Prompt", session.examples)
@@ -255,7 +255,7 @@ def _watch_tab(runs: Path) -> None:
 
 def _prompt(label: str, examples: list[str] | None = None) -> gr.Textbox:
     hint = f"for example: {examples[0]}" if examples else ""
-    box = gr.Textbox(label=label, placeholder=hint, max_length=limits.MOST_LETTERS, max_lines=3)
+    box = gr.Textbox(label=label, placeholder=hint, max_length=limits.MAX_LETTERS, max_lines=3)
     box.preprocess = lambda value: value  # gradio's own makes a text of a list or a dict; `limits.text` refuses it
     return box
 
@@ -269,7 +269,7 @@ def _picture() -> gr.Image:
 
 
 def _canvas(session: Session) -> gr.ImageEditor:
-    """A picture to paint on, a square as the model sees it: its pixels are those of the mask."""
+    """An image to paint on, a square as the model sees it: its pixels are those of the mask."""
 
     def opened(sent):
         with _told():
@@ -318,7 +318,7 @@ def _slider(name: str, label: str, value: float, step: float = 1) -> gr.Slider:
 
 def _guidance(session: Session) -> gr.Slider:
     return _slider(
-        "guidance", "Guidance: how strictly to follow, 1 = off", session.pipeline.defaults["guidance_scale"], 0.1
+        "guidance", "Guidance scale of the prompt, 1 = off", session.pipeline.defaults["guidance_scale"], 0.1
     )
 
 
@@ -347,7 +347,7 @@ def _go_and_stop() -> tuple[gr.Button, gr.Button]:
 
 
 def _gallery(label: str, columns: int, look: str = "pixels") -> gr.Gallery:
-    """PNG, so that a downloaded picture still knows how it was drawn."""
+    """PNG, so that a downloaded image keeps its settings."""
     return gr.Gallery(
         label=label,
         show_label=False,
@@ -367,7 +367,7 @@ def _easel() -> list[Any]:
 
 
 def _stop(session: Session) -> Callable:
-    """What ends a visitor's drawing."""
+    """What stops a visitor's generation."""
 
     def answer(request: gr.Request) -> None:
         session.stop(_visitor(request))
@@ -379,7 +379,7 @@ def _stop(session: Session) -> Callable:
 
 
 def _shown(session: Session, request: gr.Request, number: Any, *settings: Any) -> Iterator[tuple]:
-    """What the easel shows, again and again, while pictures are drawn."""
+    """What the outputs show, step by step, while images are generated."""
     with _told():
         yield from _easels(session.draw(_visitor(request), session.job(*settings), number))
 
@@ -390,13 +390,13 @@ def _easels(drawing: Iterator[Shown]) -> Iterator[tuple]:
 
 
 def previews(shown: Shown) -> str:
-    """The previews as HTML that carries its pictures, so that no file is written for each."""
+    """The previews as HTML that carries its images, so that no file is written for each."""
     parts = [f"<img alt='{html.escape(shown.text)}' src='{_png(image)}'>" for image in shown.previews]
     return f"<div class='previews'>{''.join(parts)}</div>" if parts else ""
 
 
-def film(images: list[Image.Image]) -> str:
-    """A slider through the pictures, and all of them as a GIF and an MP4, as HTML that needs no file and no server."""
+def animation(images: list[Image.Image]) -> str:
+    """A slider through the images, and all of them as a GIF and an MP4, as HTML that needs no file and no server."""
     loop = forth_and_back(images)
     kinds = {"gif": ("image/gif", gif(loop)), "mp4": ("video/mp4", mp4(loop))}
     show = "this.parentNode.querySelectorAll('img').forEach((each, i) => each.hidden = i != this.value)"

@@ -1,4 +1,4 @@
-"""`ldm web`: a model as a folder of static files that draws in the browser, with no server behind it.
+"""`ldm web`: a model as a folder of static files that generate images in the browser, with no server behind it.
 
 `page/` holds what such a folder has beside the model: plain ES modules that mirror `ldm.pipelines.torch_free`.
 """

@@ -16,7 +16,7 @@ from ldm.utils.untrusted_files import read_json
 
 PAGE = Path(__file__).with_name("page")
 SETTINGS = "settings.json"
-# what page/tokenizer.js does; transformers writes it for every CLIPTokenizer
+# what page/tokenizer.js implements; transformers writes it for every CLIPTokenizer
 SPACES = {"type": "Replace", "pattern": {"Regex": "\\s+"}, "content": " "}
 NORMALIZER = {"type": "Sequence", "normalizers": [{"type": "NFC"}, SPACES, {"type": "Lowercase"}]}
 BPE: dict[str, Any] = {
@@ -31,12 +31,12 @@ BPE: dict[str, Any] = {
 
 
 def open_model(folder: ModelFolder) -> TorchFreePipeline:
-    """The model, if the page can draw with it. Raises: UserError saying what it lacks."""
+    """The model, if the page can run it. Raises: UserError saying what is missing."""
     missing = [path for path in (graph(folder, component) for component in GRAPHS) if not path.is_file()]
     if missing:
         raise UserError(f"{missing[0]} is missing: write the model again with `ldm export`, with onnx installed")
-    light = open_torch_free(folder)
-    if light is None:
+    model = open_torch_free(folder)
+    if model is None:
         raise UserError(
             f"{folder.source} cannot be drawn in a browser: that takes graphs of these weights (`ldm export`) and a "
             "rectified flow with its DPM-Solver++ scheduler, which is what models here have by default"
@@ -50,14 +50,14 @@ def open_model(folder: ModelFolder) -> TorchFreePipeline:
     same = content.get("normalizer") == NORMALIZER and ends == "RobertaProcessing"
     if not same or content["model"] != content["model"] | BPE:
         raise UserError(f"{folder.source} has a tokenizer that the page cannot read: it reads those of CLIP")
-    return light
+    return model
 
 
-def write_site(folder: ModelFolder, light: TorchFreePipeline, runtime: Path, out: Path) -> list[Path]:
-    """Write the folder whole, in place of an earlier one.
+def write_site(folder: ModelFolder, model: TorchFreePipeline, runtime: Path, out: Path) -> list[Path]:
+    """Write the folder atomically, in place of an earlier one.
 
     Args:
-        folder, light: of `open_model`.
+        folder, model: of `open_model`.
         runtime: of `ldm.apps.web.runtime.find_runtime`.
         out: the folder to write.
 
@@ -65,28 +65,28 @@ def write_site(folder: ModelFolder, light: TorchFreePipeline, runtime: Path, out
     """
     place = out.resolve()
     carried = {f"runtime/{name}": runtime / name for name in FILES}
-    model = _model_files(folder)
+    parts = _model_files(folder)
     with readable_io_errors(out, "choose another folder, or make room"), exclusive_lock(place), staged(place) as stage:
         shutil.copytree(PAGE, stage, dirs_exist_ok=True)
         licence = {f"runtime/{path.name}": path for path in licences()}
-        for name, path in (carried | model | licence).items():
+        for name, path in (carried | parts | licence).items():
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, stage / name)
-        loaded = [name for name in (*carried, *model) if not name.endswith((".mjs", ".md"))]
+        loaded = [name for name in (*carried, *parts) if not name.endswith((".mjs", ".md"))]
         sizes = {name: (stage / name).stat().st_size for name in loaded}
-        settings = {**describe(folder, light), "megabytes": round(sum(sizes.values()) / 1e6)}
+        settings = {**describe(folder, model), "megabytes": round(sum(sizes.values()) / 1e6)}
         settings["files"] = [{"path": name, "bytes": size} for name, size in sizes.items()]
         (stage / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return sorted(path for path in place.rglob("*") if path.is_file())
 
 
-def describe(folder: ModelFolder, light: TorchFreePipeline) -> dict:
-    """What the page has to know of a model: how it draws, what it is called, where its parts are."""
+def describe(folder: ModelFolder, model: TorchFreePipeline) -> dict:
+    """What the page has to know of a model: its name, its sampling settings, its files."""
     from ldm.models.latents import downsampling_factor
 
     vae, defaults = read_json(folder.paths["vae"] / "config.json"), {**FALLBACKS, **folder.defaults}
-    side = light.latent_shape[1] * downsampling_factor(vae)
-    tokens = light.tokenizer.padding
+    side = model.latent_shape[1] * downsampling_factor(vae)
+    tokens = model.tokenizer.padding
     prompts = defaults.get("training", {}).get("prompts", [])
     return {
         "name": defaults.get("name") or Path(folder.source).name,
@@ -96,12 +96,12 @@ def describe(folder: ModelFolder, light: TorchFreePipeline) -> dict:
         "steps": defaults["num_inference_steps"],
         "guidance": defaults["guidance_scale"],
         "interval": list(defaults.get("guidance_interval") or (0, 1)),
-        "shape": list(light.latent_shape),
+        "shape": list(model.latent_shape),
         "picture": [vae["out_channels"], side, side],
-        "scale": light.scale,
-        "order": light.scheduler["solver_order"],
-        "count": light.scheduler["num_train_timesteps"],
-        "shift": light.scheduler.get("flow_shift") or 1.0,
+        "scale": model.scale,
+        "order": model.scheduler["solver_order"],
+        "count": model.scheduler["num_train_timesteps"],
+        "shift": model.scheduler.get("flow_shift") or 1.0,
         "length": tokens["length"],
         "pad": tokens["pad_token"],
         "words": "model/tokenizer/tokenizer.json",
