@@ -101,7 +101,7 @@ class Session:
         prompts = self.config.get("ldm", {}).get("sampling", {}).get("prompts") or []
         return [prompt for prompt in prompts if isinstance(prompt, str) and prompt][:EXAMPLES]
 
-    # ---- generating ---------------------------------------------------------------------------------------------
+    # ---- generating -------------------------------------------------------------------------------------------------
 
     def job(self, prompt, negative, guidance, steps, sampler, seed) -> dict[str, Any]:
         """The settings of one image, as `ldm generate` writes them into it. Raises: UserError."""
@@ -229,7 +229,7 @@ class Session:
         pixels = (self.pipeline.preview(latents).permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
         return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in pixels]
 
-    # ---- attention ---------------------------------------------------------------------------------------------
+    # ---- attention --------------------------------------------------------------------------------------------------
 
     @cached_property
     def _in_torch(self) -> Pipeline:
@@ -251,7 +251,7 @@ class Session:
         pairs = [(enlarged(tinted, 4), f"{word}: {share:.0%}") for word, (tinted, share) in zip(words, drawn)]
         return [(remembering(image, job), "the picture"), *pairs]
 
-    # ---- nearest training glyph----------------------------------------------------------------------------------
+    # ---- nearest training glyph ------------------------------------------------------------------------------------
 
     @cached_property
     def _training_glyphs(self):
@@ -272,7 +272,7 @@ class Session:
 
     def nearest(self, job: dict, number: Any) -> tuple[list[tuple[Image.Image, str]], str]:
         """Images, each followed by the training glyph most like it; and what that says."""
-        from ldm.evaluation.glyphs.novelty import COPY
+        from ldm.evaluation.glyphs.novelty import COPY, nearest_glyphs
 
         count = limits.whole("number", number)
         with self._busy:
