@@ -182,12 +182,14 @@ class DigitOptions(Settings):
 
 
 class MixtureOptions(Settings):
-    """How the synthetic images of a data set, such as recombined glyphs, are mixed into denoiser training."""
+    """How the synthetic images of a data set, such as recombined glyphs, are mixed into training."""
 
     share: Fraction = 0.5
-    """Fraction of synthetic images among those at times above `above`."""
+    """Fraction of synthetic images among those that the denoiser is trained on at times above `above`."""
     above: Fraction = 0.4
     """Only real images are trained on below this time; 0 = data, 1 = noise."""
+    contrastive: Fraction = 0.3
+    """Fraction of synthetic images in the training of CLIP."""
 
 
 class DataOptions(Settings):

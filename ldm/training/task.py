@@ -55,3 +55,20 @@ class Task(Protocol):
 def caption_of(data: ImageTextData, sample: SampleRef, seed: int) -> str:
     """The caption drawn for this item in this epoch: the same in every process and after a resume."""
     return data.caption(sample.index, np.random.default_rng([seed, 3, sample.epoch, sample.index]))
+
+
+def from_mixture(
+    mixture: ImageTextData, rows: BatchSlice, share: float, seed: int, eligible: np.ndarray | None = None
+) -> dict[int, SampleRef]:
+    """Position in this process's rows -> the synthetic image that stands there instead of a sample.
+
+    Args:
+        share: of the images, drawn anew in each step.
+        eligible: bool (batch_size,), which of the global batch may be replaced; None = all.
+    """
+    rng = np.random.default_rng([seed, 9, rows.step])
+    chosen = rng.random(rows.batch_size) < share
+    indices = rng.integers(len(mixture), size=rows.batch_size)
+    if eligible is not None:
+        chosen &= eligible
+    return {j - rows.start: SampleRef(int(indices[j]), rows.step) for j in range(rows.start, rows.stop) if chosen[j]}

@@ -14,7 +14,7 @@ from ldm.models.clip import ClipObjective, build_clip, recall_at
 from ldm.models.text_encoder import text_tower
 from ldm.models.tokenizer import encode, save_tokenizer, tokenizer_digest, train_tokenizer
 from ldm.training.data_order import derive_seed
-from ldm.training.task import BatchSlice, SampleRef, caption_of
+from ldm.training.task import BatchSlice, SampleRef, caption_of, from_mixture
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
 from ldm.utils.image_tensors import to_images
@@ -63,6 +63,8 @@ class ClipTask:
             )
         self.tokenizer = run_tokenizer(run, settings.model, data.train, settings.seed)
         self.fingerprints = dataset_fingerprint(data.train) | {"tokenizer": tokenizer_digest(self.tokenizer)}
+        if data.mixture is not None:
+            self.fingerprints["mixture"] = data.mixture.fingerprint
         torch.manual_seed(derive_seed(settings.seed, 1))
         self.model = build_clip(settings.model, data.train.resolution, data.train.channels, self.tokenizer)
         if not torch.cuda.is_available():  # torch's fused attention has a backward five times slower in bf16 on CPU
@@ -72,8 +74,13 @@ class ClipTask:
         self.weights: np.ndarray | None = None
 
     def batch(self, samples: list[SampleRef], rows: BatchSlice) -> dict[str, Tensor]:
-        captions = [caption_of(self.data.train, sample, self.settings.seed) for sample in samples]
-        images = to_images(np.stack([self.data.train.image(sample.index) for sample in samples]))
+        items = [(self.data.train, sample) for sample in samples]
+        if (mixture := self.data.mixture) is not None:
+            share = self.settings.data.mixture.contrastive
+            synthetic = from_mixture(mixture, rows, share, self.settings.seed)
+            items = [(mixture, synthetic[j]) if j in synthetic else item for j, item in enumerate(items)]
+        captions = [caption_of(data, sample, self.settings.seed) for data, sample in items]
+        images = to_images(np.stack([data.image(sample.index) for data, sample in items]))
         return {"images": images, "input_ids": encode(self.tokenizer, captions)}
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from ldm.pipelines.pipeline import Pipeline
 from ldm.training.data_order import batch_noise, derive_seed, generator_for
 from ldm.training.distributed import precision
 from ldm.training.run_directory import sibling
-from ldm.training.task import BatchSlice, SampleRef, caption_of
+from ldm.training.task import BatchSlice, SampleRef, caption_of, from_mixture
 from ldm.training.tasks.components import Components, EncodedSplit, load_components, scheduler_of
 from ldm.training.tasks.denoising_loss import DenoisingObjective, LdmObjective
 from ldm.utils.image_grid import image_grid, points_image
@@ -109,12 +109,9 @@ class LdmTask:
         items = [(train, sample) for sample in samples]
         if mixture is None:
             return items
-        rng = np.random.default_rng([self.settings.seed, 9, rows.step])
-        chosen = (rng.random(rows.batch_size) < options.share) & (times.numpy() > options.above)
-        indices = rng.integers(len(mixture.data), size=rows.batch_size)
-        for j in range(rows.start, rows.stop):
-            if chosen[j]:
-                items[j - rows.start] = (mixture, SampleRef(int(indices[j]), rows.step))
+        noisy = times.numpy() > options.above
+        for j, sample in from_mixture(mixture.data, rows, options.share, self.settings.seed, noisy).items():
+            items[j] = (mixture, sample)
         return items
 
     def _input_ids(self, captions: Iterable[str]) -> Tensor:
