@@ -19,11 +19,12 @@ OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 LAYOUT_OF = {place: layout for layout, places in PLACES.items() for place in places}
 
 # Forms that stand nowhere else; elsewhere the component's other form is written.
-BOUND: dict[str, str] = {
-    **dict.fromkeys("亻冫忄扌氵犭礻衤糹纟讠钅飠饣彳爯丬", "left"),
-    **dict.fromkeys("刂卩彡攵", "right"),
-    **dict.fromkeys("艹宀冖罒亠穴虍髟爫覀⺆耂⺌⺍亼癶丷䒑", "top"),
-    **dict.fromkeys("灬儿廾辶廴", "bottom"),
+BOUND: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys("亻冫忄扌氵犭礻衤糹纟讠钅飠饣彳爯丬", ("left",)),
+    **dict.fromkeys("刂卩彡攵", ("right",)),
+    **dict.fromkeys("艹宀冖罒亠穴虍髟爫覀⺆耂⺌⺍亼癶丷䒑", ("top",)),
+    **dict.fromkeys("灬儿廾辶廴", ("bottom",)),
+    "阝": ("left", "right"),
 }
 
 _OTHERS = """

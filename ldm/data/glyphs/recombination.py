@@ -27,7 +27,7 @@ STRETCH = 1.7  # a piece is widened or heightened so much at most: strokes are n
 SMALLEST = 0.125  # of the image's side: the least height and width of a piece
 FEW = 3  # pieces of a component in a place, below which it may come from elsewhere
 MARGIN, GAP = 0.05, 0.03  # of the side: around the glyph, and between its parts
-VERSION = 2  # part of the fingerprint: raise it when the same settings give other images
+VERSION = 3  # part of the fingerprint: raise it when the same settings give other images
 
 
 class Character(GlyphRow, Protocol):
@@ -214,7 +214,7 @@ class Stock:
         alone = self.by_name.get((style, name, ""), [])
         elsewhere = [p for other in OPPOSITE for p in self.by_name.get((style, name, other), [])]
         found = there if len(there) >= FEW else there + alone or elsewhere
-        return [piece for piece in found if BOUND.get(piece.components, place) == place]
+        return [piece for piece in found if place in BOUND.get(piece.components, OPPOSITE)]
 
     def draw(self, rng: np.random.Generator) -> list[tuple[Piece, str]]:
         """Two pieces with their places, in the layout's order."""

@@ -80,6 +80,7 @@ def test_a_component_has_the_form_of_its_place(splits):
     seen = {(piece.components, place) for i in range(3000) for piece, place in splits.mixture.parts(i)}
     for form, only in (("\u624c", "left"), ("\u6c35", "left"), ("\u5202", "right"), ("\u8279", "top")):
         assert {place for component, place in seen if component == form} == {only}
+    assert {place for component, place in seen if component == "\u961d"} <= {"left", "right"}
     assert {place for component, place in seen if component == "\u706b"} >= {"left", "right"}
 
 
