@@ -109,7 +109,8 @@ class VisionModel:
             for name, default in (("image_mean", MEAN), ("image_std", DEVIATION))
         )
         size: Any = settings.get("crop_size", settings.get("size", SIZE))
-        self.size = int(size.get("height", size.get("shortest_edge", SIZE)) if isinstance(size, dict) else size)
+        size = size.get("height", size.get("shortest_edge", SIZE)) if isinstance(size, dict) else size
+        self.size = int(size)
         self.digest = digest(Path(source)) if Path(source).is_dir() else source
 
     @property

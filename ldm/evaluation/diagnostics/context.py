@@ -5,6 +5,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -158,10 +159,10 @@ class RunContext:
 
     def sample(self, steps: int, guidance_scale: float = 1.0, count: int | None = None) -> Tensor:
         """Latents (count or as many as prompts, c, h, w), float32; image i is always from the same noise."""
-        options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "latent"}
+        options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
         with torch.random.fork_rng(devices=[]):  # a stochastic sampler may use torch's own generator
             torch.manual_seed(0)
-            return self.pipeline(self.prompts[:count], seed=0, **options).images.float().cpu()
+            return self.pipeline(self.prompts[:count], seed=0, output_type="latent", **options).images.float().cpu()
 
     @cached_property
     def unguided(self) -> Tensor:

@@ -41,9 +41,9 @@ def check_files(context: RunContext) -> Finding:
         text = f"not finished: examined is the EMA of {found.name if found else 'no checkpoint'}"
         return ok(text)
     final = context.opened.folder / "final"
-    if error := checkpoint.verify(final):
+    if difference := checkpoint.verify(final):
         advice = "if that was not meant: remove final/ and start train_ldm.py again, which writes it again"
-        return warn(f"final/ is not as training left it: {error}", advice)
+        return warn(f"final/ is not as training left it: {difference}", advice)
     return ok("final/ is complete")
 
 

@@ -37,8 +37,8 @@ def compare_scores(
             if not known.any():
                 continue
             clusters = prompts[section][known] if section == "character" else None
-            better = {"higher_is_better": MEASURES.get(name, True)}
-            comparison = paired(a[section][name][known], values[known], clusters, **better)
+            ours, better = values[known], MEASURES.get(name, True)
+            comparison = paired(a[section][name][known], ours, clusters, higher_is_better=better)
             found.setdefault(section, {})[name] = comparison.rounded()
     return found
 
