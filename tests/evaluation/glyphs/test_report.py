@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers.configuration_utils import FrozenDict
 from PIL import Image
 
 from ldm.cli.evaluate import add_parser, run
@@ -31,8 +30,7 @@ def options(glyph_cache):
 
 
 def reference_of(options):
-    config = FrozenDict(block_out_channels=[8, 8, 8], in_channels=1)
-    model = SimpleNamespace(latent_shape=(4, 16, 16), vae=SimpleNamespace(config=config), defaults={}, folder=None)
+    model = SimpleNamespace(image_shape=(1, 64, 64), defaults={}, folder=None)
     return Reference(model, options)
 
 

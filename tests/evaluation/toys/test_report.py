@@ -24,7 +24,7 @@ class Exact:
 
     defaults = {"num_inference_steps": 20, "guidance_scale": 1.0}
     scheduler = None
-    vae = SimpleNamespace(config={"scaling_factor": 1.0})
+    networks = SimpleNamespace(config=lambda name: {"scaling_factor": 1.0})
 
     def __init__(self, toy: Toy, move: float = 0.0, deaf: bool = False):
         self.toy, self.move, self.deaf = toy, move, deaf
