@@ -26,8 +26,8 @@ OPTIONS = {
     "seed": "seed",
     "number": "num_images_per_prompt",
 }
-IMAGE = {"help": "image file of any size; it is brought to the model's square"}
-PROMPT = {"nargs": "?", "help": "what the image should show"}
+IMAGE: dict[str, Any] = {"help": "image file of any size; it is brought to the model's square"}
+PROMPT: dict[str, Any] = {"nargs": "?", "help": "what the image should show"}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -70,7 +70,7 @@ def add_parser(subparsers: Any) -> None:
     made = _parser(subparsers, "compose", "One image of several prompts, joined by AND and NOT.", _compose)
     made.add_argument("prompt", help="prompt, with a weight as in 'water glyph:0.8' (default: 1)")
     for name, what in (("and", "should show too"), ("not", "should not show")):
-        options = {"dest": f"{name}_", "metavar": "PROMPT", "action": "append", "default": []}
+        options: dict[str, Any] = {"dest": f"{name}_", "metavar": "PROMPT", "action": "append", "default": []}
         made.add_argument(f"--{name}", help=f"what the image {what}", **options)
 
     made = _parser(subparsers, "weigh", "Weight words of a prompt: 'glyph with the (water:1.5) radical'.", _weigh)

@@ -10,9 +10,13 @@ from torch import Tensor
 from ldm.diffusion.sampling import standard_normal
 
 
+WHOLE: Any = Integral  # numpy's too
+NUMBER: Any = Real
+
+
 def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
     """`value` as an int from `least` to `most`. Raises: ValueError."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least or (most and value > most):
+    if isinstance(value, bool) or not isinstance(value, WHOLE) or value < least or (most and value > most):
         allowed = f"{least} or more" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} must be a whole number, {allowed}, got {value!r}")
     return int(value)
@@ -20,21 +24,21 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None) 
 
 def check_fraction(name: str, value: Any) -> float:
     """`value` as a float from 0 to 1. Raises: ValueError."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, NUMBER) or not 0 <= value <= 1:
         raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
     return float(value)
 
 
 def check_scale(name: str, value: Any) -> float:
     """`value` as a finite float, 0 or more. Raises: ValueError."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, NUMBER) or not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be a finite number, 0 or more (1 = off), got {value!r}")
     return float(value)
 
 
 def check_seed(value: Any, count: int = 1) -> int:
     """`value` as an int that is the first of `count` seeds. Raises: ValueError."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= value < 2**63 - count:
+    if isinstance(value, bool) or not isinstance(value, WHOLE) or not 0 <= value < 2**63 - count:
         raise ValueError(f"seed must be a whole number from 0 to 2**63, got {value!r}")
     return int(value)
 

@@ -212,7 +212,7 @@ def interpolate(
     plan = pipeline.plan(
         second if first is None else first,
         num_images_per_prompt=frames,
-        latents=torch.cat([slerp(*ends, fraction, axes=3) for fraction in fractions]),
+        latents=torch.cat([slerp(ends[0], ends[1], fraction, axes=3) for fraction in fractions]),
         generator=[_noise(pipeline, seed)[1] for _ in fractions],
         **options,
     )

@@ -302,9 +302,10 @@ class Pipeline:
         uncond = None if rule.scale == 1 else self.encode_prompt(negative)
 
         def predict(x: Tensor, timestep: Tensor) -> Tensor:
-            embeds = [each if each is None else each.expand(len(x), -1, -1) for each in (cond, uncond)]
+            each = cond.expand(len(x), -1, -1)
+            null = None if uncond is None else uncond.expand(len(x), -1, -1)
             time = process.schedule.from_timestep
-            guided = guide(self.networks.predict_in_torch, *embeds, rule, process=process, time=time)
+            guided = guide(self.networks.predict_in_torch, each, null, rule, process=process, time=time)
             return guided(x.to(self.device, self.dtype), timestep).to(x)
 
         return predict
@@ -365,14 +366,15 @@ class Pipeline:
 
     def _guided(self, plan: SamplingPlan) -> Callable[[Tensor, Tensor], Tensor]:
         """`guide` for a plan: the noise process is there only where times or velocities matter to the rule."""
-        rule, needs = plan.guidance, {}
+        rule = plan.guidance
+        needs: dict[str, Any] = {}
         if rule != Guidance(rule.scale, rescale=rule.rescale):
             process = process_of(self.scheduler)
             needs = {"process": process, "time": process.schedule.from_timestep}
         embeds = plan.prompt_embeds, plan.negative_prompt_embeds
         return guide(self.networks.predict, *embeds, rule, weights=plan.weights, weak=plan.weak, **needs)
 
-    def _weak(self, weak: Weak) -> tuple[Callable, Callable]:
+    def _weak(self, weak: "Pipeline | nn.Module | str | Path") -> tuple[Callable, Callable]:
         """The weak model's `predict` and `encode_prompt`. Raises: ValueError for other latents or another process."""
         if isinstance(weak, nn.Module):
             _check_latents(_latent_shape(weak.config), self.latent_shape)

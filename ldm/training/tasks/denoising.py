@@ -142,7 +142,11 @@ class LdmTask:
         return image_grid(images, each * (2 if len(prompts) > 4 else 1))
 
     def _points_image(self) -> Image.Image:
-        sampling = {"guidance_scale": 1.0, "num_images_per_prompt": NUM_POINTS, "batch_size": NUM_POINTS}
+        sampling: dict[str, Any] = {
+            "guidance_scale": 1.0,
+            "num_images_per_prompt": NUM_POINTS,
+            "batch_size": NUM_POINTS,
+        }
         generator = torch.Generator().manual_seed(0)
         points = self.pipeline()("", generator=generator, output_type="latent", **sampling).images
         return points_image(points.flatten(1).float().cpu().numpy())
