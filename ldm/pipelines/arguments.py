@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ldm.diffusion.sampling import standard_normal
 
-
 WHOLE: Any = Integral  # numpy's too
 NUMBER: Any = Real
 
