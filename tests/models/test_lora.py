@@ -245,7 +245,7 @@ def test_an_export_has_the_adapters_alone_too_and_its_card_says_what_it_began_as
     assert stock.get_active_adapters()
     header, text = (out / "README.md").read_text().split("---\n")[1:]
     assert "- lora" in header and "base_model" not in header  # which would be a name on the Hub
-    assert "began as `model`" in text and str(model) not in text and 'subfolder="lora"' in text
+    assert "is `model`, fine-tuned" in text and str(model) not in text and 'subfolder="lora"' in text
     again = export(out, tmp_path / "again")
     assert (again / "lora" / FILE).read_bytes() == (run / "final" / "lora" / FILE).read_bytes()
 
