@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
 from ldm.diffusion.parameterization import convert
@@ -134,7 +134,7 @@ def _both(
     denoiser: Denoiser,
     weak: Denoiser | None,
     x_t: Batch,
-    t: Times,
+    t: Real[Tensor, "*t"],
     condition: Tensor,
     negative: Tensor | None,
     weights: Sequence[float] | None,
@@ -156,7 +156,7 @@ def _both(
 
 
 def _combine(
-    rule: Guidance, uncond: Batch, cond: Channels, x_t: Batch, t: Times, process: NoiseProcess | None
+    rule: Guidance, uncond: Batch, cond: Channels, x_t: Batch, t: Real[Tensor, "*t"], process: NoiseProcess | None
 ) -> Tensor:
     """The rule, without its interval; a learned variance in `cond` is kept as it is."""
     mean, variance = cond[:, : x_t.shape[1]], cond[:, x_t.shape[1] :]
