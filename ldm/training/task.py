@@ -1,13 +1,14 @@
 """The interface between the training loop and what it trains."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-from torch import Tensor, nn
-
 from ldm.data import ImageTextData
+from pathlib import Path
+from torch import Tensor
+from torch import nn
+from typing import Protocol
+import numpy as np
+
+LossAndMetrics = tuple[Tensor, dict[str, Tensor]]  # the second: named scalars to log
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class SampleRef:
 class Task(Protocol):
     """What the trainer trains: a module whose forward gives the loss, and its batches."""
 
-    module: nn.Module  # forward(**batch) -> (loss, {name: scalar tensor}); everything trainable is in it
+    module: nn.Module  # forward(**batch) -> LossAndMetrics; everything trainable is in it
     model: nn.Module  # the part of it that is exported: EMA follows its parameters
     fingerprints: dict[str, str]  # what -> digest: of all that decides the training and is in no checkpoint
     num_samples: int

@@ -10,6 +10,7 @@ from ldm.diffusion.process import NoiseProcess
 from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS
 from ldm.diffusion.variational import variational_loss
 from ldm.models.representation_alignment import Alignment
+from ldm.training.task import LossAndMetrics
 
 
 class LossVariance(nn.Module):
@@ -45,11 +46,10 @@ class DenoisingObjective(nn.Module, ABC):
     ):
         super().__init__()
         self.unet, self.text_encoder, self.process, self.alignment = unet, text_encoder, process, alignment
+        self.uncertainty = LossVariance() if process.weight == "learned" else None  # the name in checkpoints
 
     @abstractmethod
-    def losses(
-        self, latents: Tensor, noise: Tensor, times: Tensor, input_ids: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, latents: Tensor, noise: Tensor, times: Tensor, input_ids: Tensor) -> LossAndMetrics:
         """The loss of each item, (B,), and named scalars to log.
 
         Args:
@@ -66,7 +66,7 @@ class DenoisingObjective(nn.Module, ABC):
         input_ids: Tensor,
         progress: float,
         images: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> LossAndMetrics:
         """The mean loss; arguments as of `losses`.
 
         `images`, (B, C, H, W) in [-1, 1]: of the same items, while the U-Net is aligned with an image encoder.
@@ -86,19 +86,7 @@ class DenoisingObjective(nn.Module, ABC):
 class LdmObjective(DenoisingObjective):
     """The denoiser learns from the data: squared error of its prediction, weighted by time."""
 
-    def __init__(
-        self,
-        unet: nn.Module,
-        text_encoder: CLIPTextModel,
-        process: NoiseProcess,
-        alignment: Alignment | None = None,
-    ):
-        super().__init__(unet, text_encoder, process, alignment)
-        self.uncertainty = LossVariance() if process.weight == "learned" else None  # a name in checkpoints
-
-    def losses(
-        self, latents: Tensor, noise: Tensor, times: Tensor, input_ids: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, latents: Tensor, noise: Tensor, times: Tensor, input_ids: Tensor) -> LossAndMetrics:
         process, metrics = self.process, {}
         prompt_embeds = self.text_encoder(input_ids=input_ids).last_hidden_state.expand(len(latents), -1, -1)
         x_t = process.corrupt(latents, noise, times)

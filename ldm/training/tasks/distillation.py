@@ -28,6 +28,7 @@ from ldm.models.digests import network_digest
 from ldm.models.tokenizer import encode
 from ldm.models.unet import choose_attention
 from ldm.training.distributed import precision
+from ldm.training.task import LossAndMetrics
 from ldm.training.tasks.components import load_components
 from ldm.training.tasks.denoising import LdmTask, Watch
 from ldm.training.tasks.denoising_loss import DenoisingObjective
@@ -57,9 +58,7 @@ class DistillObjective(DenoisingObjective):
         self.teacher.eval()  # no dropout in the targets
         return self
 
-    def losses(
-        self, latents: Tensor, noise: Tensor, times: Tensor, input_ids: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, latents: Tensor, noise: Tensor, times: Tensor, input_ids: Tensor) -> LossAndMetrics:
         """As `DenoisingObjective.losses`; times are rounded up to the start of the student's step they are in."""
         process, count = self.process, self.options.steps
         ids = torch.cat([input_ids.expand(len(latents), -1), self.null_ids])
