@@ -1,38 +1,29 @@
 """The autoencoder's training: reconstruction losses, a KL term or a codebook, optionally a discriminator."""
 
-from diffusers import VQModel
-from ldm.config.settings import VaeLoss
-from ldm.config.settings import VaeSettings
-from ldm.data import Splits
-from ldm.data import dataset_fingerprint
-from ldm.models.autoencoder import Autoencoder
-from ldm.models.autoencoder import build_vae
-from ldm.models.autoencoder import code_counts
-from ldm.models.autoencoder import fold_whitening
-from ldm.models.autoencoder import latent_statistics
-from ldm.models.latents import posterior
-from ldm.models.reconstruction_losses import PatchDiscriminator
-from ldm.models.reconstruction_losses import RandomFeatures
-from ldm.models.reconstruction_losses import edge_loss
-from ldm.models.reconstruction_losses import gaussian_kl
-from ldm.models.reconstruction_losses import hinge_discriminator_loss
-from ldm.models.vector_quantizer import Codebook
-from ldm.models.vector_quantizer import code_usage
-from ldm.training.data_order import batch_noise
-from ldm.training.data_order import derive_seed
-from ldm.training.data_order import image_batches
-from ldm.training.task import BatchSlice
-from ldm.training.task import LossAndMetrics
-from ldm.training.task import SampleRef
-from ldm.utils.errors import UserError
-from ldm.utils.image_grid import image_grid
-from ldm.utils.image_tensors import to_images
-from ldm.utils.image_tensors import to_pixels
 from pathlib import Path
-from torch import Tensor
-from torch import nn
+
 import numpy as np
 import torch
+from diffusers import VQModel
+from torch import Tensor, nn
+
+from ldm.config.settings import VaeLoss, VaeSettings
+from ldm.data import Splits, dataset_fingerprint
+from ldm.models.autoencoder import Autoencoder, build_vae, code_counts, fold_whitening, latent_statistics
+from ldm.models.latents import posterior
+from ldm.models.reconstruction_losses import (
+    PatchDiscriminator,
+    RandomFeatures,
+    edge_loss,
+    gaussian_kl,
+    hinge_discriminator_loss,
+)
+from ldm.models.vector_quantizer import Codebook, code_usage
+from ldm.training.data_order import batch_noise, derive_seed, image_batches
+from ldm.training.task import BatchSlice, LossAndMetrics, SampleRef
+from ldm.utils.errors import UserError
+from ldm.utils.image_grid import image_grid
+from ldm.utils.image_tensors import to_images, to_pixels
 
 
 class VaeObjective(nn.Module):
