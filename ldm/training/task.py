@@ -1,12 +1,13 @@
 """The interface between the training loop and what it trains."""
 
 from dataclasses import dataclass
-from ldm.data import ImageTextData
 from pathlib import Path
-from torch import Tensor
-from torch import nn
 from typing import Protocol
+
 import numpy as np
+from torch import Tensor, nn
+
+from ldm.data import ImageTextData
 
 LossAndMetrics = tuple[Tensor, dict[str, Tensor]]  # the second: named scalars to log
 

@@ -6,39 +6,28 @@ validation cannot disturb training, a resumed run needs no RNG state, and withou
 the number of processes.
 """
 
-from collections.abc import Collection
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from contextlib import nullcontext
+import math
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
 from ldm.config.settings import RunSettings
-from ldm.training.data_order import Batches
-from ldm.training.data_order import batch_slices
-from ldm.training.data_order import derive_seed
-from ldm.training.distributed import build_accelerator
-from ldm.training.distributed import checkpoint_gradients
-from ldm.training.distributed import explain_out_of_memory
+from ldm.training.data_order import Batches, batch_slices, derive_seed
+from ldm.training.distributed import build_accelerator, checkpoint_gradients, explain_out_of_memory
 from ldm.training.ema import EMA
-from ldm.training.optimizer import build_optimizer
-from ldm.training.optimizer import lr_factor
+from ldm.training.optimizer import build_optimizer, lr_factor
 from ldm.training.progress import Meter
 from ldm.training.run_directory import record
 from ldm.training.run_log import RunLog
-from ldm.training.state import TrainingState
-from ldm.training.state import find
-from ldm.training.state import rewind
-from ldm.training.task import BatchSlice
-from ldm.training.task import LossAndMetrics
-from ldm.training.task import Task
+from ldm.training.state import TrainingState, find, rewind
+from ldm.training.task import BatchSlice, LossAndMetrics, Task
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import remove_stale
-from ldm.utils.signals import DeferredSignals
-from ldm.utils.signals import ignore_interrupts
-from pathlib import Path
-from torch import Tensor
-from torch import nn
-from torch.utils.data import DataLoader
-import math
-import torch
+from ldm.utils.signals import DeferredSignals, ignore_interrupts
 
 Batch = dict[str, Tensor]
 

@@ -35,7 +35,7 @@ def test_contrastive_loss_of_orthogonal_features_by_hand():
 
 def test_equal_captions_are_equally_right():
     """Two pairs with one caption: the lowest loss is that of telling neither from the other, log 2."""
-    ids = torch.zeros(2, 1)
+    ids = torch.zeros(2, 1, dtype=torch.int64)
     assert contrastive_loss(torch.ones(2, 1), torch.ones(2, 1), torch.tensor(5.0), ids).item() == pytest.approx(
         math.log(2)
     )
