@@ -2,13 +2,14 @@
 
 import difflib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from pydantic.fields import FieldInfo
 
 from ldm.config.settings import Settings
 
 
-def section(annotation) -> type[Settings] | None:
+def section(annotation: Any) -> type[Settings] | None:
     """The settings class of a field that is a section, else None."""
     return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
 

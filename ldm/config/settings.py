@@ -8,7 +8,7 @@ import importlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -305,7 +305,7 @@ class ClipModel(Settings):
     """Side of the image encoder's patches, in pixels."""
 
     @model_validator(mode="after")
-    def _heads_divide(self):
+    def _heads_divide(self) -> Self:
         for width, heads, what in ((self.width, self.heads, ""), (self.vision_width, self.vision_heads, "vision_")):
             if width % heads:
                 raise ValueError(f"{what}width ({width}) must be a multiple of {what}heads ({heads})")
@@ -334,7 +334,7 @@ class VaeModel(Settings):
     """Self-attention at the coarsest level."""
 
     @model_validator(mode="after")
-    def _groups_divide(self):
+    def _groups_divide(self) -> Self:
         if any(c % self.norm_num_groups for c in self.block_out_channels):
             raise ValueError(f"block_out_channels {self.block_out_channels} must be multiples of norm_num_groups")
         if self.factor > 32:
@@ -416,7 +416,7 @@ class UNetModel(Settings):
     """Attention implementation."""
 
     @model_validator(mode="after")
-    def _levels_exist(self):
+    def _levels_exist(self) -> Self:
         if any(level >= len(self.block_out_channels) for level in self.attention_levels):
             raise ValueError(f"attention_levels {self.attention_levels} name levels beyond block_out_channels")
         if any(c % self.norm_num_groups for c in self.block_out_channels):
@@ -456,7 +456,7 @@ class NoiseOptions(Settings):
     """Weight of the variational bound beside the mean squared error."""
 
     @model_validator(mode="after")
-    def _fits(self):
+    def _fits(self) -> Self:
         owns = {"flow": ["flow"], "karras": ["v_prediction"]}
         allowed = owns.get(self.process, ["v_prediction", "epsilon", "sample"])
         if self.prediction_type not in allowed:
@@ -530,7 +530,7 @@ class StartOptions(Settings):
     """Layers with an adapter: all whose name ends so."""
 
     @model_validator(mode="after")
-    def _fits(self):
+    def _fits(self) -> Self:
         if self.lora_rank and self.model is None:
             raise ValueError("lora_rank needs start.model, the model that the adapters are for")
         if self.lora_text and not self.lora_rank:
@@ -574,7 +574,7 @@ class LdmSettings(RunSettings):
     """Fine-tuning."""
 
     @model_validator(mode="after")
-    def _one_beginning(self):
+    def _one_beginning(self) -> Self:
         if self.start.model and self.distill.teacher:
             raise ValueError("start.model and distill.teacher exclude each other: a student starts as its teacher")
         if self.start.lora_rank and self.text.train:

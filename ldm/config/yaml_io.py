@@ -33,7 +33,7 @@ class _Loader(yaml.SafeLoader):
         if tag is None or tag.rsplit(":", 1)[-1] in ("map", "seq", "str", "bool", "null")
     }
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
@@ -45,11 +45,8 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Writes what `_Loader` reads, and quotes what either YAML version would take for something else."""
 
-    def ignore_aliases(self, data):
+    def ignore_aliases(self, data: Any) -> bool:
         return True
-
-    def represent_list(self, data):
-        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
 
 
 for _tag, _pattern, _first in (
@@ -63,7 +60,9 @@ for _tag, _pattern, _first in (
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 _Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: float(re.sub(r"\.(?=[in])", "", node.value.lower())))
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"^(?:{_NUMBER})$"), list("-+0123456789."))
-_Dumper.add_representer(list, _Dumper.represent_list)
+_Dumper.add_representer(
+    list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+)
 
 
 def read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
@@ -151,7 +150,7 @@ def _shipped() -> list[Path]:
         return []
 
 
-def merge(base, over):
+def merge(base: Any, over: Any) -> Any:
     """`over` laid on `base`, key by key; an empty section (None) changes nothing, a list replaces a list."""
     if isinstance(base, dict) and isinstance(over, dict):
         return {**base, **{key: merge(base[key], value) if key in base else value for key, value in over.items()}}
@@ -160,6 +159,6 @@ def merge(base, over):
     return base if isinstance(base, dict) else over
 
 
-def shortened(value) -> str:
+def shortened(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

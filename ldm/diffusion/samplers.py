@@ -238,7 +238,7 @@ class DPMSolver2M(Sampler):
 
 
 class DPMSolver3M(DPMSolver2M):
-    """The third-order form as published and as in diffusers. Its order is 2: see `DPMSolver3MTaylor`."""
+    """The third-order form as published and as in diffusers; it converges with order 2: see `DPMSolver3MTaylor`."""
 
     order = 3
     second_derivative_scale = 1
@@ -257,7 +257,10 @@ class DPMSolver3MTaylor(DPMSolver3M):
     """The third-order form with the second derivative of x0_hat where it belongs.
 
     The divided difference over three points is half the second derivative, and the published multistep formula takes
-    it for the whole. With few steps either one may be the more accurate.
+    it for the whole. Only steps with full history are of third order. The error of the first two, of order 1 and 2, is
+    negligible where x0_hat hardly changes, in nearly pure noise: from sigma / alpha = 10 with 16 to 128 steps the
+    measured order is 3.0. With more steps it tends to 2 (2.6 with 64 to 512), and from sigma / alpha = 2 it is 2.1.
+    With few steps either form may be the more accurate.
     """
 
     second_derivative_scale = 2
@@ -295,7 +298,9 @@ def divided_differences(x0_hat: Batch, at: Step) -> tuple[Batch, Batch]:
 class UniPC(DPMSolver2M):
     """Predictor and corrector of second order, B(h) = e^h - 1: x0_hat at a new point first corrects the step to it.
 
-    The network is called once per step, at the predicted point. Source: Zhao et al. 2023, arXiv 2302.04867.
+    The network is called once per step, at the predicted point. The corrector adds one to the order where the first
+    steps do not matter, as for `DPMSolver3MTaylor`: from sigma / alpha = 10 with 16 to 128 steps 2.9 is measured; with
+    more steps, or a start with more signal, it tends to 2. Source: Zhao et al. 2023, arXiv 2302.04867.
     """
 
     previous: tuple[Tensor, Tensor, Step, int] | None = None  # of the last step: x_t, x0_hat, itself, its order

@@ -6,7 +6,8 @@ inversion wrap or replace them there.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Float64
@@ -19,10 +20,11 @@ from ldm.diffusion.time_grids import Level, levels
 
 Generators: TypeAlias = torch.Generator | list[torch.Generator] | None  # one for all, or one per row
 # (x_t (B, ...), t: 0-d float64) -> x0_hat of x_t's shape, or (x0_hat, variance fraction), see `denoise_with`
-Denoise: TypeAlias = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
+Denoise: TypeAlias = Callable[[Tensor, Tensor], Any]
 
 
-class State(NamedTuple):
+@dataclass(frozen=True)
+class State:
     """A step of the loop, before it (x at t, no x0_hat) or after it (x at s).
 
     Attributes:

@@ -1,6 +1,6 @@
 """What the figures are made from: glyphs of the table, the model, and the model as a denoise function."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -11,6 +11,7 @@ from ldm.apps.figures.figure import Setting
 from ldm.config.settings import CaptionOptions, DataOptions, GlyphOptions
 from ldm.data.glyphs.dataset import GlyphData, splits
 from ldm.data.glyphs.rendering import render, style_font
+from ldm.diffusion.sampling import Denoise
 from ldm.diffusion.schedules import Schedule
 from ldm.models.latents import posterior
 from ldm.pipelines.diffusers_schedulers import process_of
@@ -18,7 +19,6 @@ from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.image_tensors import to_images
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
 # Captions for measuring: what most people would type.
 CAPTIONS = CaptionOptions(meaning=0, style=0, strokes=0, shuffle=0, synonyms=0, plain=0, layout=1, radical=1)
 

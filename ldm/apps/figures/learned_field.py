@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ldm.apps.figures.figure import Drawing, Setting
 from ldm.apps.figures.plot_style import BLUE, GREY, HEAT, INK, page
-from ldm.apps.figures.toy_fields import LIMIT, Denoise, arrows, shade
+from ldm.apps.figures.toy_fields import LIMIT, arrows, shade
 from ldm.data.toy import SwissRoll, exact_denoiser
-from ldm.diffusion.sampling import sample
+from ldm.diffusion.sampling import Denoise, sample
 from ldm.diffusion.schedules import Schedule
 from ldm.diffusion.time_grids import TIME_GRIDS
 from ldm.pipelines.diffusers_schedulers import process_of

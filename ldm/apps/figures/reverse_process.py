@@ -8,11 +8,11 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.apps.figures.figure import Drawing, Setting
-from ldm.apps.figures.inputs import Denoise, denoiser, encode, glyphs, model, resolution_of
+from ldm.apps.figures.inputs import denoiser, encode, glyphs, model, resolution_of
 from ldm.apps.figures.plot_style import BLUE, GREEN, GREY, ORANGE, RED, grey, page, strip
 from ldm.diffusion.parameterization import convert
 from ldm.diffusion.samplers import SAMPLERS
-from ldm.diffusion.sampling import sample, trajectory
+from ldm.diffusion.sampling import Denoise, sample, trajectory
 from ldm.diffusion.schedules import Schedule
 from ldm.diffusion.time_grids import TIME_GRIDS
 from ldm.pipelines.diffusers_schedulers import process_of

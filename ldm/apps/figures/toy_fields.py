@@ -11,13 +11,12 @@ from ldm.apps.figures.figure import Drawing, Setting
 from ldm.apps.figures.plot_style import BLUE, DEPTH, GREEN, GREY, INK, ORANGE, PALE, PURPLE, RED, SKY, page
 from ldm.data.toy import Toy, exact_denoiser, toy_named
 from ldm.diffusion.likelihood import Bound, squared_errors, variational_bound
-from ldm.diffusion.sampling import trajectory
+from ldm.diffusion.sampling import Denoise, trajectory
 from ldm.diffusion.schedules import SCHEDULES, Schedule
 from ldm.diffusion.time_grids import TIME_GRIDS
 from ldm.evaluation.toys.sampler_convergence import convergence as measure
 from ldm.evaluation.toys.sampler_convergence import slope
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
 LIMIT = 2.6  # of the plane, each way
 PLANAR = ("8_gaussians", "swiss_roll")
 
