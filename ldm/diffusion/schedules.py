@@ -17,12 +17,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 
 NUM_TRAIN_TIMESTEPS = 1000
 
 Times = Float[Tensor, "*t"]  # any shape; the results of a schedule have the same one
+Timesteps = Real[Tensor, "*t"]  # as the network takes them; those of diffusers are whole numbers
 
 
 class Schedule(ABC):
@@ -47,7 +48,7 @@ class Schedule(ABC):
         """The network's time input, in 0 to 1000 or as karras scales it."""
 
     @abstractmethod
-    def from_timestep(self, timestep: Times) -> Times:
+    def from_timestep(self, timestep: Timesteps) -> Times:
         """The inverse of `timestep`."""
 
     def logsnr(self, t: Times) -> Times:
@@ -81,7 +82,7 @@ class RectifiedFlow(Schedule):
     def timestep(self, t: Times) -> Times:
         return NUM_TRAIN_TIMESTEPS * self.scales(t)[1]
 
-    def from_timestep(self, timestep: Times) -> Times:
+    def from_timestep(self, timestep: Timesteps) -> Times:
         return self._unshifted(timestep / NUM_TRAIN_TIMESTEPS)
 
     def _unshifted(self, u: Times) -> Times:
@@ -110,7 +111,7 @@ class VarianceExploding(Schedule):
     def timestep(self, t: Times) -> Times:
         return self.scales(t)[1].log() / 4
 
-    def from_timestep(self, timestep: Times) -> Times:
+    def from_timestep(self, timestep: Timesteps) -> Times:
         return self.time(-8 * timestep)
 
     def input_scale(self, t: Times) -> Times:
@@ -159,7 +160,7 @@ class DiscreteVP(Schedule):
     def timestep(self, t: Times) -> Times:
         return NUM_TRAIN_TIMESTEPS * t - 1
 
-    def from_timestep(self, timestep: Times) -> Times:
+    def from_timestep(self, timestep: Timesteps) -> Times:
         return (timestep + 1) / NUM_TRAIN_TIMESTEPS
 
 
