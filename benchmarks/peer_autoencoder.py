@@ -4,6 +4,7 @@ The script needs LPIPS's trained VGG and a discriminator from another package; n
 not depend on weights, so both are built here as those packages build them and left as they are drawn.
 """
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ class VggDistance(nn.Module):
     def __init__(self):
         super().__init__()
         self.stages = nn.ModuleList(
-            nn.Sequential(*(nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU()) for a, b in zip(w, w[1:])))
+            nn.Sequential(*(nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU()) for a, b in itertools.pairwise(w)))
             for w in VGG
         )
         self.weights = nn.ModuleList(nn.Conv2d(widths[-1], 1, 1, bias=False) for widths in VGG)

@@ -255,7 +255,7 @@ def phrase(
 ) -> str:
     """The caption of these parts, "" for what is not said; `after` puts the ink behind: 'a thin 4 in green'."""
     words = [word for word in (thickness, lean, "" if after else ink, digit) if word]
-    article = "an" if words[0][0] in "aeiou" and words[0] != "one" or words[0] == "8" else "a"
+    article = "an" if (words[0][0] in "aeiou" and words[0] != "one") or words[0] == "8" else "a"
     tail = [f"in {ink}"] if after and ink else []
     return " ".join([article, *words, *tail, *([f"on a {ground} ground"] if ground else [])])
 

@@ -12,6 +12,7 @@ dz/dphi = (cos(phi) z - x0_hat) / sin(phi).
 Source: Ho et al. 2020, arXiv 2006.11239, eq. 5; Song et al. 2021, arXiv 2011.13456, app. D.2.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -205,7 +206,7 @@ def log_likelihood(
     grid = angles(schedule, floor, num_steps)
     z = grid[0].cos() * x0.double()
     log_volume = torch.full((len(x0),), float(dims * grid[0].cos().log()), dtype=torch.float64, device=x0.device)
-    for here, there in zip(grid[:-1], grid[1:]):
+    for here, there in itertools.pairwise(grid):
         z, gained = STEPS[method](slope, z, here, there)
         log_volume = log_volume + gained
     prior = -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)

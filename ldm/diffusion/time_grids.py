@@ -1,5 +1,6 @@
 """Time grids: the times at which a sampler stops between noise (t = 1) and data (t = 0), and the noise level there."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ def levels(schedule: Schedule, times: Tensor | Sequence[float]) -> list[Level]:
     points = [Level(*each) for each in zip(times.tolist(), alphas.tolist(), sigmas.tolist(), strict=True)]
     if points[-1].t == 0:
         points[-1] = Level(0.0, 1.0, 0.0)  # the data, also for karras, whose sigma ends above 0
-    if any(after.lam <= before.lam for before, after in zip(points[:-1], points[1:], strict=True)):
+    if any(after.lam <= before.lam for before, after in itertools.pairwise(points)):
         raise ValueError(f"times must fall, each below the one before, got {times.tolist()}")
     return points
 

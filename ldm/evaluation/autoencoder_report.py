@@ -1,5 +1,6 @@
 """How much of an image an autoencoder keeps, and in how few bits: PSNR, SSIM, whether the OCR still reads the same
-character, the rate, and how fast it codes."""
+character, the rate, and how fast it codes.
+"""
 
 import json
 import logging

@@ -4,6 +4,7 @@ Points are measured in nats per point, images in bits per dimension (of 256 grey
 three parts: what the decoder does not say of the image, what q(z | x) does say of z, and the diffusion bound of z.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,6 @@ def measure(
 
 def model_denoise(pipeline: Pipeline, process: NoiseProcess, states: Tensor) -> Denoise:
     """The denoise function of a pipeline's network for `states` (B or 1, L, D), without guidance; float64 outside."""
-
     return pipeline.denoiser(states, process=process)
 
 
@@ -212,7 +212,7 @@ def _terms(bound: Bound, dims: int, parts: Encoding | None) -> list[dict[str, An
         found.append({"what": "ln q(z | x)", "nats": -float(parts.surprise.mean())})
     found.append({"what": "-ln p(x0 | x_t)", "from": 0.0, "to": float(bound.times[0]), "nats": float(nats[0])})
     edges = np.linspace(1, len(nats), min(BINS, len(nats) - 1) + 1).round().astype(int)
-    for a, b in zip(edges[:-1], edges[1:]):
+    for a, b in itertools.pairwise(edges):
         stretch = {"from": float(bound.times[a - 1]), "to": float(bound.times[b - 1])}
         found.append({"what": "steps", **stretch, "nats": float(nats[a:b].sum())})
     return [*found, {"what": "prior", "nats": float(bound.prior.mean()) * dims}]

@@ -8,6 +8,7 @@ above the last has learned nothing of shapes. With the captions of other items, 
 what the captions are worth to the network.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +143,7 @@ def denoising_losses(
     for start in range(0, len(items.latents), plan.batch):
         x0 = items.latents[start : start + plan.batch]
         generator = generator_for(plan.seed, 21, start)
-        for first, last in zip(edges[:-1], edges[1:]):
+        for first, last in itertools.pairwise(edges):
             t = first + (last - first) * torch.rand(plan.batch, generator=generator)[: len(x0)]
             eps = torch.randn(plan.batch, *x0.shape[1:], generator=generator)[: len(x0)]
             times.append(t)

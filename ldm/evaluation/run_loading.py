@@ -23,7 +23,8 @@ from ldm.utils.errors import UserError
 @dataclass
 class OpenRun:
     """Attributes: folder of the run; settings it was started with; pipeline, of final/ or of the checkpoint's EMA;
-    checkpoint, the newest valid one (or the one that was named), None if there is none."""
+    checkpoint, the newest valid one (or the one that was named), None if there is none.
+    """
 
     folder: Path
     settings: LdmSettings

@@ -8,6 +8,7 @@ Its loop and noise stand beside those of `ldm.diffusion.sampling` (torch) and of
 `noise.js` (browser); tests hold all three equal.
 """
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -125,7 +126,7 @@ class TorchFreePipeline:
         """The loop of `ldm.diffusion.sampling.denoising_loop`, with the step of `samplers.DPMSolver2M`."""
         levels, timesteps = self._levels(steps)
         previous = None
-        for index, (t, s) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+        for index, (t, s) in enumerate(itertools.pairwise(levels)):
             x0_hat = x_t - np.float32(t.sigma) * predict(x_t, timesteps[index])
             last = s.sigma == 0 or (steps < 15 and index + 1 == steps)  # of first order, as in diffusers
             past = None if last or self.scheduler["solver_order"] == 1 else previous

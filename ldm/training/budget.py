@@ -71,7 +71,7 @@ def _part(part: str, config: Path, seconds: float, memory: float, vae: Forecast 
     best: Proposal | None = None
     for changes in _candidates(part, config):
         one = _fitted(part, config, changes, seconds, memory, vae)
-        if one is None or best and one.steps < MIN_STEPS:
+        if one is None or (best and one.steps < MIN_STEPS):
             break
         best = one
     if best is None:

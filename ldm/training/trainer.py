@@ -170,7 +170,7 @@ class Trainer:
         last = self.step == self.train.num_steps
         if self.step % self.train.log_every == 0 or last:
             meter.show()
-        if last or self.train.sample_every and self.step % self.train.sample_every == 0:
+        if last or (self.train.sample_every and self.step % self.train.sample_every == 0):
             self._report()
             meter.pause()
         if last or self.step % self.train.save_every == 0:

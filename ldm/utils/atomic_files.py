@@ -73,7 +73,7 @@ def readable_io_errors(path: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # safetensors has an exception of its own for it, and tokenizers a bare one
-        if isinstance(error, UserError) or not isinstance(error, OSError) and "os error" not in str(error):
+        if isinstance(error, UserError) or (not isinstance(error, OSError) and "os error" not in str(error)):
             raise
         reason = getattr(error, "strerror", None) or str(error)
         number = getattr(error, "errno", None) or int((re.findall(r"os error (\d+)", reason) or [0])[0])

@@ -110,7 +110,7 @@ def class_names(layouts: list[str]) -> list[str]:
 
 def draw_weights(layouts: list[str], balance: float) -> torch.Tensor:
     """Sampling weights float64 (n,), sum 1: a class of m members weighs m ** (1 - balance) in all."""
-    names, index, counts = np.unique(layouts, return_inverse=True, return_counts=True)
+    _names, index, counts = np.unique(layouts, return_inverse=True, return_counts=True)
     weights = counts[index].astype(np.float64) ** -balance
     return torch.from_numpy(weights / weights.sum())
 

@@ -124,7 +124,7 @@ def recombine(
 
     is_radical = parts.radical > 0
     # the radicals alike in their roots, as layouts are
-    numbers, index, counts = np.unique(parts.radical[is_radical], return_inverse=True, return_counts=True)
+    _numbers, index, counts = np.unique(parts.radical[is_radical], return_inverse=True, return_counts=True)
     weights = torch.from_numpy(counts[index].astype(np.float64) ** -0.5)
     a = np.flatnonzero(is_radical)[torch.multinomial(weights, count, replacement=True, generator=generator).numpy()]
     others = np.flatnonzero(~is_radical)

@@ -1,5 +1,6 @@
 """The variational bound and the ODE's likelihood against exact answers."""
 
+import itertools
 import math
 
 import numpy as np
@@ -179,7 +180,7 @@ def test_the_order_of_the_integrators():
         for num_steps in (24, 48, 96):
             found = log_likelihood(denoise, x0, schedule, num_steps, method, floor=1e-3)
             errors.append(abs(found + 0.5 * (x0**2 / 0.250001 + LOG_2PI + math.log(0.250001))).item())
-        slopes = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:])]
+        slopes = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
         print(method, errors, slopes)
         assert all(abs(slope - order) < 0.5 for slope in slopes), (errors, slopes)
 

@@ -67,7 +67,7 @@ def assert_tokenised(captions: list[str], tokenizers) -> None:
     for tokenizer in tokenizers:
         ids = encode(tokenizer, captions)
         assert ids.shape == (len(captions), tokenizer.model_max_length)
-        assert 0 <= ids.min() and ids.max() < len(tokenizer)
+        assert ids.min() >= 0 and ids.max() < len(tokenizer)
 
 
 def test_fuzzed_caption_files_are_accepted_or_listed(tmp_path, tokenizers, trials, survived):

@@ -239,5 +239,5 @@ def test_the_canary_sings_where_code_runs(tmp_path, canary):
     assert canary.exists()
     canary.unlink()
     (tmp_path / "evil.py").write_text(hostile.python(canary))
-    behind(lambda: sys.path.insert(0, str(tmp_path)) or __import__("evil") and None, tmp_path / "said")
+    behind(lambda: sys.path.insert(0, str(tmp_path)) or (__import__("evil") and None), tmp_path / "said")
     assert canary.exists()

@@ -80,7 +80,7 @@ def test_the_processes_share_each_global_batch_without_gap_or_overlap(world, acc
     for step in range(3):
         rows = [r for rank in range(world) for r in batch_slices(train, 0, rank, world) if r.step == step]
         assert sorted(i for r in rows for i in range(r.start, r.stop)) == list(range(16))
-    assert list(batch_slices(train, 2, 0, world))[0].step == 2
+    assert next(iter(batch_slices(train, 2, 0, world))).step == 2
 
 
 def test_every_epoch_shows_every_sample_once():

@@ -80,7 +80,8 @@ def push_space(folder: Path, repo_id: str, private: bool = False) -> str:
 
 def requirements() -> list[str]:
     """What pip has to install there: the core's packages and those of the page, at the tested versions. No gradio: its
-    version is in the front matter of README.md."""
+    version is in the front matter of README.md.
+    """
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 

@@ -10,6 +10,7 @@ Coordinates are pixels of the image, x to the right and y downwards from its upp
 clockwise as seen, holes the other way, so that the even-odd and the nonzero rule fill the same.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -191,7 +192,7 @@ def _contour(points: np.ndarray, tolerance: float) -> Contour:
     sharp = {corner - first for corner in corners} | ({count} if first in corners else set())
     around = np.concatenate([points] * 3)  # [count:] with neighbours on both sides of every index
     segments: list[Segment] = []
-    for start, end in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, end in itertools.pairwise(cuts):
         piece = around[count + start : count + end + 1]
         leave = None if start in sharp else _direction(around, count + start)
         arrive = None if end in sharp else -_direction(around, count + end)
@@ -339,5 +340,5 @@ def _text(text: str) -> str:
 def _allowed(text: str) -> Iterator[str]:
     for character in text:
         code = ord(character)
-        bad = code < 32 and character not in "\t\n\r" or 0xD800 <= code <= 0xDFFF or code in (0xFFFE, 0xFFFF)
+        bad = (code < 32 and character not in "\t\n\r") or 0xD800 <= code <= 0xDFFF or code in (0xFFFE, 0xFFFF)
         yield "\ufffd" if bad else character

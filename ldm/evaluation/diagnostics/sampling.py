@@ -41,7 +41,7 @@ def check_schedule(context: RunContext) -> Finding:
         "sampling starts at pure noise, but training never showed it that: set noise.zero_terminal_snr: true (with "
         "v_prediction or sample) or a larger noise.shift, and train again"
     )
-    if left > SIGNAL_LEFT or strength is not None and strength > LEFT:
+    if left > SIGNAL_LEFT or (strength is not None and strength > LEFT):
         return fail(f"{text}: images can be recognised in it", advice)
     if strength is not None and strength > LEFT_A_LITTLE:
         return warn(f"{text}: brightness can be recognised in it, so samples all have the same", advice)

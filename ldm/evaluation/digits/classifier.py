@@ -7,6 +7,7 @@ weights states its accuracy on handwriting it never saw. All else is measured wi
     python -m scripts.train_digit_classifier --output ldm/evaluation/assets/digit_classifier
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ class DigitNet(nn.Module):
         super().__init__()
         w = widths
         self.stem = nn.Sequential(nn.Conv2d(1, w[0], 3, 1, 1, bias=False), nn.BatchNorm2d(w[0]), nn.ReLU())
-        self.blocks = nn.Sequential(*(Block(a, b, 2) for a, b in zip(w[:-1], w[1:], strict=True)))
+        self.blocks = nn.Sequential(*(Block(a, b, 2) for a, b in itertools.pairwise(w)))
         self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(w[-1] * (SIZE // 8) ** 2, 10))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

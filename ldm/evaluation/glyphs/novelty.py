@@ -137,6 +137,7 @@ def novelty(
         neighbours: of the generated glyphs among the training glyphs.
         agreement: bool (n,), whether each agrees with its prompt.
         read: what the OCR reads in each.
+
     Returns:
         copies: similarity to a training glyph at or above `threshold`.
         existing: read as one character with a confidence of one half or more; only with `read`. The OCR knows only the

@@ -109,7 +109,8 @@ def generate_in_batches(pipeline, captions: list[str], seed: int, sampling: Samp
 
 def clip_embedder_of(opened: OpenRun, path: Path | None) -> tuple[ClipEmbedder | None, bool]:
     """The CLIP at `path`, else the one whose text encoder the run was trained with, else the one beside it; and whether
-    the model was conditioned by this very encoder."""
+    the model was conditioned by this very encoder.
+    """
     settings = opened.settings
     elsewhere = settings.text.source not in ("run", "new", "none")
     own = Path(settings.text.source) if elsewhere else opened.folder.parent / "clip"
@@ -155,7 +156,8 @@ def sections(
     output: Path,
 ) -> dict[str, Any]:
     """Words, likeness and novelty of generated images, uint8 (n, h, w, c), for the captions of as many real ones; None
-    for what cannot be measured. nearest.png goes to `output`."""
+    for what cannot be measured. nearest.png goes to `output`.
+    """
     rows = evenly_spaced_indices(len(train), TRAINING)
     batches = [rows[start : start + 64] for start in range(0, len(rows), 64)]  # few images in memory
     known = np.concatenate([extractor.embed(stacked(train, batch)) for batch in batches])
@@ -214,7 +216,8 @@ def r_precision(similarity: np.ndarray, own: np.ndarray, seed: int = 0) -> np.nd
 
 def likeness_section(generated: np.ndarray, held: np.ndarray, train: np.ndarray) -> dict | None:
     """Distances of generated images' features (n, d) to those of held-out ones, and those of as many training images
-    for comparison; None for too few images, or for features that are all alike."""
+    for comparison; None for too few images, or for features that are all alike.
+    """
     try:
         found = with_reference_range(generated, held, floor=train)
     except ValueError as error:
@@ -234,7 +237,8 @@ def nearest_features(features: np.ndarray, pool: np.ndarray) -> tuple[np.ndarray
 
 def novelty_section(generated: np.ndarray, held: np.ndarray) -> dict:
     """From distances (n,) to the nearest training image: the proportion of generated images that are nearer than nearly
-    all held-out ones, 'near_copies', and the medians of both."""
+    all held-out ones, 'near_copies', and the medians of both.
+    """
     limit = float(np.quantile(held, RARE, method="lower"))
     found: dict[str, Any] = {"near_copies": proportion(generated < limit), "limit": limit}
     return found | {"median_drawn": float(np.median(generated)), "median_held_out": float(np.median(held))}

@@ -56,7 +56,7 @@ def load_components(settings: LdmSettings, data: Splits, run: Path, device: torc
     unconditional, points = settings.text.source == "none", is_points(data.train)
     if unconditional and settings.text.train:
         raise UserError("text.train: true has nothing to train with text.source: none")
-    if points != (settings.denoiser == "mlp") or points and settings.vae != "identity":
+    if points != (settings.denoiser == "mlp") or (points and settings.vae != "identity"):
         raise UserError("points (data.source: toy) go with denoiser: mlp and vae: identity, images with unet")
     scheduler_of(settings)  # a sampler that cannot be exported is refused now and not after the training
     vae = resolve_vae(settings.vae, run, data.train).to(device)

@@ -93,7 +93,7 @@ def test_a_bar_has_its_width_and_a_shift_by_rows_its_slope(width):
 
 
 def test_other_sizes_are_judged_too(data):
-    images, metas = digit_images(data["test"], list(range(32)))
+    images, _metas = digit_images(data["test"], list(range(32)))
     large = images.repeat(2, axis=1).repeat(2, axis=2)
     judge = DigitClassifier()
     assert judge.predict(large).digits.tolist() == judge.predict(images).digits.tolist()
