@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.process import Batch, NoiseProcess
@@ -149,7 +149,7 @@ def denoise_with(process: NoiseProcess, network: Callable[[Tensor, Tensor], Tens
         logarithm of the step's variance between those of beta-tilde and beta. Only DDPM uses it.
     """
 
-    def denoise(x_t: Batch, t: Float64[Tensor, ""]) -> Tensor | tuple[Tensor, Tensor]:
+    def denoise(x_t: Batch, t: Float[Tensor, ""]) -> Tensor | tuple[Tensor, Tensor]:
         prediction = network(process.network_input(x_t, t), process.timestep(t).float())
         if not process.learned_variance:
             return process.predict_x0(x_t, prediction, t)

@@ -105,7 +105,7 @@ def test_a_fault_reaches_the_visitor_and_frees_the_model(session, monkeypatch):
     def broken(*args):
         raise UserError("no paint left")
 
-    monkeypatch.setattr("ldm.apps.demo.session.draw", broken)
+    monkeypatch.setattr("ldm.apps.demo.session.generate_job", broken)
     with pytest.raises(UserError, match="no paint left"):
         list(session.draw("me", job(session), 1))
     assert not session._stops and not session._busy.locked()
@@ -184,7 +184,7 @@ def test_a_copy_is_known_as_one_and_named(model, tmp_path, monkeypatch):
     session.__dict__["_training_glyphs"] = (data, Pool(glyphs))
     stripes = np.tile(np.repeat([0, 255], 4), (64, 8)).astype(np.uint8)
     shown = [Image.fromarray(glyphs[7]), Image.fromarray(stripes)]
-    monkeypatch.setattr("ldm.apps.demo.session.draw", lambda *args: shown)
+    monkeypatch.setattr("ldm.apps.demo.session.generate_job", lambda *args: shown)
     pairs, said = session.nearest(job(session), 2)
     name = "{char} {codepoint}".format(**data.meta(7))
     assert pairs[1][1] == f"a copy of {name}: 1.00" and pairs[3][1].startswith("nearest ")

@@ -32,7 +32,7 @@ def test_each_measure_falls_to_its_floor(glyph_cache):
     probe = StyleProbe(glyph_images(train, range(200)), [train.meta(i)["style"] for i in range(200)])
     judge, asked = Scorer(GlyphClassifier(), probe), prompt_specs(test)
     judged = judge(glyph_images(test))
-    found = falling(judge, judged, asked, deals=4)
+    found = falling(judge, judged, asked, permutations=4)
     rng = np.random.default_rng(1)
     floor = judge.scores(judged, permuted(asked, rng))
     for name, values in found.items():

@@ -106,7 +106,7 @@ def test_a_slip_is_answered_in_one_line(argv, said, capsys):
 def test_without_matplotlib_the_extra_is_named(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "ldm.apps.figures.plot_style")
-    monkeypatch.delattr(figures, "style")
+    monkeypatch.delattr(sys.modules["ldm.apps.figures"], "plot_style")
     assert exit_code(["figures", "gaussian", "-o", str(tmp_path)]) == 2
     assert "[viz]" in capsys.readouterr().err
 

@@ -129,7 +129,7 @@ console.log(JSON.stringify(answer));"""
     for steps, (sigmas, timesteps, x) in enumerate(found, 1):
         levels, wanted = light._levels(steps)
         assert timesteps == wanted and sigmas == [level.sigma for level in levels]
-        end = light._walk(lambda x, t: np.sin(3 * x) + np.float32(t / 1000), noise, steps, None)
+        end = light._denoise(lambda x, t: np.sin(3 * x) + np.float32(t / 1000), noise, steps, None)
         np.testing.assert_allclose(x, end, atol=2e-5)
 
 
