@@ -147,11 +147,11 @@ def subject(row: str, args: argparse.Namespace):
     import torch
 
     from ldm.models.unet import build_unet
-    from ldm.training.cost_estimate import ProbeTarget, _text
+    from ldm.training.cost_estimate import ProbeTarget, text_size
 
     settings = _ldm_settings("identity", args)
     channels, side = CHANNELS.get(row, 1), settings.data.resolution // factor_of(row)
-    tokens, width = _text(settings, None)
+    tokens, width = text_size(settings, None)
 
     def loss(unet, batch: int, device):
         latents = torch.zeros(batch, channels, side, side, device=device)
@@ -216,7 +216,7 @@ def _cpu_seconds(subjects: dict, rounds: int = 4) -> dict[str, float]:
     import torch
 
     from ldm.models.unet import choose_attention
-    from ldm.training.cost_estimate import _step
+    from ldm.training.cost_estimate import timed_step
     from ldm.training.distributed import precision
 
     device, batch = torch.device("cpu"), BATCH
@@ -228,7 +228,7 @@ def _cpu_seconds(subjects: dict, rounds: int = 4) -> dict[str, float]:
     for _ in range(rounds):
         for row, model in models.items():
             started = time.process_time()
-            _step(subjects[row], model, batch, device, half)
+            timed_step(subjects[row], model, batch, device, half)
             seconds[row].append(time.process_time() - started)
     return {row: min(values) for row, values in seconds.items()}
 

@@ -181,8 +181,8 @@ def probe(
         started, used = time.perf_counter(), time.process_time()
         while True:
             try:
-                _step(subject, model, batch, device, half)  # warm-up: buffers, kernels
-                seconds = min(_step(subject, model, batch, device, half) for _ in range(2))
+                timed_step(subject, model, batch, device, half)  # warm-up: buffers, kernels
+                seconds = min(timed_step(subject, model, batch, device, half) for _ in range(2))
             except torch.OutOfMemoryError:
                 if speed:
                     break
@@ -198,7 +198,9 @@ def probe(
     return Speed(speed, update, f" while other programs left it {fraction:.0%} of them" if busy else "")
 
 
-def _step(subject: ProbeTarget, model: nn.Module, batch: int, device: torch.device, half: torch.dtype | None) -> float:
+def timed_step(
+    subject: ProbeTarget, model: nn.Module, batch: int, device: torch.device, half: torch.dtype | None
+) -> float:
     started = time.perf_counter()
     with torch.autocast(device.type, half) if half else nullcontext():
         loss = subject.loss(model, batch, device)
@@ -300,7 +302,7 @@ def _ldm(settings: LdmSettings, config: Path | None) -> ProbeTarget:
     start, initial = settings.start, None
     if start.model:
         initial, settings = initial_model(settings)
-    tokens, width = _text(settings, config)
+    tokens, width = text_size(settings, config)
     learned = settings.noise.learned_variance
     if settings.denoiser == "mlp":
         channels, size = _point_dims(settings.data), 1
@@ -352,7 +354,7 @@ def _point_dims(options: DataOptions) -> int:
     return build_data(options).train.channels
 
 
-def _text(settings: LdmSettings, config: Path | None) -> tuple[int, int]:
+def text_size(settings: LdmSettings, config: Path | None) -> tuple[int, int]:
     """Tokens and width of the prompt embeddings; 77 x 512, a common size, for pretrained encoders, not loaded here."""
     source = settings.text.source
     planned = load("clip", config).model if config else ClipSettings().model

@@ -16,12 +16,12 @@ from ldm.training.cost_estimate import (
     ProbeTarget,
     _half_precision,
     _latents,
-    _text,
     duration_text,
     forecast,
     measure_cost,
     plan,
     probe,
+    text_size,
     training_samples,
 )
 from ldm.training.distributed import precision
@@ -76,7 +76,7 @@ def test_an_ldm_takes_its_shapes_from_the_project_file_until_the_parts_are_train
     settings = load("ldm", SMOKE, {"output_dir": str(tmp_path / "ldm")})
     vae, clip = load("vae", SMOKE).model, load("clip", SMOKE).model
     assert _latents(settings, SMOKE) == (vae.latent_channels, vae.factor)
-    assert _text(settings, SMOKE) == (clip.context_length, clip.width)
+    assert text_size(settings, SMOKE) == (clip.context_length, clip.width)
     for name, config in {
         "vae/final/vae": {"latent_channels": 7, "block_out_channels": [8, 8, 8, 8]},
         "clip/final/text_encoder": {"max_position_embeddings": 9, "hidden_size": 48},
@@ -84,7 +84,7 @@ def test_an_ldm_takes_its_shapes_from_the_project_file_until_the_parts_are_train
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     assert _latents(settings, SMOKE) == (7, 8)
-    assert _text(settings, SMOKE) == (9, 48)
+    assert text_size(settings, SMOKE) == (9, 48)
 
 
 def test_a_vae_that_is_not_there_is_named(tmp_path):
