@@ -48,7 +48,7 @@ def test_wrong_parquet(root, options):
         file_splits(options(path, image_column="img"))
     with pytest.raises(UserError, match=r"no caption column 'txt'; .* perhaps 'text'"):
         file_splits(options(path, caption_column="txt"))
-    with pytest.raises(UserError, match=r"column 'number' holds int64; pictures must be encoded files"):
+    with pytest.raises(UserError, match=r"column 'number' holds int64; images must be encoded files"):
         file_splits(options(path, image_column="number"))
     data = bytearray(path.read_bytes())
     data[4:60] = bytes(56)  # the footer is whole, the first page is not
