@@ -205,9 +205,9 @@ def test_bad_pictures_are_listed_and_left_out(root, options, caplog):
         caplog.clear()
         data = everything(file_splits(options(root, max_bad_fraction=0.15)))
         assert data == {f"{i}.png": (i, "") for i in range(20) if i not in (3, 4, 5)}
-        assert "3 of 20 pictures are left out: 3.png (" in caplog.text
+        assert "3 of 20 images are left out: 3.png (" in caplog.text
         assert "its .txt caption is not UTF-8 (byte 0): convert it, for example by `iconv -f GB18030" in caplog.text
-    with pytest.raises(UserError, match=r"3 of 20 pictures .*max_bad_fraction allows 14.0%\): 3.png \(") as caught:
+    with pytest.raises(UserError, match=r"3 of 20 images .*max_bad_fraction allows 14.0%\): 3.png \(") as caught:
         file_splits(options(root, max_bad_fraction=0.14))
     assert "ldm data check" in str(caught.value)
     assert tree(root) == before
@@ -215,7 +215,7 @@ def test_bad_pictures_are_listed_and_left_out(root, options, caplog):
 
 def test_nothing_but_bad_pictures_is_an_error_at_any_limit(root, options):
     (root / "a.png").write_bytes(b"junk")
-    with pytest.raises(UserError, match="1 of 1 pictures"):
+    with pytest.raises(UserError, match="1 of 1 images"):
         file_splits(options(root, max_bad_fraction=1.0))
 
 
