@@ -97,9 +97,9 @@ class CaptionOptions(Settings):
     """Probability that the layout is given by a synonym."""
     plain: Fraction = 0.1
     """Probability that a caption is the layout phrase alone, as most prompts are."""
-    places: Fraction = 0.5
+    places: Fraction = 0.0
     """Probability that components are named with their positions: 'water on the left, horse on the right'."""
-    typed: Fraction = 0.25
+    typed: Fraction = 0.0
     """Probability that a caption is in one of the short forms that users type."""
 
 
@@ -114,6 +114,8 @@ class GlyphOptions(Settings):
     """Keep the first N training characters, for quick runs; 0 = all."""
     captions: CaptionOptions = CaptionOptions()
     """How captions are composed."""
+    hold_out_later: bool = False
+    """Also hold out the second 15 (radical, layout) pairs, which the shipped models were trained on."""
     balance: Fraction = 0.0
     """A (radical, layout) with n images is sampled in proportion to n ** (1 - balance)."""
     recombined: Annotated[int, Field(ge=0)] = 0

@@ -60,7 +60,7 @@ def variational_bound(
     schedule: Schedule,
     num_steps: int = 1000,
     variance: str = "small",
-    mmse: Float64[Tensor, " steps"] | None = None,
+    mmse: Float[Tensor, " steps"] | None = None,
     discrete: bool = False,
     noise: Noise = torch.randn_like,
 ) -> Bound:

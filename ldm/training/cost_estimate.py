@@ -407,7 +407,7 @@ def training_samples(options: DataOptions) -> int:
 
         glyphs = options.glyphs
         fonts = 1 if glyphs.font_file else len(set(glyphs.styles))
-        return fonts * len(split_characters(glyphs.characters, glyphs.limit)["train"])
+        return fonts * len(split_characters(glyphs.characters, glyphs.limit, glyphs.hold_out_later)["train"])
     if is_own(options.source):
         return len(build_data(options).train)
     from ldm.data.image_files.dataset import divide, open_source

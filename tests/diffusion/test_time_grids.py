@@ -79,7 +79,7 @@ def test_levels_are_the_schedules_own_and_the_last_is_the_data():
         assert levels(PROCESSES[name], [1.0, 0.5])[0].lam == -math.inf
 
 
-@pytest.mark.parametrize("times", [[0.5], [0.5, 0.6], [1.1, 0.5], [0.5, -0.1], [0.5, 0.5], [[1.0, 0.0]]])
+@pytest.mark.parametrize("times", [[0.5], [0.5, 0.6], [1.1, 0.5], [0.5, -0.1], [0.5, 0.5], torch.tensor([[1.0, 0.0]])])
 def test_times_that_do_not_fall_are_refused(times):
     with pytest.raises(ValueError, match="times must"):
         levels(PROCESSES["flow"], times)

@@ -126,9 +126,9 @@ class GlyphCaptions:
             return self._typed(row.structure, RADICALS[row.radical - 1], radical_place, named, style, rng)
         head = self._head(row.structure, rng)
         parts = self._parts(row, style, rng)
-        if radical_place and parts and parts[0] == radical_phrase(row.radical) and rng.random() < weights.places:
+        if radical_place and parts and parts[0] == radical_phrase(row.radical) and self._places(rng):
             parts[0] += " " + _place(radical_place, rng)
-        if named and rng.random() < weights.places:
+        if named and self._places(rng):
             parts = [self._said(named, rng), *(p for p in parts if not p.startswith("with "))]
         return self._joined(head, parts, rng)
 
@@ -141,6 +141,10 @@ class GlyphCaptions:
         if rng.random() < self.options.style and STYLE_PHRASES[style]:
             parts.append(STYLE_PHRASES[style])
         return self._joined(self._head(layout, rng), parts, rng)
+
+    def _places(self, rng: np.random.Generator) -> bool:
+        """Whether places are named; at probability 0 no random number is used, so older captions stay as they were."""
+        return self.options.places > 0 and rng.random() < self.options.places
 
     def _joined(self, head: str, parts: list[str], rng: np.random.Generator) -> str:
         if parts and rng.random() < self.options.shuffle:

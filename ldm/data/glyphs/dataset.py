@@ -5,8 +5,8 @@ Extension A character that Unihan defines in English.
 
 **The split** is by character and fixed: all styles of a character are on one side, whatever the options.
 
-- `heldout`: every character whose (radical, layout) pair is in `HELD_OUT` of `ldm.data.glyphs.heldout`, and those
-  of its `LATER` that would else be in `train`. Radical and layout both occur in training, their combination never.
+- `heldout`: every character whose (radical, layout) pair is in `HELD_OUT` of `ldm.data.glyphs.heldout`, and with
+  `data.glyphs.hold_out_later` those of its `LATER` that would else be in `train`. Radical and layout both occur in training, their combination never.
 - Otherwise, with u = the first 8 bytes of sha256("ldm glyph U+XXXX") as a fraction of 2^64: `test` for u < 0.05,
   `validation` for u < 0.10, `train` for the rest.
 
@@ -72,32 +72,34 @@ def _fraction(codepoint: int, purpose: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def split_of(glyph: Glyph) -> str:
-    """Return the split a character belongs to, by the rule in the module's docstring."""
+def split_of(glyph: Glyph, later: bool = False) -> str:
+    """Return the split a character belongs to, by the rule in the module's docstring; `later` holds out `LATER` too."""
     pair = (glyph.radical, glyph.structure)
     u = _fraction(glyph.codepoint, "glyph")
-    if pair in HELD_OUT or (pair in LATER and u >= 0.10):
+    if pair in HELD_OUT or (later and pair in LATER and u >= 0.10):
         return "heldout"
     return "test" if u < 0.05 else "validation" if u < 0.10 else "train"
 
 
 @cache
-def _full_splits() -> dict[str, tuple[Glyph, ...]]:
+def _full_splits(later: bool) -> dict[str, tuple[Glyph, ...]]:
     rows = sorted(load_table(), key=lambda row: _fraction(row.codepoint, "order"))
-    sides = [split_of(row) for row in rows]
+    sides = [split_of(row, later) for row in rows]
     return {name: tuple(row for row, side in zip(rows, sides, strict=True) if side == name) for name in SPLITS}
 
 
-def split_characters(characters: str = "all", limit: int = 0) -> dict[str, list[Glyph]]:
+def split_characters(characters: str = "all", limit: int = 0, later: bool = False) -> dict[str, list[Glyph]]:
     """Return the characters of each split, in the fixed shuffled order.
 
     Args:
         characters: "all", or "common" for those in GB 2312.
         limit: keep the first `limit` training characters, and as large a part of each other split (at least 16);
             0 = all.
+        later: hold out the pairs of `LATER` too.
     """
     splits = {
-        name: [row for row in members if characters == "all" or row.common] for name, members in _full_splits().items()
+        name: [row for row in members if characters == "all" or row.common]
+        for name, members in _full_splits(later).items()
     }
     if limit:
         share = min(1.0, limit / len(splits["train"]))
@@ -114,7 +116,7 @@ def splits(options: DataOptions) -> dict[str, "GlyphData"]:
     Raises: UserError: no font package, unreadable font, unwritable cache, or a split that comes out empty.
     """
     glyphs = options.glyphs
-    splits = split_characters(glyphs.characters, glyphs.limit)
+    splits = split_characters(glyphs.characters, glyphs.limit, glyphs.hold_out_later)
     every = sorted(row.codepoint for members in splits.values() for row in members)
     place = {codepoint: i for i, codepoint in enumerate(every)}
     fonts = {"own": glyphs.font_file} if glyphs.font_file else {style: style_font(style) for style in glyphs.styles}
@@ -143,7 +145,8 @@ def mixture(options: DataOptions, train: "GlyphData") -> RecombinedGlyphs | None
     """Recombined glyphs of the training split, by `data.glyphs.recombined`."""
     if not options.glyphs.recombined:
         return None
-    others = frozenset(filter(None, (composition(row) for row in load_table() if split_of(row) != "train")))
+    unseen = (row for row in load_table() if split_of(row, options.glyphs.hold_out_later) != "train")
+    others = frozenset(filter(None, map(composition, unseen)))
     return RecombinedGlyphs(train, GlyphCaptions(options.glyphs.captions), options.glyphs.recombined, others)
 
 

@@ -25,7 +25,6 @@ from torch import nn
 
 from ldm.data.glyphs.components import components_of
 from ldm.data.glyphs.dataset import Glyph, split_of
-from ldm.data.glyphs.heldout import LATER
 from ldm.evaluation.classifiers import Block, read_classifier
 from ldm.utils.errors import UserError
 
@@ -174,12 +173,9 @@ class GlyphClassifier:
 def unseen(glyph: Glyph) -> bool:
     """Whether the classifier was never trained on a character: all of `validation` and `test`, and half of `heldout`.
 
-    Of `heldout` it is those with u >= 0.5, where u = the first 8 bytes of sha256("ldm judge U+XXXX") / 2^64, but none
-    of the pairs that were held out after the judge had learned.
+    Of `heldout` it is those with u >= 0.5, where u = the first 8 bytes of sha256("ldm judge U+XXXX") / 2^64.
     """
     side = split_of(glyph)
-    if side == "heldout" and (glyph.radical, glyph.structure) in LATER:
-        return False
     digest = hashlib.sha256(f"ldm judge U+{glyph.codepoint:04X}".encode()).digest()
     return side != "train" and (side != "heldout" or int.from_bytes(digest[:8], "big") >= 2**63)
 

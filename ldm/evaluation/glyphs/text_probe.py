@@ -53,7 +53,9 @@ def read(known: Tensor, labels: np.ndarray, asked: Tensor) -> np.ndarray:
 
 def probe(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, pairs: tuple[Pair, ...] = HELD_OUT + LATER) -> Readings:
     """Readings of the prompts of `pairs`, against those of all trained pairs."""
-    trained = sorted({(row.radical, row.structure) for row in load_table() if split_of(row) == "train"} - set(pairs))
+    trained = sorted(
+        {(row.radical, row.structure) for row in load_table() if split_of(row, later=True) == "train"} - set(pairs)
+    )
     known, asked = (states_of(encoder, tokenizer, list(these)) for these in (trained, pairs))
     nearest = [trained[i] for i in torch.cdist(asked, known).argmin(1).tolist()]
     shares = []

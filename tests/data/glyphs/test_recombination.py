@@ -17,7 +17,8 @@ pytest.importorskip("pylopdf_fonts_zh_cn", reason="needs the extra 'glyphs'")
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory):
-    glyphs = {"limit": 1500, "styles": ["hei"], "recombined": 3000}
+    glyphs = {"limit": 1500, "styles": ["hei"], "recombined": 3000, "hold_out_later": True}
+    glyphs["captions"] = {"places": 0.5, "typed": 0.25}
     return build(DataOptions(resolution=48, cache_dir=tmp_path_factory.mktemp("cache"), glyphs=glyphs))
 
 
@@ -97,7 +98,7 @@ def test_no_character_of_another_split_is_put_together(splits):
     others = {
         tuple(part for part, _ in parts_of(row.char, row.structure)) + (row.structure,)
         for row in load_table()
-        if split_of(row) != "train" and parts_of(row.char, row.structure)
+        if split_of(row, later=True) != "train" and parts_of(row.char, row.structure)
     }
     for i in range(3000):
         parts = splits.mixture.parts(i)
@@ -107,7 +108,7 @@ def test_no_character_of_another_split_is_put_together(splits):
 def test_pieces_are_cut_from_training_characters_only(splits):
     train = {splits.train.meta(i)["char"] for i in range(len(splits.train))}
     assert splits.mixture.data is splits.train
-    assert all(split_of(row) == "train" for row in load_table() if row.char in train)
+    assert all(split_of(row, later=True) == "train" for row in load_table() if row.char in train)
 
 
 def test_no_caption_of_the_whole_mixture_shows_what_is_held_out(splits):
