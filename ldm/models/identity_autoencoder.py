@@ -3,6 +3,7 @@
 A point with d coordinates is an image of one pixel with d channels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,7 @@ class IdentityAutoencoder(ModelMixin, ConfigMixin):
         in_channels: int = 1,
         out_channels: int = 1,
         latent_channels: int = 1,
-        block_out_channels: tuple[int, ...] = (1,),
+        block_out_channels: Sequence[int] = (1,),
         scaling_factor: float = 1.0,
     ):
         super().__init__()
