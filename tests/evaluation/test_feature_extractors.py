@@ -66,7 +66,7 @@ def test_features_of_a_vision_model_are_those_that_transformers_gives(tmp_path):
 
 
 def test_what_sees_no_pictures_is_refused(tmp_path, clip_run):
-    with pytest.raises(UserError, match="no image network"):
+    with pytest.raises(UserError, match="no vision model"):
         VisionModel(str(tmp_path))
     judge = ClipEmbedder(clip_run)
     judge.clip.text_model.config.save_pretrained(tmp_path)

@@ -33,6 +33,7 @@ from ldm.config.settings import VaeModel
 from ldm.data import digits
 from ldm.data.glyphs.rendering import cached_glyphs, style_font
 from ldm.models.autoencoder import build_vae, load_vae
+from ldm.models.digests import DECIDING
 from ldm.training.latent_cache import cached_latents
 from ldm.utils.errors import UserError
 
@@ -220,7 +221,7 @@ def test_every_setting_of_a_vae_is_in_its_weights_or_in_the_key_or_decides_nothi
     for kind in ("kl", "vq"):
         vae = build_vae(VaeModel(kind=kind, block_out_channels=[8, 16], norm_num_groups=8), 1, SIDE)
         settings = {name for name in vae.config if not name.startswith("_")}
-        assert settings <= seen_in_weights | of_no_matter | set(latents_module.DECIDING)
+        assert settings <= seen_in_weights | of_no_matter | set(DECIDING)
 
 
 # ---- touched, moved, damaged -----------------------------------------------------------------------------------------

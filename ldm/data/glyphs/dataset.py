@@ -6,7 +6,8 @@ Extension A character that Unihan defines in English.
 **The split** is by character and fixed: all styles of a character are on one side, whatever the options.
 
 - `heldout`: every character whose (radical, layout) pair is in `HELD_OUT` of `ldm.data.glyphs.heldout`, and with
-  `data.glyphs.hold_out_later` those of its `LATER` that would else be in `train`. Radical and layout both occur in training, their combination never.
+  `data.glyphs.hold_out_later` those of its `LATER` that would else be in `train`. Radical and layout both occur in
+  training, their combination never.
 - Otherwise, with u = the first 8 bytes of sha256("ldm glyph U+XXXX") as a fraction of 2^64: `test` for u < 0.05,
   `validation` for u < 0.10, `train` for the rest.
 
