@@ -6,7 +6,6 @@ and validates it, so a range error on the command line reads like one in a file.
 
 import os
 import sys
-import textwrap
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -191,8 +190,9 @@ def _scalar(path: str, annotation: Any, text: str) -> Any:
 
 def _refuse(part: str, words: Sequence[str]) -> None:
     if words:
-        said = textwrap.shorten(" ".join(words), 200, placeholder=" ...") or f"{words[0][:60]}..."
-        raise UserError(f"Unrecognized options: {said}; {_see_help(part)}")
+        said = " ".join(words)
+        shown = said if len(said) <= 200 else f"{said[:200]}..."
+        raise UserError(f"Unrecognized options: {shown}; {_see_help(part)}")
 
 
 def _see_help(part: str) -> str:
