@@ -259,7 +259,7 @@ class DPMSolver3MTaylor(DPMSolver3M):
     The divided difference over three points is half the second derivative, and the published multistep formula takes
     it for the whole. Only steps with full history are of third order. The error of the first two, of order 1 and 2, is
     negligible where x0_hat hardly changes, in nearly pure noise: from sigma / alpha = 10 with 16 to 128 steps the
-    measured order is 3.0. With more steps it tends to 2 (2.6 with 64 to 512), and from sigma / alpha = 2 it is 2.1.
+    measured order is 3.0. With more steps it tends to 2 (2.6 with 64 to 512); from sigma / alpha = 2 it is 2.3 and 2.1.
     With few steps either form may be the more accurate.
     """
 
