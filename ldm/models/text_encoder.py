@@ -9,12 +9,12 @@ import torch
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm.config.settings import ClipModel
-from ldm.models.tokenizer import train_tokenizer
+from ldm.models.tokenizer import Vocabulary, train_tokenizer
 from ldm.utils.errors import UserError
 from ldm.utils.untrusted_files import validated
 
 
-def text_config(model: ClipModel, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+def text_config(model: ClipModel, tokenizer: Vocabulary) -> CLIPTextConfig:
     """The text encoder's shape, from the settings of CLIP and the vocabulary."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,6 +13,15 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+
+
+@runtime_checkable
+class Vocabulary(Sized, Protocol):
+    """What the shape of a text encoder needs of a tokenizer: its size and its special tokens."""
+
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int, context_length: int) -> CLIPTokenizer:

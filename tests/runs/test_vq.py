@@ -106,7 +106,7 @@ def test_a_run_draws_with_it(run):
 
 
 def test_an_export_of_it_is_refused_with_the_way_out(run, tmp_path):
-    with pytest.raises(UserError, match=r"cannot draw with VQModel as its vae.*load_pipeline\(run\)"):
+    with pytest.raises(UserError, match=r"cannot use VQModel as its vae.*load_pipeline\(run\)"):
         export(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
