@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, overloa
 from ldm.config.introspection import nearest, paths
 from ldm.config.loading import load, to_yaml
 from ldm.config.settings import PARTS, ClipSettings, LdmSettings, RunSettings, VaeSettings
+from ldm.config.yaml_io import shortened
 from ldm.utils.errors import UserError
 
 _FLAGS: dict[str, Any] = {"resume": str, "allow_changed": list[str], "print_config": bool, "dry_run": bool}
@@ -180,7 +181,8 @@ def _scalar(path: str, annotation: Any, text: str) -> Any:
         choices = {"true": True, "false": False} if annotation is bool else {str(each): each for each in inner}
         text = text.lower() if annotation is bool else text
         if text not in choices:
-            raise ValueError(f"invalid choice {text!r} for argument '--{path}', choose from {', '.join(choices)}")
+            allowed = ", ".join(choices)
+            raise ValueError(f"invalid choice {shortened(text)} for argument '--{path}', choose from {allowed}")
         return choices[text]
     try:
         return annotation(text) if annotation in (int, float) else text
@@ -191,8 +193,7 @@ def _scalar(path: str, annotation: Any, text: str) -> Any:
 def _refuse(part: str, words: Sequence[str]) -> None:
     if words:
         said = " ".join(words)
-        shown = said if len(said) <= 200 else f"{said[:200]}..."
-        raise UserError(f"Unrecognized options: {shown}; {_see_help(part)}")
+        raise UserError(f"Unrecognized options: {said if len(said) <= 200 else said[:200] + '...'}; {_see_help(part)}")
 
 
 def _see_help(part: str) -> str:

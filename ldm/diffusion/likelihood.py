@@ -155,7 +155,7 @@ def _log(variance: Tensor) -> Tensor:
 
 
 def _log_variance(
-    variance: str, schedule: Schedule, t: Time, s: Time, fraction: Tensor | None, mmse: Time | None
+    variance: str, schedule: Schedule, t: Time, s: Time, fraction: Tensor | None, mmse: Float[Tensor, ""] | None
 ) -> Tensor:
     if variance == "optimal":
         _, from_x0, own = posterior(schedule, t, s)

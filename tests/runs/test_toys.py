@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ldm.evaluation.toys.report import Plan, measure
+from ldm.pipelines.generation import SamplingOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,7 +42,7 @@ def test_a_short_run_moves_towards_the_truth(tmp_path):
     ]
     train("toy-gaussian", tmp_path / "ldm", *few, "--train.report_to", "none", "--optim.warmup_steps", "10")
     pipeline = load_pipeline(tmp_path / "ldm")
-    metrics = measure(pipeline, Gaussian(), Plan(samples=500, sets=1, fresh=3, steps=10))
+    metrics = measure(pipeline, Gaussian(), Plan(samples=500, sets=1, fresh=3, sampling=SamplingOptions(steps=10)))
     assert 0.6 < metrics["moments"]["model"]["mean"][0] < 1.4
     assert 0.3 < metrics["moments"]["model"]["std"][0] < 0.8
 
