@@ -1,5 +1,6 @@
 """Every setting, its range, and how it is read."""
 
+import importlib
 from typing import Any
 
 
@@ -7,6 +8,4 @@ def __getattr__(name: str) -> Any:
     """`from ldm.config import DataOptions`: the settings by their documented place, read when they are asked for."""
     if name.startswith("_"):
         raise AttributeError(name)
-    from ldm.config import settings
-
-    return getattr(settings, name)
+    return getattr(importlib.import_module("ldm.config.settings"), name)
