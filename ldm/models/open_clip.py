@@ -93,7 +93,7 @@ def convert_text_tower(model: nn.Module, tokenizer: SimpleTokenizer) -> CLIPText
     return text_model.eval()
 
 
-def convert_tokenizer(tokenizer: SimpleTokenizer) -> CLIPTokenizer:
+def convert_tokenizer(tokenizer: Any) -> CLIPTokenizer:
     """A `CLIPTokenizer` with the vocabulary, ids and merges of an open_clip tokenizer. Raises: UserError for others."""
     _require_simple_tokenizer(tokenizer)
     renamed = {tokenizer.sot_token_id: START, tokenizer.eot_token_id: END}
