@@ -160,7 +160,7 @@ def enter(words: list[str], tree: Path) -> int:
     return 0
 
 
-def draw(model: str, engine: str, output: str) -> None:
+def draw(model: str, engine: str, output: str, *samplers: str) -> None:
     """Pictures of `CALLS` by a pipeline, the way of one, and what it encodes and decodes, into an .npz file."""
     import torch
 
@@ -168,7 +168,7 @@ def draw(model: str, engine: str, output: str) -> None:
 
     pipeline, (one, two, _) = load_pipeline(model, engine=engine), PROMPTS.get(model, PROMPTS["runs"])
     found = {}
-    for name, changes in CALLS.items():
+    for name, changes in (CALLS | {f"sampler-{name}": {"sampler": name} for name in samplers}).items():
         asked = {"prompt": [one, two], "seed": 7, "num_inference_steps": 3, "output_type": "np", **changes}
         found[name] = np.stack([np.asarray(image) for image in pipeline(**asked).images])
     way: list = []
@@ -230,6 +230,15 @@ def read_parquet(path: Path) -> Arrays:
     return {"rows": np.array(json.dumps(rows, default=lambda value: hashlib.sha256(value).hexdigest()))}
 
 
+def read_graph(path: Path) -> Arrays:
+    """Operations and constants of an ONNX file; names in it may tell of the modules that were traced."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    arrays = {str(i): onnx.numpy_helper.to_array(each) for i, each in enumerate(graph.initializer)}
+    return {**arrays, "operations": np.array(" ".join(node.op_type for node in graph.node))}
+
+
 def read_font(path: Path) -> Arrays:
     from fontTools.ttLib import TTFont
 
@@ -245,7 +254,7 @@ READERS: dict[str, Callable[[Path], Arrays]] = {
     ".safetensors": read_weights,
     ".npz": read_arrays,
     ".npy": read_arrays,
-    ".onnx": lambda path: {"bytes": np.frombuffer(path.read_bytes(), np.uint8)},
+    ".onnx": read_graph,
     ".parquet": read_parquet,
     ".ttf": read_font,
 }

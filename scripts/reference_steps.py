@@ -24,7 +24,7 @@ class Step(NamedTuple):
 
 TINY = """
 seed: 0
-data: {source: pictures, resolution: 16, channels: 3, cache_dir: cache, files: {validation_fraction: 0.25}}
+data: {source: pictures, resolution: 16, channels: 3, cache_dir: cache, files: {validation_fraction: 0.4}}
 train: {num_steps: 50, batch_size: 8, mixed_precision: "no", ema_decay: 0.9, log_every: 1, sample_every: 0,
         save_every: 25, threads: 1, report_to: [none]}
 optim: {lr: 2.0e-3, warmup_steps: 4}
@@ -115,7 +115,6 @@ CALLS: dict[str, dict[str, Any]] = {  # changes to a call of the pipeline with t
     "rescale": {**GUIDED, "guidance_rescale": 0.7},
     "cfg-zero": {**GUIDED, "cfg_zero": True, "zero_init": 0.3},
     "unconditional": {"prompt": None},
-    **{f"sampler-{name}": {"sampler": name} for name in STOCK_SAMPLERS},
 }
 
 
@@ -123,7 +122,7 @@ def drawings() -> Iterator[Step]:
     """Pictures of the shipped models, by the pipeline and by the commands."""
     for model in ("glyphs", "glyphs-fast", "digits"):
         for engine in ("torch", "onnx"):
-            yield drawing(f"draw-{model}-{engine}", model, engine)
+            yield drawing(f"draw-{model}-{engine}", model, engine, STOCK_SAMPLERS)
         for name, command in edits(model, *PROMPTS[model]).items():
             output = f"{name}-{model}.png"
             needs = () if name.startswith("generate") else (f"generate-{model}",)
@@ -134,8 +133,8 @@ def drawings() -> Iterator[Step]:
             yield Step(name, [f"{command} -o {name}.npy"], [f"{name}.npy"])
 
 
-def drawing(name: str, model: str, engine: str, *needs: str) -> Step:
-    return Step(name, [f"draw {model} {engine} {name}.npz"], [f"{name}.npz"], needs)
+def drawing(name: str, model: str, engine: str, samplers: list[str], *needs: str) -> Step:
+    return Step(name, [f"draw {model} {engine} {name}.npz {' '.join(samplers)}"], [f"{name}.npz"], needs)
 
 
 def edits(model: str, one: str, two: str, weighed: str) -> dict[str, str]:
@@ -228,11 +227,18 @@ def training(part: str, config: str, name: str, flags: str = "", *needs: str) ->
 
 # ---- what is done with runs ------------------------------------------------------------------------------------------
 
+DRAWN = {  # runs, and what other samplers diffusers has for their noise
+    "linear": STOCK_SAMPLERS,
+    "cosine": ["ddpm", "ddim"],
+    "karras": [name for name in STOCK_SAMPLERS if name != "unipc"],
+    "variance": ["ddpm"],
+    **dict.fromkeys(("flow", "vq-latents", "pixels", "new-text", "unconditional"), []),
+}
 SAMPLED = {"points": OWN_SAMPLERS, "scaled_linear": ["ddim", "ddpm", "dpmpp_2m_sde"], "points-variance": ["ddpm"]}
 EVALUATED = {
     "runs/points/ldm": "--samples 500",
     "runs/classes/ldm": "--samples 500",
-    "runs/flow/ldm": "--samples 8",
+    "runs/flow/ldm": "--samples 24",
     "TREE/models/digits": "--samples 2 --steps 4",
     "TREE/models/glyphs-fast": "--samples 1 --steps 1",
 }
@@ -240,8 +246,8 @@ EVALUATED = {
 
 def uses() -> Iterator[Step]:
     """Samples, likelihoods, metrics, exports, outlines and data sets."""
-    for run in ("flow", "linear", "cosine", "karras", "variance", "vq-latents", "pixels", "text-learns"):
-        yield drawing(f"draw-{run}", f"runs/{run}/ldm", "torch", f"ldm-{run}")
+    for run, samplers in DRAWN.items():
+        yield drawing(f"draw-{run}", f"runs/{run}/ldm", "torch", samplers, f"ldm-{run}")
     for run, samplers in SAMPLED.items():
         plans = [*((name, "uniform") for name in samplers), *((samplers[0], name) for name in TIME_GRIDS[1:])]
         for sampler, grid in plans:
@@ -264,7 +270,7 @@ def small_uses() -> Iterator[Step]:
     for dtype in ("fp32", "both"):
         command = f"ldm export runs/lora/ldm -o export-{dtype} --dtype {dtype} --prompt 'a red bar' --license cc0-1.0"
         yield Step(f"export-{dtype}", [command], [f"export-{dtype}/**/*"], ("ldm-lora",))
-    yield drawing("draw-export", "export-fp32", "onnx", "export-fp32")
+    yield drawing("draw-export", "export-fp32", "onnx", [], "export-fp32")
     command = "ldm generate 'a red bar' -m runs/flow/ldm --lora runs/lora/ldm:0.5 --weak runs/student/ldm -o lora.png"
     yield Step("generate-lora-weak", [command], ["lora.png"], ("ldm-lora", "ldm-student"))
     font = "ldm font prompts.txt -m glyphs-fast -o drawn.ttf --proof proof.png"
