@@ -12,8 +12,8 @@ was printed. `--only PATTERN ...` makes the steps whose name matches, with those
 step that fails is an item with an error, and the exit code is 1.
 
 `compare` calls an item equal (to the bit), close (every float within 1e-5 of the other, relative where it is above 1,
-and every pixel within one grey level), or different. Both sides have to be made on one machine: other CPUs round
-otherwise.
+and every pixel within one grey level), reworded (that, but a text in it differs), or different. Both sides have to be
+made on one machine: other CPUs round otherwise.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from reference_steps import CALLS, PROMPTS, Step, steps, write_inputs
 
-Arrays = dict[str, np.ndarray]  # texts are arrays of dtype U
+Arrays = dict[str, np.ndarray]  # texts are arrays of dtype U; those that may be reworded are called "words"
 TOLERANCE = 1e-5
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -50,6 +50,8 @@ ENVIRONMENT = {
 }
 # of JSON objects and lines of a log: what differs from run to run, or names the release
 VOLATILE = re.compile(r"(.*_)?(seconds|minutes|date|versions?|hardware|watts|memory(_mb)?)|.*per_second|data_wait")
+NUMBER = re.compile(r"(?<![0-9a-z_.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+VERDICTS = ("equal", "close", "reworded", "different")
 
 # ---- how it is made --------------------------------------------------------------------------------------------------
 
@@ -67,7 +69,7 @@ def make(out: Path, tree: Path, only: list[str]) -> int:
     items: dict[str, Any] = {}
     for step in table:
         start = cpu_seconds()
-        items |= record(step, out, tree)
+        items |= perform(step, out, tree)
         print(f"{cpu_seconds() - start:6.1f} s of CPU  {step.name}", flush=True)
     made_on = {"system": platform.platform(), "cpu": cpu(), "python": platform.python_version()}
     (out / "numbers.json").write_text(json.dumps({"made_on": made_on, "items": items}, indent=1))
@@ -105,17 +107,21 @@ def warm_up(tree: Path) -> None:
     from transformers import CLIPModel  # noqa: F401
 
 
-def record(step: Step, out: Path, tree: Path) -> dict[str, Any]:
-    """Run a step. Returns its items: a fingerprint for each file, or an error."""
+def perform(step: Step, out: Path, tree: Path) -> dict[str, Any]:
+    """Run the commands of a step. Returns its items, or one error."""
     log = out / "logs" / f"{step.name}.txt"
     log.parent.mkdir(exist_ok=True)
     for command in step.commands:
         if code := run(shlex.split(command.replace("TREE", str(tree))), tree, log):
             return {step.name: {"error": f"exit code {code} of {command}: see {log}"}}
-    files = sorted({path for pattern in step.files for path in Path().glob(pattern) if path.is_file()})
+    return gather(step, out)
+
+
+def gather(step: Step, out: Path) -> dict[str, Any]:
+    """A fingerprint for each file that a step has left; the content goes to OUT/arrays."""
     missing = [pattern for pattern in step.files if not any(Path().glob(pattern))]
-    found = {step.name: {"error": f"it left no {', '.join(missing)}"}} if missing else {}
-    for path in files:
+    found: dict[str, Any] = {step.name: {"error": f"it left no {', '.join(missing)}"}} if missing else {}
+    for path in sorted({path for pattern in step.files for path in Path().glob(pattern) if path.is_file()}):
         name = f"{step.name}/{path.as_posix()}"
         try:
             arrays = READERS.get(path.suffix, read_text)(path)
@@ -180,10 +186,11 @@ def draw(model: str, engine: str, output: str, *samplers: str) -> None:
     np.savez(output, **found)
 
 
-def rewind(folder: str) -> None:
-    """A finished run as if it had been stopped behind its last checkpoint but one."""
-    *_, newest = sorted(Path(folder, "checkpoints").glob("step-*"))
-    for gone in (Path(folder, "final"), newest):
+def rewind(run: str, copy: str) -> None:
+    """A copy of a finished run as if it had been stopped behind its last checkpoint but one."""
+    shutil.copytree(run, copy)
+    *_, newest = sorted(Path(copy, "checkpoints").glob("step-*"))
+    for gone in (Path(copy, "final"), newest):
         shutil.rmtree(gone)
 
 
@@ -193,15 +200,18 @@ OWN: dict[str, Callable[..., None]] = {"draw": draw, "rewind": rewind}
 
 
 def read_text(path: Path) -> Arrays:
-    return {"text": np.array(masked(path.read_text()))}
+    """The numbers in it, such as those of an SVG's paths, and the words."""
+    text = masked(path.read_text())
+    numbers = np.array([float(each) for each in re.findall(NUMBER, text)])
+    return {"numbers": numbers, "words": np.array(re.sub(NUMBER, "#", text))}
 
 
 def read_png(path: Path) -> Arrays:
     from PIL import Image
 
     with Image.open(path) as image:
-        told = masked(json.dumps(getattr(image, "text", {}), sort_keys=True))
-        return {"pixels": np.asarray(image), "told": np.array(told)}
+        told = {key: json.loads(text) if text.startswith("{") else text for key, text in image.text.items()}
+        return {"pixels": np.asarray(image), **numbers_of(told)}
 
 
 def read_json(path: Path) -> Arrays:
@@ -267,21 +277,22 @@ def masked(text: str) -> str:
 
 
 def numbers_of(value: Any) -> Arrays:
-    """All numbers of a JSON value in the order of its sorted keys, and the value without them."""
+    """A JSON value in the order of its sorted keys: its numbers, its texts, and its structure without them."""
     numbers: list[float] = []
+    words: list[str] = []
 
     def without(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: without(value[key]) for key in sorted(value) if not VOLATILE.fullmatch(key)}
         if isinstance(value, list):
             return [without(each) for each in value]
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            numbers.append(value)
-            return "#"
-        return masked(value) if isinstance(value, str) else value
+        if value is None or isinstance(value, bool):
+            return value
+        (words if isinstance(value, str) else numbers).append(masked(value) if isinstance(value, str) else value)
+        return "text" if isinstance(value, str) else "number"
 
-    rest = json.dumps(without(value), ensure_ascii=False, indent=0)
-    return {"numbers": np.array(numbers, np.float64), "rest": np.array(rest)}
+    structure = json.dumps(without(value), ensure_ascii=False, indent=0)
+    return {"numbers": np.array(numbers, float), "words": np.array("\n".join(words)), "structure": np.array(structure)}
 
 
 def fingerprint(arrays: Arrays) -> dict[str, Any]:
@@ -317,7 +328,7 @@ def cpu() -> str:
 
 
 class Difference(NamedTuple):
-    verdict: str  # "equal", "close" or "different"
+    verdict: str  # one of VERDICTS
     what: str = ""
 
 
@@ -328,11 +339,11 @@ def compare(one: Path, two: Path) -> int:
         print(f"note: made on different machines: {sides[0]['made_on']} and {sides[1]['made_on']}")
     names = sorted({*sides[0]["items"], *sides[1]["items"]})
     found = {name: compare_item(name, [one, two], [side["items"].get(name) for side in sides]) for name in names}
-    for verdict in ("close", "different"):
+    for verdict in VERDICTS[1:]:
         for name, difference in found.items():
             if difference.verdict == verdict:
                 print(f"{verdict:10} {name}: {difference.what}")
-    counts = {v: sum(d.verdict == v for d in found.values()) for v in ("equal", "close", "different")}
+    counts = {verdict: sum(each.verdict == verdict for each in found.values()) for verdict in VERDICTS}
     print(f"{len(found)} items: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
     return 1 if counts["different"] else 0
 
@@ -351,15 +362,15 @@ def compare_arrays(one: Arrays, two: Arrays) -> Difference:
     if one.keys() != two.keys():
         return Difference("different", f"only in one of them: {', '.join(sorted(one.keys() ^ two.keys()))}")
     differences = [compare_array(name, one[name], two[name]) for name in one]
-    unequal = [each for each in differences if each.verdict != "equal"]
-    return max(unequal, key=lambda each: each.verdict == "different", default=Difference("equal"))
+    return max(differences, key=lambda each: VERDICTS.index(each.verdict), default=Difference("equal"))
 
 
 def compare_array(name: str, one: np.ndarray, two: np.ndarray) -> Difference:
     if one.dtype.kind == two.dtype.kind == "U":
         pairs = zip(str(one).splitlines(), str(two).splitlines(), strict=False)
-        first = next((f"{a!r} and {b!r}" for a, b in pairs if a != b), "one is longer")
-        return Difference("equal") if str(one) == str(two) else Difference("different", f"{name}: {first[:200]}")
+        first = next((f"{a[:200]!r} and {b[:200]!r}" for a, b in pairs if a != b), "one is longer")
+        changed = Difference("reworded" if name == "words" else "different", f"{name}: {first}")
+        return Difference("equal") if str(one) == str(two) else changed
     if one.dtype != two.dtype or one.shape != two.shape:
         return Difference("different", f"{name}: {one.dtype} {one.shape} and {two.dtype} {two.shape}")
     if one.tobytes() == two.tobytes():

@@ -201,7 +201,7 @@ RESUMED = {("clip", "tiny"): "", ("vae", "vq"): VAES["vq"], ("ldm", "dropout"): 
 
 
 def trainings() -> Iterator[Step]:
-    """Fifty steps of whatever can be trained; a run that was stopped at the half ends as the whole one did."""
+    """Fifty steps of whatever can be trained; some are stopped at the half, and end as the whole ones did."""
     yield training("clip", "tiny", "tiny")
     for name, flags in VAES.items():
         yield training("vae", "tiny", name, flags)
@@ -214,9 +214,9 @@ def trainings() -> Iterator[Step]:
     yield training("ldm", "glyphs", "glyphs", "", "clip-glyphs", "vae-glyphs")
     yield training("ldm", "digits", "digits", "", "clip-digits")
     for (part, name), flags in RESUMED.items():
-        whole = training(part, "tiny", name, flags)
-        again = [f"rewind runs/{name}/{part}", *whole.commands]
-        yield Step(f"{whole.name}-resumed", again, whole.files, (whole.name,))
+        resumed = training(part, "tiny", f"{name}-resumed", flags, f"{part}-{name}")
+        rewind = f"rewind runs/{name}/{part} runs/{name}-resumed/{part}"
+        yield resumed._replace(commands=[rewind, *resumed.commands])
 
 
 def training(part: str, config: str, name: str, flags: str = "", *needs: str) -> Step:

@@ -67,6 +67,13 @@ def test_two_arrays(script, tmp_path, one, two, verdict, what):
     assert (items[0]["sha256"] == items[1]["sha256"]) == (verdict == "equal")
 
 
+def test_other_words_are_not_other_numbers(script):
+    one = {"numbers": FLOATS, "words": np.array("a\nb")}
+    other = {"numbers": FLOATS + np.float32([9e-6, 0, 0, 0]), "words": np.array("a\nc")}
+    assert script.compare_arrays(one, other) == ("reworded", "words: 'b' and 'c'")
+    assert script.compare_arrays(one, {**other, "numbers": FLOATS + 1}).verdict == "different"
+
+
 def test_the_worst_of_an_item_is_told(script):
     one = {"a": FLOATS, "b": GREY, "c": np.zeros(2)}
     found = script.compare_arrays(one, {"a": FLOATS + np.float32(1e-7), "b": GREY + np.uint8(7), "c": np.zeros(2)})
@@ -81,20 +88,27 @@ def test_two_folders(script, tmp_path, capsys):
     assert script.compare(one, near) == 1
     told = capsys.readouterr().out
     assert "gone: " in told and "it is missing" in told and "exit code 2" in told
-    assert told.splitlines()[-1] == "4 items: 1 equal, 1 close, 2 different"
+    assert told.splitlines()[-1] == "4 items: 1 equal, 1 close, 0 reworded, 2 different"
     fine = written(script, tmp_path / "3", same={"x": FLOATS}, grey={"x": GREY})
     assert script.compare(fine, near) == 0
 
 
 def test_numbers_of_json_without_times(script):
-    value = {"b": [1, {"seconds": 3}], "a": 0.5, "c": {"timesteps": 7, "used": True, "none": None}}
+    value = {"b": [1, {"seconds": 3}], "a": 0.5, "c": {"timesteps": 7, "used": True, "none": None, "told": "a word"}}
     found = script.numbers_of(value)
     assert found["numbers"].tolist() == [0.5, 1, 7]
-    assert json.loads(str(found["rest"])) == {
-        "a": "#",
-        "b": ["#", {}],
-        "c": {"timesteps": "#", "used": True, "none": None},
-    }
+    rest = {"timesteps": "number", "used": True, "none": None, "told": "text"}
+    assert json.loads(str(found["structure"])) == {"a": "number", "b": ["number", {}], "c": rest}
+    assert str(found["words"]) == "a word"
+
+
+def test_numbers_of_a_text(script, tmp_path, monkeypatch):
+    """Of a drawing's path too; days and our version are left out."""
+    monkeypatch.setenv("PYTHONPATH", "/the/tree")
+    (tmp_path / "a.svg").write_text('<path d="M1.5,-2L3e-2 4Z"/> by ldm 0.1.0 in /the/tree on 2026-11-22')
+    found = script.read_text(tmp_path / "a.svg")
+    assert found["numbers"].tolist() == [1.5, -2, 0.03, 4]
+    assert str(found["words"]) == '<path d="M#,#L# #Z"/> by ldm VERSION in TREE on DATE'
 
 
 def test_each_step_has_a_name_of_its_own_and_comes_behind_what_it_needs(script):
