@@ -63,7 +63,7 @@ def make(out: Path, tree: Path, only: list[str]) -> int:
         sys.exit(f"{out} is there already: name a new folder")
     (out / "work").mkdir(parents=True)
     os.chdir(out / "work")
-    os.environ.update(ENVIRONMENT, PYTHONPATH=str(tree))
+    os.environ["PYTHONPATH"] = str(tree)
     warm_up(tree)
     write_inputs(tree)
     items: dict[str, Any] = {}
@@ -399,7 +399,11 @@ def main() -> int:
     if args.command == "list":
         print(*(f"{step.name}: {'; '.join(step.commands)}" for step in steps()), sep="\n")
         return 0
-    return make(args.out, args.tree, args.only) if args.command == "make" else compare(args.one, args.two)
+    if args.command == "compare":
+        return compare(args.one, args.two)
+    if not ENVIRONMENT.items() <= os.environ.items():  # libraries and the interpreter read it when they start
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ENVIRONMENT)
+    return make(args.out, args.tree, args.only)
 
 
 if __name__ == "__main__":
