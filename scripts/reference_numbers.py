@@ -7,9 +7,9 @@
 `make` takes the steps of reference_steps.py in their order: commands (`ldm ...`, `train_*.py ...`) and calls of
 `load_pipeline(...)`, nothing else of the tree, so that the same script runs on trees whose modules lie elsewhere. All
 happens in OUT/work, on one thread of the CPU, in float32. What a step leaves (pictures, weights, losses, metrics,
-texts) becomes items: OUT/numbers.json holds the sha256 and a few moments of each, OUT/arrays the values, OUT/logs what
-was printed. `--only PATTERN ...` makes the steps whose name matches, with those they need; `list` names them all. A
-step that fails is an item with an error, and the exit code is 1.
+texts) becomes items: OUT/numbers.json holds the sha256 and a few moments of each, OUT/arrays the values, OUT/work/logs
+what was printed. `--only PATTERN ...` makes the steps whose name matches, with those they need; `list` names them all.
+A step that fails is an item with an error, and the exit code is 1.
 
 `compare` calls an item equal (to the bit), close (every float within 1e-5 of the other, relative where it is above 1,
 and every pixel within one grey level), reworded (that, but a text in it differs), or different. Both sides have to be
@@ -51,6 +51,7 @@ ENVIRONMENT = {
 # of JSON objects and lines of a log: what differs from run to run, or names the release
 VOLATILE = re.compile(r"(.*_)?(seconds|minutes|date|versions?|hardware|watts|memory(_mb)?)|.*per_second|data_wait")
 NUMBER = re.compile(r"(?<![0-9a-z_.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+MASKS = {r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?)?": "DATE", r"in \d+\.\d s": "in TIME", r"\b0\.[12]\.0\b": "VERSION"}
 VERDICTS = ("equal", "close", "reworded", "different")
 
 # ---- how it is made --------------------------------------------------------------------------------------------------
@@ -109,11 +110,11 @@ def warm_up(tree: Path) -> None:
 
 def perform(step: Step, out: Path, tree: Path) -> dict[str, Any]:
     """Run the commands of a step. Returns its items, or one error."""
-    log = out / "logs" / f"{step.name}.txt"
+    log = Path("logs", f"{step.name}.txt")
     log.parent.mkdir(exist_ok=True)
     for command in step.commands:
         if code := run(shlex.split(command.replace("TREE", str(tree))), tree, log):
-            return {step.name: {"error": f"exit code {code} of {command}: see {log}"}}
+            return {step.name: {"error": f"exit code {code} of {command}: see {log.absolute()}"}}
     return gather(step, out)
 
 
@@ -271,9 +272,11 @@ READERS: dict[str, Callable[[Path], Arrays]] = {
 
 
 def masked(text: str) -> str:
-    """Without dates, versions of ours, and the folders that the two sides have each their own of."""
+    """Without dates, seconds, versions of ours, and the folders that the two sides have each their own of."""
     text = text.replace(os.environ["PYTHONPATH"], "TREE").replace(str(Path.cwd()), "WORK")
-    return re.sub(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?)?", "DATE", re.sub(r"\b0\.[12]\.0\b", "VERSION", text))
+    for pattern, name in MASKS.items():
+        text = re.sub(pattern, name, text)
+    return text
 
 
 def numbers_of(value: Any) -> Arrays:

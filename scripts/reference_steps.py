@@ -277,6 +277,7 @@ def small_uses() -> Iterator[Step]:
     yield Step("font", [font], ["drawn.ttf", "proof.png"])
     outline = "ldm generate 'enclosed glyph' -m glyphs-fast -n 2 --svg -o outline.png"
     yield Step("outline", [outline], ["outline.svg", "outline.png"])
+    yield Step("figures", ["ldm figures gaussian convergence elbo --quick -o figures"], ["logs/figures.txt"])
     yield Step("data-check", ["ldm data check pictures --json check.json"], ["check.json"])
     yield Step("data-glyphs", ["ldm data glyphs --out set --resolution 32 --limit 64"], ["set/**/*.parquet"])
 
