@@ -67,13 +67,13 @@ def make(out: Path, tree: Path, only: list[str]) -> int:
     os.environ["PYTHONPATH"] = str(tree)
     warm_up(tree)
     write_inputs(tree)
+    made_on = {"system": platform.platform(), "cpu": cpu(), "python": platform.python_version()}
     items: dict[str, Any] = {}
     for step in table:
         start = cpu_seconds()
         items |= perform(step, out, tree)
         print(f"{cpu_seconds() - start:6.1f} s of CPU  {step.name}", flush=True)
-    made_on = {"system": platform.platform(), "cpu": cpu(), "python": platform.python_version()}
-    (out / "numbers.json").write_text(json.dumps({"made_on": made_on, "items": items}, indent=1))
+        (out / "numbers.json").write_text(json.dumps({"made_on": made_on, "items": items}, indent=1))
     wrong = [f"{name}: {item['error']}" for name, item in items.items() if "error" in item]
     print(f"{out / 'numbers.json'}: {len(items)} items, {len(wrong)} errors, {cpu_seconds():.0f} s of CPU")
     print(*wrong, sep="\n", end="\n" * bool(wrong))

@@ -25,7 +25,7 @@ class Step(NamedTuple):
 TINY = """
 seed: 0
 data: {source: pictures, resolution: 16, channels: 3, cache_dir: cache, files: {validation_fraction: 0.4}}
-train: {num_steps: 50, batch_size: 8, mixed_precision: "no", ema_decay: 0.9, log_every: 1, sample_every: 0,
+train: {num_steps: 50, batch_size: 4, mixed_precision: "no", ema_decay: 0.9, log_every: 1, sample_every: 0,
         save_every: 25, threads: 1, report_to: [none]}
 optim: {lr: 2.0e-3, warmup_steps: 4}
 clip: # 514 entries are bytes alone: the tokenizer's trainer breaks ties in another order in each process
@@ -51,8 +51,8 @@ ldm: {mlp: {width: 32, layers: 2}, sampling: {num_inference_steps: 8}}
 GLYPHS = """
 extends: TREE/configs/smoke.yaml
 data: {glyphs: {limit: 64}}
-train: {num_steps: 50, mixed_precision: "no", save_every: 25, log_every: 1, threads: 1}
-clip: {train: {num_steps: 50}, model: {vocab_size: 514}}
+train: {num_steps: 50, batch_size: 4, mixed_precision: "no", save_every: 25, log_every: 1, threads: 1}
+clip: {train: {num_steps: 50, batch_size: 8}, model: {vocab_size: 514}}
 vae: {train: {num_steps: 50}}
 ldm: {train: {num_steps: 50}, sampling: {judged: 2}}
 """
@@ -84,7 +84,7 @@ def write_inputs(tree: Path) -> None:
     Path("pictures").mkdir()
     for i in range(64):
         colour = list(COLOURS)[i % len(COLOURS)]
-        picture = rng.normal(10, 4, (16, 16, 3))
+        picture = rng.normal(10, 4, (16, 16 + i % 5, 3))  # not all of them square
         top = rng.integers(1, 9)
         picture[top : top + 5, 2:14] += COLOURS[colour]
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(f"pictures/{i:02}.png")
@@ -159,7 +159,7 @@ def edits(model: str, one: str, two: str, weighed: str) -> dict[str, str]:
 VAES = {  # flags of train_vae.py
     "tiny": "--train.sample-every 25",
     "adversarial": "--loss.adversarial 0.1 --loss.adversarial-start 0.2",
-    "crop": "--crop 8 --optim.schedule constant",
+    "crop": "--crop 8 --optim.schedule constant --data.files.horizontal-flip true",
     "vq": "--model.kind vq --loss.revive-after 5",
 }
 UNETS = {  # flags of train_ldm.py
@@ -183,7 +183,7 @@ UNETS = {  # flags of train_ldm.py
     "student": "--distill.teacher runs/flow/ldm --distill.steps 2 --sampling.guidance-scale 1 --sampling.sampler euler",
     "guidance-folded": "--distill.teacher runs/flow/ldm --distill.steps 0 --sampling.guidance-scale 1",
     "lora": "--start.model runs/flow/ldm --start.lora-rank 2 --start.lora-text true",
-    "finetuned": "--start.model runs/flow/ldm --text.train true",
+    "finetuned": "--start.model runs/flow/ldm --text.train true --train.ema-decay 0",
 }
 NEEDS = {"vq-latents": "vae-vq", **dict.fromkeys(("student", "guidance-folded", "lora", "finetuned"), "ldm-flow")}
 NOISES = {  # flags of train_ldm.py, of points
@@ -194,7 +194,7 @@ NOISES = {  # flags of train_ldm.py, of points
     **{f"weight-{name}": f"--noise.weight {name}" for name in ("min_snr", "soft_min_snr", "p2", "sigmoid", "debiased")},
     "weight-edm": "--noise.process karras --noise.prediction-type v_prediction --noise.weight edm",
     "weight-learned": "--noise.weight learned --noise.stratified false --noise.shift 2",
-    "points-variance": "--noise.process cosine --noise.prediction-type epsilon --noise.learned-variance true",
+    "points-variance": UNETS["variance"],
     "classes": "--data.toy.captions true --text.source new --text.width 16",
 }
 RESUMED = {("clip", "tiny"): "", ("vae", "vq"): VAES["vq"], ("ldm", "dropout"): UNETS["dropout"]}
@@ -220,7 +220,8 @@ def trainings() -> Iterator[Step]:
 
 
 def training(part: str, config: str, name: str, flags: str = "", *needs: str) -> Step:
-    left = ("final/*/*", "checkpoints/step-00000050/*.safetensors", "log.jsonl", "config.yaml")
+    left = ["final/*/*", "checkpoints/step-00000050/*.safetensors", "log.jsonl", "config.yaml"]
+    left += ["samples/*"] * (part != "clip") + ["report.json", "reconstructions.png"] * (part == "vae")
     files = [f"runs/{name}/{part}/{file}" for file in left]
     return Step(f"{part}-{name}", [f"train_{part}.py {config}.yaml --name {name} {flags}"], files, needs)
 
@@ -239,7 +240,7 @@ EVALUATED = {
     "runs/points/ldm": "--samples 500",
     "runs/classes/ldm": "--samples 500",
     "runs/flow/ldm": "--samples 24",
-    "TREE/models/digits": "--samples 2 --steps 4",
+    "TREE/models/digits": "--samples 1 --steps 2",
     "TREE/models/glyphs-fast": "--samples 1 --steps 1",
 }
 
