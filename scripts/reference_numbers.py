@@ -49,7 +49,7 @@ ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
 }
 # of JSON objects and lines of a log: what differs from run to run, or names the release
-VOLATILE = re.compile(r"(.*_)?(seconds|minutes|date|versions?|hardware|watts|memory(_mb)?)|.*per_second|data_wait")
+VOLATILE = re.compile(r"(.*_)?(seconds|milliseconds|minutes|date|versions?|hardware|watts|memory(_mb)?)|.*per_second|data_wait")
 NUMBER = re.compile(r"(?<![0-9a-z_.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 MASKS = {r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?)?": "DATE", r"in \d+\.\d s": "in TIME", r"\b0\.[12]\.0\b": "VERSION"}
 VERDICTS = ("equal", "close", "reworded", "different")

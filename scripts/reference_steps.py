@@ -220,7 +220,7 @@ def trainings() -> Iterator[Step]:
 
 
 def training(part: str, config: str, name: str, flags: str = "", *needs: str) -> Step:
-    left = ["final/*/*", "checkpoints/step-00000050/*.safetensors", "log.jsonl", "config.yaml"]
+    left = ["final/*/*", "checkpoints/step-00000050/*.safetensors", "log.jsonl"]
     left += ["samples/*"] * (part != "clip") + ["report.json", "reconstructions.png"] * (part == "vae")
     files = [f"runs/{name}/{part}/{file}" for file in left]
     return Step(f"{part}-{name}", [f"train_{part}.py {config}.yaml --name {name} {flags}"], files, needs)
