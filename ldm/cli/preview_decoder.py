@@ -11,7 +11,9 @@ def add_parser(subparsers) -> None:
         description="Train a tiny decoder to imitate the autoencoder of a finished VAE or LDM run. It is written to "
         "RUN/preview, where Pipeline.preview finds that of an LDM run.",
     )
-    parser.add_argument("run", type=Path, help="folder of a finished train_vae.py or train_ldm.py run")
+    parser.add_argument(
+        "folder", metavar="run", type=Path, help="folder of a finished train_vae.py or train_ldm.py run"
+    )
     parser.add_argument("--steps", type=int, default=400, help="training steps (default: 400)")
     parser.add_argument("--batch-size", type=int, default=16, help="images per step (default: 16)")
     parser.add_argument("--width", type=int, default=32, help="channels of every convolution (default: 32)")

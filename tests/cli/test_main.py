@@ -64,6 +64,20 @@ def test_help_names_every_command(capsys):
         assert name in out and help_line in out
 
 
+def parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """A parser and those of its commands."""
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return [parser, *(inner for group in groups for each in group.choices.values() for inner in parsers(each))]
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_no_argument_takes_the_place_of_the_function_that_runs_a_command(name):
+    place, _ = cli.COMMANDS[name]
+    for argv in [[name], *([name, inner] for inner in place)] if isinstance(place, dict) else [[name]]:
+        told = {action.dest for parser in parsers(cli.build_parser(argv)) for action in parser._actions}
+        assert "run" not in told
+
+
 @pytest.mark.parametrize(
     ("typed", "meant"), [("genrate", "generate"), ("docter", "doctor"), ("Export", "export"), ("puhs", "push")]
 )

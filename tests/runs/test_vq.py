@@ -122,7 +122,7 @@ def test_previews_come_from_the_tiny_decoder_once_there_is_one(run, monkeypatch,
     plain = load_pipeline(run, device="cpu")
     assert torch.equal(plain.preview(latents), plain.decode(latents))
     monkeypatch.setattr(preview, "build", lambda options: Splits(Pictures(), Pictures()))
-    preview.teach(argparse.Namespace(run=run, steps=3, batch_size=2, width=8))
+    preview.teach(argparse.Namespace(folder=run, steps=3, batch_size=2, width=8))
     quick = load_pipeline(run, device="cpu").preview(latents)
     assert quick.shape == (2, 1, 16, 16) and not torch.equal(quick, plain.decode(latents))
     assert "ms an image" in capsys.readouterr().out and checkpoint.verify(run / "preview") is None
@@ -130,10 +130,10 @@ def test_previews_come_from_the_tiny_decoder_once_there_is_one(run, monkeypatch,
 
 def test_settings_of_the_command_are_checked(run):
     with pytest.raises(UserError, match="--steps must be 1 or more, got 0"):
-        preview.teach(argparse.Namespace(run=run, steps=0, batch_size=2, width=8))
+        preview.teach(argparse.Namespace(folder=run, steps=0, batch_size=2, width=8))
     (run / "config.yaml").unlink()
     with pytest.raises(UserError, match="no config.yaml"):
-        preview.teach(argparse.Namespace(run=run, steps=1, batch_size=2, width=8))
+        preview.teach(argparse.Namespace(folder=run, steps=1, batch_size=2, width=8))
 
 
 def test_data_options_reach_the_command(run):

@@ -80,10 +80,10 @@ def teach(args: argparse.Namespace) -> None:
     for name in ("steps", "batch_size", "width"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}")
-    vae = load_vae(args.run)
+    vae = load_vae(args.folder)
     if torch.cuda.is_available():
         vae = vae.cuda()
-    data = build(_settings(args.run).data)
+    data = build(_settings(args.folder).data)
 
     def latents(step: int) -> Tensor:
         generator = generator_for(0, 21, step)
@@ -96,11 +96,11 @@ def teach(args: argparse.Namespace) -> None:
     tiny = distil(vae, latents, args.steps, args.width)
     images = next(image_batches(data.validation, 32, limit=32)).to(vae.device, vae.dtype)
     numbers = agreement(vae, tiny, images)
-    with checkpoint.staged(args.run / "preview") as folder:
+    with checkpoint.staged(args.folder / "preview") as folder:
         tiny.save_pretrained(folder)
         (folder / "report.json").write_text(json.dumps(numbers, indent=1) + "\n")
     print(
-        f"{args.run / 'preview'}: {numbers['psnr']:.1f} dB from the autoencoder's own images, "
+        f"{args.folder / 'preview'}: {numbers['psnr']:.1f} dB from the autoencoder's own images, "
         f"{numbers['tiny_milliseconds']:.3g} ms an image instead of {numbers['vae_milliseconds']:.3g}"
     )
 
