@@ -50,7 +50,8 @@ ENVIRONMENT = {
 }
 # of JSON objects and lines of a log: what differs from run to run, or names the release
 VOLATILE = re.compile(
-    r"(.*_)?(seconds|milliseconds|minutes|date|versions?|hardware|watts|memory(_mb)?)|.*per_second|data_wait"
+    r"(.*_)?(seconds|milliseconds|minutes|date|versions?|hardware|watts|memory(_mb)?)"
+    r"|(seconds|milliseconds)_per_.*|.*per_second|data_wait"
 )
 NUMBER = re.compile(r"(?<![0-9a-z_.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 MASKS = {r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?)?": "DATE", r"in \d+\.\d s": "in TIME", r"\b0\.[12]\.0\b": "VERSION"}
@@ -275,7 +276,8 @@ READERS: dict[str, Callable[[Path], Arrays]] = {
 
 def masked(text: str) -> str:
     """Without dates, seconds, versions of ours, and the folders that the two sides have each their own of."""
-    text = text.replace(os.environ["PYTHONPATH"], "TREE").replace(str(Path.cwd()), "WORK")
+    for folder, name in ((os.environ.get("PYTHONPATH"), "TREE"), (str(Path.cwd()), "WORK")):
+        text = text.replace(folder, name) if folder else text
     for pattern, name in MASKS.items():
         text = re.sub(pattern, name, text)
     return text
