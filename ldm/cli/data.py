@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.data.glyphs.publishing import check_target, push, write_repository
 from ldm.data.inspection import inspect, report_lines
+from ldm.hub.glyph_dataset import check_target, push, write_repository
 
 if TYPE_CHECKING:
     from ldm.config.settings import DataOptions

@@ -149,7 +149,7 @@ class Pipeline:
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | Guidance | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         seed: int | None = None,
@@ -172,7 +172,8 @@ class Pipeline:
             negative_prompt: what the images should not show, one for all or one per prompt; None = the null caption.
                 Only used when guidance is on.
             num_inference_steps: 1 to the scheduler's number of training timesteps; None = the model's default.
-            guidance_scale: 0 or more, 1 = off; None = the model's default.
+            guidance_scale: 0 or more, 1 = off; None = the model's default. Or a `Guidance`, the complete rule; then
+                interval, rescale, cfg_zero and zero_init are its own.
             num_images_per_prompt: the images of a prompt lie side by side in the result.
             generator: source of the noise, one for all or one per image, as in diffusers. With one, a stochastic
                 sampler's images depend on batch_size; with one per image, or a seed, they do not.
@@ -218,7 +219,7 @@ class Pipeline:
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | Guidance | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         seed: int | None = None,
@@ -359,6 +360,10 @@ class Pipeline:
 
     def _rule(self, scale: Any, interval: Any, rescale: Any, cfg_zero: bool, zero_init: float) -> Guidance:
         """The guidance asked for, with the model's own settings where nothing was."""
+        if isinstance(scale, Guidance):
+            if interval is not None or rescale is not None or cfg_zero or zero_init:
+                raise ValueError("guidance_scale is a Guidance, which holds interval, rescale, zero_star and zero_init")
+            return scale
         scale = check_scale("guidance_scale", self._default("guidance_scale", scale))
         interval = self.defaults.get("guidance_interval", (0, 1)) if interval is None else interval
         rescale = self.defaults.get("guidance_rescale", 0.0) if rescale is None else rescale

@@ -19,7 +19,7 @@ from tiny_model import tiny_folder
 import ldm.hub.export as export_module
 from ldm.config.settings import DataOptions
 from ldm.data.glyphs import dataset as glyphs
-from ldm.data.glyphs.publishing import write_repository
+from ldm.hub.glyph_dataset import write_repository
 from ldm.pipelines.loading import load_pipeline
 from ldm.utils import atomic_files as disk
 from ldm.utils.errors import UserError

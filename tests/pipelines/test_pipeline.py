@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_model import COSINE, FLOW, LENGTH, tiny_folder, tiny_pipeline
 
 from ldm.config.settings import NoiseOptions
-from ldm.diffusion.guidance import guide
+from ldm.diffusion.guidance import Guidance, guide
 from ldm.pipelines.diffusers_schedulers import process_of, with_sampler
 from ldm.pipelines.loading import load_pipeline
 from ldm.utils.errors import UserError
@@ -210,6 +210,14 @@ def test_each_kind_of_guidance_changes_the_picture_and_only_when_on(pipeline):
     own = tiny_pipeline()
     own.defaults |= {"guidance_interval": [0.2, 0.8], "guidance_rescale": 0.0}  # as a list, from JSON
     torch.testing.assert_close(draw(own, "a", seed=0), pictures[2])
+
+
+def test_a_whole_guidance_rule_may_be_given(pipeline):
+    by_name = draw(pipeline, "a", seed=0, guidance_scale=2.0, guidance_rescale=0.7, cfg_zero=True)
+    rule = Guidance(2.0, rescale=0.7, zero_star=True)
+    assert torch.equal(draw(pipeline, "a", seed=0, guidance_scale=rule), by_name)
+    with pytest.raises(ValueError, match="guidance_scale is a Guidance, which holds"):
+        pipeline("a", guidance_scale=rule, guidance_rescale=0.5)
 
 
 def test_no_prompt_is_the_null_caption_without_guidance(pipeline):

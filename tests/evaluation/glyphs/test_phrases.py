@@ -4,7 +4,7 @@ import pytest
 from ldm.config.settings import CaptionOptions
 from ldm.data.glyphs.captions import GlyphCaptions
 from ldm.data.glyphs.names import PLACES, component_names
-from ldm.data.glyphs.phrases import parts_asked_for
+from ldm.evaluation.glyphs.phrases import parts_asked_for
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import yaml
 
 from ldm.cli import data as commands
 from ldm.config.settings import DataOptions
-from ldm.data.glyphs import publishing as publish
 from ldm.data.glyphs.dataset import splits as glyph_splits
+from ldm.hub import glyph_dataset as publish
 from ldm.utils.errors import UserError
 
 pytest.importorskip("pylopdf_fonts_zh_cn", reason="needs the extra 'glyphs'")
