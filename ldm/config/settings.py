@@ -320,16 +320,18 @@ class ClipSettings(RunSettings):
 
 
 class VaeModel(Settings):
-    kind: Literal["kl", "vq"] = "kl"
-    """kl = AutoencoderKL; vq = VQModel, whose latents are vectors of a codebook."""
+    kind: Literal["kl", "vq", "linear"] = "kl"
+    """kl = AutoencoderKL; vq = VQModel, whose latents are vectors of a codebook; linear = AutoencoderTiny with a fixed
+    linear encoder, the principal components of patches: good after minutes, also on a CPU."""
     codebook_size: Annotated[int, Field(ge=2, le=65536)] = 512
     """Of vq: number of codes; a latent position holds log2 of it in bits."""
     latent_channels: Count = 4
     """Channels of the latents."""
     block_out_channels: Widths = [32, 64, 128]
-    """Channels per level; downsampling factor f = 2 ** (len - 1): 3 levels f4, 4 f8, 5 f16."""
+    """Channels per level; downsampling factor f = 2 ** (len - 1): 3 levels f4, 4 f8, 5 f16. Of linear: the decoder's,
+    the same at all levels."""
     layers_per_block: Count = 1
-    """Residual layers per level."""
+    """Residual layers per level. Of linear: residual blocks at the coarsest level, one fewer at each finer one."""
     norm_num_groups: Count = 8
     """Groups of the group norms."""
     mid_attention: bool = False
@@ -337,7 +339,9 @@ class VaeModel(Settings):
 
     @model_validator(mode="after")
     def _groups_divide(self) -> Self:
-        if any(c % self.norm_num_groups for c in self.block_out_channels):
+        if self.kind == "linear" and len(set(self.block_out_channels)) > 1:
+            raise ValueError(f"of kind linear all block_out_channels must be equal, got {self.block_out_channels}")
+        if self.kind != "linear" and any(c % self.norm_num_groups for c in self.block_out_channels):
             raise ValueError(f"block_out_channels {self.block_out_channels} must be multiples of norm_num_groups")
         if self.factor > 32:
             raise ValueError(
@@ -354,6 +358,8 @@ class VaeModel(Settings):
 class VaeLoss(Settings):
     l1: Weight = 1.0
     """Weight of the L1 reconstruction error."""
+    mse: Weight = 0.0
+    """Weight of the mean squared error, which sees errors of large areas more than those of edges."""
     edge: Weight = 1.0
     """Weight of the L1 error of image gradients."""
     perceptual: Weight = 0.1
@@ -366,6 +372,9 @@ class VaeLoss(Settings):
     """Of vq: decay of the moving averages that the codes follow."""
     revive_after: Count = 50
     """Of vq: steps without use after which a code is replaced."""
+    latent_noise: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Of linear: largest standard deviation of noise on the latents that the decoder learns from; a denoiser's are not
+    exact."""
     adversarial: Weight = 0.0
     """Weight of the PatchGAN hinge loss; 0 = no discriminator."""
     adversarial_start: Fraction = 0.5
@@ -553,7 +562,7 @@ class AlignmentOptions(Settings):
 
 class LdmSettings(RunSettings):
     vae: Named = "run"
-    """'run' = the VAE run beside this one, the folder of a VAE run or AutoencoderKL, or 'identity' = pixel space."""
+    """'run' = the VAE run beside this one, the folder of a VAE run or of a VAE, or 'identity' = pixel space."""
     text: TextOptions = TextOptions()
     """The text encoder."""
     denoiser: Literal["unet", "mlp"] = "unet"

@@ -17,7 +17,7 @@ from ldm.evaluation.metrics.ink import ink
 from ldm.evaluation.metrics.reconstruction import DENSE_FRACTION, _place, psnr, reconstruct, ssim
 from ldm.evaluation.ocr import GlyphReader
 from ldm.models.autoencoder import code_counts
-from ldm.models.latents import DeterministicPosterior, is_vector_quantized, posterior
+from ldm.models.latents import DeterministicPosterior, is_tiny, is_vector_quantized, posterior
 from ldm.models.vector_quantizer import code_usage
 from ldm.utils.atomic_files import atomic_write
 from ldm.utils.errors import UserError
@@ -67,6 +67,7 @@ def rate(vae, images: np.ndarray, latents: torch.Tensor, batch_size: int = 32) -
     AutoencoderKL: bits_per_pixel is KL(q(z|x) || N(0, 1)) in bits, what sending z by bits back costs under that prior.
     VQModel: bits_per_pixel is log2 of the number of codes per latent position; entropy_bits_per_pixel takes the entropy
     of the codes' use in these images instead; codes_used and perplexity as in `code_usage`. Pixel space: 8 a channel.
+    AutoencoderTiny: nothing, for its latents are points without a width.
 
     Args:
         images: uint8 (n, h, w, c).
@@ -80,6 +81,8 @@ def rate(vae, images: np.ndarray, latents: torch.Tensor, batch_size: int = 32) -
             "entropy_bits_per_pixel": per_pixel * usage["entropy"],
         }
         return {name: round(value, 4) for name, value in (bits | usage).items()}
+    if is_tiny(vae.config):
+        return {}
     nats = 0.0
     for start in range(0, len(images), batch_size):
         q = posterior(vae, to_images(images[start : start + batch_size]).to(_place(vae)))
@@ -122,7 +125,7 @@ def write_report(vae, data, run: Path) -> dict:
     atomic_write(run / "report.json", (json.dumps(report, indent=1) + "\n").encode())
     same = report.get("ocr", {}).get("same_after")
     read = "" if same is None else f"; of the glyphs the OCR reads, {same:.1%} are read the same after"
-    bits = f", {report['rate']['bits_per_pixel']:.3g} bits per pixel"
+    bits = f", {report['rate']['bits_per_pixel']:.3g} bits per pixel" if report["rate"] else ""
     if "codes_used" in report["rate"]:
         used, perplexity = report["rate"]["codes_used"], report["rate"]["perplexity"]
         bits += f" with {used:.0%} of the codes in use, perplexity {perplexity:.0f}"

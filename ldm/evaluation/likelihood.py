@@ -22,7 +22,7 @@ from ldm.diffusion.process import NoiseProcess
 from ldm.diffusion.sampling import Denoise
 from ldm.evaluation.latent_likelihood import Encoding, decoder_std, encode
 from ldm.models.identity_autoencoder import IdentityAutoencoder
-from ldm.models.latents import is_vector_quantized
+from ldm.models.latents import is_tiny, is_vector_quantized
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.errors import UserError
@@ -78,6 +78,8 @@ def measure(
 ) -> dict[str, Any]:
     """All numbers as a dict fit for JSON; the seed of torch's own generator is set."""
     torch.manual_seed(plan.seed)
+    if is_tiny(pipeline.vae.config):
+        raise UserError("a model over an AutoencoderTiny gives no density: its encoder has no posterior to decode from")
     if is_vector_quantized(pipeline.vae.config):
         raise UserError("a model over a VQ autoencoder gives no density: its latents are codes, not noised numbers")
     points = is_points(test)

@@ -1,9 +1,10 @@
-"""The autoencoder: diffusers' `AutoencoderKL` or `VQModel`, with latents whitened in its weights.
+"""The autoencoder: diffusers' `AutoencoderKL`, `VQModel` or `AutoencoderTiny`, with latents whitened in its weights.
 
 Three spaces: images in [-1, 1]; raw latents, as the network was trained to use them; model latents, about N(0, 1) per
 channel, which the denoiser sees. After training the change from raw to model latents is folded into `quant_conv` and
 `post_quant_conv`, so encode and decode of the saved network speak model latents, and `scaling_factor` is 1. Latents of
-a VQModel are its continuous vectors; decoding replaces them by the nearest codes.
+a VQModel are its continuous vectors; decoding replaces them by the nearest codes. For the latents of an AutoencoderTiny
+see `ldm.models.linear_autoencoder`.
 """
 
 from collections.abc import Iterator
@@ -11,22 +12,29 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from diffusers import AutoencoderKL, VQModel
+from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from ldm.config.settings import VaeModel
 from ldm.models.latents import posterior, shift_factor
+from ldm.models.linear_autoencoder import build_linear
 from ldm.models.vector_quantizer import nearest
 from ldm.utils.errors import UserError
 from ldm.utils.untrusted_files import read_json, validated
 
-Autoencoder: TypeAlias = AutoencoderKL | VQModel
-CLASSES = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
+Autoencoder: TypeAlias = AutoencoderKL | VQModel | AutoencoderTiny
+CLASSES = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel, "AutoencoderTiny": AutoencoderTiny}
 
 
 def build_vae(model: VaeModel, channels: int, resolution: int = 64) -> Autoencoder:
-    """An untrained AutoencoderKL or VQModel: images (b, channels, H, W), latents (b, latent_channels, H / f, W / f)."""
+    """An untrained autoencoder: images (b, channels, H, W), latents (b, latent_channels, H / f, W / f).
+
+    The encoder of kind linear is empty until `fit_encoder`.
+    """
+    if model.kind == "linear":
+        width = model.block_out_channels[0]
+        return build_linear(channels, model.factor, model.latent_channels, width, model.layers_per_block)
     levels = len(model.block_out_channels)
     shape = {
         "in_channels": channels,
@@ -45,7 +53,7 @@ def build_vae(model: VaeModel, channels: int, resolution: int = 64) -> Autoencod
 
 
 def load_vae(folder: Path) -> Autoencoder:
-    """The finished autoencoder of a run, or any folder with an AutoencoderKL or VQModel, frozen.
+    """The finished autoencoder of a run, or any folder with one of `CLASSES`, frozen.
 
     In float32, whatever it was saved in: many overflow in fp16, and a CPU has no fp16 convolutions worth the name.
 
@@ -121,7 +129,7 @@ def _to_unit_scale(vae: Autoencoder) -> None:
     scale, shift = vae.config.scaling_factor, shift_factor(vae.config)
     if scale == 1 and shift == 0:
         return
-    if vae.quant_conv is None or vae.post_quant_conv is None:
+    if isinstance(vae, AutoencoderTiny) or vae.quant_conv is None or vae.post_quant_conv is None:
         raise UserError(
             "this VAE has a scaling factor and no quant convolutions to fold it into; use another, or train one"
         )

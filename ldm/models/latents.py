@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DeterministicPosterior:
-    """A posterior with zero variance, of a VQModel's encoder or of no encoder at all."""
+    """A posterior with zero variance, of the encoder of a VQModel or AutoencoderTiny, or of no encoder at all."""
 
     mean: Float[Tensor, "b c h w"]
 
@@ -35,14 +35,20 @@ def is_vector_quantized(config: Mapping[str, Any]) -> bool:
     return "num_vq_embeddings" in config
 
 
+def is_tiny(config: Mapping[str, Any]) -> bool:
+    """Whether an autoencoder with this config is an AutoencoderTiny: its encoder gives latents, no posterior."""
+    return "encoder_block_out_channels" in config
+
+
 def posterior(vae: Any, images: Float[Tensor, "b C H W"]) -> Any:
-    """q(z | x) of any autoencoder here, with mean, std and var (b, c, h, w) and mode(); std is 0 for a VQModel.
+    """q(z | x) of any autoencoder here, with mean, std and var (b, c, h, w) and mode(); std is 0 but for AutoencoderKL.
 
     Args:
         images: in [-1, 1], of the autoencoder's device and dtype.
     """
     encoded = vae.encode(images)
-    return DeterministicPosterior(encoded.latents) if is_vector_quantized(vae.config) else encoded.latent_dist
+    point = is_vector_quantized(vae.config) or is_tiny(vae.config)
+    return DeterministicPosterior(encoded.latents) if point else encoded.latent_dist
 
 
 def downsampling_factor(config: Mapping[str, Any]) -> int:

@@ -33,7 +33,10 @@ _SCHEDULERS = {
 
 # component -> class name -> module: nothing else is ever imported because a file says so
 CLASSES: dict[str, dict[str, str]] = {
-    "vae": {"AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl"},
+    "vae": {
+        "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl",
+        "AutoencoderTiny": "diffusers.models.autoencoders.autoencoder_tiny",
+    },
     "text_encoder": {"CLIPTextModel": "transformers.models.clip.modeling_clip"},
     "tokenizer": {"CLIPTokenizer": "transformers.models.clip.tokenization_clip"},
     "unet": {"UNet2DConditionModel": "diffusers.models.unets.unet_2d_condition"},

@@ -9,7 +9,7 @@ from ldm.evaluation.diagnostics.context import RunContext
 from ldm.evaluation.diagnostics.findings import Finding, fail, ok, skip, warn
 from ldm.evaluation.loss_by_time import channel_moments, pictures
 from ldm.models.digests import network_digest
-from ldm.models.latents import is_vector_quantized, posterior, shift_factor
+from ldm.models.latents import is_tiny, is_vector_quantized, posterior, shift_factor
 from ldm.models.tokenizer import tokenizer_digest
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
@@ -96,7 +96,7 @@ def check_latents(context: RunContext) -> Finding:
     """The denoiser's latents, after the shift and scale that decoding undoes, have mean 0 and deviation 1."""
     mean, variance = channel_moments(context.items[0].latents)
     config = context.pipeline.vae.config
-    vector = is_vector_quantized(config)  # one scale for all channels
+    vector = is_vector_quantized(config) or is_tiny(config)  # one scale for all channels
     std = variance.mean().sqrt().expand_as(mean) if vector else variance.sqrt()
     shift = shift_factor(config)
     text = f"mean {_range(mean)}, standard deviation {_range(std)}"

@@ -1,4 +1,4 @@
-"""The autoencoder's training: reconstruction losses, a KL term or a codebook, optionally a discriminator."""
+"""The autoencoder's training: reconstruction losses, KL term, codebook or fixed encoder, perhaps a discriminator."""
 
 from pathlib import Path
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ldm.config.settings import VaeLoss, VaeSettings
 from ldm.data import Splits, dataset_fingerprint
 from ldm.models.autoencoder import Autoencoder, build_vae, code_counts, fold_whitening, latent_statistics
-from ldm.models.latents import posterior
+from ldm.models.latents import is_tiny, posterior
+from ldm.models.linear_autoencoder import fit_encoder
 from ldm.models.reconstruction_losses import (
     PatchDiscriminator,
     RandomFeatures,
@@ -24,6 +25,11 @@ from ldm.training.task import BatchSlice, LossAndMetrics, SampleRef
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import image_grid
 from ldm.utils.image_tensors import to_images, to_pixels
+
+
+def _fitted(resolution: int) -> int:
+    """Images that a linear encoder is computed from: 8 million pixels, at least 200."""
+    return max(200, 2**23 // resolution**2)
 
 
 class VaeObjective(nn.Module):
@@ -42,7 +48,10 @@ class VaeObjective(nn.Module):
     def forward(self, images: Tensor, noise: Tensor | None = None, progress: float = 0.0) -> LossAndMetrics:
         """Images (B, C, H, W) in [-1, 1] and the posterior's standard normal noise (B, c, h, w), None for a VQModel."""
         decoded, bottleneck, numbers = self._code(images, noise)
-        terms = {"l1": (decoded - images).abs().mean(), "edge": edge_loss(decoded, images)} | bottleneck
+        error = decoded - images
+        terms = {"l1": error.abs().mean(), "edge": edge_loss(decoded, images)} | bottleneck
+        if self.weights.mse:
+            terms["mse"] = error.square().mean()
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(decoded, images)
         critic = self.discriminator if progress >= self.weights.adversarial_start else None
@@ -61,6 +70,10 @@ class VaeObjective(nn.Module):
             quantised, commitment, numbers = self.codebook(vectors, self.vae.quantize.embedding.weight)
             decoded = self.vae.decode(quantised, force_not_quantize=True).sample.float()
             return decoded, {"commitment": commitment}, numbers
+        if is_tiny(self.vae.config):
+            with torch.no_grad():
+                latents = self.vae.encode(images).latents
+            return self.vae.decode(latents + noise).sample.float(), {}, {}
         gaussian = self.vae.encode(images).latent_dist
         decoded = self.vae.decode(gaussian.mean + gaussian.std * noise).sample.float()
         return decoded, {"kl": gaussian_kl(gaussian.mean.float(), gaussian.logvar.float())}, {}
@@ -87,6 +100,9 @@ class VaeTask:
             )
         torch.manual_seed(derive_seed(settings.seed, 1))
         self.model = build_vae(model, data.train.channels, data.train.resolution)
+        if model.kind == "linear":
+            fit_encoder(self.model, torch.cat([*image_batches(data.train, limit=_fitted(data.train.resolution))]))
+            self.model.encoder.requires_grad_(False)
         self.module = VaeObjective(self.model, settings.loss)
         self.num_samples = len(data.train)
         self.weights: np.ndarray | None = None
@@ -99,7 +115,11 @@ class VaeTask:
             return {"images": images}
         side = images.shape[-1] // self.settings.model.factor
         shape = (self.settings.model.latent_channels, side, side)
-        return {"images": images, "noise": batch_noise(rows, shape, self.settings.seed, 2)}
+        noise = batch_noise(rows, shape, self.settings.seed, 2)
+        if self.settings.model.kind == "linear":
+            uniform = torch.special.ndtr(batch_noise(rows, (1, 1, 1), self.settings.seed, 3))
+            noise *= self.settings.loss.latent_noise * uniform
+        return {"images": images, "noise": noise}
 
     def _pixels(self, sample: SampleRef) -> np.ndarray:
         pixels, crop = self.data.train.image(sample.index), self.settings.crop
@@ -127,6 +147,7 @@ class VaeTask:
         return {"psnr": psnr.mean().item()} | (code_usage(counts) if isinstance(self.model, VQModel) else {})
 
     def finish(self, folder: Path) -> None:
-        statistics = latent_statistics(self.model, image_batches(self.data.train, limit=4096))
-        fold_whitening(self.model, *statistics)
+        if self.settings.model.kind != "linear":
+            statistics = latent_statistics(self.model, image_batches(self.data.train, limit=4096))
+            fold_whitening(self.model, *statistics)
         self.model.save_pretrained(folder / "vae")

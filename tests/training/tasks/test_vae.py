@@ -1,14 +1,18 @@
 """The autoencoder's objective: its terms add up, the discriminator starts late and moves only the image."""
 
+import numpy as np
 import pytest
 import torch
 
-from ldm.config.settings import VaeLoss, VaeModel
-from ldm.models.autoencoder import build_vae
+from ldm.config.settings import VaeLoss, VaeModel, VaeSettings
+from ldm.data import Splits
+from ldm.models.autoencoder import build_vae, load_vae
 from ldm.models.reconstruction_losses import (
     PatchDiscriminator,
 )
-from ldm.training.tasks.vae import VaeObjective
+from ldm.training.data_order import BatchSlice
+from ldm.training.task import SampleRef
+from ldm.training.tasks.vae import VaeObjective, VaeTask
 
 VQ = VaeModel(kind="vq", codebook_size=16, block_out_channels=[8, 16], norm_num_groups=8, latent_channels=3)
 
@@ -70,3 +74,44 @@ def test_a_vq_learns_and_its_terms_add_up_to_the_loss():
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+LINEAR = VaeModel(kind="linear", block_out_channels=[8, 8], layers_per_block=1, latent_channels=6)
+
+
+def test_a_linear_encoder_is_fixed_and_its_decoder_learns(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 256, (40, 1, 1, 3), np.uint8)
+    data = Splits(Coloured(colours), Coloured(colours[:8]), None)
+    settings = VaeSettings(model=LINEAR, loss={"edge": 0, "perceptual": 0, "mse": 1}, crop=8)
+    task = VaeTask(settings, data)
+    encoder = {name: value.clone() for name, value in task.model.encoder.state_dict().items()}
+    batch = task.batch([SampleRef(i, 0) for i in range(8)], BatchSlice(0, 0, 8, 8))
+    assert batch["images"].shape == (8, 3, 8, 8) and batch["noise"].shape == (8, 6, 4, 4)
+    assert 0 < batch["noise"].std() < settings.loss.latent_noise
+    before, terms = task.module(**batch)
+    torch.testing.assert_close(before, terms["l1"] + terms["mse"])
+    optimizer = torch.optim.Adam([p for p in task.module.parameters() if p.requires_grad], 1e-2)
+    for step in range(40):
+        loss, _ = task.module(**task.batch([SampleRef(i, 0) for i in range(40)], BatchSlice(step, 0, 40, 40)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.5 * before
+    task.finish(tmp_path)
+    exported = load_vae(tmp_path)
+    assert all(torch.equal(value, exported.encoder.state_dict()[name]) for name, value in encoder.items())
+
+
+class Coloured:
+    """Images of one colour each."""
+
+    resolution, channels, ids, fingerprint = 16, 3, (), "colours"
+
+    def __init__(self, colours):
+        self.pixels = colours.repeat(16, 1).repeat(16, 2)
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def image(self, index):
+        return self.pixels[index]

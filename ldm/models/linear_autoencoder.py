@@ -1,0 +1,120 @@
+"""A linear encoder and a small learned decoder, as diffusers' `AutoencoderTiny`.
+
+The encoder projects patches of f x f pixels on their principal components. It is computed, not trained: colours are
+right from the start, latents do not drift while the decoder learns, and no other linear map with as many numbers
+loses less (Eckart and Young 1936). Deviations of the components are replaced by their square roots, and all are
+scaled to a mean variance of 1: fully whitened, the many small ones would need as much of the denoiser as the few
+large ones.
+"""
+
+import torch
+from diffusers import AutoencoderTiny
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.models.latents import downsampling_factor
+
+WHITENING = 0.5  # a component of deviation s gets s ** (1 - WHITENING); 1 = white
+LEAST = 1e-6  # variance of a component, in squared units of [-1, 1], below which the data do not have it
+
+
+def build_linear(channels: int, factor: int, latent_channels: int, width: int, blocks: int) -> AutoencoderTiny:
+    """Untrained, the encoder empty: images (b, channels, H, W), latents (b, latent_channels, H / factor, W / factor).
+
+    Args:
+        width: of the decoder, at all levels. blocks: residual blocks at the coarsest level, one fewer at each finer.
+    """
+    levels = factor.bit_length()
+    return AutoencoderTiny(
+        in_channels=channels,
+        out_channels=channels,
+        latent_channels=latent_channels,
+        encoder_block_out_channels=(channels * factor**2,) * levels,
+        num_encoder_blocks=(0,) * levels,
+        decoder_block_out_channels=(width,) * levels,
+        num_decoder_blocks=tuple(max(0, blocks - level) for level in range(levels)),
+        scaling_factor=1.0,
+    )
+
+
+def principal_patches(
+    images: Float[Tensor, "n c h w"], factor: int, channels: int
+) -> tuple[Float64[Tensor, " k"], Float64[Tensor, "k d"], Float64[Tensor, " d"]]:
+    """Variances (falling), unit directions and mean of the first `channels` principal components of patches.
+
+    Args:
+        images: in [-1, 1]. A patch has d = c factor^2 numbers, ordered as `torch.nn.functional.unfold` does.
+
+    Raises: ValueError if a patch has fewer numbers than `channels`.
+    """
+    total = images.shape[1] * factor**2
+    if channels > total:
+        raise ValueError(f"a patch of {images.shape[1]} x {factor} x {factor} has {total} numbers, not {channels}")
+    count, first, second = 0, torch.zeros(total, dtype=torch.float64), torch.zeros(total, total, dtype=torch.float64)
+    for part in images.split(64):
+        patches = F.unfold(part, factor, stride=factor).permute(0, 2, 1).flatten(0, 1).double()
+        count, first, second = count + len(patches), first + patches.sum(0), second + patches.T @ patches
+    mean = first / count
+    variances, directions = torch.linalg.eigh(second / count - mean.outer(mean))
+    return variances.flip(0)[:channels].clamp(min=0), directions.flip(1)[:, :channels].T, mean
+
+
+def pca_psnr(train: Float[Tensor, "n c h w"], held_out: Float[Tensor, "m c h w"], factor: int, channels: int) -> float:
+    """PSNR in dB, mean over `held_out`, of the best linear code of f x f patches in `channels` numbers.
+
+    The floor of any autoencoder with latents of that size. Images in [-1, 1].
+    """
+    _, directions, mean = principal_patches(train, factor, channels)
+    errors = []
+    for part in held_out.split(64):
+        patches = F.unfold(part, factor, stride=factor).permute(0, 2, 1).double()
+        decoded = (patches - mean) @ directions.T @ directions + mean
+        errors.append((decoded.clamp(-1, 1) - patches).square().mean((1, 2)))
+    return (10 * torch.log10(4 / torch.cat(errors).clamp(min=1e-10))).mean().item()
+
+
+@torch.no_grad()
+def fit_encoder(vae: AutoencoderTiny, images: Float[Tensor, "n c h w"]) -> None:
+    """Put the projection on the principal patches of these images into the encoder, in place."""
+    variances, directions, mean = principal_patches(images, downsampling_factor(vae.config), vae.config.latent_channels)
+    variances = variances.clamp(min=LEAST)
+    scales = variances ** (-WHITENING / 2)
+    weights = scales[:, None] * directions / (variances * scales.square()).mean().sqrt()
+    hold_projection(vae, weights, -weights @ mean)
+
+
+@torch.no_grad()
+def hold_projection(vae: AutoencoderTiny, weights: Float64[Tensor, "k d"], biases: Float64[Tensor, " k"]) -> None:
+    """Put a projection of patches of images in [-1, 1] into the encoder, exactly.
+
+    The first convolution copies the image, each of stride 2 moves the 2 x 2 pixels of its windows into channels, and
+    the last one projects. `AutoencoderTiny.encode` halves images to [0, 1] first, which the last one undoes.
+    """
+    channels, levels = vae.config.in_channels, len(vae.config.encoder_block_out_channels)
+    first, *gathering, last = (layer for layer in vae.encoder.layers if isinstance(layer, nn.Conv2d))
+    for conv in (first, *gathering, last):
+        nn.init.zeros_(conv.weight)
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
+    for c in range(channels):
+        first.weight[c, c, 1, 1] = 1
+    for level, conv in enumerate(gathering):
+        for k in range(channels * 4**level):
+            for position in range(4):
+                conv.weight[4 * k + position, k, 1 + position // 2, 1 + position % 2] = 1
+    factor, column = 2 ** (levels - 1), 0
+    for c in range(channels):
+        for y in range(factor):
+            for x in range(factor):
+                last.weight[:, _gathered(c, y, x, levels - 1), 1, 1] = 2 * weights[:, column].to(last.weight)
+                column += 1
+    last.bias.copy_((biases - weights.sum(1)).to(last.bias))
+
+
+def _gathered(channel: int, y: int, x: int, halvings: int) -> int:
+    """The channel in which a pixel of a patch ends up after so many gatherings of 2 x 2."""
+    index = channel
+    for level in range(halvings):
+        index = 4 * index + 2 * (y >> level & 1) + (x >> level & 1)
+    return index
