@@ -125,11 +125,14 @@ def fold_whitening(vae: Autoencoder, mean: Float[Tensor, " c"], std: Float[Tenso
 
 
 def _to_unit_scale(vae: Autoencoder) -> None:
-    """Fold scaling and shift factors, of VAEs from elsewhere, into the weights, so that there is one latent space."""
+    """Fold scaling and shift factors, of VAEs from elsewhere, into the weights, so that there is one latent space.
+
+    Not of an AutoencoderTiny, which has no layer for it: `ldm.models.latents` applies its factors.
+    """
     scale, shift = vae.config.scaling_factor, shift_factor(vae.config)
-    if scale == 1 and shift == 0:
+    if (scale == 1 and shift == 0) or isinstance(vae, AutoencoderTiny):
         return
-    if isinstance(vae, AutoencoderTiny) or vae.quant_conv is None or vae.post_quant_conv is None:
+    if vae.quant_conv is None or vae.post_quant_conv is None:
         raise UserError(
             "this VAE has a scaling factor and no quant convolutions to fold it into; use another, or train one"
         )

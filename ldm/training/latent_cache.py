@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ldm.data import ImageTextData, is_points
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.digests import network_digest
-from ldm.models.latents import downsampling_factor, posterior
+from ldm.models.latents import downsampling_factor, posterior, to_model_latents
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import NO_SPACE, exclusive_lock, readable_io_errors, require_free_space
 from ldm.utils.errors import UserError
@@ -143,7 +143,8 @@ def _encode(vae: Autoencoder, data: ImageTextData, indices: range) -> tuple[np.n
     try:
         images = to_images(np.stack([data.image(i) for i in indices]))
         encoded = posterior(vae, images.to(vae.device, vae.dtype))
-        mean, std = (values.half().cpu().numpy().astype(DTYPE) for values in (encoded.mean, encoded.std))
+        latents = to_model_latents(encoded.mean, vae.config), encoded.std * vae.config.scaling_factor
+        mean, std = (values.half().cpu().numpy().astype(DTYPE) for values in latents)
         return mean, std
     except MemoryError:
         pass

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ldm.config.settings import VaeModel
 from ldm.models.autoencoder import build_vae, load_vae
-from ldm.models.latents import posterior
+from ldm.models.latents import posterior, to_model_latents
 from ldm.models.linear_autoencoder import build_linear, fit_encoder, hold_projection, pca_psnr, principal_patches
 
 
@@ -35,7 +35,7 @@ def test_the_encoder_holds_any_projection_exactly(channels, factor, latents):
 def test_latents_are_half_white():
     vae, images = build_linear(3, 4, 8, 8, 1), smooth_images()
     fit_encoder(vae, images)
-    latents = posterior(vae, images).mean.double().transpose(0, 1).flatten(1)
+    latents = to_model_latents(posterior(vae, images).mean, vae.config).double().transpose(0, 1).flatten(1)
     variances, *_ = principal_patches(images, 4, 8)
     torch.testing.assert_close(latents.mean(1), torch.zeros(8, dtype=torch.float64), atol=1e-5, rtol=0)
     covariance = latents @ latents.T / latents.shape[1]

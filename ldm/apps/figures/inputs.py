@@ -13,7 +13,7 @@ from ldm.data.glyphs.dataset import GlyphData, splits
 from ldm.data.glyphs.rendering import render, style_font
 from ldm.diffusion.sampling import Denoise
 from ldm.diffusion.schedules import Schedule
-from ldm.models.latents import posterior
+from ldm.models.latents import posterior, to_model_latents
 from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
@@ -60,7 +60,8 @@ def model(setting: Setting) -> Pipeline:
 def encode(pipeline: Pipeline, pictures: np.ndarray, batch_size: int = 64) -> Tensor:
     """Model latents (n, c, h, w), the posterior's mean, of uint8 images (n, H, W, C)."""
     parts = np.array_split(pictures, max(1, len(pictures) // batch_size))
-    return torch.cat([posterior(pipeline.networks.module("vae"), to_images(part)).mean for part in parts])
+    vae = pipeline.networks.module("vae")
+    return torch.cat([to_model_latents(posterior(vae, to_images(part)).mean, vae.config) for part in parts])
 
 
 def denoiser(pipeline: Pipeline, prompts: Sequence[str], guidance: float = 1.0) -> tuple[Denoise, Schedule]:

@@ -118,7 +118,7 @@ class VaeTask:
         noise = batch_noise(rows, shape, self.settings.seed, 2)
         if self.settings.model.kind == "linear":
             uniform = torch.special.ndtr(batch_noise(rows, (1, 1, 1), self.settings.seed, 3))
-            noise *= self.settings.loss.latent_noise * uniform
+            noise *= self.settings.loss.latent_noise / self.model.config.scaling_factor * uniform
         return {"images": images, "noise": noise}
 
     def _pixels(self, sample: SampleRef) -> np.ndarray:

@@ -87,7 +87,7 @@ def test_a_linear_encoder_is_fixed_and_its_decoder_learns(tmp_path):
     encoder = {name: value.clone() for name, value in task.model.encoder.state_dict().items()}
     batch = task.batch([SampleRef(i, 0) for i in range(8)], BatchSlice(0, 0, 8, 8))
     assert batch["images"].shape == (8, 3, 8, 8) and batch["noise"].shape == (8, 6, 4, 4)
-    assert 0 < batch["noise"].std() < settings.loss.latent_noise
+    assert 0 < batch["noise"].std() < settings.loss.latent_noise / task.model.config.scaling_factor
     before, terms = task.module(**batch)
     torch.testing.assert_close(before, terms["l1"] + terms["mse"])
     optimizer = torch.optim.Adam([p for p in task.module.parameters() if p.requires_grad], 1e-2)
