@@ -3,7 +3,6 @@
     pip install resvg-py pillow          # in an environment of its own: nothing of ldm is imported
     python scripts/build_emoji.py emoji                            # all four styles
     python scripts/build_emoji.py emoji-free --without-share-alike # without OpenMoji
-    ldm train emoji
 
 Sources, fetched by `npm pack` (`npm` has to be installed) at the versions in `SETS`; each package states its licence,
 which is compared with the one expected here:
