@@ -49,6 +49,8 @@ COMMANDS: Registry = {
         },
         "list, check and clean up training runs",
     ),
+    "train": ("ldm.cli.train", "train a model on a folder of images, or one stage of a project"),
+    "new": ("ldm.cli.new", "write a project file for a folder of images"),
     "plan": ("ldm.cli.plan", "fit a training into given minutes and memory"),
     "preview-decoder": ("ldm.cli.preview_decoder", "train a tiny decoder for previews"),
     "export": ("ldm.cli.hub", "export a run as one self-contained model folder"),
@@ -85,7 +87,21 @@ EXTRAS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are `UserError`s: one line, with the nearest name after a typo."""
+    """An argument parser whose errors are `UserError`s: one line, with the nearest name after a typo.
+
+    With `takes_settings`, options are for the help alone: all words go to `words`, which the command parses by
+    `ldm.config.overrides`, for every setting is an option there.
+    """
+
+    takes_settings = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        stage = bool(args) and args[0] in ("clip", "vae", "ldm")  # which has a help of its own
+        if not self.takes_settings or ({"-h", "--help"} & set(args or ()) and not stage):
+            return super().parse_known_args(args, namespace)
+        found, _ = super().parse_known_args([], namespace)
+        found.words = list(args or ())
+        return found, []
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; `{self.prog} --help` shows what is allowed")

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "plan",
         help="fit a training into given minutes and memory",
-        description="Propose the U-Net's width, the batch sizes and the steps of all stages that a config trains, from "
-        "what a few real steps take on this device, and predict time and memory.",
+        description="Propose the widths, batch sizes and steps of all stages that a config trains, from what a few "
+        "real steps take on this device, and predict time and memory.",
         epilog="A planned run reports at its end how long it was predicted to take.",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="project file to start from")
@@ -35,35 +36,45 @@ def run(args: argparse.Namespace) -> int:
     prepare_threads(args.threads)
     from ldm.training.budget import propose
 
-    found = propose(args.config, args.minutes, args.memory)
+    found = propose(args.config, args.minutes, args.memory, say=on_stderr)
     print(table(found))
     if args.output:
         write(args.output, args.config, found)
         print(f"\n{args.output} holds this:")
     for one in found:
         file = [args.output] if args.output else [args.config, *flags(one.changes)]
-        print(" ".join(map(str, [f"python train_{one.part}.py", *file])))
+        print(" ".join(map(str, [f"ldm train {one.part}", *file])))
     return 0
+
+
+def on_stderr(line: str) -> None:
+    """Say what has just been measured."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def table(found: list) -> str:
     """A line for each part, and the sum."""
-    from ldm.training.cost_estimate import duration_text, size_text
+    from ldm.training.budget import shape_text
+    from ldm.training.cost_estimate import size_text
+    from ldm.training.progress import duration_text
 
-    head = f"{'part':<5}{'parameters':>12}{'steps':>8}{'batch':>7}{'images/s':>10}{'memory':>10}{'time':>12}  U-Net"
+    head = (
+        f"{'part':<5}{'parameters':>12}{'steps':>8}{'batch':>7}{'images':>9}{'images/s':>10}{'memory':>10}{'time':>12}"
+        "  widths"
+    )
     lines = [head]
     for one in found:
         train = one.settings.train
         speed = train.batch_size / one.forecast.step_seconds(train.batch_size)
         batch = f"{train.batch_size}" + (f"/{n}" if (n := train.gradient_accumulation_steps) > 1 else "")
-        widths = one.changes.get("model", {}).get("block_out_channels", "")
+        size = one.forecast.cost.exported / 1e6
         lines.append(
-            f"{one.part:<5}{one.forecast.cost.exported / 1e6:>10.2f} M{train.num_steps:>8}{batch:>7}{speed:>10.1f}"
-            f"{size_text(one.memory):>10}{duration_text(one.seconds):>12}  {widths}"
+            f"{one.part:<5}{size:>10.2f} M{train.num_steps:>8}{batch:>7}{one.images:>9}{speed:>10.1f}"
+            f"{size_text(one.memory):>10}{duration_text(one.seconds):>12}  {shape_text(one.settings)}"
         )
     whole = sum(one.seconds for one in found)
     return "\n".join(
-        [*lines, f"{'all':<5}{max(one.memory for one in found) / 2**30:>47.2f} GiB{duration_text(whole):>12}"]
+        [*lines, f"{'all':<5}{max(one.memory for one in found) / 2**30:>56.2f} GiB{duration_text(whole):>12}"]
     )
 
 

@@ -80,6 +80,17 @@ def parse(part: str, argv: Sequence[str] | None = None) -> tuple[RunSettings, In
     return settings, Invocation(resume, allow_changed, dry_run, config)
 
 
+def parse_project(argv: Sequence[str], flags: dict[str, Any]) -> tuple[dict, list[str]]:
+    """Settings of a project file, nested, and the words that belong to no option: of `ldm train FOLDER`.
+
+    Args:
+        argv: such as ['photos', '--data.resolution', '32', '--vae.train.num_steps', '50', '--minutes', '60'].
+        flags: name -> type of the options that are no settings; their values are in the dictionary too.
+    Raises: UserError for unknown names and wrong types.
+    """
+    return _parse("", argv, flags)
+
+
 def parse_overrides(part: str, overrides: Sequence[str]) -> dict:
     """['--optim.lr', '2e-4'] as {'optim': {'lr': 2e-4}}. Raises: UserError for unknown names and wrong types."""
     given, others = _parse(part, overrides, {})
@@ -108,7 +119,7 @@ def usage(part: str, config: Path | None = None) -> str:
 
 def _parse(part: str, argv: Sequence[str], flags: dict[str, Any]) -> tuple[dict, list[str]]:
     """The options given, nested by their dots, and the words that belong to none."""
-    types = {path: field.annotation for path, field in paths(PARTS[part])} | flags
+    types = _types(part) | flags
     given: dict = {}
     others, words = [], list(argv)
     while words:
@@ -130,6 +141,14 @@ def _parse(part: str, argv: Sequence[str], flags: dict[str, Any]) -> tuple[dict,
         except ValueError as error:
             raise UserError(f"{error}; {_see_help(part)}") from None
     return given, others
+
+
+def _types(part: str) -> dict[str, Any]:
+    """Dotted path -> type of the settings of a stage; for "" of a project file, the blocks of its stages included."""
+    if part:
+        return {path: field.annotation for path, field in paths(PARTS[part])}
+    types = {path: field.annotation for path, field in paths(RunSettings) if path != "output_dir"}
+    return types | {f"{part}.{path}": kind for part in PARTS for path, kind in _types(part).items()}
 
 
 def _path(part: str, name: str, types: dict[str, Any]) -> tuple[str, bool]:
@@ -197,4 +216,4 @@ def _refuse(part: str, words: Sequence[str]) -> None:
 
 
 def _see_help(part: str) -> str:
-    return f"see train_{part}.py --help"
+    return f"see train_{part}.py --help" if part else "see ldm train --help"

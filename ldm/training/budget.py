@@ -1,31 +1,45 @@
-"""The estimate of `ldm plan`: the widest U-Net, the batches and the steps that given minutes and memory allow.
+"""The plan of `ldm plan` and `ldm train`: widths, batches and steps of all stages for given minutes and memory.
 
-Minutes are divided among the stages as they were when the shipped model was made. From the time of a stage, what
-reports, images and the latent cache take is subtracted first, and the rest is divided by the measured time of a step.
+Text encoder and autoencoder take a share of the time, or less where they need less; the U-Net has the rest. Of each
+stage the widest network is chosen that still sees `TARGET` images in its time, for images seen are worth more than
+width only below that: a U-Net of 48/96/128 with 20,000 images follows captions better than one of 16/32/48 with
+35,000 in more time. From the time of a stage, what reports, images and the latent cache take is subtracted first.
 """
 
+import functools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from ldm.config.loading import load
-from ldm.config.settings import LdmSettings, RunSettings
-from ldm.training.cost_estimate import Forecast, forecast, size_text, training_device, training_samples
+from ldm.config.settings import ClipSettings, DataOptions, LdmSettings, RunSettings, VaeSettings
+from ldm.training.cost_estimate import CostCount, Forecast, forecast, size_text, training_device, training_samples
 from ldm.utils.errors import UserError
 
-SHARES = {"clip": 0.25, "vae": 0.25, "ldm": 0.5}  # of the time
-MIN_STEPS = 1000  # of a U-Net: a narrower one with more steps makes better images than a wider one with fewer
-MIN_BATCH = 16
-WIDTHS = (0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the U-Net in the config
-REPORTS = 3  # before, half-way and after; each is of the raw and of the EMA weights
+SHARES = {"clip": 0.12, "vae": 0.15}  # of the time, at most, unless `LEAST` takes more
+MOST = 0.35  # of the time that such a stage may take then
+TARGET = {"clip": 30_000, "vae": 20_000, "ldm": 20_000}  # images that a network should see, else it is narrowed
+REFERENCE = 5.3e6  # parameters of the U-Net that TARGET is for; of others in proportion, and at least half of it
+LEAST = {"clip": 5_000, "vae": 4_000, "ldm": 4_000}  # images below which nothing is learned
+EPOCHS = {"clip": 40, "vae": 100}  # after which these stages have enough, if they have seen
+ENOUGH = {"clip": 60_000, "vae": 100_000}  # so many images
+MIN_STEPS = {"clip": 300, "vae": 600, "ldm": 600}  # a batch is halved until there are so many
+MIN_BATCH = {"clip": 32, "vae": 16, "ldm": 16}
+NARROWED = (0.25, 0.375, 0.5, 0.75, 1.0)  # widths of text encoder and autoencoder, of those in the config
+WIDTHS = (*NARROWED, 1.5, 2.0, 3.0, 4.0)  # of the U-Net
+EMA_WINDOWS = 10  # of the EMA in a training, at least
 STARTING = 10.0  # seconds until the libraries are loaded and the data are open
+SAVING = 180.0  # seconds between checkpoints, or a fifth of the steps where that is less
 SLACK = 0.95  # of the time: others use the machine too
 SAMPLING_BYTES = 256 * 2**20  # that data and sampling take beside training on a CPU
 CUDA_CONTEXT = 600 * 2**20  # bytes of a GPU's memory that no tensor holds
+
+Changes = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,7 +47,7 @@ class Proposal:
     """What to change in the settings of one stage, and what it will cost."""
 
     part: str
-    changes: dict[str, Any]  # nested as in a project file
+    changes: Changes  # nested as in a project file
     settings: RunSettings  # with the changes
     forecast: Forecast
     seconds: float  # all of it
@@ -43,108 +57,288 @@ class Proposal:
     def steps(self) -> int:
         return self.settings.train.num_steps
 
+    @property
+    def images(self) -> int:
+        """How many images it sees."""
+        return self.steps * self.settings.train.batch_size
 
-def propose(config: Path, minutes: float, memory: float | None = None) -> list[Proposal]:
+    @property
+    def target(self) -> float:
+        """How many it should see at this width."""
+        wide = max(0.5, self.forecast.cost.exported / REFERENCE) if self.part == "ldm" else 1.0
+        return TARGET[self.part] * wide
+
+
+def propose(
+    config: Path,
+    minutes: float,
+    memory: float | None = None,
+    keep: Collection[str] = (),
+    reserve: float = 0.0,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Proposal]:
     """What to train in each stage, in all of these minutes.
 
     Args:
         config: the project file that is started from.
         memory: bytes that a stage may take; None = what the device has.
-    Raises: UserError: if one image does not fit, or nothing can be learned in so little time.
+        keep: settings that stay as they are: "vae.model.block_out_channels", or "train.batch_size" of all stages.
+        reserve: seconds to leave for what is no training.
+        say: takes a line after each measurement.
+    Raises: UserError: if one image does not fit, or a stage would see too few images to learn anything.
     """
     memory = device_memory() if memory is None else memory
-    settings = load("ldm", config)
-    wanted = {"clip": settings.text.source == "run", "vae": settings.vae == "run", "ldm": True}
-    finished = settings.distill.teacher or settings.start.model
-    parts = ["ldm"] if finished else [part for part, needed in wanted.items() if needed]
-    total = sum(SHARES[part] for part in parts)
+    seconds = SLACK * 60 * minutes - reserve
     proposals: list[Proposal] = []
-    for part in parts:
-        seconds = 60 * minutes * SHARES[part] / total
+    for part in stages(load("ldm", config)):
+        used = sum(one.seconds for one in proposals)
         vae = next((one.forecast for one in proposals if one.part == "vae"), None)
-        proposals.append(_part(part, config, seconds, memory, vae))
+        planner = Planner(part, config, memory, kept_of(part, keep), vae, say)
+        share = SHARES.get(part, 1.0)
+        try:
+            proposals.append(planner.best(min(share * seconds, seconds - used), max(MOST * seconds, share * seconds)))
+        except TooShort as short:
+            needed = used + short.seconds if part == "ldm" else short.seconds / MOST
+            raise UserError(short.text(math.ceil((needed + reserve) / SLACK / 60 + 1))) from None
     return proposals
 
 
-def _part(part: str, config: Path, seconds: float, memory: float, vae: Forecast | None) -> Proposal:
-    """The first settings that give the U-Net enough steps at the greatest width, or a smaller batch at the least."""
-    best: Proposal | None = None
-    for changes in _candidates(part, config):
-        one = _fitted(part, config, changes, seconds, memory, vae)
-        if one is None or (best and one.steps < MIN_STEPS):
-            break
-        best = one
-    if best is None:
-        raise UserError(f"{part}: one image does not fit into {size_text(memory)}: give more --memory")
-    while part != "clip" and best.steps < MIN_STEPS and best.settings.train.batch_size >= 2 * MIN_BATCH:
-        changes = best.changes | {"train": {"batch_size": best.settings.train.batch_size // 2}}
-        best = _fitted(part, config, changes, seconds, memory, vae) or best
-    if best.seconds > seconds:
-        needed = best.seconds / seconds
-        raise UserError(
-            f"{part} has {seconds:.0f} s, and starting, reports and caches alone take {best.seconds:.0f}: "
-            f"give {needed:.1f} times as many --minutes"
+def stages(settings: LdmSettings) -> list[str]:
+    """The stages that a project trains, in order."""
+    if settings.distill.teacher or settings.start.model:
+        return ["ldm"]
+    wanted = {"clip": settings.text.source == "run", "vae": settings.vae == "run", "ldm": True}
+    return [part for part, needed in wanted.items() if needed]
+
+
+def kept_of(part: str, keep: Collection[str]) -> set[str]:
+    """Those settings of `keep` that are of this stage, without its name: {"model.width"}."""
+    own = {name.removeprefix(f"{part}.") for name in keep if name.startswith(f"{part}.")}
+    return own | {name for name in keep if name.partition(".")[0] in ("train", "optim")}
+
+
+class TooShort(Exception):
+    """Even the narrowest network of a stage would see too few images; `seconds`: what it needs."""
+
+    def __init__(self, one: Proposal, seconds: float):
+        self.one, self.seconds = one, seconds
+
+    def text(self, minutes: int) -> str:
+        """One line: what is too little, and what to change."""
+        data, wide = self.one.settings.data, shape_text(self.one.settings)
+        return (
+            f"{self.one.part}: too little time: {max(0, self.one.images):,} images at {data.resolution} pixels, even "
+            f"with {wide}, where fewer than {LEAST[self.one.part]:,} teach nothing: "
+            f"give --minutes {minutes} or more, or lower data.resolution"
         )
-    return best
 
 
-def _candidates(part: str, config: Path) -> Iterator[dict[str, Any]]:
-    """Nothing to change, but for a U-Net: each width, the narrowest first."""
-    settings = load(part, config)
-    if not isinstance(settings, LdmSettings) or settings.denoiser != "unet":
-        yield {}
-        return
-    own = settings.model.block_out_channels
-    unit = math.lcm(settings.model.norm_num_groups, settings.model.heads)
-    widths = [[max(unit, round(factor * width / unit) * unit) for width in own] for factor in WIDTHS]
-    for i, chosen in enumerate(widths):
-        if chosen not in widths[:i]:
-            yield {"model": {"block_out_channels": chosen}}
+class Planner:
+    """Finds the settings of one stage; each shape is counted and measured once."""
 
+    def __init__(
+        self,
+        part: str,
+        config: Path,
+        memory: float,
+        keep: Collection[str],
+        vae: Forecast | None,
+        say: Callable[[str], None],
+    ):
+        self.part, self.config, self.memory, self.keep, self.vae, self.say = part, config, memory, keep, vae, say
+        self.original = load(part, config)
+        self.found: dict[int, tuple[RunSettings, Forecast] | None] = {}  # by candidate
 
-def _fitted(
-    part: str, config: Path, changes: dict[str, Any], seconds: float, memory: float, vae: Forecast | None
-) -> Proposal | None:
-    """With as many images at once as fit, and as many steps; None if not one image fits."""
-    original = load(part, config)
-    settings, own = _changed(original, changes), program_memory()
-    sized = forecast(part, settings, config, timed=False)
-    while sized.memory + own > memory:
-        if sized.local == 1 or settings.train.batch_size == 1:
+    def best(self, seconds: float, most: float) -> Proposal:
+        """The widest that sees enough images in `seconds`, else the narrowest, for which it may be `most`.
+
+        Raises: UserError: not one image fits; TooShort.
+        """
+        candidates = [*self.candidates()]
+        low, high, guess = -1, len(candidates), 0 if len(candidates) > 1 else len(candidates) - 1
+        while high - low > 1:
+            one = self.fitted(guess, candidates[guess], seconds)
+            enough = one is not None and one.images >= min(one.target, self.enough())
+            low, high = (guess, high) if enough else (low, guess)
+            ratio = one.images / one.target if one else 0.5
+            guess = min(high - 1, max(low + 1, self.nearest(candidates, guess, ratio)))
+        one = self.fitted(max(0, low), candidates[max(0, low)], seconds)
+        if one is None:
+            raise UserError(f"{self.part}: one image does not fit into {size_text(self.memory)}: give more --memory")
+        if "train.num_steps" in self.keep or one.images >= self.least():
+            return one
+        more = self.fitted(0, candidates[0], most, self.least())
+        assert more is not None
+        if more.images < self.least():
+            raise TooShort(more, self.needed(more))
+        return more
+
+    def least(self) -> float:
+        return min(LEAST[self.part], self.enough())
+
+    def enough(self) -> float:
+        """Images after which this stage gains little."""
+        if self.part not in ENOUGH:
+            return math.inf
+        return max(ENOUGH[self.part], EPOCHS[self.part] * count_samples(self.original.data.model_dump_json()))
+
+    def needed(self, one: Proposal) -> float:
+        """Seconds for the least images with these settings."""
+        batch = one.settings.train.batch_size
+        steps = math.ceil(self.least() / batch) - one.steps
+        return one.seconds + steps * one.forecast.step_seconds(batch)
+
+    def nearest(self, candidates: list[Changes], measured: int, ratio: float) -> int:
+        """The widest candidate that probably sees enough, where the measured one sees `ratio` times as many.
+
+        Time and, of a U-Net, images wanted grow with the number of weights.
+        """
+        power = 4 if self.part == "ldm" else 2
+        sizes = [width_of(changed(self.original, one)) for one in candidates]
+        wanted = sizes[measured] * ratio ** (1 / power)
+        return max((i for i, size in enumerate(sizes) if size <= wanted), default=0)
+
+    def candidates(self) -> Iterator[Changes]:
+        """Changes of the model, the narrowest first; only those that its settings allow."""
+        kept = {name.split(".")[1] for name in self.keep if name.startswith("model.")}
+        seen = []
+        for factor in WIDTHS if self.part == "ldm" else NARROWED:
+            model = {name: value for name, value in scaled(self.original, factor).items() if name not in kept}
+            changes = {"model": model} if model else {}
+            try:
+                changed(self.original, changes)
+            except ValidationError:
+                continue
+            if changes not in seen:
+                seen.append(changes)
+                yield changes
+
+    def measured(self, index: int, changes: Changes) -> tuple[RunSettings, Forecast] | None:
+        """Settings with as many images at once as fit, and their forecast; None if not one image fits."""
+        if index in self.found:
+            return self.found[index]
+        settings, own = changed(self.original, changes), program_memory()
+        sized = forecast(self.part, settings, self.config, timed=False)
+        while sized.memory + own > self.memory:
+            if sized.local == 1 or settings.train.batch_size == 1:
+                self.found[index] = None
+                return None
+            settings = halved(self.part, settings)
+            sized = replace(sized, local=max(1, sized.local // 2))
+        cost: CostCount = sized.cost
+        found = forecast(self.part, settings, self.config, cost=cost)
+        batch = settings.train.batch_size
+        self.say(
+            f"measured {self.part} {shape_text(settings)}: {cost.exported / 1e6:.2f} M parameters, "
+            f"{batch / found.step_seconds(batch):.3g} images/s"
+        )
+        self.found[index] = settings, found
+        return self.found[index]
+
+    def fitted(self, index: int, changes: Changes, seconds: float, most_images: float = math.inf) -> Proposal | None:
+        """With as many steps as fit into `seconds`, and a smaller batch where that makes too few of them."""
+        measured = self.measured(index, changes)
+        if measured is None:
             return None
-        settings = _halved(part, settings)
-        sized = forecast(part, settings, config, timed=False)
-    found = forecast(part, settings, config)
-    overhead = overhead_seconds(part, settings, found, vae)
-    batch, step = settings.train.batch_size, found.step_seconds(settings.train.batch_size)
-    steps = max(1, math.floor((SLACK * seconds - overhead) / step))
-    total = overhead + steps * step
-    train: dict[str, Any] = {"num_steps": steps, "batch_size": batch}
-    if (parts := settings.train.gradient_accumulation_steps) != original.train.gradient_accumulation_steps:
-        train["gradient_accumulation_steps"] = parts
-    train |= {"sample_every": math.ceil(steps / (REPORTS - 1)), "save_every": math.ceil(steps / 5)}
-    train["planned_minutes"] = round(total / 60, 2)
-    optim: dict[str, Any] = {"warmup_steps": min(original.optim.warmup_steps, steps // 10)}
-    if batch != original.train.batch_size:  # Adam's square root rule: Malladi et al. 2022, arXiv 2205.10287
-        optim["lr"] = float(f"{original.optim.lr * math.sqrt(batch / original.train.batch_size):.2g}")
-    changes = changes | {"train": train, "optim": optim}
-    return Proposal(part, changes, _changed(original, changes), found, total, found.memory + own)
+        settings, found = measured
+        overhead = overhead_seconds(self.part, settings, found, self.vae)
+        most = min(most_images, self.enough())
+        batch = settings.train.batch_size
+        while True:
+            step = found.step_seconds(batch)
+            steps = max(1, min(math.floor((seconds - overhead) / step), math.ceil(min(most, 1e12) / batch)))
+            if "train.num_steps" in self.keep:
+                steps = self.original.train.num_steps
+            few = steps < MIN_STEPS[self.part] and batch >= 2 * MIN_BATCH[self.part]
+            if not few or {"train.num_steps", "train.batch_size"} & set(self.keep):
+                break
+            batch //= 2
+        total = overhead + steps * step
+        all_changes = self.kept_out(changes | self.training(settings, batch, steps, step, total))
+        return Proposal(
+            self.part, all_changes, changed(self.original, all_changes), found, total, found.memory + program_memory()
+        )
+
+    def training(self, settings: RunSettings, batch: int, steps: int, step: float, total: float) -> Changes:
+        """The changes of `train` and `optim`."""
+        own, rate = self.original.train, self.original.optim.lr
+        every = max(1, min(math.ceil(steps / 5), round(SAVING / step)))
+        train: Changes = {"num_steps": steps, "batch_size": batch, "save_every": every}
+        if own.sample_every:  # 0 = the user wants none on the way
+            train["sample_every"] = math.ceil(steps / 2)
+        at_once = settings.train.batch_size // settings.train.gradient_accumulation_steps
+        if (accumulated := max(1, batch // at_once)) != own.gradient_accumulation_steps:
+            train["gradient_accumulation_steps"] = accumulated
+        if own.ema_decay > (longest := 1 - EMA_WINDOWS / max(steps, 2 * EMA_WINDOWS)):
+            train["ema_decay"] = round(longest, 4)
+        train["planned_minutes"] = round(total / 60, 2)
+        optim: Changes = {"warmup_steps": min(self.original.optim.warmup_steps, steps // 10)}
+        if batch != own.batch_size:  # Adam's square root rule: Malladi et al. 2022, arXiv 2205.10287
+            optim["lr"] = float(f"{rate * math.sqrt(batch / own.batch_size):.2g}")
+        return {"train": train, "optim": optim}
+
+    def kept_out(self, changes: Changes) -> Changes:
+        """The changes without those that the user keeps from being made."""
+        left = {
+            section: {name: value for name, value in inner.items() if f"{section}.{name}" not in self.keep}
+            for section, inner in changes.items()
+        }
+        return {section: inner for section, inner in left.items() if inner}
 
 
-def _changed(settings: RunSettings, changes: dict[str, Any]) -> RunSettings:
-    """Checked settings with nested changes."""
+def scaled(settings: RunSettings, factor: float) -> Changes:
+    """The widths of the model times `factor`, as multiples of what its heads and norms need; {} where it has none."""
+    if isinstance(settings, ClipSettings):
+        model = settings.model
+        units = {"width": 8 * model.heads, "vision_width": 8 * model.vision_heads, "embed_dim": 8}
+        return {name: rounded(factor * getattr(model, name), unit) for name, unit in units.items()}
+    if isinstance(settings, LdmSettings) and settings.denoiser != "unet":
+        return {}
+    if not isinstance(settings, LdmSettings | VaeSettings):
+        return {}
+    unit = settings.model.norm_num_groups
+    if isinstance(settings, LdmSettings):
+        unit = math.lcm(unit, settings.model.heads)
+    return {"block_out_channels": [rounded(factor * width, unit) for width in settings.model.block_out_channels]}
+
+
+def rounded(value: float, unit: int) -> int:
+    return max(unit, round(value / unit) * unit)
+
+
+def width_of(settings: RunSettings) -> float:
+    """The mean width of the network, for comparison with others of its kind."""
+    if isinstance(settings, ClipSettings):
+        return (settings.model.width + settings.model.vision_width) / 2
+    if isinstance(settings, LdmSettings | VaeSettings):
+        return sum(settings.model.block_out_channels) / len(settings.model.block_out_channels)
+    return 1.0
+
+
+def shape_text(settings: RunSettings) -> str:
+    """The widths of a network: '48/96/128'."""
+    if isinstance(settings, ClipSettings):
+        return f"{settings.model.width} + {settings.model.vision_width}"
+    if isinstance(settings, LdmSettings) and settings.denoiser != "unet":
+        return str(settings.mlp.width)
+    assert isinstance(settings, LdmSettings | VaeSettings)
+    return "/".join(map(str, settings.model.block_out_channels))
+
+
+def changed(settings: RunSettings, changes: Changes) -> RunSettings:
+    """Checked settings with nested changes. Raises: ValidationError."""
     values = settings.model_dump()
     for section, inner in changes.items():
         values[section] = values[section] | inner
     return type(settings)(**values)
 
 
-def _halved(part: str, settings: RunSettings) -> RunSettings:
+def halved(part: str, settings: RunSettings) -> RunSettings:
     """Half as many images at once: more accumulation steps; for CLIP a smaller batch, whose items it contrasts."""
     train = settings.train
     if part == "clip":
-        return _changed(settings, {"train": {"batch_size": train.batch_size // 2}})
-    return _changed(settings, {"train": {"gradient_accumulation_steps": 2 * train.gradient_accumulation_steps}})
+        return changed(settings, {"train": {"batch_size": train.batch_size // 2}})
+    return changed(settings, {"train": {"gradient_accumulation_steps": 2 * train.gradient_accumulation_steps}})
 
 
 # ---- what is not training ------------------------------------------------------------------------------------------
@@ -157,23 +351,35 @@ def overhead_seconds(part: str, settings: RunSettings, found: Forecast, vae: For
     """
     fraction = 1 / 2 if found.half else 1 / 3
     forward = fraction / found.speed.images
-    samples = training_samples(settings.data)
+    samples = count_samples(settings.data.model_dump_json())
     held_out = 16 + 0.06 * samples  # about; reports use some of them
     weights = 2 if settings.train.ema_decay else 1
+    reports = weights * (3 if settings.train.sample_every else 2)  # before, half-way and after
     if part == "clip":
-        return STARTING + REPORTS * weights * min(512, held_out) * forward
+        return STARTING + reports * min(512, held_out) * forward
     if part == "vae":
         statistics = min(4096, samples) / 2  # of the latents, at the end
-        return STARTING + (REPORTS * weights * min(128, held_out) + statistics) * forward
+        return STARTING + (reports * min(128, held_out) + statistics) * forward
     assert isinstance(settings, LdmSettings)
     chosen = settings.sampling
     scored = chosen.judged if settings.data.source in ("glyphs", "digits") else 0
     images = (len(chosen.prompts) or 8) * chosen.per_prompt + scored
-    calls = chosen.num_inference_steps * (1 if chosen.guidance_scale == 1 else 2)
     decode = fraction / vae.speed.images / 2 if vae else forward
-    reports = REPORTS * weights * (images * (calls * forward + decode) + 2 * min(512, held_out) * forward)
+    drawn = images * (sampling_calls(settings) * forward + decode) + 2 * min(512, held_out) * forward
     encoded = 0 if settings.vae == "identity" else samples + held_out
-    return STARTING + reports + encoded * decode
+    return STARTING + reports * drawn + encoded * decode
+
+
+@functools.cache
+def count_samples(options: str) -> int:
+    """`training_samples` of a JSON of data options: a folder is looked at once."""
+    return training_samples(DataOptions.model_validate_json(options))
+
+
+def sampling_calls(settings: LdmSettings) -> int:
+    """Network calls for one image, guidance included."""
+    chosen = settings.sampling
+    return chosen.num_inference_steps * (1 if chosen.guidance_scale == 1 else 2)
 
 
 def device_memory() -> float:

@@ -26,6 +26,7 @@ from ldm.data import build as build_data
 from ldm.data import is_own
 from ldm.training.distributed import checkpoint_gradients, precision
 from ldm.training.optimizer import build_optimizer
+from ldm.training.progress import duration_text
 from ldm.training.run_directory import sibling
 from ldm.utils.errors import UserError
 
@@ -116,10 +117,16 @@ def plan(part: str, settings: RunSettings, config: Path | None = None) -> str:
     return "\n".join(f"{name:<9}{text}" for name, text in rows.items())
 
 
-def forecast(part: str, settings: RunSettings, config: Path | None = None, timed: bool = True) -> Forecast:
+def forecast(
+    part: str,
+    settings: RunSettings,
+    config: Path | None = None,
+    timed: bool = True,
+    cost: CostCount | None = None,
+) -> Forecast:
     """Count, and measure unless `timed` is false: some seconds on the device that would train.
 
-    Other arguments as of `plan`.
+    `cost`: what was counted for this model before; other arguments as of `plan`.
     """
     subject = SUBJECTS[part](settings, config)
     if settings.train.gradient_checkpointing:
@@ -127,7 +134,7 @@ def forecast(part: str, settings: RunSettings, config: Path | None = None, timed
         subject = replace(subject, build=lambda: checkpoint_gradients(build()))
     device = training_device()
     half = _half_precision(settings, device)
-    cost = measure_cost(subject)
+    cost = cost or measure_cost(subject)
     world = int(os.environ.get("WORLD_SIZE", 1))
     train = settings.train
     local = max(1, train.batch_size // (world * train.gradient_accumulation_steps))
@@ -433,10 +440,3 @@ def _si(value: float) -> str:
 
 def size_text(count: float) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
-def duration_text(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

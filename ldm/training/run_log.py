@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 from accelerate import Accelerator
 
+from ldm.training.progress import duration_text
+
 
 class RunLog:
     """The log of one run; only the main process prints and writes.
@@ -24,6 +26,7 @@ class RunLog:
         self.accelerator, self.path = accelerator, run / "log.jsonl"
         self.trackers = [name for name in wanted if name != "none"]
         self._warned: set[str] = set()
+        self.began = psutil.Process().create_time()  # of this training, in seconds since 1970
         for name in set(self.trackers) - set(map(str, accelerator.log_with)):
             self.say(f"train.report_to: {name} is not installed, so only log.jsonl is written; pip install {name}")
 
@@ -42,10 +45,11 @@ class RunLog:
                 self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
 
     def compare_with_plan(self, step: int, planned: float) -> None:
-        """The minutes since this process started, imports and caches included, beside those of `ldm plan`."""
-        minutes = (time.time() - psutil.Process().create_time()) / 60
+        """The minutes since this training began, imports and caches included, beside those of `ldm plan`."""
+        minutes = (time.time() - self.began) / 60
         self.write({"step": step, "minutes": minutes, "planned_minutes": planned})
-        self.say(f"took {minutes:.1f} min, {minutes / planned:.2f} times the {planned:.1f} min that were planned")
+        took, wanted = duration_text(60 * minutes), duration_text(60 * planned)
+        self.say(f"took {took}, {minutes / planned:.2f} times the {wanted} that were planned")
 
     @contextmanager
     def tolerated(self, kind: type[Exception], text: str) -> Iterator[None]:

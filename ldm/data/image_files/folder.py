@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from ldm.config.settings import FileOptions
 from ldm.data.decoding import MAX_BYTES, SUFFIXES, ImageError
-from ldm.data.image_files.records import Sample, agreed_splits, clean_caption, clean_captions, first_few, require_column
+from ldm.data.image_files.records import Sample, agreed_splits, clean_captions, first_few, require_column
 from ldm.data.image_files.safe_tree import Tree, reason
 from ldm.utils.errors import UserError
 
@@ -79,13 +79,16 @@ class FolderSource:
         return captions
 
     def _from_sidecars(self, pictures: list[str], options: FileOptions) -> dict[str, tuple[str, ...]]:
-        return {name: self._sidecar(name) if options.caption_column else () for name in pictures}
+        captions = {name: self._sidecar(name) if options.caption_column else () for name in pictures}
+        if several := sum(len(lines) > 1 for lines in captions.values()):
+            self.notes.append(f"{several} .txt files have several lines: each line is a caption, one is drawn per look")
+        return captions
 
     def _sidecar(self, name: str) -> tuple[str, ...]:
-        """The complete .txt file beside the image as one caption; an image without one has none."""
+        """The lines of the .txt file beside the image, each a caption; an image without one has none."""
         beside = str(PurePosixPath(name).with_suffix(".txt"))
         try:
-            text = clean_caption(_decoded(self._tree.read(beside, MAX_CAPTION_BYTES)))
+            lines = _decoded(self._tree.read(beside, MAX_CAPTION_BYTES)).splitlines()
         except FileNotFoundError:
             return ()
         except OSError as error:
@@ -94,7 +97,7 @@ class FolderSource:
         except ValueError as error:
             self._faults[name] = f"its .txt caption is {error}"
             return ()
-        return (text,) if text else ()
+        return clean_captions(lines, name)
 
 
 def _twins(pictures: list[str], has_sidecars: bool) -> list[str]:

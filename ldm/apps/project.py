@@ -1,0 +1,169 @@
+"""From a folder of images to a project file: the preset for this device, what the images are, and the plan.
+
+The file stands by itself: it extends no other, and each block is preceded by what was measured for it.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ldm.config.loading import load
+from ldm.config.settings import DataOptions
+from ldm.config.yaml_io import dump, merge, read
+from ldm.utils.errors import UserError
+
+PRESETS = {"cpu": "folder-cpu.yaml", "cuda": "folder.yaml"}
+TITLES = {"clip": "Text encoder", "vae": "Autoencoder", "ldm": "U-Net"}
+RESERVE, PER_MINUTE = 45.0, 1.5  # seconds for what is no training: export, report, image grid
+
+Say = Callable[[str], None]
+
+
+def name_of(source: str) -> str:
+    """A project's name from the place of its images: 'photos/My cats/' -> 'My-cats'."""
+    stem = Path(source).absolute().name if Path(source).exists() else source.rpartition("/")[2]
+    name = re.sub(r"[^\w.-]+", "-", stem.removesuffix(".parquet")).strip("-.")
+    return name or "my"
+
+
+def write_project(path: Path, source: str, minutes: float, memory: float | None, given: dict, say: Say) -> None:
+    """Look at the images, plan the training and write its project file; it appears only once it is complete.
+
+    Args:
+        path: the YAML file to write.
+        source: a folder, a .parquet file or a Hub id.
+        minutes: for all of it.
+        memory: bytes that a stage may take; None = what the device has.
+        given: settings of the user, nested as in a project file; they are never changed.
+        say: takes a line about each thing found.
+    Raises: UserError: images that cannot be read, or too little time.
+    """
+    import tempfile
+
+    from ldm.training.budget import propose
+    from ldm.utils.atomic_files import atomic_write, readable_io_errors
+
+    report = look_at(source, given)
+    say(f"data: {facts(report)}")
+    for note in report["notes"]:
+        say(f"note: {note}")
+    document = base_document(path.stem, source, report, given)
+    with tempfile.TemporaryDirectory() as scratch:
+        base = Path(scratch) / path.name
+        base.write_text(dump(document), encoding="utf-8")
+        build_data(base)
+        reserve = RESERVE + PER_MINUTE * minutes
+        proposals = propose(base, minutes, memory, [*dotted(given)], reserve, say)
+    for one in proposals:
+        say(f"plan: {line_of(one)}")
+    text = "\n".join(commented(path, document, proposals, minutes, facts(report)))
+    with readable_io_errors(path, "start it in a folder that can be written"):
+        atomic_write(path, text.encode())
+
+
+def look_at(source: str, given: dict) -> dict[str, Any]:
+    """The report of `ldm data check`. Raises: UserError: if nothing can be read."""
+    from ldm.config.settings import ClipModel
+    from ldm.data.image_files.dataset import open_source
+    from ldm.data.inspection import inspect
+
+    if source in ("glyphs", "digits", "toy"):
+        raise UserError(f"{source!r} is a built-in data set: `ldm train CONFIG` with one of its presets in configs/")
+    options = DataOptions.model_validate({"source": source} | given.get("data", {}))
+    report = inspect(open_source(options), options, ClipModel().context_length)
+    if len(report["skipped"]) == report["pictures"]:
+        first = report["skipped"][0]
+        raise UserError(f"{source}: none of {report['pictures']} images can be read; {first['id']}: {first['reason']}")
+    return report
+
+
+def build_data(config: Path) -> None:
+    """Decode all images into the cache: what the data stop a training for, they stop it for here."""
+    from ldm.data import build
+
+    build(load("vae", config).data)
+
+
+def channels_of(report: dict[str, Any]) -> int:
+    """1 where no image has any colour, else 3."""
+    return 1 if report["grey"] == report["pictures"] - len(report["skipped"]) else 3
+
+
+def facts(report: dict[str, Any]) -> str:
+    """'6468 images (6145 train, 323 validation), colour, captions: 12936'."""
+    divided = ", ".join(f"{count} {name}" for name, count in report["splits"].items())
+    usable, captions = report["pictures"] - len(report["skipped"]), report["captions"]["total"]
+    words = f"captions: {captions}" if captions else "no captions (the model will be unconditional)"
+    left_out = f", {len(report['skipped'])} left out" if report["skipped"] else ""
+    return f"{usable} images ({divided}{left_out}), {'grey' if channels_of(report) == 1 else 'colour'}, {words}"
+
+
+def base_document(name: str, source: str, report: dict[str, Any], given: dict) -> dict[str, Any]:
+    """The preset for this device with what the images are, and what the user wants."""
+    from ldm.training.cost_estimate import training_device
+    from ldm.utils.assets import shipped_configs
+
+    document = read(shipped_configs() / PRESETS[training_device().type])
+    data = {"source": source, "channels": channels_of(report), "files": {"horizontal_flip": False}}
+    document = {"name": name} | merge(document, {"data": data})
+    if not report["captions"]["total"]:
+        document.pop("clip", None)
+        text = {"source": "none", "train": False}
+        document = merge(document, {"ldm": {"text": text, "sampling": {"guidance_scale": 1.0}}})
+    return merge(document, given)
+
+
+def dotted(given: dict, prefix: str = "") -> Iterator[str]:
+    """{'train': {'num_steps': 9}} -> 'train.num_steps'."""
+    for name, value in given.items():
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def line_of(one: Any) -> str:
+    """What a stage will see, and what was measured for it."""
+    from ldm.training.budget import shape_text
+    from ldm.training.progress import duration_text
+
+    train = one.settings.train
+    speed = train.batch_size / one.forecast.step_seconds(train.batch_size)
+    return (
+        f"{TITLES[one.part].lower()} {shape_text(one.settings)}, {one.forecast.cost.exported / 1e6:.2f} M parameters: "
+        f"{one.images:,} images ({train.num_steps} steps of {train.batch_size}) at {speed:.3g} images/s, "
+        f"about {duration_text(one.seconds)}"
+    )
+
+
+def reason_of(one: Any) -> str:
+    """Why this width and not another."""
+    from ldm.training.budget import LEAST
+
+    if one.images >= one.target:
+        return f"The widest of those tried that sees {one.target:,.0f} images in its time."
+    if not one.changes.get("model"):
+        return "The width is the config's own."
+    return f"The narrowest of those tried; it should see {one.target:,.0f} images, and at least {LEAST[one.part]:,}."
+
+
+def commented(path: Path, document: dict, proposals: list, minutes: float, about: str) -> Iterator[str]:
+    """The lines of the project file."""
+    import torch
+
+    from ldm import __version__
+
+    yield f"# {about}."
+    yield f"# Planned by ldm {__version__} for {minutes:g} minutes with {torch.get_num_threads()} threads."
+    yield f"# Train with `ldm train {path}`; edit what you like before it starts. All settings with their values:"
+    yield f"# `ldm train ldm {path} --print-config`."
+    blocks = {one.part for one in proposals}
+    yield dump({key: value for key, value in document.items() if key not in TITLES})
+    for one in proposals:
+        yield f"# {TITLES[one.part]}: {line_of(one).partition(' ')[2]}."
+        yield f"# {reason_of(one)}"
+        yield dump({one.part: merge(document.get(one.part, {}), one.changes)})
+    for part in TITLES.keys() - blocks:
+        if part in document:
+            yield dump({part: document[part]})

@@ -1,0 +1,357 @@
+"""`ldm train`: from a folder of images to a model, or one stage of a project; what `train_*.py` run.
+
+The chain of a folder is the commands that somebody would type, one after the other in one process: data check, plan,
+the stages, `ldm evaluate`, `ldm export`. Whatever ends it, the same command continues: the plan is a file that is
+written once, a stage resumes from its newest checkpoint, and what is finished is skipped.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from ldm.config.settings import RunSettings
+
+STAGES = {"clip": "text encoder", "vae": "autoencoder", "ldm": "U-Net"}
+MINUTES = 180.0
+FLAGS: dict[str, Any] = {"minutes": float, "memory": str, "output": str}
+EVALUATED = 128  # held-out images, at most
+PROMPTS, PER_PROMPT = 12, 4  # of the image grid
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="train a model on a folder of images, or one stage of a project",
+        description="Train a model on your own images: check them, plan the training for the minutes given, train text "
+        "encoder, autoencoder and U-Net, evaluate, and export a folder that diffusers loads. The same command "
+        "continues what was interrupted. `ldm train clip|vae|ldm CONFIG` trains one stage.",
+        epilog="Any setting may be given, such as --data.resolution 128 or --vae.train.num_steps 2000: the plan keeps "
+        "it. `ldm train STAGE --help` lists them. Several GPUs: accelerate launch -m ldm.train FOLDER.",
+    )
+    parser.takes_settings = True
+    parser.add_argument(
+        "what",
+        nargs="*",
+        metavar="FOLDER",
+        help="images, each with a .txt caption beside it (or a .parquet file, or a Hub data set); or a project file "
+        "(.yaml), whose stages are trained as it says; or a stage and a project file",
+    )
+    parser.add_argument("--minutes", type=float, help="time for everything; used once, for the plan (default: 180)")
+    parser.add_argument("-o", "--output", metavar="DIR", help="folder of the exported model (default: NAME-model)")
+    parser.add_argument("--name", help="of the project: NAME.yaml and runs/NAME (default: the folder's name)")
+    parser.add_argument("--memory", metavar="SIZE", help="8GiB, 900MiB, ... (default: the GPU's, or what RAM is free)")
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.words and args.words[0] in STAGES:
+        return train_stage(args.words[0], args.words[1:])
+    train_all(args.words)
+
+
+# ---- one stage ------------------------------------------------------------------------------------------------------
+
+
+def train_stage(part: str, argv: Sequence[str] | None = None) -> None:
+    """One training, as the command line says.
+
+    Args:
+        part: "clip", "vae" or "ldm".
+        argv: the arguments; None = those of this process.
+    """
+    from ldm.config.overrides import parse
+    from ldm.utils.runtime import prepare_threads
+    from ldm.utils.torchvision_compat import patch_torchvision
+
+    settings, invocation = parse(part, argv)
+    prepare_threads(settings.train.threads)
+    patch_torchvision()
+    if invocation.dry_run:
+        from ldm.training.cost_estimate import plan
+
+        return print(plan(part, settings, invocation.config))
+    fit(part, settings, invocation.resume, invocation.allow_changed)
+
+
+def fit(
+    part: str,
+    settings: "RunSettings",
+    resume: str = "auto",
+    allow_changed: Sequence[str] = (),
+    began: float | None = None,
+) -> None:
+    """Train a stage in its run folder, from its newest checkpoint if there is one.
+
+    Args:
+        resume, allow_changed: see `ldm.training.trainer.Trainer.fit`.
+        began: when it was started, in seconds since 1970; None = with this process.
+    """
+    from ldm.data import build
+    from ldm.training.distributed import start_world
+    from ldm.training.run_directory import open_run
+    from ldm.training.trainer import Trainer
+
+    state = start_world()
+    with state.main_process_first():
+        run = open_run(settings, part)
+        data = build(settings.data)
+        task = task_of(part, settings, data, run, state.device)
+    trainer = Trainer(task, settings, run)
+    trainer.log.began = began or trainer.log.began
+    trainer.fit(resume, allow_changed)
+    if part == "vae" and trainer.accelerator.is_main_process:
+        from ldm.evaluation.autoencoder_report import write_report
+        from ldm.models.autoencoder import load_vae
+
+        write_report(load_vae(run), data.validation, run)
+
+
+def task_of(part: str, settings: Any, data: Any, run: Path, device: Any) -> Any:
+    """What a stage trains."""
+    if part == "clip":
+        from ldm.training.tasks.clip import ClipTask
+
+        return ClipTask(settings, data, run)
+    if part == "vae":
+        from ldm.training.tasks.vae import VaeTask
+
+        return VaeTask(settings, data)
+    from ldm.evaluation.training_hook import hook_for
+    from ldm.training.tasks.denoising import denoising_task
+    from ldm.training.tasks.distillation import distillation_task
+    from ldm.training.tasks.finetuning import finetuning_task
+
+    finished = finetuning_task if settings.start.model else denoising_task
+    build_task = distillation_task if settings.distill.teacher else finished
+    return build_task(settings, data, run, device, hook_for(settings))
+
+
+# ---- all stages -----------------------------------------------------------------------------------------------------
+
+
+def train_all(words: Sequence[str]) -> None:
+    """`ldm train FOLDER` and `ldm train CONFIG`."""
+    from ldm.utils.runtime import prepare_threads
+
+    given, source = parse_words(words, "ldm train")
+    output, threads = given.pop("output", None), given.get("train", {}).get("threads", 0)
+    plans = {"minutes", "memory"} & given.keys()
+    minutes, memory = minutes_of(given), memory_of(given)
+    prepare_threads(threads)
+    from ldm.training.distributed import start_world
+
+    with start_world().main_process_first():
+        if source.endswith((".yaml", ".yml")):
+            if plans:
+                new = f"ldm plan {source} --minutes N -o planned.yaml"
+                raise UserError(f"{source} says how long to train: leave out --{min(plans)}, or `{new}` first")
+            config = Path(source)
+        else:
+            config = planned(source, minutes, memory, given)
+    train_project(config, given, output)
+
+
+def parse_words(words: Sequence[str], program: str) -> tuple[dict, str]:
+    """Settings and options, nested, and the one word that names the images."""
+    from ldm.config.overrides import parse_project
+
+    given, names = parse_project(["--output" if word == "-o" else word for word in words], FLAGS)
+    if len(names) != 1:
+        what = "give a folder of images" if not names else f"give one folder, got {' and '.join(names[:3])}"
+        raise UserError(f"{program}: {what}, such as `{program} my-images`; see {program} --help")
+    return given, names[0]
+
+
+def minutes_of(given: dict) -> float:
+    """The option --minutes, taken out of `given`."""
+    minutes = given.pop("minutes", None)
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise UserError(f"--minutes must be a number above 0, got {minutes:g}")
+    return MINUTES if minutes is None else minutes
+
+
+def memory_of(given: dict) -> float | None:
+    """The option --memory in bytes, taken out of `given`."""
+    from ldm.cli.plan import _bytes
+
+    text = given.pop("memory", None)
+    try:
+        return None if text is None else _bytes(text)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"--memory {error}") from None
+
+
+def planned(source: str, minutes: float, memory: float | None, given: dict) -> Path:
+    """The project file of a folder: the one that an earlier start wrote, else planned now."""
+    from ldm.apps.project import name_of, write_project
+    from ldm.cli.plan import on_stderr
+    from ldm.config.loading import load
+
+    name = given.get("name") or name_of(source)
+    path = Path(f"{name}.yaml")
+    if not path.exists():
+        write_project(
+            path, source, minutes, memory, {key: value for key, value in given.items() if key != "name"}, on_stderr
+        )
+        print(f"plan: written to {path}")
+        return path
+    of = load("vae", path).data.source
+    if of != source and Path(of).resolve() != Path(source).resolve():
+        raise UserError(f"{path} is the project of {of}, not of {source}: add --name OTHER for another project")
+    print(f"plan: {path}, as made before; remove it to plan anew")
+    return path
+
+
+def train_project(config: Path, given: dict, output: str | None = None) -> None:
+    """All stages of a project, its evaluation and export; what is finished is skipped."""
+    from ldm.config.loading import load, run_dir
+    from ldm.training.budget import stages
+    from ldm.training.distributed import start_world
+
+    chosen = {part: load(part, config, settings_for(part, given)) for part in STAGES}
+    parts = stages(chosen["ldm"])  # type: ignore[arg-type]
+    for number, part in enumerate(parts, start=1):
+        head = f"[{number}/{len(parts)}] {STAGES[part]}"
+        if finished(part, chosen[part]):
+            say(f"{head}: finished before")
+            continue
+        say(f"{head}: {amount(chosen[part])}, in {run_dir(chosen[part], part)}")
+        fit(part, chosen[part], began=time.time())
+        forget()
+    if start_world().is_main_process:
+        run = run_dir(chosen["ldm"], "ldm")
+        finish(run, Path(output).expanduser() if output else Path(f"{chosen['ldm'].name}-model"))
+        compare(parts, chosen)
+
+
+def settings_for(part: str, given: dict) -> dict:
+    """What the command line sets in one stage: what it sets in all of them, and in its block."""
+    from ldm.config.yaml_io import merge
+
+    return merge({key: value for key, value in given.items() if key not in STAGES}, given.get(part, {}))
+
+
+def say(text: str) -> None:
+    """A line of the main process."""
+    from ldm.training.distributed import start_world
+
+    if start_world().is_main_process:
+        print(text, flush=True)
+
+
+def amount(settings: "RunSettings") -> str:
+    """'470 steps of 64, about 11 min'."""
+    from ldm.training.progress import duration_text
+
+    train = settings.train
+    planned = f", about {duration_text(60 * train.planned_minutes)}" if train.planned_minutes else ""
+    return f"{train.num_steps} steps of {train.batch_size}{planned}"
+
+
+def finished(part: str, settings: "RunSettings") -> bool:
+    """Whether a run has trained all its steps and written what comes after them."""
+    from ldm.config.loading import load, run_dir
+    from ldm.utils import checkpoint_files as checkpoint
+
+    run = run_dir(settings, part)
+    if not (run / "config.yaml").is_file() or checkpoint.verify(run / "final") is not None:
+        return False
+    done = load(part, run / "config.yaml").train.num_steps == settings.train.num_steps
+    return done and (part != "vae" or (run / "report.json").is_file())
+
+
+def forget() -> None:
+    """Free what a stage held, so that the next one may have another precision and all of the memory."""
+    import gc
+
+    import torch
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def finish(run: Path, model: Path) -> None:
+    """Evaluation, export and image grid of a finished run, unless they are there and newer than it."""
+    report, metrics = run.parent / "report", run.parent / "report" / "metrics.json"
+    if not newer(metrics, run):
+        print(f"report: {report}", flush=True)
+        try:
+            command("evaluate", str(run), "-o", str(report), *amount_evaluated(run))
+        except UserError as error:  # too few images, say: the model is finished all the same
+            print(f"no report: {error}")
+    if not newer(model / "model_index.json", run):
+        print(f"export: {model}", flush=True)
+        command("export", str(run), "-o", str(model), *(["--metrics", str(metrics)] if metrics.is_file() else []))
+    if not newer(model / "grid.png", model / "model_index.json"):
+        draw_grid(run, model)
+
+
+def amount_evaluated(run: Path) -> list[str]:
+    """--samples for one's own images, --quick for glyphs."""
+    from ldm.cli.evaluate import KNOWN, OWN, source_of
+
+    suite = KNOWN.get(source_of(run), OWN)
+    return ["--samples", str(EVALUATED)] if suite is OWN else ["--quick"] if suite.quick else []
+
+
+def newer(path: Path, than: Path) -> bool:
+    """Whether a file was made after a run was finished, or after another file."""
+    of = than / "final" if than.is_dir() else than
+    return path.exists() and path.stat().st_mtime >= of.stat().st_mtime
+
+
+def command(*words: str) -> None:
+    """What `ldm WORDS` does."""
+    from ldm.cli.main import build_parser
+
+    args = build_parser(list(words)).parse_args(list(words))
+    args.run(args)
+
+
+def draw_grid(run: Path, model: Path) -> None:
+    """grid.png in the model's folder: images of held-out captions, none picked out, a row for each."""
+    from ldm.config.loading import load
+    from ldm.data import build
+    from ldm.pipelines.loading import load_pipeline
+    from ldm.utils.image_grid import image_grid, save_png
+
+    settings = load("ldm", run / "config.yaml")
+    prompts = settings.sampling.prompts or held_out(build(settings.data).validation)
+    images = load_pipeline(model)(prompts, num_images_per_prompt=PER_PROMPT, seed=0).images
+    save_png(image_grid(images, PER_PROMPT), model / "grid.png")
+    print(f"{model / 'grid.png'}: a row for each of: {'; '.join(prompts)}")
+
+
+def held_out(data: Any) -> list[str]:
+    """Captions of evenly spaced validation images; one empty prompt where there are none."""
+    import numpy as np
+
+    from ldm.data import evenly_spaced_indices
+
+    rng = np.random.default_rng(0)
+    found = [data.caption(int(i), rng) for i in evenly_spaced_indices(len(data), PROMPTS)]
+    return list(dict.fromkeys(found))
+
+
+def compare(parts: Sequence[str], chosen: dict[str, "RunSettings"]) -> None:
+    """The minutes of all stages beside those that were planned, where both are known."""
+    import json
+
+    from ldm.config.loading import run_dir
+    from ldm.training.progress import duration_text
+
+    spent = planned = 0.0
+    for part in parts:
+        log = run_dir(chosen[part], part) / "log.jsonl"
+        last = json.loads(log.read_text().splitlines()[-1])
+        if "minutes" not in last:
+            return
+        spent, planned = spent + last["minutes"], planned + last["planned_minutes"]
+    print(f"training took {duration_text(60 * spent)}, and {duration_text(60 * planned)} were planned")
