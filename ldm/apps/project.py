@@ -3,6 +3,7 @@
 The file stands by itself: it extends no other, and each block is preceded by what was measured for it.
 """
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +49,7 @@ def write_project(path: Path, source: str, minutes: float, memory: float | None,
     say(f"data: {facts(report)}")
     for note in report["notes"]:
         say(f"note: {note}")
+    logging.getLogger("ldm.data").setLevel(logging.ERROR)  # else each stage says them again
     document = base_document(path.stem, source, report, given)
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch) / path.name
@@ -111,7 +113,11 @@ def base_document(name: str, source: str, report: dict[str, Any], given: dict) -
         document.pop("clip", None)
         text = {"source": "none", "train": False}
         document = merge(document, {"ldm": {"text": text, "sampling": {"guidance_scale": 1.0}}})
-    return merge(document, given)
+    document = merge(document, given)
+    for part in TITLES.keys() & document.keys():  # what is given for all stages wins over the preset's for one
+        own = {key: value for key, value in given.items() if key in document[part]}
+        document[part] = merge(merge(document[part], own), given.get(part, {}))
+    return document
 
 
 def dotted(given: dict, prefix: str = "") -> Iterator[str]:
@@ -125,15 +131,14 @@ def dotted(given: dict, prefix: str = "") -> Iterator[str]:
 
 def line_of(one: Any) -> str:
     """What a stage will see, and what was measured for it."""
-    from ldm.training.budget import shape_text
+    from ldm.training.budget import shape_text, speed_text
     from ldm.training.progress import duration_text
 
     train = one.settings.train
-    speed = train.batch_size / one.forecast.step_seconds(train.batch_size)
     return (
-        f"{TITLES[one.part].lower()} {shape_text(one.settings)}, {one.forecast.cost.exported / 1e6:.2f} M parameters: "
-        f"{one.images:,} images ({train.num_steps} steps of {train.batch_size}) at {speed:.3g} images/s, "
-        f"about {duration_text(one.seconds)}"
+        f"{TITLES[one.part]} {shape_text(one.settings)}, {one.forecast.cost.exported / 1e6:.2f} M parameters: "
+        f"{one.images:,} images ({train.num_steps} steps of {train.batch_size}) at "
+        f"{speed_text(one.forecast, train.batch_size)}, about {duration_text(one.seconds)}"
     )
 
 
@@ -161,7 +166,7 @@ def commented(path: Path, document: dict, proposals: list, minutes: float, about
     blocks = {one.part for one in proposals}
     yield dump({key: value for key, value in document.items() if key not in TITLES})
     for one in proposals:
-        yield f"# {TITLES[one.part]}: {line_of(one).partition(' ')[2]}."
+        yield f"# {line_of(one)}."
         yield f"# {reason_of(one)}"
         yield dump({one.part: merge(document.get(one.part, {}), one.changes)})
     for part in TITLES.keys() - blocks:

@@ -95,6 +95,7 @@ def fit(
     from ldm.training.run_directory import open_run
     from ldm.training.trainer import Trainer
 
+    quiet_libraries()
     state = start_world()
     with state.main_process_first():
         run = open_run(settings, part)
@@ -108,6 +109,15 @@ def fit(
         from ldm.models.autoencoder import load_vae
 
         write_report(load_vae(run), data.validation, run)
+
+
+def quiet_libraries() -> None:
+    """Keep progress bars of libraries from between the lines of a training."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    of_diffusers.disable_progress_bar()
+    of_transformers.disable_progress_bar()
 
 
 def task_of(part: str, settings: Any, data: Any, run: Path, device: Any) -> Any:

@@ -227,10 +227,10 @@ class Planner:
             sized = replace(sized, local=max(1, sized.local // 2))
         cost: CostCount = sized.cost
         found = forecast(self.part, settings, self.config, cost=cost)
-        batch = settings.train.batch_size
+        speed = speed_text(found, settings.train.batch_size)
         self.say(
             f"measured {self.part} {shape_text(settings)}: {cost.exported / 1e6:.2f} M parameters, "
-            f"{batch / found.step_seconds(batch):.3g} images/s"
+            f"{speed}{found.speed.remark}"
         )
         self.found[index] = settings, found
         return self.found[index]
@@ -323,6 +323,12 @@ def shape_text(settings: RunSettings) -> str:
         return str(settings.mlp.width)
     assert isinstance(settings, LdmSettings | VaeSettings)
     return "/".join(map(str, settings.model.block_out_channels))
+
+
+def speed_text(found: Forecast, batch: int) -> str:
+    """'45.2 images/s', '1,210 images/s'."""
+    speed = batch / found.step_seconds(batch)
+    return f"{speed:,.0f} images/s" if speed >= 100 else f"{speed:.3g} images/s"
 
 
 def changed(settings: RunSettings, changes: Changes) -> RunSettings:

@@ -117,7 +117,7 @@ def _rebuild(vae: Autoencoder, data: ImageTextData, folder: Path, batch_size: in
 def _encoded(vae: Autoencoder, data: ImageTextData, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Mean and std of all images in order, batch by batch; the batches are halved while memory is too small."""
     start = 0
-    with tqdm(desc="encoding", total=len(data), unit="img") as bar:
+    with tqdm(desc="encoding", total=len(data), unit="img", disable=None) as bar:
         while start < len(data):
             indices = range(start, min(start + batch_size, len(data)))
             pair = _encode(vae, data, indices)

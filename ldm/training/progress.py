@@ -2,6 +2,7 @@
 
 import math
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +16,14 @@ from ldm.config.settings import TrainOptions
 
 
 class Meter:
-    """Speed, waiting and losses between two lines of progress; synchronizes with the device only when a line is due."""
+    """Speed, waiting and losses between two lines of progress; synchronizes with the device only when a line is due.
+
+    The time left is reckoned from the median over all lines, so that a slow stretch does not decide it.
+    """
 
     def __init__(self, accelerator: Accelerator, train: TrainOptions, write_log: Callable[[dict], None]):
         self.accelerator, self.train, self.write_log, self.step = accelerator, train, write_log, 0
+        self._step_seconds: list[float] = []  # of each line
         self._clear()
 
     def _clear(self) -> None:
@@ -54,6 +59,13 @@ class Meter:
             self.idle += now - self._mark
             self._mark = now
 
+    def show_first(self) -> None:
+        """Print how long the first step took; nothing is logged or cleared, and its warm-up is not in later lines."""
+        seconds = time.perf_counter() - self.begin
+        if self.accelerator.is_main_process and self.train.log_every > 1:
+            most = duration_text((self.train.num_steps - self.step) * seconds)
+            print(f"step {self.step}/{self.train.num_steps}  {seconds:.2g} s for the first: at most {most}", flush=True)
+
     def show(self) -> None:
         """Print one line, log it and start over. All processes must call it: losses are averaged over them."""
         losses = self.losses or [torch.tensor(math.nan, device=self.accelerator.device)]  # every step was skipped
@@ -64,13 +76,14 @@ class Meter:
         entry["images_per_second"] = self.steps * self.train.batch_size / seconds
         entry["data_wait"] = self.wait / seconds
         entry["memory_mb"] = _peak_memory_mb(self.accelerator.device)
-        left = (self.train.num_steps - self.step) * seconds / self.steps
+        self._step_seconds.append(seconds / self.steps)
+        left = (self.train.num_steps - self.step) * statistics.median(self._step_seconds)
         if self.accelerator.is_main_process:
             self.write_log(entry)
             extra = "  ".join(f"{name} {entry[name]:.4g}" for name in self.metrics)
             print(
-                f"step {self.step}/{self.train.num_steps}  ETA {left / 60:.1f} min  "
-                f"{entry['images_per_second']:.0f} images/s  "
+                f"step {self.step}/{self.train.num_steps}  ETA {duration_text(left)}  "
+                f"{entry['images_per_second']:.{0 if entry['images_per_second'] >= 10 else 1}f} images/s  "
                 f"loss {entry['loss']:.4f}  {extra}  lr {self.rate:.2e}  grad norm {entry['grad_norm']:.2f}  "
                 f"data wait {entry['data_wait']:.0%}  memory {entry['memory_mb']:.0f} MB",
                 flush=True,

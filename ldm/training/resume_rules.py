@@ -71,13 +71,16 @@ def class_of(path: str) -> str | None:
     return next((CLASSES[p] for n in range(len(parts), 0, -1) if (p := ".".join(parts[:n])) in CLASSES), None)
 
 
-def compare(before: Mapping[str, Any], now: Mapping[str, Any], allowed: Collection[str], source: str) -> list[str]:
+def compare(
+    before: Mapping[str, Any], now: Mapping[str, Any], allowed: Collection[str], source: str, fits: bool = True
+) -> list[str]:
     """Lines on what changed since a checkpoint was written.
 
     Args:
         before, now: {"settings": nested dictionary as `model_dump(mode="json")` gives it, "identity": {what: digest}}.
         allowed: refused names (or blocks of them) that may differ this time.
         source: the checkpoint, for the message.
+        fits: whether its weights have the shapes of the model; if not, no `allowed` can help.
     Raises: UserError naming every refused change.
     """
     notes = []
@@ -95,14 +98,15 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], allowed: Collecti
     refused = []
     for path, was, is_now, rule in changes:
         text = f"{path} was {was}, now {is_now}"
-        if rule == REFUSED and not {path, path.rpartition(".")[0]} & set(allowed):
+        if rule == REFUSED and not (fits and {path, path.rpartition(".")[0]} & set(allowed)):
             refused.append((path, text))
         elif rule != FREE:
             notes.append(text)
     if refused:
+        advice = f", or take it with --allow-changed {' '.join(path for path, _ in refused)}" if fits else ""
         raise UserError(
-            f"{source} was trained otherwise: {'; '.join(text for _, text in refused)}: put it back, start another run "
-            f"with another --output-dir, or take it with --allow-changed {' '.join(path for path, _ in refused)}"
+            f"{source} was trained otherwise: {'; '.join(text for _, text in refused)}: put it back, or start another "
+            f"run with another --name or --output-dir{advice}"
         )
     return notes
 

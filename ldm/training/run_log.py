@@ -13,6 +13,13 @@ from accelerate import Accelerator
 from ldm.training.progress import duration_text
 
 
+def shortened(numbers: dict[str, float], most: int = 3) -> str:
+    """The first validation numbers, of the EMA weights where there are any; log.jsonl has all of them."""
+    weights = "ema/" if any(name.startswith("ema/") for name in numbers) else "raw/"
+    own = {name.removeprefix(weights): value for name, value in numbers.items() if name.startswith(weights)}
+    return "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in [*own.items()][:most])
+
+
 class RunLog:
     """The log of one run; only the main process prints and writes.
 

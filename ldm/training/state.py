@@ -90,7 +90,7 @@ class TrainingState:
         groups, state = content
         if not {"model", "optimizer"} <= groups.keys():
             raise UserError(f"{found} is no checkpoint of a training: it has no weights or no optimizer state")
-        notes = resume.compare(state, self.origin, allow_changed, str(found))
+        notes = resume.compare(state, self.origin, allow_changed, str(found), self._fits(groups["model"]))
         self._restore(groups, found)
         if self.scaler is not None and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
@@ -117,9 +117,14 @@ class TrainingState:
             groups["ema"] = dict(zip(_names(self.model), self.ema.shadow_params, strict=True))
         return groups
 
+    def _fits(self, tensors: dict[str, Tensor]) -> bool:
+        """Whether weights are of this model: the same names and shapes."""
+        own = {name: value.shape for name, value in _trainable(self.module).items()}
+        return own == {name: value.shape for name, value in tensors.items()}
+
     def _restore(self, groups: dict[str, dict[str, Tensor]], source: Path) -> None:
         own, tensors = _trainable(self.module), groups["model"]
-        if own.keys() != tensors.keys() or any(own[name].shape != value.shape for name, value in tensors.items()):
+        if not self._fits(tensors):
             raise UserError(
                 f"checkpoint {source} belongs to another model; restore its settings, or use another --output-dir"
             )

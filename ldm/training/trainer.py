@@ -22,7 +22,7 @@ from ldm.training.ema import EMA
 from ldm.training.optimizer import build_optimizer, lr_factor
 from ldm.training.progress import Meter
 from ldm.training.run_directory import record
-from ldm.training.run_log import RunLog
+from ldm.training.run_log import RunLog, shortened
 from ldm.training.state import TrainingState, find, rewind
 from ldm.training.task import BatchSlice, LossAndMetrics, Task
 from ldm.utils import checkpoint_files as checkpoint
@@ -87,9 +87,10 @@ class Trainer:
         if self.accelerator.is_main_process and self.accelerator.log_with:
             self.accelerator.init_trackers("ldm")
         meter = Meter(self.accelerator, self.train, self.log.write)
+        world, precision = self.accelerator.num_processes, self.accelerator.mixed_precision
         self.log.say(
-            f"{self.run}: step {self.step} of {self.train.num_steps}, {self.accelerator.num_processes} process(es), "
-            f"{self.accelerator.mixed_precision} precision, {self.accelerator.device}"
+            f"{self.run}: step {self.step} of {self.train.num_steps}, {f'{world} processes, ' if world > 1 else ''}"
+            f"{'fp32' if precision == 'no' else precision}, {self.accelerator.device}"
         )
         if self.step == 0:
             self._report()
@@ -97,6 +98,8 @@ class Trainer:
             if self._stopping():
                 return
             self._step(module, optimizer, micro_batches, meter)
+            if self.step == first + 1:
+                meter.show_first()
             self._after_step(meter)
         if self.accelerator.is_main_process:
             self._finish(trained=self.step > first)
@@ -220,8 +223,7 @@ class Trainer:
                     numbers |= self._report_of("ema")
             if not self.held.pending:
                 self.log.write({"step": self.step} | numbers)
-                said = [f"{k} {v:.4g}" for k, v in numbers.items() if k.count("/") == 1]  # details: log only
-                self.log.say("  ".join([f"step {self.step} validation", *said]))
+                self.log.say(f"step {self.step} validation  {shortened(numbers)}")
         self.accelerator.wait_for_everyone()
 
     def _report_of(self, weights: str) -> dict[str, float]:
