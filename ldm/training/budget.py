@@ -152,16 +152,21 @@ class Planner:
     def best(self, seconds: float, most: float) -> Proposal:
         """The widest that sees enough images in `seconds`, else the narrowest, for which it may be `most`.
 
+        The width of the config is measured first. Time and, of a U-Net, images wanted grow with the number of weights,
+        which says where to measure next.
+
         Raises: UserError: not one image fits; TooShort.
         """
         candidates = [*self.candidates()]
-        low, high, guess = -1, len(candidates), 0 if len(candidates) > 1 else len(candidates) - 1
+        low, high, guess = -1, len(candidates), self.nearest(candidates, width_of(self.original))
         while high - low > 1:
             one = self.fitted(guess, candidates[guess], seconds)
             enough = one is not None and one.images >= min(one.target, self.enough())
             low, high = (guess, high) if enough else (low, guess)
             ratio = one.images / one.target if one else 0.5
-            guess = min(high - 1, max(low + 1, self.nearest(candidates, guess, ratio)))
+            power = 4 if self.part == "ldm" else 2
+            wanted = width_of(changed(self.original, candidates[guess])) * ratio ** (1 / power)
+            guess = min(high - 1, max(low + 1, self.nearest(candidates, wanted)))
         one = self.fitted(max(0, low), candidates[max(0, low)], seconds)
         if one is None:
             raise UserError(f"{self.part}: one image does not fit into {size_text(self.memory)}: give more --memory")
@@ -188,29 +193,24 @@ class Planner:
         steps = math.ceil(self.least() / batch) - one.steps
         return one.seconds + steps * one.forecast.step_seconds(batch)
 
-    def nearest(self, candidates: list[Changes], measured: int, ratio: float) -> int:
-        """The widest candidate that probably sees enough, where the measured one sees `ratio` times as many.
-
-        Time and, of a U-Net, images wanted grow with the number of weights.
-        """
-        power = 4 if self.part == "ldm" else 2
-        sizes = [width_of(changed(self.original, one)) for one in candidates]
-        wanted = sizes[measured] * ratio ** (1 / power)
-        return max((i for i, size in enumerate(sizes) if size <= wanted), default=0)
+    def nearest(self, candidates: list[Changes], width: float) -> int:
+        """The widest candidate of at most this width."""
+        widths = [width_of(changed(self.original, one)) for one in candidates]
+        return max((i for i, each in enumerate(widths) if each <= width), default=0)
 
     def candidates(self) -> Iterator[Changes]:
         """Changes of the model, the narrowest first; only those that its settings allow."""
         kept = {name.split(".")[1] for name in self.keep if name.startswith("model.")}
-        seen = []
+        seen = set()
         for factor in WIDTHS if self.part == "ldm" else NARROWED:
             model = {name: value for name, value in scaled(self.original, factor).items() if name not in kept}
             changes = {"model": model} if model else {}
             try:
-                changed(self.original, changes)
+                width = width_of(changed(self.original, changes))
             except ValidationError:
                 continue
-            if changes not in seen:
-                seen.append(changes)
+            if width not in seen:
+                seen.add(width)
                 yield changes
 
     def measured(self, index: int, changes: Changes) -> tuple[RunSettings, Forecast] | None:
