@@ -16,7 +16,6 @@ from ldm.training.cost_estimate import (
     ProbeTarget,
     _half_precision,
     _latents,
-    duration_text,
     forecast,
     measure_cost,
     plan,
@@ -25,6 +24,7 @@ from ldm.training.cost_estimate import (
     training_samples,
 )
 from ldm.training.distributed import precision
+from ldm.training.progress import duration_text
 from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
 
