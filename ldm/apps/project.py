@@ -23,7 +23,7 @@ Say = Callable[[str], None]
 
 def name_of(source: str) -> str:
     """A project's name from the place of its images: 'photos/My cats/' -> 'My-cats'."""
-    stem = Path(source).absolute().name if Path(source).exists() else source.rpartition("/")[2]
+    stem = Path(source).absolute().name if Path(source).exists() else source.rstrip("/").rpartition("/")[2]
     name = re.sub(r"[^\w.-]+", "-", stem.removesuffix(".parquet")).strip("-.")
     return name or "my"
 
@@ -45,6 +45,8 @@ def write_project(path: Path, source: str, minutes: float, memory: float | None,
     from ldm.training.budget import propose
     from ldm.utils.atomic_files import atomic_write, readable_io_errors
 
+    with readable_io_errors(path, "start it in a folder that can be written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
     report = look_at(source, given)
     say(f"data: {facts(report)}")
     for note in report["notes"]:
@@ -73,7 +75,7 @@ def look_at(source: str, given: dict) -> dict[str, Any]:
     if source in ("glyphs", "digits", "toy"):
         raise UserError(f"{source!r} is a built-in data set: `ldm train CONFIG` with one of its presets in configs/")
     options = DataOptions.model_validate({"source": source} | given.get("data", {}))
-    report = inspect(open_source(options), options, ClipModel().context_length)
+    report = inspect(open_source(options), options, ClipModel().context_length, chosen=False)
     if len(report["skipped"]) == report["pictures"]:
         first = report["skipped"][0]
         raise UserError(f"{source}: none of {report['pictures']} images can be read; {first['id']}: {first['reason']}")
@@ -87,18 +89,13 @@ def build_data(config: Path) -> None:
     build(load("vae", config).data)
 
 
-def channels_of(report: dict[str, Any]) -> int:
-    """1 where no image has any colour, else 3."""
-    return 1 if report["grey"] == report["pictures"] - len(report["skipped"]) else 3
-
-
 def facts(report: dict[str, Any]) -> str:
     """'6468 images (6145 train, 323 validation), colour, captions: 12936'."""
     divided = ", ".join(f"{count} {name}" for name, count in report["splits"].items())
     usable, captions = report["pictures"] - len(report["skipped"]), report["captions"]["total"]
     words = f"captions: {captions}" if captions else "no captions (the model will be unconditional)"
     left_out = f", {len(report['skipped'])} left out" if report["skipped"] else ""
-    return f"{usable} images ({divided}{left_out}), {'grey' if channels_of(report) == 1 else 'colour'}, {words}"
+    return f"{usable} images ({divided}{left_out}), {'grey' if report['channels'] == 1 else 'colour'}, {words}"
 
 
 def base_document(name: str, source: str, report: dict[str, Any], given: dict) -> dict[str, Any]:
@@ -107,7 +104,7 @@ def base_document(name: str, source: str, report: dict[str, Any], given: dict) -
     from ldm.utils.assets import shipped_configs
 
     document = read(shipped_configs() / PRESETS[training_device().type])
-    data = {"source": source, "channels": channels_of(report), "files": {"horizontal_flip": False}}
+    data = {"source": source, "channels": report["channels"], "files": {"horizontal_flip": False}}
     document = {"name": name} | merge(document, {"data": data})
     if not report["captions"]["total"]:
         document.pop("clip", None)

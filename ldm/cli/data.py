@@ -65,7 +65,7 @@ def run_check(args: argparse.Namespace) -> int:
         raise UserError(f"cannot write {report_file}: its folder does not exist or may not be written")
     options = _check_options(args)
     source = open_source(options)
-    report = inspect(source, options, _text_length(args))
+    report = inspect(source, options, _text_length(args), chosen=args.config is not None)
     print("\n".join(report_lines(report, max(0, args.max))))
     if report_file:
         try:

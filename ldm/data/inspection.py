@@ -14,8 +14,11 @@ ELONGATED = 2.0  # sides' ratio beyond which a centre crop loses more than half 
 COMMON_WORDS = 15
 
 
-def inspect(source: "Source", options: "DataOptions", text_length: int) -> dict[str, Any]:
-    """The report as plain data (the keys are those of `--json`); `text_length` is what a caption may have of tokens."""
+def inspect(source: "Source", options: "DataOptions", text_length: int, chosen: bool = True) -> dict[str, Any]:
+    """The report as plain data (the keys are those of `--json`); `text_length` is what a caption may have of tokens.
+
+    Unless `options.channels` was `chosen`, channels are as the images have them.
+    """
     from tqdm import tqdm
 
     from ldm.data.decode_workers import map_pictures
@@ -34,7 +37,8 @@ def inspect(source: "Source", options: "DataOptions", text_length: int) -> dict[
     return {
         "source": options.source,
         "resolution": options.resolution,
-        "channels": options.channels,
+        "channels": options.channels if chosen else 1 if all(look["grey"] for look in looks) else 3,
+        "channels_chosen": chosen,
         "notes": source.notes,
         "pictures": len(samples),
         "allowed_bad_fraction": options.files.max_bad_fraction,
@@ -137,9 +141,11 @@ def _picture_lines(report: dict[str, Any], usable: int, most: int) -> list[str]:
     sizes = ", ".join(f"{name} {w:g}x{h:g}" for name, (w, h) in report["sizes"].items())
     lines = [f"sizes (each side by itself): {sizes}; commonest {_counts(report['common_sizes'])}"]
     lines.append(f"formats: {_counts(report['formats'].items())}; modes: {_counts(report['modes'].items())}")
-    if report["channels"] == 1 and report["grey"] < usable:
+    if not report["channels_chosen"]:
+        lines.append(f"colour: data.channels {report['channels']}, as the images have them")
+    elif report["channels"] == 1 and report["grey"] < usable:
         lines.append(f"colour: {usable - report['grey']} images lose it (data.channels is 1)")
-    if report["channels"] == 3 and report["grey"] == usable:
+    elif report["channels"] == 3 and report["grey"] == usable:
         lines.append("colour: none has any; data.channels 1 would do")
     small, long, blank = report["too_small"], report["elongated"], report["blank"]
     lines += _listed(f"smaller than {resolution} pixels, to be enlarged: {len(small)}", small, most)

@@ -76,7 +76,7 @@ def test_a_clean_folder_gives_exit_code_0(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "captions: none" in text
     assert "left out" not in text
-    assert "3 images lose it" in text
+    assert "colour: data.channels 3, as the images have them" in text
 
 
 def test_long_lists_are_cut_on_the_terminal(tmp_path, capsys):

@@ -88,7 +88,7 @@ class FolderSource:
         """The lines of the .txt file beside the image, each a caption; an image without one has none."""
         beside = str(PurePosixPath(name).with_suffix(".txt"))
         try:
-            lines = _decoded(self._tree.read(beside, MAX_CAPTION_BYTES)).splitlines()
+            lines = _decoded(self._tree.read(beside, MAX_CAPTION_BYTES)).replace("\r", "\n").split("\n")
         except FileNotFoundError:
             return ()
         except OSError as error:

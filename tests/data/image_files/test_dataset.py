@@ -24,7 +24,7 @@ def test_sidecars(root, options):
     fill(root, 3)
     (root / "sub").mkdir()
     (root / "sub" / "x.PNG").write_bytes(png(9))
-    (root / "0.txt").write_text(" a\r\nred\u00a0thing\n")
+    (root / "0.txt").write_text(" a\u2028red\u00a0thing\r\n\n")
     (root / "sub" / "x.txt").write_bytes(b"\xef\xbb\xbfmarked")
     (root / "2.txt").write_bytes("wide".encode("utf-16"))
     before = tree(root)
