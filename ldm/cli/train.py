@@ -294,7 +294,7 @@ def finish(run: Path, model: Path) -> None:
         print(f"report: {report}", flush=True)
         try:
             command("evaluate", str(run), "-o", str(report), *amount_evaluated(run))
-        except UserError as error:  # too few images, say: the model is finished all the same
+        except Exception as error:  # too few images, say: the model is finished all the same
             print(f"no report: {error}")
     if not newer(model / "model_index.json", run):
         print(f"export: {model}", flush=True)
