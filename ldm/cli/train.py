@@ -108,7 +108,7 @@ def fit(
         from ldm.evaluation.autoencoder_report import write_report
         from ldm.models.autoencoder import load_vae
 
-        write_report(load_vae(run), data.validation, run)
+        write_report(load_vae(run), data.validation, run, data.train)
 
 
 def quiet_libraries() -> None:
