@@ -17,7 +17,7 @@ def add_parser(subparsers) -> None:
     parser.takes_settings = True
     parser.add_argument("folder", nargs="*", metavar="FOLDER", help="images, each with a .txt caption beside it")
     parser.add_argument("-o", "--output", metavar="FILE", help="project file to write (default: FOLDER's name.yaml)")
-    parser.add_argument("--minutes", type=float, help="time for the whole training (default: 180)")
+    parser.add_argument("--minutes", type=float, help="time for everything (default: 180)")
     parser.add_argument("--memory", metavar="SIZE", help="8GiB, 900MiB, ... (default: the GPU's, or what RAM is free)")
 
 
