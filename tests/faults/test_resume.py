@@ -176,6 +176,13 @@ def test_a_change_of_what_is_trained_is_refused_unless_it_is_allowed(path, was):
     assert compare(origin(), changed(path, 99), [path], "x") == [f"{path} was {was}, now 99"]
 
 
+def test_what_cannot_help_is_not_recommended():
+    """Weights of another shape: --allow-changed would only fail later."""
+    for allowed in ((), ("model.width",)):
+        with pytest.raises(UserError, match="model.width was 8, now 99.*another --name or --output-dir$"):
+            compare(origin(), changed("model.width", 99), allowed, "x", fits=False)
+
+
 def test_a_change_of_how_is_noted_and_one_of_the_log_is_not():
     assert compare(origin(), changed("optim.lr", 0.2), (), "x") == ["optim.lr was 0.1, now 0.2"]
     assert compare(origin(), changed("train.log_every", 99), (), "x") == []
