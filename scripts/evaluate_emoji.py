@@ -7,7 +7,8 @@ MODEL is a run of train_ldm.py or an exported folder; DATA is the folder of scri
 of scripts.emoji.classifier. Beside each number stands what real images reach by the same measure.
 
 words      R-precision: is an image of a held-out caption nearer to it than to 99 other captions, for the CLIP of
-           --clip, or the one beside the run; "of_ceiling" is its ratio to that of the real images
+           --clip, or the one beside the run; "of_ceiling" is its ratio to that of the real images. The same for
+           captions seen in training
 style      the classifier finds the style that the prompt names; group likewise, apart for held-out names whose prompt
            names the group and those whose prompt does not, and for names seen in training
 colours    hearts, circles and squares in eight colours, every style: the nearest colour by CIEDE2000, for pairs seen in
@@ -30,7 +31,6 @@ import numpy as np
 from ldm.evaluation.feature_extractors import ClipEmbedder, FeatureExtractor
 from ldm.evaluation.images.report import (
     coarse_colours,
-    generate_in_batches,
     nearest_features,
     novelty_section,
     words_section,
@@ -40,7 +40,7 @@ from ldm.evaluation.metrics.proportions import proportion
 from ldm.evaluation.metrics.reconstruction import psnr, reconstruct
 from ldm.evaluation.options import write_metrics
 from ldm.evaluation.run_loading import open_run
-from ldm.pipelines.generation import SamplingOptions
+from ldm.pipelines.generation import SamplingOptions, generate_pixels
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.errors import UserError
@@ -190,24 +190,24 @@ def evaluate(pipeline: Pipeline, data: EmojiSet, clip: Any, classifier: EmojiCla
     sampling = SamplingOptions(args.steps, args.guidance, args.batch)
 
     def generate(prompts: list[str], seed: int) -> np.ndarray:
-        return generate_in_batches(pipeline, prompts, seed, sampling)
+        return generate_pixels(pipeline, prompts, range(seed, seed + len(prompts)), sampling)
 
     size = pipeline.image_shape[1]
     new, seen = (Request.of(some(data.splits[split], args.samples)) for split in ("validation", "train"))
-    real = images_of(new.emoji, size)
-    first = generate(new.prompts, args.seeds[0])
-    extractor = FeatureExtractor("CLIP", clip.digest, clip.embed) if clip else None
+    real, real_seen = images_of(new.emoji, size), images_of(seen.emoji, size)
+    first, first_seen = (generate(request.prompts, args.seeds[0]) for request in (new, seen))
+    colours = FeatureExtractor("colours at 8 x 8", "", coarse_colours)
+    extractor = FeatureExtractor("CLIP", clip.digest, clip.embed) if clip else colours
     found = {
         "words": words(first, real, new.prompts, clip),
+        "words_of_seen_names": words(first_seen, real_seen, seen.prompts, clip),
         "held_out_names": named_right(first, new, classifier),
         "held_out_names_real": named_right(real, new, classifier),
-        "seen_names": named_right(generate(seen.prompts, args.seeds[0]), seen, classifier),
+        "seen_names": named_right(first_seen, seen, classifier),
         "classifier": {name: classifier.card["held_out_names"][name] for name in ("style", "group")},
         "colours": colours_section(generate, data, args.seeds),
         "autoencoder": autoencoder_section(pipeline.networks.module("vae"), data, size),
-        "copies": copies_section(
-            first, real, data, extractor or FeatureExtractor("colours at 8 x 8", "", coarse_colours)
-        ),
+        "copies": copies_section(first, real, data, extractor),
     }
     columns = [generate(list(PROMPTS), 1000 * seed) for seed in range(GRID_SEEDS)]
     rows = [column[i] for i in range(len(PROMPTS)) for column in columns]
@@ -252,9 +252,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def summary(metrics: dict[str, Any]) -> dict[str, Any]:
     """The numbers that are quoted."""
-    spoken, new, seen = metrics["words"], metrics["held_out_names"], metrics["seen_names"]
+    spoken, known = metrics["words"], metrics["words_of_seen_names"]
+    new, seen = metrics["held_out_names"], metrics["seen_names"]
     return {
         "words_of_ceiling": spoken and spoken["of_ceiling"],
+        "words_of_ceiling_seen_names": known and known["of_ceiling"],
         "style": new["style"]["share"],
         "group_where_named": new["group_named"]["share"],
         "group_of_seen_names": seen["group"]["share"],
