@@ -28,7 +28,7 @@ def main() -> None:
     trainer = Trainer(VaeTask(settings, data), settings, run)
     trainer.fit(invocation.resume, invocation.allow_changed)
     if trainer.accelerator.is_main_process:
-        write_report(load_vae(run), data.validation, run)
+        write_report(load_vae(run), data.validation, run, data.train)
 
 
 if __name__ == "__main__":

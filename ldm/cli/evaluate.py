@@ -39,9 +39,10 @@ def add_parser(subparsers) -> None:
         help="measure how well a model follows its prompts",
         description="Measure a glyph model: prompt adherence on a fixed list of prompts, likeness to real glyphs, "
         "novelty, composition and the autoencoder, each with its floor (chance level) and ceiling. On digits: digit, "
-        "colour and style. On your own images (name the run): whether its CLIP recognises the captions, likeness to "
-        "held-out images, near copies, the autoencoder. On points (data.source: toy): distance to fresh data, modes, "
-        "likelihood. Writes metrics.json, image grids and, for glyphs and your own images, index.html with everything.",
+        "colour and style. On your own images (name the run): whether its CLIP recognises the captions, "
+        "whether an image follows when one word changes, likeness to held-out images, near copies, the autoencoder. On "
+        "points (data.source: toy): distance to fresh data, modes, likelihood. Writes metrics.json, image grids and, "
+        "for glyphs and your own images, index.html with everything.",
     )
     parser.add_argument("model", nargs="?", help="exported folder, LDM run or Hub id (default: the shipped model)")
     parser.add_argument(
@@ -61,7 +62,9 @@ def add_parser(subparsers) -> None:
         action="store_true",
         help=f"glyphs: --samples {GLYPHS.quick}, a few minutes on two cores; own images: {OWN.quick}",
     )
-    parser.add_argument("--against", metavar="MODEL", help="glyphs: another model, or its report, to compare with")
+    parser.add_argument(
+        "--against", metavar="MODEL", help="glyphs, own images: another model (run), or its report, to compare with"
+    )
     parser.add_argument(
         "--clip", type=Path, metavar="RUN", help="glyphs, own images: a run of train_clip.py (default: its own)"
     )
@@ -152,8 +155,9 @@ def _check_applicable(args: argparse.Namespace, source: str, suite: Suite) -> No
             f"{trained}, images that an exported model does not hold: evaluate the run that it was exported from, "
             "as in `ldm evaluate runs/NAME/ldm`"
         )
-    if suite is OWN and args.against:
-        raise UserError(f"--against is for glyph models; {trained}: evaluate both runs and compare their metrics.json")
+    against = [Path(args.against or "") / name for name in ("config.yaml", "scores.npz")]
+    if suite is OWN and args.against and not any(file.is_file() for file in against):
+        raise UserError(f"--against {args.against} is neither a run of train_ldm.py nor a report of one; {trained}")
     if suite not in (GLYPHS, OWN) and (args.quick or args.against or args.features or args.clip):
         raise UserError(f"--quick, --against, --clip and --features are not for models of {source}; {trained}")
     if args.lora and source == "toy":

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldm.data import evenly_spaced_indices
+from ldm.data import ImageTextData, evenly_spaced_indices
+from ldm.evaluation.autoencoder_quality import complaints, facts, quality
 from ldm.evaluation.metrics.ink import ink
 from ldm.evaluation.metrics.reconstruction import DENSE_FRACTION, _place, psnr, reconstruct, ssim
 from ldm.evaluation.ocr import GlyphReader
@@ -27,7 +28,9 @@ from ldm.utils.image_tensors import to_images
 log = logging.getLogger(__name__)
 
 
-def vae_report(vae, data, reader, output: Path | None, limit: int = 512, pictures: int = 16) -> dict:
+def vae_report(
+    vae, data, reader, output: Path | None, limit: int = 512, pictures: int = 16, train: ImageTextData | None = None
+) -> dict:
     """Judge an autoencoder on (at most `limit`, evenly spaced) images of a data set.
 
     Args:
@@ -35,11 +38,13 @@ def vae_report(vae, data, reader, output: Path | None, limit: int = 512, picture
         data: an ImageTextData, the validation split. Its images should be dark on white if they are to be read.
         reader: a `GlyphReader`, or None to leave the OCR out (data that is not glyphs, or the extra not installed).
         output: folder for reconstructions.png (originals over reconstructions), or None for no image.
-        images: how many are shown.
+        pictures: how many are shown.
+        train: the training split, for the linear reference.
     Returns: numbers ready for JSON: psnr, ssim, ink_error (mean absolute difference of the ink fractions), the same
         under "densest_decile"; and with a reader "ocr": read_before (how many the OCR read as the character they
         are), share_before, same_after (the fraction of those read as the same character after). "latents": mean and
-        standard deviation of the posterior means per channel. "rate": see `rate`. "milliseconds": see `speed`.
+        standard deviation of the posterior means per channel. "floor", "chroma": see `quality`. "rate": see `rate`.
+        "milliseconds": see `speed`.
     """
     chosen = evenly_spaced_indices(len(data), limit)
     before = np.stack([data.image(int(i)) for i in chosen])
@@ -52,6 +57,7 @@ def vae_report(vae, data, reader, output: Path | None, limit: int = 512, picture
     report["densest_decile"] = {"images": len(dense), **_summary({k: v[dense] for k, v in columns.items()})}
     mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
     report["latents"] = {"mean": [round(v, 4) for v in mean.tolist()], "std": [round(v, 4) for v in std.tolist()]}
+    report |= quality(vae, train, before, after, latents)
     report["rate"] = rate(vae, before, latents)
     report["milliseconds"] = speed(vae, before[:16])
     if output is not None:
@@ -111,8 +117,8 @@ def speed(vae, images: np.ndarray, repeats: int = 5) -> dict[str, float]:
     return {"encode": least(lambda: vae.encode(x)), "decode": least(lambda: vae.decode(z)), "batch": len(images)}
 
 
-def write_report(vae, data, run: Path) -> dict:
-    """`vae_report` of a finished run: report.json and reconstructions.png in its folder, one line on the terminal.
+def write_report(vae, data, run: Path, train: ImageTextData | None = None) -> dict:
+    """`vae_report` of a finished run: report.json and reconstructions.png in its folder, some lines on the terminal.
 
     The OCR takes part when the data are glyphs and the extra `eval` is installed.
     """
@@ -121,7 +127,7 @@ def write_report(vae, data, run: Path) -> dict:
     except UserError as error:
         log.warning("no OCR in the report: %s", error)
         reader = None
-    report = vae_report(vae, data, reader, run)
+    report = vae_report(vae, data, reader, run, train=train)
     atomic_write(run / "report.json", (json.dumps(report, indent=1) + "\n").encode())
     same = report.get("ocr", {}).get("same_after")
     read = "" if same is None else f"; of the glyphs the OCR reads, {same:.1%} are read the same after"
@@ -130,6 +136,8 @@ def write_report(vae, data, run: Path) -> dict:
         used, perplexity = report["rate"]["codes_used"], report["rate"]["perplexity"]
         bits += f" with {used:.0%} of the codes in use, perplexity {perplexity:.0f}"
     print(f"{run / 'report.json'}: PSNR {report['psnr']:.2f} dB, SSIM {report['ssim']:.4f}{bits}{read}")
+    wrong = [f"{each.text} -> {each.advice}" for each in complaints(report["psnr"], report)]
+    print("\n".join(filter(None, [facts(report), *wrong])))
     return report
 
 

@@ -8,7 +8,8 @@ from ldm.apps.figures.figure import Drawing, Setting
 from ldm.apps.figures.inputs import glyphs
 from ldm.apps.figures.plot_style import GREY, PALETTE, page
 from ldm.data import evenly_spaced_indices
-from ldm.evaluation.glyphs.adherence import Predictions, Scorer, Scores, permuted, prompt_specs
+from ldm.evaluation.comparison import Scores
+from ldm.evaluation.glyphs.adherence import Predictions, Scorer, permuted, prompt_specs
 from ldm.evaluation.glyphs.classifier import GlyphClassifier
 from ldm.evaluation.glyphs.prompts import PromptSpec
 from ldm.evaluation.glyphs.samples import PROBED, STYLES, glyph_images

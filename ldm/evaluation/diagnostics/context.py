@@ -34,6 +34,7 @@ class RunContext:
     path: Path
     limit: int
     device: str | None = None
+    stage = "ldm"  # by which train_*.py the run was made
 
     def __post_init__(self):
         if self.is_run:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ldm.evaluation import loss_by_time
@@ -14,6 +15,8 @@ FEWEST_STEPS = 100
 LAGS, LAGS_A_LITTLE = 1.25, 1.05  # loss of the EMA weights over that of the raw weights
 LEARNED = 0.98  # of the best linear predictor's loss
 UNSURE = 2.0  # standard errors
+FEWEST_LOSSES = 8  # in a fit
+EARLY, RATHER_EARLY = 0.15, 0.05  # of the loss, that twice as many steps would take off
 
 
 def check_training(context: RunContext) -> Finding:
@@ -36,7 +39,7 @@ def check_training(context: RunContext) -> Finding:
     finding = _long_enough(steps, context.settings.train.batch_size, size, context.settings.optim.warmup_steps)
     if finding.status == "ok" and steps < context.settings.train.num_steps:
         text = f"{finding.text}; {context.settings.train.num_steps} were planned"
-        return warn(text, "start train_ldm.py again: it resumes")
+        return warn(text, f"start train_{context.stage}.py again: it resumes")
     return finding
 
 
@@ -52,9 +55,43 @@ def _long_enough(steps: int, batch: int | None, size: int | None, warmup: int) -
     if batch and size:
         text += f", {steps * batch / size:.3g} times the data"
     if steps < max(FEWEST_STEPS, warmup):
-        advice = "raise train.num_steps (thousands for images) and start train_ldm.py again: it resumes"
+        advice = "raise train.num_steps (thousands for images) and start the training again: it resumes"
         return fail(f"only {text} (warm-up alone: {warmup})", advice)
     return ok(text)
+
+
+def check_progress(context: RunContext) -> Finding:
+    """The loss hardly falls any more: twice as many steps would gain little."""
+    if context.opened is None:
+        return skip("an exported model has no log")
+    found = loss_exponent(_log_entries(context.opened.folder / "log.jsonl"))
+    if found is None:
+        return ok(f"fewer than {FEWEST_LOSSES} logged losses: whether the loss still falls cannot be said")
+    exponent, error = found
+    gain, least = (1 - 2**-value for value in (exponent, exponent - UNSURE * error))
+    text = f"the loss falls as steps^-{max(0, exponent):.2g}: twice as many would lower it by {max(0, gain):.0%}"
+    advice = f"raise train.num_steps and start train_{context.stage}.py again: it resumes"
+    if least > EARLY:
+        return fail(f"stopped too early: {text}", advice)
+    return warn(text, advice) if least > RATHER_EARLY else ok(text)
+
+
+def loss_exponent(entries: list[dict]) -> tuple[float, float] | None:
+    """a of loss ~ step^-a over the last half of a log's steps, by least squares of logarithms, and its standard error.
+
+    What falls while the learning rate decays is left out, unless it decays for most of the training.
+    Returns: None for fewer than FEWEST_LOSSES losses.
+    """
+    rows = [row for row in entries if row.get("loss") and row["loss"] > 0 and row["step"] > 0]
+    full = [row for row in rows if row.get("lr", 0) >= 0.99 * max(each.get("lr", 0) for each in rows)]
+    rows = full if 2 * len(full) > len(rows) else rows
+    rows = [row for row in rows if row["step"] >= rows[-1]["step"] / 2]
+    if len(rows) < FEWEST_LOSSES:
+        return None
+    x, y = (np.log([row[name] for row in rows]) for name in ("step", "loss"))
+    x = x - x.mean()
+    slope = float(x @ y / (x @ x))
+    return -slope, float(((y - y.mean() - slope * x) ** 2).sum() / (len(x) - 2) / (x @ x)) ** 0.5
 
 
 def check_ema(context: RunContext) -> Finding:

@@ -5,11 +5,13 @@ import torch
 from torch import Tensor
 
 from ldm.data import evenly_spaced_indices
+from ldm.evaluation.autoencoder_quality import complaints, facts, quality
 from ldm.evaluation.diagnostics.context import RunContext
 from ldm.evaluation.diagnostics.findings import Finding, fail, ok, skip, warn
-from ldm.evaluation.loss_by_time import channel_moments, pictures
+from ldm.evaluation.loss_by_time import channel_moments
+from ldm.evaluation.metrics.reconstruction import psnr, reconstruct
 from ldm.models.digests import network_digest
-from ldm.models.latents import is_tiny, is_vector_quantized, posterior, shift_factor
+from ldm.models.latents import is_tiny, is_vector_quantized, shift_factor
 from ldm.models.tokenizer import tokenizer_digest
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
@@ -20,7 +22,8 @@ SPREAD = (0.67, 1.5)  # standard deviations of latents that are no longer taken 
 DOUBTFUL_SPREAD = (0.8, 1.25)
 OFF_CENTRE, DOUBTFUL_CENTRE = 0.5, 0.25  # means of latents, in standard deviations
 EXAMINED = 64  # captions
-COLLAPSED, NEARLY_COLLAPSED = 1e-3, 2e-2  # relative differences of the embeddings of different captions
+SAME = 2e-2  # relative difference of two embeddings, below which half precision and a denoiser hardly see it
+ALIKE = 0.1  # of the captions that have another such near: more is a failure
 
 
 def check_files(context: RunContext) -> Finding:
@@ -28,7 +31,9 @@ def check_files(context: RunContext) -> Finding:
     try:
         pipeline = context.pipeline
     except UserError as error:
-        advice = "copy the complete folder again, or start train_ldm.py again: it resumes and writes final/"
+        advice = (
+            f"copy the complete folder again, or start train_{context.stage}.py again: it resumes and writes final/"
+        )
         return fail(str(error), advice)
     if context.opened is None:
         recorded = pipeline.defaults.get("digest")
@@ -42,7 +47,7 @@ def check_files(context: RunContext) -> Finding:
         return ok(text)
     final = context.opened.folder / "final"
     if difference := checkpoint.verify(final):
-        advice = "if that was not meant: remove final/ and start train_ldm.py again, which writes it again"
+        advice = f"if that was not meant: remove final/ and start train_{context.stage}.py again, which writes it again"
         return warn(f"final/ is not as training left it: {difference}", advice)
     return ok("final/ is complete")
 
@@ -50,7 +55,7 @@ def check_files(context: RunContext) -> Finding:
 def check_weights(context: RunContext) -> Finding:
     """All weights are finite numbers, and no network is all zeros."""
     count = 0
-    for part in ("vae", "text_encoder", "unet"):
+    for part in (name for name in ("vae", "text_encoder", "unet") if hasattr(context.pipeline, name)):
         tensors = getattr(context.pipeline, part).state_dict()
         broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
         if broken:
@@ -63,33 +68,29 @@ def check_weights(context: RunContext) -> Finding:
     return ok(f"{count / 1e6:.1f} million numbers, all finite")
 
 
-@torch.no_grad()
 def check_vae(context: RunContext) -> Finding:
-    """It gives images back, better than their mean would."""
+    """It gives images back, better than their mean and the best linear map would, and in every colour."""
     if context.identity:
         return ok("none: the denoiser works on the data themselves")
-    vae, data = context.pipeline.vae, context.data.validation
-    x = pictures(data, evenly_spaced_indices(len(data), context.limit).tolist()).to(context.pipeline.device, vae.dtype)
-    decoded = torch.cat([vae.decode(posterior(vae, part).mean).sample.clamp(-1, 1) for part in x.split(32)])
-    trivial = (
-        pictures(context.data.train, evenly_spaced_indices(len(context.data.train), context.limit).tolist())
-        .to(x)
-        .mean(0, keepdim=True)
+    vae, (train, held) = context.pipeline.vae, (context.data.train, context.data.validation)
+    before, examples = (
+        np.stack([data.image(int(i)) for i in evenly_spaced_indices(len(data), context.limit)])
+        for data in (held, train)
     )
-    ours, mean = _psnr(decoded, x), _psnr(trivial, x)
+    after, latents = reconstruct(vae, before)
+    trivial = np.broadcast_to(examples.mean(0).round().astype(np.uint8), before.shape)
+    ours, mean = (float(psnr(before, each).mean()) for each in (after, trivial))
+    found = quality(vae, train, before, after, latents)
     text = f"PSNR {ours:.1f} dB on validation images, their mean image {mean:.1f} dB"
     if not ours > mean + GAIN:
         advice = "its decoder or encoder is not trained, or of another VAE: train_vae.py longer, or point --vae right"
         return fail(f"{text}: it keeps nothing of the images", advice)
+    if wrong := complaints(ours, found):
+        finding = fail if any(each.serious for each in wrong) else warn
+        return finding("; ".join([*(each.text for each in wrong), text]), wrong[0].advice)
     if ours < mean + LITTLE_GAIN:
         return warn(f"{text}: it keeps little", "train the VAE longer, lower loss.kl, more channels")
-    return ok(text)
-
-
-def _psnr(decoded: Tensor, x: Tensor) -> float:
-    """Mean over images, dB; data range 2."""
-    errors = (decoded - x).double().square().flatten(1).mean(1).clamp(min=1e-10)
-    return (10 * torch.log10(4 / errors)).mean().item()
+    return ok("; ".join(filter(None, [text, facts(found)])))
 
 
 def check_latents(context: RunContext) -> Finding:
@@ -169,22 +170,38 @@ def _letters(text: str) -> str:
 
 @torch.no_grad()
 def check_text(context: RunContext) -> Finding:
-    """Different captions have different embeddings."""
+    """Each caption can be told from every other by its embeddings."""
     if context.unconditional:
         return ok("no captions")
-    captions = list(dict.fromkeys(["", *_captions(context)]))[:32]
-    states = context.pipeline.encode_prompt(captions).double()
+    tokenizer = context.pipeline.tokenizer  # captions that are the same tokens cannot be told apart by any encoder
+    distinct = {tuple(_ids(tokenizer, caption)): caption for caption in ["", *_captions(context)]}
+    captions = list(distinct.values())
     if len(captions) < 2:
         return skip("there are no two captions to compare")
-    spread_out = (states - states.mean(0)).square().mean().sqrt()
-    relative = (spread_out / states.square().mean().sqrt().clamp(min=1e-12)).item()
-    text = f"embeddings of {len(captions)} captions differ by {relative:.2g} of their size"
-    advice = "train_clip.py longer or with a lower optim.lr, or text.source: new; then train the denoiser again"
-    if relative < COLLAPSED:
-        return fail(f"{text}: the text encoder says the same of every caption", advice)
-    if relative < NEARLY_COLLAPSED:
-        return warn(text, advice)
-    return ok(text)
+    index, apart = nearest_caption(context.pipeline.encode_prompt(captions))
+    alike = (apart < SAME).nonzero().flatten().tolist()
+    text = f"of {len(captions)} captions the nearest two differ by {apart.min():.2g} of an embedding's size"
+    if not alike:
+        return ok(text)
+    i, advice = alike[0], "train_clip.py longer or with a lower optim.lr, or text.train: true; then the denoiser again"
+    pair = f"{captions[i]!r} and {captions[index[i]]!r} for one"
+    text = f"{len(alike)} of {len(captions)} captions cannot be told from another ({pair}): {text}"
+    return fail(text, advice) if len(alike) > ALIKE * len(captions) else warn(text, advice)
+
+
+def nearest_caption(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row of prompt embeddings (n, L, D), n >= 2, the nearest other one, int64 (n,), and how far it is.
+
+    Distance: root mean square difference of the embeddings of that token in which two captions differ most, over the
+    root mean square of all; float64 (n,). It is 0 for an encoder that says the same of both captions, and about
+    sqrt(2) for embeddings that have nothing to do with each other, however long the captions are.
+    """
+    states = states.double()
+    size = states.square().mean().sqrt().clamp(min=1e-12)
+    apart = torch.stack([(states - row).square().mean(2).sqrt().amax(1) for row in states]) / size
+    apart.fill_diagonal_(torch.inf)
+    found = apart.min(1)
+    return found.indices, found.values
 
 
 def check_parts(context: RunContext) -> Finding:

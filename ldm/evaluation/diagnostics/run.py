@@ -17,15 +17,19 @@ if TYPE_CHECKING:
     from ldm.evaluation.diagnostics.context import RunContext
 
 
-def checks() -> "dict[str, tuple[Callable[[RunContext], Finding], tuple[str, ...]]]":
+Checks = dict[str, tuple["Callable[[RunContext], Finding]", tuple[str, ...]]]
+
+
+def checks(stage: str = "ldm") -> Checks:
     """Name -> (check, names of those that must not have failed or been skipped), in order."""
     from ldm.evaluation.diagnostics import data as of_data
     from ldm.evaluation.diagnostics import learning as of_learning
     from ldm.evaluation.diagnostics import model as of_model
     from ldm.evaluation.diagnostics import sampling as of_sampling
+    from ldm.evaluation.diagnostics import stages as of_stages
 
     sound = ("files", "weights", "data", "channels")
-    return {
+    every: Checks = {
         "files": (of_model.check_files, ()),
         "weights": (of_model.check_weights, ("files",)),
         "data": (of_data.check_data, ("files",)),
@@ -36,8 +40,10 @@ def checks() -> "dict[str, tuple[Callable[[RunContext], Finding], tuple[str, ...
         "latents": (of_model.check_latents, sound),
         "tokenizer": (of_model.check_tokenizer, ("files",)),
         "text": (of_model.check_text, ("files", "weights", "tokenizer")),
+        "retrieval": (of_stages.check_retrieval, ("files", "weights", "data", "captions", "tokenizer")),
         "parts": (of_model.check_parts, ("files",)),
         "training": (of_learning.check_training, ("files",)),
+        "progress": (of_learning.check_progress, ("files",)),
         "schedule": (of_sampling.check_schedule, ("files",)),
         "scheduler": (of_sampling.check_scheduler, ("files",)),
         "ema": (of_learning.check_ema, (*sound, "tokenizer")),
@@ -48,6 +54,11 @@ def checks() -> "dict[str, tuple[Callable[[RunContext], Finding], tuple[str, ...
         "samples": (of_sampling.check_samples, (*sound, "tokenizer")),
         "guidance": (of_sampling.check_guidance, ("files", "weights", "channels", "tokenizer")),
     }
+    alone = {
+        "vae": ("files", "weights", "data", "vae", "latents", "training", "progress"),
+        "clip": ("files", "weights", "data", "captions", "tokenizer", "text", "training", "progress", "retrieval"),
+    }
+    return {name: every[name] for name in alone.get(stage, [name for name in every if name != "retrieval"])}
 
 
 def examine(path: Path, limit: int = 64, device: str | None = None) -> Iterator[Finding]:
@@ -56,10 +67,10 @@ def examine(path: Path, limit: int = 64, device: str | None = None) -> Iterator[
     Args: limit: items of each split that are measured on.
     Raises: UserError if there is nothing at `path` that could be examined.
     """
-    from ldm.evaluation.diagnostics.context import RunContext
+    from ldm.evaluation.diagnostics.stages import context_of
 
-    context, unusable = RunContext(Path(path), limit, device), set()
-    for name, (check, needs) in checks().items():
+    context, unusable = context_of(Path(path), limit, device), set()
+    for name, (check, needs) in checks(context.stage).items():
         blocked = [need for need in needs if need in unusable]
         if blocked:
             finding = Finding(name, "skip", f"not checked, because of {blocked[0]}")

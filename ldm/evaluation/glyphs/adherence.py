@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ldm.data.glyphs.dataset import GlyphData
+from ldm.evaluation.comparison import Scores
 from ldm.evaluation.glyphs.classifier import GlyphClassifier, GlyphPrediction
 from ldm.evaluation.glyphs.prompts import PromptSpec
 from ldm.evaluation.glyphs.style_probe import StyleProbe
 
-Scores = dict[str, np.ndarray]  # measure -> float64 (n,)
 # name -> whether higher is better; all are fractions but for strokes, which are counted
 MEASURES = {"layout": True, "radical": True, "components_f1": True, "strokes_error": False, "style": True}
 

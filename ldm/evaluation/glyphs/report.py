@@ -19,9 +19,9 @@ from ldm.data import evenly_spaced_indices
 from ldm.data.glyphs.dataset import GlyphData
 from ldm.evaluation import loss_by_time
 from ldm.evaluation.autoencoder_report import vae_report
+from ldm.evaluation.comparison import SCORES, Report, Scores, compare_scores, load_report, save_scores
 from ldm.evaluation.feature_extractors import ClipEmbedder
-from ldm.evaluation.glyphs.adherence import Predictions, Scores, ceiling, complete_agreement, permuted
-from ldm.evaluation.glyphs.comparison import SCORES, Report, compare_scores, load_report, save_scores
+from ldm.evaluation.glyphs.adherence import MEASURES, Predictions, ceiling, complete_agreement, permuted
 from ldm.evaluation.glyphs.novelty import READABLE, Neighbours, Pool, distinctness, nearest_glyphs, novelty, to_size
 from ldm.evaluation.glyphs.prompts import SECTIONS
 from ldm.evaluation.glyphs.report_page import report_page
@@ -113,7 +113,12 @@ def measure(pipeline, plan: Plan, reference: Reference, output: Path) -> tuple[d
         "validity": validity_section(described, read["character"].confidences, reference),
         "novelty": novelty_section(results, read, reference, output),
         "vae": vae_report(
-            pipeline.networks.module("vae"), reference.own["validation"], reference.reader, output, plan.characters
+            pipeline.networks.module("vae"),
+            reference.own["validation"],
+            reference.reader,
+            output,
+            plan.characters,
+            train=reference.own["train"],
         ),
     }
     return metrics, results
@@ -277,8 +282,9 @@ def against(results: ModelResults, rival: Any, plan: Plan, reference: Reference)
     else:
         scores = generate_and_score(rival, plan, reference).scores
         model = {"source": rival.folder.source, "digest": rival.digest}
-    prompts = {name: part.prompts for name, part in results.samples.items()}
-    return {"a": model, "sections": compare_scores(scores, results.scores, prompts)}
+    clusters = {"character": results.samples["character"].prompts}  # described characters stand for all
+    lower = [name for name, higher in MEASURES.items() if not higher]
+    return {"a": model, "sections": compare_scores(scores, results.scores, clusters, lower)}
 
 
 def _rival(options: EvaluationOptions, plan: Plan) -> Any:

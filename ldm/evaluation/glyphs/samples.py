@@ -14,8 +14,9 @@ from ldm.config.settings import DataOptions
 from ldm.data import evenly_spaced_indices
 from ldm.data.glyphs.dataset import GlyphData
 from ldm.data.glyphs.dataset import splits as glyph_splits
+from ldm.evaluation.comparison import Scores
 from ldm.evaluation.feature_extractors import ClipEmbedder, FeatureExtractor, VisionModel
-from ldm.evaluation.glyphs.adherence import Scorer, Scores, prompt_specs
+from ldm.evaluation.glyphs.adherence import Scorer, prompt_specs
 from ldm.evaluation.glyphs.classifier import GlyphClassifier, unseen
 from ldm.evaluation.glyphs.prompts import PromptSpec, glyph_prompts
 from ldm.evaluation.glyphs.style_probe import StyleProbe

@@ -1,11 +1,11 @@
-"""`ldm evaluate` of a run on the user's own images: one image per held-out caption, and four questions.
+"""`ldm evaluate` of a run on the user's own images: one image per held-out caption, and five questions.
 
-Can the run's CLIP tell from which caption an image was generated? Are the images, as a set, like the held-out ones? Are
-they new, or near copies of training images? What does the autoencoder lose? Nobody here knows what such images should
-show, so beside each number stands what real images reach by the same measure, and the image grids matter as much.
+Can the run's CLIP tell from which caption an image was generated? Does an image follow when one word changes? Are the
+images, as a set, like the held-out ones? Are they new, or near copies of training images? What does the autoencoder
+lose? Nobody here knows what such images should show, so beside each number stands what real images reach by the same
+measure, and what those reach that should do badly; and the image grids matter as much.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from ldm.data import ImageTextData, evenly_spaced_indices
+from ldm.evaluation.autoencoder_quality import quality
 from ldm.evaluation.autoencoder_report import rate
+from ldm.evaluation.comparison import SCORES, Report, Scores, compare_scores, load_report, save_scores
 from ldm.evaluation.feature_extractors import ClipEmbedder, FeatureExtractor, VisionModel, digest
 from ldm.evaluation.html import render
+from ldm.evaluation.images import one_word
+from ldm.evaluation.images.in_words import FEW, lines
+from ldm.evaluation.images.samples import TRAINING, Generated, Prompts, generate_all, prompts_of
 from ldm.evaluation.metrics.confidence import bootstrap
 from ldm.evaluation.metrics.distribution_distances import with_reference_range
 from ldm.evaluation.metrics.proportions import proportion
@@ -26,19 +31,19 @@ from ldm.evaluation.metrics.reconstruction import psnr, reconstruct, ssim
 from ldm.evaluation.options import EvaluationOptions, write_metrics
 from ldm.evaluation.run_loading import OpenRun, checkpoint_state, open_run
 from ldm.models.lora import as_options, merge, read_lora
-from ldm.pipelines.generation import SamplingOptions, generate_pixels
+from ldm.pipelines.generation import SamplingOptions
 from ldm.utils.atomic_files import atomic_write
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import image_grid, save_png
 
 log = logging.getLogger(__name__)
 
-TRAINING = 2000  # training images that are compared with, evenly chosen
 CANDIDATES = 100  # captions among which an image's own one has to be the nearest, itself included
 NUM_PERMUTATIONS = 20  # the floor is the mean over so many permutations of the captions
 RARE = 0.01  # of real held-out images are as near to a training image as what is called a near copy
 COARSE = 8  # side of the images that are compared where there is no network
 PAIRS, COLUMNS, SIDE = 32, 8, 128  # in a grid, and the most pixels of an image there
+BLUR = 16  # a blurred image is one whose Gaussian has a standard deviation of its side over so much
 
 
 def evaluate_images(run: Path, options: EvaluationOptions) -> dict:
@@ -61,47 +66,99 @@ def evaluate_images(run: Path, options: EvaluationOptions) -> dict:
         path, scale = as_options(options.lora).values()
         merge(pipeline.components, read_lora(path), scale, path)
         pipeline.lora = path, scale
-    chosen = evenly_spaced_indices(len(held), options.samples)
-    real, conditional = stacked(held, chosen), opened.settings.text.source != "none"
-    rng = np.random.default_rng(0)
-    captions = [held.caption(int(i), rng) if conditional else "" for i in chosen]
+    prompts = prompts_of(opened, evenly_spaced_indices(len(held), options.samples), clip is not None)
     sampling = options.sampling
-    if not conditional:  # without captions there is nothing to guide towards
+    if opened.settings.text.source == "none":  # without captions there is nothing to guide towards
         sampling = SamplingOptions(sampling.steps, 1.0, sampling.batch_size)
-    generated = generate_in_batches(pipeline, captions, options.seed, sampling)
+    plan = {"captions": prompts.digest, "clip": clip.digest if clip else "", "seed": options.seed}
+    plan |= {"steps": sampling.steps, "guidance": sampling.guidance}
+    rival = rival_of(options, plan)  # before minutes of sampling, in case there is none
+    generated = generate_all(pipeline, prompts, options.seed, sampling)
+    scores = scores_of(generated, prompts, clip)
     metrics: dict[str, Any] = {
         "format": 1,
         "model": {"source": str(run), "digest": pipeline.digest, "lora": options.lora},
+        "plan": plan,
         "settings": {
-            "samples": len(generated),
+            "samples": len(generated.images),
             "seed": options.seed,
             "num_inference_steps": sampling.steps or pipeline.defaults["num_inference_steps"],
             "guidance_scale": pipeline.defaults["guidance_scale"] if sampling.guidance is None else sampling.guidance,
         },
         "pictures": {"held_out": len(held), "training": len(opened.data.train)},
         "features": {"name": extractor.name, "digest": extractor.digest},
-        **sections(generated, real, captions, opened.data.train, extractor, clip, output),
-        "autoencoder": autoencoder_section(pipeline.networks.module("vae"), real, output),
+        **measured(generated, prompts, opened, extractor, clip, output),
     }
-    metrics["notes"] = notes(metrics, captions, clip, guided, opened)
+    if rival is not None:
+        metrics["against"] = against(scores, rival, prompts, options, clip)
+    metrics["notes"] = notes(metrics, prompts.captions, clip, guided, opened)
     metrics["summary"] = quoted(metrics)
     metrics["seconds"] = round(time.monotonic() - started)
-    save_pairs(generated, real, output / "drawn.png", captions)
+    save_scores(scores, output)
     write_metrics(metrics, output)
-    atomic_write(output / "index.html", render("images/report.html.j2", output, **metrics).encode())
-    print("\n".join([json.dumps(metrics["summary"], indent=1), *metrics["notes"]]))
-    print(f"{output / 'index.html'}: numbers and images in one file")
+    said = lines(metrics)
+    atomic_write(output / "index.html", render("images/report.html.j2", output, **metrics, lines=said).encode())
+    print("\n".join([*said, *metrics["notes"], f"{output / 'index.html'}: numbers and images in one file"]))
     return metrics
 
 
-def generate_in_batches(pipeline, captions: list[str], seed: int, sampling: SamplingOptions) -> np.ndarray:
-    """Image i of caption i from seed + i, uint8 (n, h, w, c), batch by batch: as floats all take much memory."""
-    batches = []
-    for start in range(0, len(captions), sampling.batch_size):
-        batch = captions[start : start + sampling.batch_size]
-        batches.append(generate_pixels(pipeline, batch, [seed + start + i for i in range(len(batch))], sampling))
-        log.info("%d of %d images generated", start + len(batch), len(captions))
-    return np.concatenate(batches)
+def measured(
+    generated: Generated,
+    prompts: Prompts,
+    opened: OpenRun,
+    extractor: FeatureExtractor,
+    clip: ClipEmbedder | None,
+    output: Path,
+) -> dict[str, Any]:
+    """All sections of the report; grids of the images go to `output`."""
+    train, real = opened.data.train, stacked(opened.data.validation, prompts.held_out)
+    save_pairs(generated.images, real, output / "drawn.png", prompts.captions)
+    vae = opened.pipeline.networks.module("vae")
+    return {
+        "one_word": one_word_part(generated, prompts, opened, clip, output),
+        **sections(generated.images, real, prompts, train, extractor, clip, output),
+        "autoencoder": autoencoder_section(vae, real, output, train),
+    }
+
+
+# ---- compared with another model ------------------------------------------------------------------------------------
+
+
+def scores_of(generated: Generated, prompts: Prompts, clip: ClipEmbedder | None) -> dict[str, Scores]:
+    """Section -> measure -> of each image 1 or 0, nan without a caption, as `compare_scores` takes them."""
+    if clip is None:
+        return {}
+    found: dict[str, Scores] = {}
+    first = own_caption_first(generated.images, prompts.captions, clip)
+    if first is not None:
+        values = np.full(len(prompts.captions), np.nan)
+        values[[bool(caption) for caption in prompts.captions]] = first
+        found["words"] = {"own_caption_first": values}
+    if prompts.changes:
+        followed = one_word.follows(generated.changed, prompts.changes, prompts.captions, clip)
+        found["one_word"] = {"follows_one_word": followed.astype(float)}
+    return found
+
+
+def rival_of(options: EvaluationOptions, plan: dict) -> Report | OpenRun | None:
+    """What --against names: nothing, a report of the same captions and seeds, or another run."""
+    if not options.against:
+        return None
+    if (Path(options.against) / SCORES).is_file():
+        return load_report(Path(options.against), plan)
+    return open_run(Path(options.against), options.device)
+
+
+def against(
+    scores: dict[str, Scores], rival: Any, prompts: Prompts, options: EvaluationOptions, clip: ClipEmbedder | None
+) -> dict:
+    """The verdicts against a `Report` or a run, on the same captions, seeds and CLIP: A is that one, B this one."""
+    if isinstance(rival, Report):
+        theirs, model = rival.scores, rival.metrics["model"]
+    else:
+        theirs = scores_of(generate_all(rival.pipeline, prompts, options.seed, options.sampling), prompts, clip)
+        model = {"source": options.against, "digest": rival.pipeline.digest}
+    return {"a": model, "sections": compare_scores(theirs, scores)}
 
 
 # ---- what images are compared by ------------------------------------------------------------------------------------
@@ -143,13 +200,13 @@ def stacked(data: ImageTextData, chosen: Sequence[int] | np.ndarray) -> np.ndarr
     return np.stack([data.image(int(i)) for i in chosen])
 
 
-# ---- the four questions ---------------------------------------------------------------------------------------------
+# ---- the five questions ---------------------------------------------------------------------------------------------
 
 
 def sections(
     generated: np.ndarray,
     real: np.ndarray,
-    captions: list[str],
+    prompts: Prompts,
     train: ImageTextData,
     extractor: FeatureExtractor,
     clip: ClipEmbedder | None,
@@ -166,11 +223,48 @@ def sections(
     order = np.argsort(distance, kind="stable")[:PAIRS]
     labels = [f"{distance[i]:.3g}" for i in order]
     save_pairs(generated[order], stacked(train, rows[index[order]]), output / "nearest.png", labels)
+    bad = {}
+    if len(ours) >= FEW:
+        bad["blurred"] = extractor.embed(blurred(stacked(train, evenly_spaced_indices(len(train), len(ours)))))
+        if (few := neighbouring_captions(prompts.training, len(ours))) is not None:
+            bad["other_captions"] = extractor.embed(stacked(train, few))
     return {
-        "words": words_section(generated, real, captions, clip) if clip else None,
-        "likeness": likeness_section(ours, theirs, known),
+        "words": words_section(generated, real, prompts.captions, clip) if clip else None,
+        "likeness": likeness_section(ours, theirs, known, bad),
         "novelty": novelty_section(distance, nearest_features(theirs, known)[1]),
     }
+
+
+def blurred(images: np.ndarray) -> np.ndarray:
+    """Images, uint8 (n, h, w, c), of which hardly more than the colours can be made out."""
+    soft = ImageFilter.GaussianBlur(images.shape[1] / BLUR)
+    return np.stack([np.asarray(Image.fromarray(x.squeeze()).filter(soft)).reshape(x.shape) for x in images])
+
+
+def neighbouring_captions(captioned: dict[str, int], count: int) -> list[int] | None:
+    """`count` training images whose captions are neighbours in the alphabet: real ones, of few things; None if they
+    were more than half of the captions.
+    """
+    names = sorted(captioned)
+    start = (len(names) - count) // 2
+    return [captioned[name] for name in names[start : start + count]] if len(names) >= 2 * count else None
+
+
+def one_word_part(
+    generated: Generated, prompts: Prompts, opened: OpenRun, clip: ClipEmbedder | None, output: Path
+) -> dict | None:
+    """See `one_word.section`; one_word.png shows images above those of their changed captions. None without a CLIP."""
+    made, train, held = prompts.changes, opened.data.train, opened.data.validation
+    if clip is None or not made:
+        return None
+    unseen = dict(zip(prompts.captions, prompts.held_out, strict=True))
+    wanted = {change.caption for change in made}
+    real = {caption: train.image(prompts.training[caption]) for caption in wanted & prompts.training.keys()}
+    real |= {caption: held.image(int(unseen[caption])) for caption in wanted & unseen.keys()}
+    labels = [f"{change.old} -> {change.new}" for change in made]
+    before = generated.images[[change.index for change in made]]
+    save_pairs(before, generated.changed, output / "one_word.png", labels)
+    return one_word.section(made, prompts.captions, generated.images, generated.changed, real, clip)
 
 
 def words_section(generated: np.ndarray, real: np.ndarray, captions: list[str], clip: Callable) -> dict | None:
@@ -181,21 +275,33 @@ def words_section(generated: np.ndarray, real: np.ndarray, captions: list[str], 
     Returns: see `proportion`, with ceiling, floor and the number of candidates; None with fewer than two captions. The
         interval is over other images of these captions.
     """
+    if (found := caption_similarity(generated, captions, clip)) is None:
+        return None
+    (scores, own), rng = found, np.random.default_rng(0)
+    floor = np.mean([r_precision(scores, rng.permutation(own)).mean() for _ in range(NUM_PERMUTATIONS)])
+    return proportion(r_precision(scores, own)) | {
+        "ceiling": round(float(r_precision(*caption_similarity(real, captions, clip)).mean()), 4),
+        "floor": round(float(floor), 4),
+        "candidates": min(CANDIDATES, scores.shape[1]),
+        "digest": getattr(clip, "digest", ""),
+    }
+
+
+def own_caption_first(images: np.ndarray, captions: list[str], clip: Callable) -> np.ndarray | None:
+    """Of each captioned image whether its own caption is the nearest; bool (k,), None with fewer than two captions."""
+    found = caption_similarity(images, captions, clip)
+    return None if found is None else r_precision(*found)
+
+
+def caption_similarity(images: np.ndarray, captions: list[str], clip: Callable) -> tuple[np.ndarray, np.ndarray] | None:
+    """Similarity of each captioned image to the distinct captions, float (k, m), and which is its own, int (k,)."""
     captioned = [i for i, caption in enumerate(captions) if caption]
     names = [captions[i] for i in captioned]
     distinct, first, own = np.unique(names, return_index=True, return_inverse=True)
     if len(distinct) < 2:
         return None
-    image, text = (x.numpy() for x in clip(generated[captioned], names))
-    real_image = clip(real[captioned], names)[0].numpy()
-    scores, rng = image @ text[first].T, np.random.default_rng(0)
-    floor = np.mean([r_precision(scores, rng.permutation(own)).mean() for _ in range(NUM_PERMUTATIONS)])
-    return proportion(r_precision(scores, own)) | {
-        "ceiling": round(float(r_precision(real_image @ text[first].T, own).mean()), 4),
-        "floor": round(float(floor), 4),
-        "candidates": min(CANDIDATES, len(distinct)),
-        "digest": getattr(clip, "digest", ""),
-    }
+    image, text = (x.numpy() for x in clip(images[captioned], names))
+    return image @ text[first].T, own
 
 
 def r_precision(similarity: np.ndarray, own: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -214,16 +320,20 @@ def r_precision(similarity: np.ndarray, own: np.ndarray, seed: int = 0) -> np.nd
     return first
 
 
-def likeness_section(generated: np.ndarray, held: np.ndarray, train: np.ndarray) -> dict | None:
-    """Distances of generated images' features (n, d) to those of held-out ones, and those of as many training images
-    for comparison; None for too few images, or for features that are all alike.
+def likeness_section(
+    generated: np.ndarray, held: np.ndarray, train: np.ndarray, bad: dict[str, np.ndarray] | None = None
+) -> dict | None:
+    """Distances of generated images' features (n, d) to those of held-out ones, of as many training images for
+    comparison, and of real images that should do badly; None for fewer than FEW, or for features that are all alike.
     """
+    if min(len(generated), len(held)) < FEW:
+        return None
     try:
-        found = with_reference_range(generated, held, floor=train)
+        found = with_reference_range(generated, held, bad, floor=train)
     except ValueError as error:
         log.warning("likeness is left out: %s", error)
         return None
-    return {"drawn": found["generated"], "training": found["floor"]}
+    return {"drawn": found["generated"], "training": found["floor"], **found["ceiling"]}
 
 
 def nearest_features(features: np.ndarray, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -244,8 +354,10 @@ def novelty_section(generated: np.ndarray, held: np.ndarray) -> dict:
     return found | {"median_drawn": float(np.median(generated)), "median_held_out": float(np.median(held))}
 
 
-def autoencoder_section(vae, real: np.ndarray, output: Path) -> dict:
-    """PSNR and SSIM of held-out images, uint8 (n, h, w, c), after encoding and decoding, with intervals; the rate."""
+def autoencoder_section(vae, real: np.ndarray, output: Path, train: ImageTextData | None = None) -> dict:
+    """PSNR and SSIM of held-out images, uint8 (n, h, w, c), after encoding and decoding, with intervals; `quality`; the
+    rate.
+    """
     after, latents = reconstruct(vae, real)
     save_pairs(real, after, output / "reconstructions.png")
     parts = [slice(start, start + 16) for start in range(0, len(real), 16)]  # in float64 they take much memory
@@ -253,7 +365,7 @@ def autoencoder_section(vae, real: np.ndarray, output: Path) -> dict:
         name: bootstrap(np.concatenate([measure(real[part], after[part]) for part in parts])).rounded()
         for name, measure in (("psnr", psnr), ("ssim", ssim))
     }
-    return measures | {"rate": rate(vae, real, latents)}
+    return measures | quality(vae, train, real, after, latents) | {"rate": rate(vae, real, latents)}
 
 
 # ---- what is reported -----------------------------------------------------------------------------------------------
@@ -272,8 +384,6 @@ def notes(metrics: dict, captions: list[str], clip: ClipEmbedder | None, guided:
             "The words are scored by the encoder that guided the model: it measures what the model was conditioned on, "
             "and is no second opinion. See drawn.png."
         )
-    if metrics["likeness"] is None:
-        found.append("Likeness is not measured: it takes 20 images of either set that differ.")
     if metrics["features"]["name"].startswith("colours"):
         found.append("Images are compared by their coarse colours alone: name a vision model by --features.")
     count = metrics["pictures"]["training"]
@@ -298,11 +408,15 @@ def quoted(metrics: dict) -> dict:
     found: dict[str, Any] = {}
     if words:
         found["own_caption_first"] = {key: words[key] for key in ("n", "share", "interval", "ceiling", "floor")}
+    if one := metrics["one_word"]:
+        found["follows_one_word"] = {key: one[key] for key in ("n", "share", "interval", "ceiling", "floor")}
     for name in ("fd", "kid", "coverage") if likeness else ():
         values = {"": likeness["drawn"], "of_real": likeness["training"]}
         found[name] = {key: round(each[name]["value"], 6) for key, each in values.items()}
     found["near_copies"] = metrics["novelty"]["near_copies"]
     found["psnr"] = {key: vae["psnr"][key] for key in ("n", "value", "interval")}
+    if vae["floor"]:
+        found["psnr"]["floor"] = vae["floor"]["psnr"]
     return found | {"ssim": vae["ssim"]["value"]}  # with an interval a card would take it for a proportion
 
 

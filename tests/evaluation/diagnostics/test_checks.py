@@ -11,12 +11,24 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_run import build, data_options, healthy_run, ldm_settings, train_ldm, write_pictures
+from tiny_run import (
+    build,
+    data_options,
+    healthy_run,
+    ldm_settings,
+    train_clip,
+    train_ldm,
+    train_options,
+    write_pictures,
+)
+from transformers import CLIPTokenizer
 
 from ldm.cli import doctor
 from ldm.config.settings import NoiseOptions
 from ldm.data import Splits
 from ldm.evaluation.diagnostics.findings import Finding, verdict
+from ldm.evaluation.diagnostics.learning import loss_exponent
+from ldm.evaluation.diagnostics.model import nearest_caption
 from ldm.evaluation.diagnostics.run import checks, examine
 from ldm.evaluation.run_loading import holding, network_weights, open_run, put_weights, saved_weights
 from ldm.hub.export import export
@@ -31,9 +43,10 @@ CASES, SLOW = {}, set()
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """pictures/, cache/, vae/ and ldm/ of a run that learned."""
+    """pictures/, cache/, clip/, vae/ and ldm/ of runs that learned."""
     project = tmp_path_factory.mktemp("project")
     healthy_run(project)
+    train_clip(project, build(data_options(project)))
     return project
 
 
@@ -157,6 +170,30 @@ def the_decoder_is_random(run, project):
     change_weights(run, "vae", lambda name, value: initial(value) if name.startswith("decoder") else value)
 
 
+def blur(name, value):
+    """The encoder sees means of 3 x 3 pixels: colours stay, edges go, as after too short a training."""
+    if name != "encoder.conv_in.weight":
+        return value
+    return value[:, :, 1:2, 1:2].expand(-1, -1, 3, 3) / 9
+
+
+def lose_green(name, value):
+    """Green and magenta become grey."""
+    axis = torch.tensor([-1.0, 2, -1]) / 6**0.5
+    keep = torch.eye(3) - torch.outer(axis, axis)
+    return torch.einsum("ij,j...->i...", keep, value).contiguous() if name.startswith("decoder.conv_out") else value
+
+
+@breaks("vae")
+def the_vae_is_worse_than_a_linear_map(run, project):
+    change_weights(run, "vae", lambda name, value: blur(name, value).contiguous())
+
+
+@breaks("vae")
+def the_vae_loses_a_colour(run, project):
+    change_weights(run, "vae", lose_green)
+
+
 @breaks("parts")
 def the_vae_is_of_another_run(run, project):
     """It codes as well, but its latents are others: two of its channels are exchanged."""
@@ -199,6 +236,41 @@ def the_tokens_have_other_numbers(run, project):
 @breaks("text")
 def the_text_encoder_says_one_thing(run, project):
     change_weights(run, "text_encoder", lambda name, value: torch.full_like(value, 0.02))
+
+
+def merge_words(folder: Path, file: str, prefix: str = "") -> None:
+    """Red and green become one token to the encoder in `folder`."""
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    red, green = (tokenizer(f"a {name} bar").input_ids for name in ("red", "green"))
+    assert len(red) == len(green)
+    weights = load_file(folder / file)
+    name = next(name for name in weights if name.endswith("token_embedding.weight"))
+    weights[name][green] = weights[name][red]
+    save_file(weights, folder / file, {"format": "pt"})
+
+
+@breaks("text")
+def two_captions_are_one_to_the_text_encoder(run, project):
+    merge_words(run / "final", "text_encoder/model.safetensors")
+
+
+def falling(steps: int, power: float, seed: int = 0) -> list[dict]:
+    """A log whose loss is 0.8 step^-power, with noise of 3%, and whose rate decays over the last fifth."""
+    rng = np.random.default_rng(seed)
+    return [
+        {"step": i, "loss": 0.8 * i**-power * float(rng.normal(1, 0.03)), "lr": min(1.0, 5 * (1 - i / steps) + 1e-3)}
+        for i in range(20, steps + 1, 20)
+    ]
+
+
+@breaks("progress")
+def the_log_ends_while_the_loss_falls(run, project):
+    (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in falling(1200, 0.5)))
+
+
+@breaks("progress", slow=True)  # trains anew
+def the_unet_is_stopped_too_early(run, project):
+    train_anew(run, project, train=train_options(120, 32).model_copy(update={"log_every": 3}))
 
 
 @breaks("training")
@@ -302,6 +374,78 @@ def test_a_healthy_run_has_no_fault(project):
     assert verdict(found) == "no failure found"
 
 
+@pytest.mark.parametrize("stage", ["vae", "clip"])
+def test_a_run_of_one_trainer_alone_is_examined(stage, project):
+    found = list(examine(project / stage, limit=48, device="cpu"))
+    assert [finding.name for finding in found] == list(checks(stage)) and len(found) >= 7
+    assert {finding.status for finding in found} == {"ok"}, [f for f in found if f.status != "ok"]
+    step = checkpoint.newest(project / stage / "checkpoints")
+    assert [finding.name for finding in examine(step, limit=48, device="cpu")] == list(checks(stage))
+
+
+def alone(project: Path, stage: str, tmp_path: Path) -> Path:
+    run = tmp_path / stage
+    shutil.copytree(project / stage, run)
+    return run
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lose_green, "loses green-magenta (gain 0.0"),
+        (lambda name, value: blur(name, value).contiguous(), "not trained: "),
+        (lambda name, value: initial(value), "it keeps nothing of the images"),
+    ],
+)
+def test_what_is_wrong_with_a_vae_is_named_before_a_denoiser_is_trained_on_it(change, said, project, tmp_path):
+    run = alone(project, "vae", tmp_path)
+    change_weights(run, "vae", change)
+    checkpoint._write_manifest(clean(run / "final"))
+    first = next(finding for finding in examine(run, limit=48, device="cpu") if finding.status == "fail")
+    assert first.name == "vae" and said in first.text and first.advice
+
+
+def test_a_text_encoder_that_merges_two_words_is_named_and_one_that_learned_nothing(project, tmp_path):
+    run = alone(project, "clip", tmp_path)
+    merge_words(run / "final", "text_encoder/model.safetensors")
+    found = {finding.name: finding for finding in examine(run, limit=48, device="cpu")}
+    assert found["text"].status == "fail" and "2 of 5 captions cannot be told from another" in found["text"].text
+    clip = run / "final/clip/model.safetensors"
+    save_file({name: initial(value) for name, value in load_file(clip).items()}, clip, {"format": "pt"})
+    found = {finding.name: finding for finding in examine(run, limit=48, device="cpu")}
+    assert found["retrieval"].status == "fail" and "by chance 33%" in found["retrieval"].text
+
+
+def test_an_unfinished_vae_says_what_is_missing(project, tmp_path):
+    run = alone(project, "vae", tmp_path)
+    shutil.rmtree(run / "final")
+    first = next(examine(run, limit=48, device="cpu"))
+    assert (first.name, first.status) == ("files", "fail") and "train_vae.py" in first.text + first.advice
+
+
+def test_captions_are_as_far_apart_as_their_most_different_tokens():
+    one_hot = torch.eye(6).view(6, 1, 6)
+    assert nearest_caption(one_hot)[1].numpy() == pytest.approx(2**0.5)  # orthogonal: nothing in common
+    assert nearest_caption(torch.cat([one_hot, torch.zeros(6, 9, 6)], 1))[1].min() > 2  # long captions do not hide it
+    assert (nearest_caption(torch.ones(4, 3, 5))[1] == 0).all()
+    index, apart = nearest_caption(torch.tensor([[[1.0, 0]], [[0, 1.0]], [[1.0, 0]]]))
+    assert index[0] == 2 and apart.tolist() == pytest.approx([0, 2**0.5, 0])
+
+
+def test_the_exponent_of_a_power_law_is_found_and_what_a_decaying_rate_adds_is_not():
+    exact = [{"step": i, "loss": 3 * i**-0.25, "lr": 1.0} for i in range(10, 1000, 10)]
+    assert loss_exponent(exact) == pytest.approx((0.25, 0), abs=1e-6)
+    exponent, error = loss_exponent(falling(4000, 0.0))
+    assert abs(exponent) < 3 * error and error < 0.05
+    decayed = [row | {"loss": row["loss"] * row["lr"] ** 0.5} for row in exact_decay()]
+    assert loss_exponent(decayed)[0] == pytest.approx(0.25, abs=0.01)
+    assert loss_exponent(exact[:10]) is None and loss_exponent([]) is None
+
+
+def exact_decay() -> list[dict]:
+    return [{"step": i, "loss": 3 * i**-0.25, "lr": min(1.0, 5 * (1 - i / 2000) + 0.01)} for i in range(10, 2000, 10)]
+
+
 def test_a_checkpoint_is_opened_like_the_finished_run(project, tmp_path):
     """A run without final/ is put together again, and draws with the average that final/ holds."""
     finished = open_run(project / "ldm", "cpu")
@@ -324,7 +468,7 @@ def test_an_export_is_examined_with_the_data_it_names_if_they_are_here(project, 
     monkeypatch.chdir(project)  # it names them without the folders above
     found = {finding.name: finding for finding in examine(tmp_path / "model", limit=32, device="cpu")}
     assert {finding.status for finding in found.values()} == {"ok", "skip"}
-    assert [name for name, finding in found.items() if finding.status == "skip"] == ["parts", "ema"]
+    assert [name for name, finding in found.items() if finding.status == "skip"] == ["parts", "progress", "ema"]
     monkeypatch.chdir(tmp_path)
     found = {finding.name: finding for finding in examine(tmp_path / "model", limit=32, device="cpu")}
     assert {finding.status for finding in found.values()} == {"ok", "skip"}

@@ -12,8 +12,8 @@ from PIL import Image
 
 from ldm.cli.evaluate import add_parser, run
 from ldm.config.settings import DataOptions, GlyphOptions
+from ldm.evaluation.comparison import SCORES
 from ldm.evaluation.glyphs import report
-from ldm.evaluation.glyphs.comparison import SCORES
 from ldm.evaluation.glyphs.prompts import PromptSpec, glyph_prompts
 from ldm.evaluation.glyphs.samples import SET, GeneratedSet, Plan, Reference, generate_section, glyph_images, styles_of
 from ldm.pipelines.generation import SamplingOptions, generate_pixels

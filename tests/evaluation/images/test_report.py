@@ -8,13 +8,12 @@ import time
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
 from ldm.cli import evaluate as command
-from ldm.config.settings import ClipModel, ClipSettings, OptimOptions
 from ldm.data import build
+from ldm.evaluation.images import in_words, one_word, samples
 from ldm.evaluation.images import report as pictures
 from ldm.evaluation.run_loading import open_run
 from ldm.hub.export import export
@@ -22,10 +21,8 @@ from ldm.hub.model_card import rows
 from ldm.models.identity_autoencoder import IdentityAutoencoder
 from ldm.models.lora import Adapter, save_lora
 from ldm.pipelines import model_folder
-from ldm.training.tasks.clip import ClipTask
-from ldm.training.trainer import Trainer
 from ldm.utils.errors import UserError
-from tests.tiny_run import COLOURS, data_options, ldm_settings, train_ldm, train_options, train_vae, write_pictures
+from tests.tiny_run import COLOURS, data_options, ldm_settings, train_clip, train_ldm, train_vae, write_pictures
 
 NAMES = list(COLOURS)
 
@@ -87,6 +84,63 @@ def test_of_many_captions_a_hundred_are_compared_and_chance_is_one_in_a_hundred(
     assert not pictures.r_precision(np.ones((3, 5)), np.arange(3)).any()  # a constant judge tells nothing
 
 
+CORPUS = ["a red heart", "a blue heart", "a blue star", "the red heart", "smile"]
+
+
+def test_a_word_is_replaced_by_one_between_the_same_neighbours_and_real_captions_come_first():
+    found = one_word.changes(["a red heart", "a blue star", "smile", ""], CORPUS, 9)
+    assert [(change.index, change.old, change.new) for change in found[:2]] == [
+        (0, "red", "blue"),
+        (1, "star", "heart"),
+    ]
+    assert len(found) == 2 and found[0].caption == "a blue heart"  # no other one-word caption, and no 'a' -> 'the'
+    unseen = one_word.changes(["a green heart"], CORPUS, 9)[0]
+    assert unseen.new in ("red", "blue") and unseen == one_word.changes(["a green heart"], CORPUS, 9)[0]
+    many = one_word.changes([f"a {name} heart" for name in "pqrstuvw"], CORPUS, 3)
+    assert [change.index for change in many] == [0, 4, 7]  # evenly chosen
+
+
+def test_images_that_follow_a_word_do_so_and_those_that_do_not_are_left_behind(asked):
+    captions, real = asked
+    made = one_word.changes(captions, captions, 40)
+    by_caption = dict(zip(captions, real))
+    right = np.stack([by_caption[change.caption] for change in made])
+    found = one_word.section(made, captions, real, right, by_caption, Knowing())
+    assert found["n"] == 40 and found["share"] == found["ceiling"] == 1 and found["floor"] == 0.5
+    assert found["unchanged"] == 0 and found["pixels"] == 1  # one colour everywhere
+    deaf = one_word.section(made, captions, real, real[[change.index for change in made]], {}, Knowing())
+    assert deaf["share"] == 0 and deaf["pixels"] == 0 and deaf["ceiling"] is None
+    half = real[:4].copy()
+    half[:, :8] = 255 - half[:, :8]
+    assert one_word.changed_pixels(real[:4], half) == 0.5
+
+
+def likeness(ours, real, blurred, error):
+    names = {"drawn": ours, "training": real, "blurred": blurred}
+    return {column: {"fd": {"value": value, "error": error}} for column, value in names.items()}
+
+
+def test_a_measure_that_cannot_tell_real_images_from_blurred_ones_says_nothing():
+    assert in_words.standing(likeness(15, 10, 30, 1), "fd") == "75% of the way from blurred to real"
+    assert in_words.standing(likeness(31, 10, 30, 1), "fd") == "no better than blurred real images"
+    assert in_words.standing(likeness(9, 10, 30, 1), "fd") == "100% of the way from blurred to real"
+    assert in_words.standing(likeness(15, 10, 30, 10), "fd").startswith("says nothing")
+    assert in_words.standing(likeness(15, 30, 10, 1), "fd").startswith("says nothing")  # the wrong way round
+
+
+@pytest.mark.parametrize(
+    "share, low, n, said",
+    [
+        (0.3, 0.2, 200, "60% of what real images reach"),
+        (0.3, 0.02, 200, "no better than chance"),
+        (0.3, 0.2, 32, "small"),
+    ],
+)
+def test_a_verdict_on_words_needs_an_interval_above_chance_and_enough_images(share, low, n, said):
+    found = {"share": share, "n": n, "interval": [low, 0.4], "ceiling": 0.5, "floor": 0.04, "candidates": 100}
+    assert said in in_words.words_line(found)
+
+
 def test_a_copied_training_picture_is_found_among_new_ones():
     rng = np.random.default_rng(0)
     train, held, drawn = (rng.normal(size=(n, 8)) for n in (500, 300, 100))
@@ -142,19 +196,6 @@ def test_in_pixel_space_nothing_is_lost(tmp_path):
 # ---- a run ----------------------------------------------------------------------------------------------------------
 
 
-def train_clip(project, splits):
-    towers = {"width": 16, "layers": 1, "heads": 2, "vision_width": 16, "vision_layers": 1, "vision_heads": 2}
-    settings = ClipSettings(
-        output_dir=project / "clip",
-        data=data_options(project),
-        model=ClipModel(**towers, embed_dim=8, patch_size=8, vocab_size=560, context_length=8),
-        train=train_options(80, 32),
-        optim=OptimOptions(lr=1e-2, warmup_steps=10),
-    )
-    Trainer(ClipTask(settings, splits, project / "clip"), settings, project / "clip").fit()
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A CLIP that has learned the four colours, a VAE, and two models: one told the words, and one without."""
@@ -184,19 +225,28 @@ def evaluate(run, output, *words):
 
 def test_a_run_on_ones_own_pictures_is_measured_by_them(project, tmp_path, capsys):
     metrics = evaluate(project / "ldm", tmp_path, "--quick")
+    out = capsys.readouterr().out
+    said = out[out.index("own caption   ") :].splitlines()
+    assert "of 32 images are nearer to their own caption than to 3 others" in said[0] and "chance " in said[0]
+    assert said[1].startswith("one word      ") and "chance 50%" in said[1] and "of the pixels change" in said[1]
+    assert said[2] == (
+        "likeness      no verdict on FD, KID, precision, recall and coverage: n = 32 is too small, 100 are needed "
+        "(--samples)"
+    )
+    assert "a linear map to 4 numbers for each 2 x 2 patch" in out and "gains: red-cyan 1.00" in out
+    assert metrics["likeness"] is None and metrics["one_word"]["ceiling"] > 0.9 and metrics["one_word"]["n"] == 32
     assert metrics["settings"]["samples"] == 32 == metrics["words"]["n"] and metrics["words"]["candidates"] == 4
     assert metrics["words"]["ceiling"] > 0.9 and metrics["words"]["floor"] < 0.4  # the judge knows real pictures
-    assert metrics["likeness"]["drawn"]["fd"]["value"] > metrics["likeness"]["training"]["fd"]["value"]
     assert any("guided the model" in text for text in metrics["notes"]) and metrics["features"]["name"] == "CLIP"
-    assert metrics["autoencoder"]["psnr"]["value"] > 10 and "near_copies" in capsys.readouterr().out
+    assert metrics["autoencoder"]["psnr"]["value"] > 35 and "near copies " in out and "{" not in out
     quoted = rows(metrics)
     assert metrics["settings"]["guidance_scale"] == 2 and "%" not in quoted["ssim"]
     assert (
         "ceiling" in quoted["own_caption_first"]
-        and {"kid", "kid_of_real", "near_copies", "psnr", "ssim"} <= quoted.keys()
+        and {"follows_one_word", "near_copies", "psnr", "ssim"} <= quoted.keys()
     )
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert text.count("data:image/png;base64,") == 3 and "http" not in text
+    assert text.count("data:image/png;base64,") == 4 and "http" not in text
     with Image.open(tmp_path / "drawn.png") as sheet:
         assert sheet.width == 8 * (128 + 4)
 
@@ -214,8 +264,18 @@ def test_a_judge_is_said_to_have_guided_the_model_where_it_has(project, source, 
 def test_a_model_that_draws_the_held_out_pictures_gets_what_they_get(project, tmp_path, monkeypatch):
     held = open_run(project / "ldm").data.validation
     images = pictures.stacked(held, range(len(held)))
-    monkeypatch.setattr(pictures, "generate_pixels", lambda pipeline, captions, seeds, options: images)
+    captions = [held.caption(i, np.random.default_rng(0)) for i in range(len(held))]
+
+    def real(pipeline, prompts, seeds, options):
+        return np.stack([images[i if captions[i] == p else captions.index(p)] for p, i in zip(prompts, seeds)])
+
+    monkeypatch.setattr(samples, "generate_pixels", real)
+    monkeypatch.setattr(pictures, "FEW", 20)
     metrics = evaluate(project / "ldm", tmp_path)
+    assert metrics["one_word"]["share"] == metrics["one_word"]["ceiling"] == 1
+    assert metrics["one_word"]["unchanged"] == 0 and 0 < metrics["one_word"]["pixels"] < 0.9
+    assert in_words.standing(metrics["likeness"], "precision") == "100% of the way from blurred to real"
+    assert {"kid", "kid_of_real"} <= rows(metrics).keys()
     assert metrics["words"]["share"] == metrics["words"]["ceiling"] and metrics["words"]["n"] == len(held)
     drawn, training = (metrics["likeness"][name] for name in ("drawn", "training"))
     assert drawn["fd"]["value"] == pytest.approx(0, abs=1e-6) and drawn["coverage"]["value"] == 1
@@ -224,12 +284,25 @@ def test_a_model_that_draws_the_held_out_pictures_gets_what_they_get(project, tm
 
 def test_a_model_without_words_is_measured_without_them(project, tmp_path):
     metrics = evaluate(project / "plain" / "ldm", tmp_path, "--samples", "24")
-    assert metrics["words"] is None and "own_caption_first" not in metrics["summary"]
-    assert metrics["features"]["name"] == "colours at 8 x 8" and metrics["likeness"]["drawn"]["generated"] == 24
+    assert metrics["words"] is None and metrics["one_word"] is None and "own_caption_first" not in metrics["summary"]
+    assert metrics["features"]["name"] == "colours at 8 x 8" and metrics["likeness"] is None
     assert any("is unconditional" in text for text in metrics["notes"])
     judged = evaluate(project / "plain" / "ldm", tmp_path, "--samples", "4", "--clip", str(project / "clip"))
     assert judged["features"]["name"] == "CLIP" and judged["likeness"] is None
     assert not any("guided" in text for text in judged["notes"])
+
+
+def test_a_model_is_no_better_than_itself_by_name_or_by_report(project, tmp_path, capsys):
+    first = evaluate(project / "ldm", tmp_path / "first", "--samples", "8")
+    for rival in (project / "ldm", tmp_path / "first"):
+        metrics = evaluate(project / "ldm", tmp_path / "again", "--samples", "8", "--against", str(rival))
+        found = metrics["against"]["sections"]
+        assert found["words"]["own_caption_first"]["verdict"] == "no difference seen"
+        assert found["one_word"]["follows_one_word"]["difference"]["value"] == 0
+        assert metrics["against"]["a"]["digest"] == first["model"]["digest"]
+        assert "against       " in capsys.readouterr().out
+    with pytest.raises(UserError, match="made by another plan"):
+        evaluate(project / "ldm", tmp_path / "other", "--samples", "6", "--against", str(tmp_path / "first"))
 
 
 def test_an_exported_model_has_no_pictures_beside_it_and_says_so_at_once(project, tmp_path):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ldm.evaluation.glyphs.comparison import SCORES, compare_scores, load_report, save_scores
+from ldm.evaluation.comparison import SCORES, compare_scores, load_report, save_scores
 from ldm.utils.errors import UserError
 
 PLAN = {"samples": 9, "sets": 3, "seed": 0, "steps": None, "guidance": None}
@@ -21,16 +21,16 @@ def scores(share: float, error: float, seed: int) -> dict:
     }
 
 
-PROMPTS = {"layout": np.arange(400) % 4, "character": np.arange(400) % 100}
+PROMPTS, LOWER = {"character": np.arange(400) % 100}, ["strokes_error"]
 
 
 def test_the_better_model_is_named_whichever_way_a_measure_points():
     worse, better = scores(0.5, 4.0, 0), scores(0.9, 1.0, 1)
-    found = compare_scores(worse, better, PROMPTS)
+    found = compare_scores(worse, better, PROMPTS, LOWER)
     assert found["layout"]["layout"]["verdict"] == found["character"]["strokes_error"]["verdict"] == "B better at 95%"
     assert found["layout"]["layout"]["difference"]["n"] == 320  # nan is not asked for
     assert "radical" not in found["layout"]
-    assert compare_scores(better, worse, PROMPTS)["character"]["strokes_error"]["verdict"] == "A better at 95%"
+    assert compare_scores(better, worse, PROMPTS, LOWER)["character"]["strokes_error"]["verdict"] == "A better at 95%"
 
 
 def test_a_model_is_no_better_than_itself():

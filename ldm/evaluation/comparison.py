@@ -2,17 +2,18 @@
 
 import io
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm.evaluation.glyphs.adherence import MEASURES, Scores
 from ldm.evaluation.metrics.confidence import paired
 from ldm.utils.atomic_files import atomic_write
 from ldm.utils.errors import UserError
 
 SCORES = "scores.npz"
+Scores = dict[str, np.ndarray]  # measure -> float64 (n,), nan where the prompt does not specify it
 
 
 class Report(NamedTuple):
@@ -23,22 +24,27 @@ class Report(NamedTuple):
 
 
 def compare_scores(
-    a: dict[str, Scores], b: dict[str, Scores], prompts: dict[str, np.ndarray]
+    a: dict[str, Scores],
+    b: dict[str, Scores],
+    clusters: Mapping[str, np.ndarray] | None = None,
+    lower_is_better: Collection[str] = (),
 ) -> dict[str, dict[str, dict]]:
     """Section -> measure -> both means, the difference B - A with its interval, and the verdict.
 
     Args:
-        prompts: of each section the number of each image's prompt; described characters are resampled as clusters.
+        clusters: of some sections, the number of each image's prompt: prompts are resampled with all their images.
+        lower_is_better: measures of which this holds.
     """
     found: dict[str, dict[str, dict]] = {}
     for section, measures in b.items():
+        numbers = (clusters or {}).get(section)
         for name, values in measures.items():
             known = np.isfinite(values)
             if not known.any():
                 continue
-            clusters = prompts[section][known] if section == "character" else None
-            ours, better = values[known], MEASURES.get(name, True)
-            comparison = paired(a[section][name][known], ours, clusters, higher_is_better=better)
+            rows = None if numbers is None else numbers[known]
+            better = name not in lower_is_better
+            comparison = paired(a[section][name][known], values[known], rows, higher_is_better=better)
             found.setdefault(section, {})[name] = comparison.rounded()
     return found
 
