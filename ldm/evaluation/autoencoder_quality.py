@@ -86,7 +86,7 @@ def complaints(value: float, found: dict[str, Any]) -> list[Complaint]:
     """What is wrong with an autoencoder of PSNR `value` in dB and the numbers of `quality`; none if it is fine."""
     wrong, floor = [], found["floor"]
     if floor and value < min(floor["psnr"] + MARGIN, ENOUGH):
-        text = f"not trained: {value:.1f} dB, below {linear_text(floor)} and {MARGIN:g} dB"
+        text = f"not trained: {value:.1f} dB, where {linear_text(floor)} ({MARGIN:g} dB more is the least)"
         advice = "train it longer, with a linear start or more vae.model.latent_channels (8 to 16 for small images)"
         wrong.append(Complaint(text, advice, True))
     gains = {name: gain for name, gain in ((found["chroma"] or {}).get("gains") or {}).items() if gain is not None}
@@ -99,9 +99,9 @@ def complaints(value: float, found: dict[str, Any]) -> list[Complaint]:
 
 
 def linear_text(floor: dict[str, Any]) -> str:
-    """'the linear map to 4 numbers for each 4 x 4 patch, 20.5 dB'."""
+    """'a linear map to 4 numbers for each 4 x 4 patch reaches 20.5 dB'."""
     side = floor["factor"]
-    return f"the linear map to {floor['channels']} numbers for each {side} x {side} patch, {floor['psnr']:.1f} dB"
+    return f"a linear map to {floor['channels']} numbers for each {side} x {side} patch reaches {floor['psnr']:.1f} dB"
 
 
 def facts(found: dict[str, Any]) -> str:

@@ -84,11 +84,11 @@ def test_below_the_linear_map_and_a_decibel_is_not_trained():
     floor = {"psnr": 20.5, "channels": 4, "factor": 4, "margin": 1.0}
     found = {"floor": floor, "chroma": None}
     assert (
-        "not trained: 21.2 dB, below the linear map to 4 numbers for each 4 x 4 patch"
+        "not trained: 21.2 dB, where a linear map to 4 numbers for each 4 x 4 patch reaches 20.5 dB"
         in complaints(21.2, found)[0].text
     )
     assert complaints(21.6, found) == [] and complaints(36.0, {**found, "floor": floor | {"psnr": 38.0}}) == []
-    assert facts(found) == "the linear map to 4 numbers for each 4 x 4 patch, 20.5 dB"
+    assert facts(found) == "a linear map to 4 numbers for each 4 x 4 patch reaches 20.5 dB"
 
 
 def test_a_weakened_colour_is_a_doubt():

@@ -81,7 +81,7 @@ def check_vae(context: RunContext) -> Finding:
     trivial = np.broadcast_to(examples.mean(0).round().astype(np.uint8), before.shape)
     ours, mean = (float(psnr(before, each).mean()) for each in (after, trivial))
     found = quality(vae, train, before, after, latents)
-    text = f"PSNR {ours:.1f} dB on validation images, their mean image {mean:.1f} dB; {facts(found)}".rstrip("; ")
+    text = f"PSNR {ours:.1f} dB on validation images, their mean image {mean:.1f} dB"
     if not ours > mean + GAIN:
         advice = "its decoder or encoder is not trained, or of another VAE: train_vae.py longer, or point --vae right"
         return fail(f"{text}: it keeps nothing of the images", advice)
@@ -90,7 +90,7 @@ def check_vae(context: RunContext) -> Finding:
         return finding("; ".join([*(each.text for each in wrong), text]), wrong[0].advice)
     if ours < mean + LITTLE_GAIN:
         return warn(f"{text}: it keeps little", "train the VAE longer, lower loss.kl, more channels")
-    return ok(text)
+    return ok("; ".join(filter(None, [text, facts(found)])))
 
 
 def check_latents(context: RunContext) -> Finding:

@@ -69,7 +69,7 @@ def standing(likeness: dict[str, Any], name: str) -> str:
     apart, error = top["value"] - bottom["value"], ((top["error"] or 0) ** 2 + (bottom["error"] or 0) ** 2) ** 0.5
     better = -1 if name in ("fd", "kid") else 1
     if apart * better <= 2 * error:
-        return "says nothing: blurred real images reach as much"
+        return "says nothing: it cannot tell blurred images from real ones"
     way = (ours["value"] - bottom["value"]) / apart
     return "no better than blurred real images" if way <= 0 else f"{min(way, 1):.0%} of the way from blurred to real"
 
@@ -86,7 +86,7 @@ def lines(metrics: dict[str, Any]) -> list[str]:
     )
     said = "; ".join(filter(None, [f"PSNR {value:.1f} dB, SSIM {vae['ssim']['value']:.3f}", facts(vae)]))
     found += [f"autoencoder   {said}", *(f"{'':14}{each.text} -> {each.advice}" for each in complaints(value, vae))]
-    return found + [against_line(metrics["against"])] * ("against" in metrics)
+    return [*found, against_line(metrics["against"])] if "against" in metrics else found
 
 
 def against_line(found: dict[str, Any]) -> str:

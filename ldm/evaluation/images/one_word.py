@@ -54,7 +54,7 @@ def changes(captions: Sequence[str], corpus: Iterable[str], limit: int, seed: in
 
 def _in_context(words: list[str]) -> list[tuple[str, str, str]]:
     """Each word between its neighbours, "" at the ends."""
-    return list(zip(["", *words[:-1]], words, [*words[1:], ""], strict=True))
+    return list(zip(["", *words], words, [*words[1:], ""], strict=False))
 
 
 def follows(images: np.ndarray, made: Sequence[Change], captions: Sequence[str], clip: Callable) -> np.ndarray:

@@ -244,7 +244,7 @@ def merge_words(folder: Path, file: str, prefix: str = "") -> None:
     red, green = (tokenizer(f"a {name} bar").input_ids for name in ("red", "green"))
     assert len(red) == len(green)
     weights = load_file(folder / file)
-    name = next(name for name in weights if name.endswith("text_model.embeddings.token_embedding.weight"))
+    name = next(name for name in weights if name.endswith("token_embedding.weight"))
     weights[name][green] = weights[name][red]
     save_file(weights, folder / file, {"format": "pt"})
 
@@ -392,7 +392,7 @@ def alone(project: Path, stage: str, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "change, said",
     [
-        (lose_green, "loses green-magenta (gain 0.00)"),
+        (lose_green, "loses green-magenta (gain 0.0"),
         (lambda name, value: blur(name, value).contiguous(), "not trained: "),
         (lambda name, value: initial(value), "it keeps nothing of the images"),
     ],
@@ -413,7 +413,7 @@ def test_a_text_encoder_that_merges_two_words_is_named_and_one_that_learned_noth
     clip = run / "final/clip/model.safetensors"
     save_file({name: initial(value) for name, value in load_file(clip).items()}, clip, {"format": "pt"})
     found = {finding.name: finding for finding in examine(run, limit=48, device="cpu")}
-    assert found["retrieval"].status == "fail" and "by chance 25%" in found["retrieval"].text
+    assert found["retrieval"].status == "fail" and "by chance 33%" in found["retrieval"].text
 
 
 def test_an_unfinished_vae_says_what_is_missing(project, tmp_path):

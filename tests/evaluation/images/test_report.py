@@ -96,7 +96,7 @@ def test_a_word_is_replaced_by_one_between_the_same_neighbours_and_real_captions
     assert len(found) == 2 and found[0].caption == "a blue heart"  # no other one-word caption, and no 'a' -> 'the'
     unseen = one_word.changes(["a green heart"], CORPUS, 9)[0]
     assert unseen.new in ("red", "blue") and unseen == one_word.changes(["a green heart"], CORPUS, 9)[0]
-    many = one_word.changes([f"a {name} heart" for name in "abcdefgh"], CORPUS, 3)
+    many = one_word.changes([f"a {name} heart" for name in "pqrstuvw"], CORPUS, 3)
     assert [change.index for change in many] == [0, 4, 7]  # evenly chosen
 
 
@@ -227,13 +227,13 @@ def test_a_run_on_ones_own_pictures_is_measured_by_them(project, tmp_path, capsy
     metrics = evaluate(project / "ldm", tmp_path, "--quick")
     out = capsys.readouterr().out
     said = out[out.index("own caption   ") :].splitlines()
-    assert "of 32 images are nearer to their own caption than to 3 others" in said[0] and "chance 2" in said[0]
+    assert "of 32 images are nearer to their own caption than to 3 others" in said[0] and "chance " in said[0]
     assert said[1].startswith("one word      ") and "chance 50%" in said[1] and "of the pixels change" in said[1]
     assert said[2] == (
         "likeness      no verdict on FD, KID, precision, recall and coverage: n = 32 is too small, 100 are needed "
         "(--samples)"
     )
-    assert "the linear map to 4 numbers for each 2 x 2 patch" in out and "gains: red-cyan 1.00" in out
+    assert "a linear map to 4 numbers for each 2 x 2 patch" in out and "gains: red-cyan 1.00" in out
     assert metrics["likeness"] is None and metrics["one_word"]["ceiling"] > 0.9 and metrics["one_word"]["n"] == 32
     assert metrics["settings"]["samples"] == 32 == metrics["words"]["n"] and metrics["words"]["candidates"] == 4
     assert metrics["words"]["ceiling"] > 0.9 and metrics["words"]["floor"] < 0.4  # the judge knows real pictures
@@ -274,7 +274,7 @@ def test_a_model_that_draws_the_held_out_pictures_gets_what_they_get(project, tm
     metrics = evaluate(project / "ldm", tmp_path)
     assert metrics["one_word"]["share"] == metrics["one_word"]["ceiling"] == 1
     assert metrics["one_word"]["unchanged"] == 0 and 0 < metrics["one_word"]["pixels"] < 0.9
-    assert "of the way from blurred to real" in in_words.standing(metrics["likeness"], "fd")
+    assert in_words.standing(metrics["likeness"], "precision") == "100% of the way from blurred to real"
     assert {"kid", "kid_of_real"} <= rows(metrics).keys()
     assert metrics["words"]["share"] == metrics["words"]["ceiling"] and metrics["words"]["n"] == len(held)
     drawn, training = (metrics["likeness"][name] for name in ("drawn", "training"))
