@@ -12,9 +12,10 @@ pytest.importorskip("skimage")
 from ldm.models.identity_autoencoder import IdentityAutoencoder
 from ldm.utils.errors import UserError
 from scripts import evaluate_emoji
-from scripts.emoji import classifier as training
+from scripts.emoji.classifier import EmojiNet
 from scripts.emoji.data import images_of, read_set
 from scripts.evaluate_emoji import PROMPTS, Request, autoencoder_section, colours_section, copies_section, named_right
+from scripts.glyph_classifier.train import half_precision, write_classifier
 from tests.tiny_emoji import tiny_set
 from tests.tiny_model import tiny_folder
 
@@ -106,9 +107,16 @@ def test_words_are_a_fraction_of_their_ceiling(data):
     assert evaluate_emoji.words(generated, real, prompts, None) is None
 
 
+def untrained(data, folder):
+    """A classifier that knows nothing, on disk."""
+    _, weights = half_precision(EmojiNet(len(data.styles), len(data.groups)))
+    known = {"styles": data.styles, "groups": data.groups, "held_out_names": {"style": {}, "group": {}}}
+    write_classifier(folder, weights, known)
+
+
 def test_the_whole_runs_on_an_exported_model(folder, tmp_path, capsys):
     model = tiny_folder(tmp_path / "model", channels=3)
-    training.main([str(folder), "--output", str(tmp_path / "classifier"), "--epochs", "1"])
+    untrained(read_set(folder), tmp_path / "classifier")
     words = [str(model), str(folder), "--classifier", str(tmp_path / "classifier"), "-o", str(tmp_path / "report")]
     evaluate_emoji.main([*words, "--seeds", "5", "--samples", "6", "--steps", "1"])
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
