@@ -126,7 +126,7 @@ def loss_of(net: EmojiNet, x: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropies of style and group."""
     styles, groups = net(x.contiguous(memory_format=torch.channels_last))
     style = F.cross_entropy(styles, labels[:, 0], label_smoothing=0.05)
-    return 0.3 * style + F.cross_entropy(groups, labels[:, 1], label_smoothing=0.1)
+    return style + F.cross_entropy(groups, labels[:, 1], label_smoothing=0.1)
 
 
 def accuracy(classifier: EmojiClassifier, emoji: list[Emoji]) -> dict:
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.emoji.classifier", description=main.__doc__)
     parser.add_argument("data", type=Path, help="folder made by scripts/build_emoji.py")
     parser.add_argument("--output", type=Path, required=True, help="folder for the weights and their card")
-    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--epochs", type=int, default=36)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     data, started = read_set(args.data), time.monotonic()
