@@ -9,10 +9,8 @@ CLOSED = {
     "upper left": (1, 0, 1, 0), "upper right": (1, 0, 0, 1), "lower left": (0, 1, 1, 0),
 }  # fmt: skip
 COVERED = 0.5  # of each closed side, what the outer component's ink must span
-THICK = (
-    0.3  # of the height and width, what is below and to the right of a hole at most: else it ends within the inner one
-)
-LEAST = 0.25  # of the glyph's height and width, for the hole
+THICK = 0.3  # of height and width: what is below and to the right of a hole, else it is some of the inner one
+LEAST, AREA = 0.25, 0.3  # of the glyph's height, width and area, for the hole
 
 
 def ink_box(dark: np.ndarray) -> tuple[int, int, int, int]:
@@ -42,8 +40,8 @@ def hole(image: np.ndarray, layout: str) -> tuple[int, int, int, int] | None:
         first = next((c for c in columns[0] if c == 0 or blank[c]), width)
         last = next((c for c in columns[1] if c == width or blank[c - 1]), 0)
         room = dark[start:end, first:last]
-        open_lines = (start == 0 or not room[0].any()) and (end == height or not room[-1].any())
-        if last - first >= LEAST * width and open_lines and room.any():
+        apart = (start == 0 or not room[0].any()) and (end == height or not room[-1].any())
+        if last - first >= LEAST * width and room.size >= AREA * dark.size and apart and room.any():
             return top + start, top + end, left + first, left + last
     return None
 
