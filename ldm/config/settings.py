@@ -314,9 +314,16 @@ class ClipModel(Settings):
         return self
 
 
+class ClipLoss(Settings):
+    hard_negatives: Annotated[int, Field(ge=0, le=8)] = 0
+    """Wrong variants of each caption, with one word or phrase replaced, that images are also contrasted with."""
+
+
 class ClipSettings(RunSettings):
     model: ClipModel = ClipModel()
     """Text and image encoder."""
+    loss: ClipLoss = ClipLoss()
+    """The contrastive loss."""
 
 
 class VaeModel(Settings):

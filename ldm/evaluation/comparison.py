@@ -40,7 +40,7 @@ def compare_scores(
         numbers = (clusters or {}).get(section)
         for name, values in measures.items():
             known = np.isfinite(values)
-            if not known.any():
+            if not known.any() or name not in a.get(section, {}):  # which older reports did not have
                 continue
             rows = None if numbers is None else numbers[known]
             better = name not in lower_is_better

@@ -1,6 +1,7 @@
 """CLIP: a text and an image encoder trained contrastively on image-caption pairs.
 
-Loss: InfoNCE over the global batch, symmetric (Radford et al. 2021, arXiv 2103.00020, fig. 3).
+Loss: InfoNCE over the global batch, symmetric (Radford et al. 2021, arXiv 2103.00020, fig. 3), with further wrong texts
+for every image if there are any (Yuksekgonul et al. 2023, arXiv 2210.01936, section 4).
 """
 
 import torch
@@ -44,10 +45,21 @@ def gather(local: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     return torch.cat(all_gather(local))
 
 
+NEVER = -1e4  # a logit beside which exp(100) is everything, and 0 times its logarithm is 0
+
+
 def contrastive_loss(
-    image: Float[Tensor, "b D"], text: Float[Tensor, "b D"], scale: Float[Tensor, ""], input_ids: Int64[Tensor, "b L"]
+    image: Float[Tensor, "b D"],
+    text: Float[Tensor, "b D"],
+    scale: Float[Tensor, ""],
+    input_ids: Int64[Tensor, "b L"],
+    negatives: tuple[Float[Tensor, "n D"], Int64[Tensor, "n L"]] | None = None,
 ) -> Float[Tensor, ""]:
     """Symmetric InfoNCE of unit features, in nats; `scale` = 1 / temperature.
+
+    `negatives`: features and tokens of n texts that are no image's own; every image is to be told from them as well,
+    (b, b + n) logits, while texts are told from images as without them. One that is equal to an image's own caption
+    does not count for that image.
 
     Pairs with the same caption are equally right for each other's image ('horizontal stacked glyph' fits most glyphs),
     as in Yang et al. 2022, arXiv 2204.03610, eq. 3 and 4; with all captions different it is CLIP's loss.
@@ -57,7 +69,13 @@ def contrastive_loss(
         logits = scale * image @ text.T
         same = (input_ids.unsqueeze(0) == input_ids.unsqueeze(1)).all(-1).to(logits)
         target = same / same.sum(1, keepdim=True)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        of_text = F.cross_entropy(logits.T, target)
+        if negatives is not None:
+            features, ids = negatives
+            equal = (input_ids.unsqueeze(1) == ids.unsqueeze(0)).all(-1)
+            logits = torch.cat([logits, (scale * image @ features.T).masked_fill(equal, NEVER)], 1)
+            target = F.pad(target, (0, len(ids)))
+        return (F.cross_entropy(logits, target) + of_text) / 2
 
 
 class ClipObjective(nn.Module):
@@ -68,8 +86,8 @@ class ClipObjective(nn.Module):
         self.clip = clip
 
     def features(
-        self, images: Float[Tensor, "b C H W"], input_ids: Int64[Tensor, "b L"]
-    ) -> tuple[Float[Tensor, "b D"], Float[Tensor, "b D"]]:
+        self, images: Float[Tensor, "b C H W"], input_ids: Int64[Tensor, "n L"]
+    ) -> tuple[Float[Tensor, "b D"], Float[Tensor, "n D"]]:
         """Unit features of images in [-1, 1] and of captions, float32."""
         vision = self.clip.vision_model(pixel_values=images).pooler_output
         text = self.clip.text_model(input_ids=input_ids).pooler_output
@@ -79,11 +97,22 @@ class ClipObjective(nn.Module):
         )
 
     def forward(
-        self, images: Float[Tensor, "b C H W"], input_ids: Int64[Tensor, "b L"], progress: float
+        self,
+        images: Float[Tensor, "b C H W"],
+        input_ids: Int64[Tensor, "b L"],
+        progress: float,
+        negative_ids: Int64[Tensor, "n L"] | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        image, text = self.features(images, input_ids)
+        """`negative_ids`: tokens of further texts that fit no image; see `contrastive_loss`."""
         scale = self.clip.logit_scale.exp().clamp(max=100)
-        loss = contrastive_loss(gather(image), gather(text), scale, gather(input_ids))
+        if negative_ids is None:
+            image, text = self.features(images, input_ids)
+            negatives = None
+        else:
+            image, every = self.features(images, torch.cat([input_ids, negative_ids]))
+            text, wrong = every.split([len(input_ids), len(negative_ids)])
+            negatives = gather(wrong), gather(negative_ids)
+        loss = contrastive_loss(gather(image), gather(text), scale, gather(input_ids), negatives)
         return loss, {"temperature": 1 / scale}
 
 

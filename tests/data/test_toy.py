@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ldm.config.settings import DataOptions
-from ldm.data import toy as toys
-from ldm.data.toy import TOYS, EightGaussians, Gaussian, SwissRoll, exact_denoiser, toy_named
+from ldm.data.toy import TOYS, EightGaussians, Gaussian, SwissRoll, exact_denoiser, splits, toy_named
+from ldm.diffusion import gaussian_mixture
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.utils.errors import UserError
 
@@ -151,14 +151,14 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
     toy, x = SwissRoll(), draw(SwissRoll(), 30, 0.8, 0.6)
     alpha = torch.linspace(0.1, 1, 30)
     whole = toy.denoise(x, alpha, 0.6), toy.log_density(x, alpha, 0.6)
-    monkeypatch.setattr(toys, "ROWS_TIMES_PARTS", 7 * 512)
+    monkeypatch.setattr(gaussian_mixture, "ROWS_TIMES_PARTS", 7 * 512)
     torch.testing.assert_close((toy.denoise(x, alpha, 0.6), toy.log_density(x, alpha, 0.6)), whole)
     with pytest.raises(ValueError, match=r"shape \(n, 2\)"):
         toy.score(x[:, :1])
 
 
 def test_splits_are_fixed_disjoint_draws_with_captions():
-    first, again = (toys.splits(options(name="8_gaussians", size=400, captions=True)) for _ in range(2))
+    first, again = (splits(options(name="8_gaussians", size=400, captions=True)) for _ in range(2))
     train, validation = first["train"], first["validation"]
     assert (len(train), len(validation), len(first["test"])) == (400, 40, 40)
     assert train.points.dtype == np.float32 and train.points.shape == (400, 2) and train.channels == 2
@@ -174,11 +174,11 @@ def test_splits_are_fixed_disjoint_draws_with_captions():
             if train.points[i] @ towards > 0.6
         }
         assert set(compass) == expected
-    assert not toys.splits(options(name="8_gaussians", size=5))["train"].has_captions
+    assert not splits(options(name="8_gaussians", size=5))["train"].has_captions
 
 
 def test_faults_are_told():
     with pytest.raises(UserError, match="did you mean swiss_roll"):
-        toys.splits(options(name="swissroll"))
+        splits(options(name="swissroll"))
     with pytest.raises(UserError, match="swiss_roll has no parts to name"):
-        toys.splits(options(captions=True))
+        splits(options(captions=True))

@@ -54,3 +54,29 @@ def test_recall_counts_ranks():
 def test_patches_must_tile_the_image(tokenizer):
     with pytest.raises(UserError, match="patch_size"):
         build_clip(MODEL, 36, 1, tokenizer)
+
+
+def test_hard_negatives_by_hand():
+    """All orthogonal: log(1 + (n - 1 + m) / e^s) of n images and m wrong texts, and as before of the captions."""
+    n, m, s = 3, 5, torch.tensor(2.0)
+    features, ids = torch.eye(n + m), torch.arange(n + m).unsqueeze(1)
+    found = contrastive_loss(features[:n], features[:n], s, ids[:n], (features[n:], ids[n:]))
+    ways = math.log(1 + (n - 1 + m) * math.exp(-2)), math.log(1 + (n - 1) * math.exp(-2))
+    assert found.item() == pytest.approx(sum(ways) / 2, rel=1e-5)
+
+
+def test_a_wrong_text_like_the_right_one_costs_a_bit():
+    """Its features are the caption's: log 2 for the image alone."""
+    n, s, ids = 4, torch.tensor(60.0), torch.arange(8).unsqueeze(1)
+    found = contrastive_loss(torch.eye(n), torch.eye(n), s, ids[:n], (torch.eye(n), ids[n:]))
+    assert found.item() == pytest.approx(math.log(2) / 2, rel=1e-5)
+
+
+def test_a_wrong_text_that_is_the_caption_itself_does_not_count():
+    image, text = torch.nn.functional.normalize(torch.randn(2, 5, 7), dim=-1)
+    ids, s = torch.arange(5).unsqueeze(1), torch.tensor(10.0)
+    plain = contrastive_loss(image, text, s, ids)
+    one = contrastive_loss(image[:1], text[:1], s, ids[:1], (text[:1], ids[:1]))
+    assert one.item() == pytest.approx(0, abs=1e-6)
+    orthogonal = torch.zeros(1, 7), torch.tensor([[9]])
+    assert contrastive_loss(image, text, s, ids, orthogonal) > plain and torch.isfinite(plain)

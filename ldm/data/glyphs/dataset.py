@@ -28,7 +28,7 @@ import numpy as np
 from ldm.config.settings import DataOptions
 from ldm.data.glyphs.captions import RADICALS, STRUCTURES, GlyphCaptions
 from ldm.data.glyphs.heldout import HELD_OUT, LATER
-from ldm.data.glyphs.names import named_parts, radical_place
+from ldm.data.glyphs.names import caption_slots, named_parts, radical_place
 from ldm.data.glyphs.recombination import RecombinedGlyphs, composition
 from ldm.data.glyphs.rendering import cached_glyphs, style_font
 from ldm.utils.errors import UserError
@@ -195,6 +195,11 @@ class GlyphData:
         if style not in self._maps:
             self._maps[style] = np.load(self.files[style], mmap_mode="r", allow_pickle=False)
         return np.repeat(self._maps[style][index][..., None], self.channels, axis=-1)
+
+    @property
+    def caption_slots(self) -> dict[str, tuple[str, str]]:
+        """See `ldm.data.glyphs.names.caption_slots`."""
+        return caption_slots()
 
     def caption(self, i: int, rng: np.random.Generator) -> str:
         """Return one caption drawn anew; never empty."""

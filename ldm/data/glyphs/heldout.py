@@ -14,73 +14,35 @@ names the component there.
 `tests/data/glyphs/test_heldout.py` works the last two lists out anew.
 """
 
+from ldm.data.glyphs.captions import RADICALS
 from ldm.data.glyphs.components import radical_forms
 
-HELD_OUT: tuple[tuple[int, str], ...] = (
-    (38, "vertical"),  # woman
-    (64, "vertical"),  # hand
-    (82, "lower left"),  # fur
-    (96, "vertical"),  # jade
-    (102, "horizontal"),  # field
-    (109, "vertical"),  # eye
-    (112, "vertical"),  # stone
-    (119, "vertical"),  # rice
-    (120, "vertical"),  # silk
-    (130, "vertical"),  # flesh
-    (149, "vertical"),  # speech
-    (167, "vertical"),  # metal
-    (182, "horizontal"),  # wind
-    (187, "vertical"),  # horse
-    (195, "vertical"),  # fish
-)
-LATER: tuple[tuple[int, str], ...] = (
-    (18, "vertical"),  # knife
-    (19, "vertical"),  # power
-    (94, "vertical"),  # dog
-    (113, "vertical"),  # spirit
-    (115, "vertical"),  # grain
-    (128, "vertical"),  # ear
-    (147, "vertical"),  # see
-    (148, "vertical"),  # horn
-    (164, "vertical"),  # wine
-    (172, "vertical"),  # short-tailed bird
-    (173, "horizontal"),  # rain
-    (177, "vertical"),  # leather
-    (181, "vertical"),  # page
-    (203, "vertical"),  # black
-    (211, "vertical"),  # tooth
-)
-PLACES_HELD_OUT: tuple[tuple[str, str], ...] = (
-    ("body", "bottom"),
-    ("city", "bottom"),
-    ("clan", "top"),
-    ("cow", "right"),
-    ("dry", "left"),
-    ("even", "bottom"),
-    ("few", "bottom"),
-    ("fire", "top"),
-    ("grass", "left"),
-    ("heart", "right"),
-    ("humble", "left"),
-    ("inch", "left"),
-    ("insect", "top"),
-    ("its", "top"),
-    ("jar", "right"),
-    ("lack", "top"),
-    ("moon", "bottom"),
-    ("moreover", "top"),
-    ("nail", "left"),
-    ("pig", "bottom"),
-    ("plough", "right"),
-    ("private", "left"),
-    ("sixth branch", "bottom"),
-    ("snout", "left"),
-    ("sound", "top"),
-    ("spoon", "bottom"),
-    ("sudden", "top"),
-    ("tall", "left"),
-    ("tanned leather", "bottom"),
-    ("thus", "top"),
+
+def _named(text: str) -> list[tuple[str, str]]:
+    return [(name, where) for name, where in (entry.strip().split(": ") for entry in text.split(","))]
+
+
+def _pairs(text: str) -> tuple[tuple[int, str], ...]:
+    return tuple((RADICALS.index(name) + 1, layout) for name, layout in _named(text))
+
+
+HELD_OUT = _pairs("""
+woman: vertical, hand: vertical, fur: lower left, jade: vertical, field: horizontal, eye: vertical, stone: vertical,
+rice: vertical, silk: vertical, flesh: vertical, speech: vertical, metal: vertical, wind: horizontal, horse: vertical,
+fish: vertical
+""")
+LATER = _pairs("""
+knife: vertical, power: vertical, dog: vertical, spirit: vertical, grain: vertical, ear: vertical, see: vertical,
+horn: vertical, wine: vertical, short-tailed bird: vertical, rain: horizontal, leather: vertical, page: vertical,
+black: vertical, tooth: vertical
+""")
+PLACES_HELD_OUT = tuple(
+    _named("""
+body: bottom, city: bottom, clan: top, cow: right, dry: left, even: bottom, few: bottom, fire: top, grass: left,
+heart: right, humble: left, inch: left, insect: top, its: top, jar: right, lack: top, moon: bottom, moreover: top,
+nail: left, pig: bottom, plough: right, private: left, sixth branch: bottom, snout: left, sound: top, spoon: bottom,
+sudden: top, tall: left, tanned leather: bottom, thus: top
+""")
 )
 _PAIRS = frozenset(HELD_OUT + LATER)
 

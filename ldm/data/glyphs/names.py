@@ -8,7 +8,7 @@ is the moon, or flesh where flesh is the radical of the character.
 
 from functools import cache
 
-from ldm.data.glyphs.captions import RADICALS, GlyphRow
+from ldm.data.glyphs.captions import PLACE_PHRASES, RADICALS, STRUCTURES, STYLE_PHRASES, GlyphRow
 from ldm.data.glyphs.components import KANGXI, exact_parts, load_components, radical_forms
 from ldm.data.glyphs.heldout import may_be_shown
 
@@ -44,6 +44,17 @@ def component_names() -> dict[str, str]:
     del names["\u800c"]  # 'and' would be read as the word between two parts
     others = [entry.strip() for entry in _OTHERS.split(",")]
     return {entry[0]: entry[2:] for entry in others} | names
+
+
+@cache
+def caption_slots() -> dict[str, tuple[str, str]]:
+    """Phrase -> (slot, meaning): replaced by one of its slot with another meaning, it makes a caption wrong."""
+    layouts = {name: (phrase, *others) for name, (_, phrase, others) in STRUCTURES.items() if name != "other"}
+    slots = {phrase: ("layout", name) for name, phrases in layouts.items() for phrase in phrases}
+    slots |= {phrase: ("place", place) for place, phrases in PLACE_PHRASES.items() for phrase in phrases}
+    slots |= {phrase: ("style", style) for style, phrase in STYLE_PHRASES.items() if phrase}
+    slots |= {f"{n} stroke{'s' if n > 1 else ''}": ("strokes", str(n)) for n in range(1, 49)}
+    return slots | {name: ("component", name) for name in {*RADICALS, *component_names().values()} - {"and"}}
 
 
 def name_of(component: str, place: str, radical: int = 0) -> str | None:

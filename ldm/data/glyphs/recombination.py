@@ -1,9 +1,10 @@
-"""New glyphs from the parts of real ones: two components that never met, beside or above each other.
+"""New glyphs from the parts of real ones: two components that never met, beside, above or around each other.
 
 A component has its usual place in real characters, and a network learns the place along with it. Here the image of a
 training character that falls into two parts is cut at the only blank lane through it, and pieces of different
 characters are put together in places drawn alike for every component, each in the form it has there: a piece from the
-same place where there are any, else the component's character itself (扌 stands at the left, 手 anywhere else).
+same place where there are any, else the component's character itself (扌 stands at the left, 手 anywhere else). What
+encloses stays as it is in a real character, with another component in its hole.
 
 Held out stays held out (`ldm.data.glyphs.heldout`): a component is not put where it must not be seen, and no character
 of another split than `train` is put together by chance.
@@ -19,15 +20,25 @@ import numpy as np
 from PIL import Image
 
 from ldm.data.glyphs.captions import GlyphCaptions, GlyphRow
+from ldm.data.glyphs.enclosures import BLANK, hole, ink_box
 from ldm.data.glyphs.heldout import may_be_shown
-from ldm.data.glyphs.names import BOUND, LAYOUT_OF, OPPOSITE, PLACES, exact_places, name_of, parts_of, standing_alone
+from ldm.data.glyphs.names import (
+    BOUND,
+    LAYOUT_OF,
+    OPPOSITE,
+    PLACES,
+    exact_places,
+    name_of,
+    outer_and_inner,
+    parts_of,
+    standing_alone,
+)
 
-BLANK = 40  # a lane is blank where no ink is darker than this, out of 255
 STRETCH = 1.7  # a piece is widened or heightened so much at most: strokes are no beams
 SMALLEST = 0.125  # of the image's side: the least height and width of a piece
 FEW = 3  # pieces of a component in a place, below which it may come from elsewhere
 MARGIN, GAP = 0.05, 0.03  # of the side: around the glyph, and between its parts
-VERSION = 3  # part of the fingerprint: raise it when the same settings give other images
+VERSION = 4  # part of the fingerprint: raise it when the same settings give other images
 
 
 class Character(GlyphRow, Protocol):
@@ -57,11 +68,17 @@ class Piece:
     """A part of an image, and what it is."""
 
     picture: int  # index in the data set
-    box: tuple[int, int, int, int]  # top, bottom, left, right; the ends are outside
-    place: str  # where it is cut from: a key of OPPOSITE, or '' where it is a whole character
+    box: tuple[int, int, int, int]  # top, bottom, left, right, the ends are outside; of what is around: its hole
+    place: str  # where it is cut from: a key of OPPOSITE, 'around', 'inside', or '' where it is a whole character
     components: str
     name: str | None  # where it is one component that has a name
     style: str
+    layout: str  # of the character it is cut from
+
+    @property
+    def area(self) -> int:
+        top, bottom, left, right = self.box
+        return (bottom - top) * (right - left)
 
 
 def lane(inked: np.ndarray) -> int | None:
@@ -69,12 +86,6 @@ def lane(inked: np.ndarray) -> int | None:
     at = np.flatnonzero(inked)
     gaps = np.flatnonzero(np.diff(at) > 1)
     return int(at[gaps[0]] + at[gaps[0] + 1] + 1) // 2 if len(gaps) == 1 else None
-
-
-def ink_box(dark: np.ndarray) -> tuple[int, int, int, int]:
-    """Top, bottom, left and right of the ink of a bool (h, w) image that has some; the ends are outside."""
-    rows, columns = np.flatnonzero(dark.any(1)), np.flatnonzero(dark.any(0))
-    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 
 def halves(image: np.ndarray, layout: str) -> list[tuple[int, int, int, int]]:
@@ -103,12 +114,42 @@ def find_pieces(data: Images) -> list[Piece]:
             single = len(components) == 1 and place in exact_places(row.char, row.structure)
             name = name_of(components, place, row.radical) if single else None
             if min(box[1] - box[0], box[3] - box[2]) >= least and components:
-                pieces.append(Piece(i, box, place, components, name, style))
+                pieces.append(Piece(i, box, place, components, name, style, row.structure))
+        pieces += enclosure(data, i)
         name = name_of(row.char, "")
         if name and standing_alone(name) == row.char:
             box = ink_box(data.image(i)[..., 0] < 255 - BLANK)
-            pieces.append(Piece(i, box, "", row.char, name, style))
-    return pieces
+            pieces.append(Piece(i, box, "", row.char, name, style, row.structure))
+    return whole_frames(pieces)
+
+
+def whole_frames(pieces: list[Piece]) -> list[Piece]:
+    """Without what is around with a much smaller hole than others of that component: it keeps some of the inner one."""
+    areas: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for piece in pieces:
+        if piece.place == "around":
+            areas[piece.style, piece.components, piece.layout].append(piece.area)
+    usual = {key: np.quantile(found, 0.9) for key, found in areas.items()}
+    return [p for p in pieces if p.place != "around" or p.area >= 0.8 * usual[p.style, p.components, p.layout]]
+
+
+def enclosure(data: Images, i: int) -> list[Piece]:
+    """What is around and what is inside in a character of two components of which one encloses the other."""
+    row, style, _ = data.items[i]
+    parts = outer_and_inner(row.char, row.structure)
+    if not parts or "around" not in exact_places(row.char, row.structure):
+        return []
+    image = data.image(i)[..., 0]
+    if (box := hole(image, row.structure)) is None:
+        return []
+    top, bottom, left, right = box
+    ink = ink_box(image[top:bottom, left:right] < 255 - BLANK)
+    boxes = (box, (top + ink[0], top + ink[1], left + ink[2], left + ink[3]))
+    return [
+        Piece(i, where, place, c, name, style, row.structure)
+        for (c, place), where in zip(parts, boxes, strict=True)
+        if len(c) == 1 and (name := name_of(c, place, row.radical))
+    ]
 
 
 def fit(ink: np.ndarray, box: tuple[float, float, float, float], canvas: np.ndarray) -> None:
@@ -176,7 +217,7 @@ class RecombinedGlyphs:
         return Stock(self.data, self.never)
 
     def parts(self, i: int) -> list[tuple[Piece, str]]:
-        """The two pieces of glyph i, each with its place, in the layout's order."""
+        """The two pieces of glyph i, each with its place, in the layout's order; what is around comes first."""
         return self._stock.draw(np.random.default_rng([self.seed, 11, i]))
 
     def image(self, i: int) -> np.ndarray:
@@ -190,7 +231,7 @@ class RecombinedGlyphs:
         """One caption drawn anew: what was placed where; a piece without a name is not spoken of."""
         parts = self.parts(i)
         named = [(piece.name, place) for piece, place in parts if piece.name]
-        return self.captions.of_parts(LAYOUT_OF[parts[0][1]], named, parts[0][0].style, rng)
+        return self.captions.of_parts(layout_of(parts), named, parts[0][0].style, rng)
 
 
 class Stock:
@@ -207,45 +248,52 @@ class Stock:
                 self.by_place[piece.style, piece.place].append(piece)
         self.styles = sorted({style for style, _ in self.by_place})
         self.names = {style: sorted({name for s, name, _ in self.by_name if s == style}) for style in self.styles}
+        self.around = {
+            s: sorted(n for style, n, at in self.by_name if (style, at) == (s, "around")) for s in self.styles
+        }
 
     def forms(self, style: str, name: str, place: str) -> list[Piece]:
         """Pieces of that name fit for a place: those from it, else the character itself, else those from elsewhere."""
         there = self.by_name.get((style, name, place), [])
         alone = self.by_name.get((style, name, ""), [])
         elsewhere = [p for other in OPPOSITE for p in self.by_name.get((style, name, other), [])]
-        found = there if len(there) >= FEW else there + alone or elsewhere
-        return [piece for piece in found if place in BOUND.get(piece.components, OPPOSITE)]
+        found = there if len(there) >= FEW or place == "around" else there + alone or elsewhere
+        return [p for p in found if place == "around" or place in BOUND.get(p.components, (*OPPOSITE, "inside"))]
 
     def draw(self, rng: np.random.Generator) -> list[tuple[Piece, str]]:
         """Two pieces with their places, in the layout's order."""
-        places = list(OPPOSITE)
         while True:
-            style, place = self.styles[rng.integers(len(self.styles))], places[rng.integers(len(places))]
+            style = self.styles[rng.integers(len(self.styles))]
+            places = [*OPPOSITE, "around"] if self.around[style] else [*OPPOSITE]
+            place = places[rng.integers(len(places))]
+            opposite = OPPOSITE.get(place, "inside")
             one = self._named(style, place, rng)
-            other = self._any(style, OPPOSITE[place], rng)
+            other = self._named(style, opposite, rng) if place == "around" else self._any(style, opposite, rng)
             if one is None or other is None:
                 continue
-            pair = sorted([(one, place), (other, OPPOSITE[place])], key=lambda x: PLACES[LAYOUT_OF[place]].index(x[1]))
-            if (LAYOUT_OF[place], pair[0][0].components, pair[1][0].components) not in self.never:
+            order = PLACES.get(LAYOUT_OF.get(place, ""), ("around", "inside"))
+            pair = sorted([(one, place), (other, opposite)], key=lambda x: order.index(x[1]))
+            layout, (first, second) = layout_of(pair), (piece.components for piece, _ in pair)
+            if (layout, first, second) not in self.never and all(allowed(piece, at, layout) for piece, at in pair):
                 return pair
 
     def _named(self, style: str, place: str, rng: np.random.Generator) -> Piece | None:
-        """A named component, alike often for all names; None where it must not stand there."""
-        names = self.names[style]
+        """A named component, alike often for all names; None where it has no form for that place."""
+        names = self.around[style] if place == "around" else self.names[style]
         found = self.forms(style, names[rng.integers(len(names))], place)
-        piece = found[rng.integers(len(found))] if found else None
-        return piece if piece and allowed(piece, place) else None
+        return found[rng.integers(len(found))] if found else None
 
     def _any(self, style: str, place: str, rng: np.random.Generator) -> Piece | None:
         """What stands beside it: half the time a named component, else a part of several that real ones have."""
         if rng.random() < 0.5:
             return self._named(style, place, rng)
         pieces = self.by_place[style, place]
-        piece = pieces[rng.integers(len(pieces))]
-        return piece if allowed(piece, place) else None
+        return pieces[rng.integers(len(pieces))]
 
     def compose(self, parts: list[tuple[Piece, str]], rng: np.random.Generator) -> np.ndarray:
         """Ink float32 (resolution, resolution) in [0, 1]."""
+        if parts[0][1] == "around":
+            return self._enclose(parts[0][0], parts[1][0], rng)
         size, layout = self.data.resolution, LAYOUT_OF[parts[0][1]]
         lengths, breadths = [], []
         for piece, place in parts:
@@ -258,20 +306,38 @@ class Stock:
         fill = (min(1.0, breadths[0] * rng.uniform(0.92, 1.05)), min(1.0, breadths[1] * rng.uniform(0.92, 1.05)))
         canvas = np.zeros((size, size), np.float32)
         for (piece, _), box in zip(parts, cells(layout, float(np.clip(share, 0.25, 0.75)), fill, size), strict=True):
-            top, bottom, left, right = piece.box
-            image = self.data.image(piece.picture)[top:bottom, left:right, 0]
-            fit((255 - image).astype(np.float32) / 255, box, canvas)
+            fit(self._ink(piece.picture, piece.box), box, canvas)
+        return canvas
+
+    def _ink(self, picture: int, box: tuple[int, int, int, int]) -> np.ndarray:
+        """A part of an image as ink float32 (h, w) in [0, 1]."""
+        top, bottom, left, right = box
+        return (255 - self.data.image(picture)[top:bottom, left:right, 0]).astype(np.float32) / 255
+
+    def _enclose(self, outer: Piece, inner: Piece, rng: np.random.Generator) -> np.ndarray:
+        """What is around as it is, without what was in its hole, and the other one there."""
+        size, (top, bottom, left, right) = self.data.resolution, outer.box
+        canvas = self._ink(outer.picture, (0, size, 0, size))
+        canvas[top:bottom, left:right] = 0
+        gap = GAP * size * rng.uniform(0.8, 1.2)
+        fit(self._ink(inner.picture, inner.box), (top + gap, bottom - gap, left + gap, right - gap), canvas)
         return canvas
 
 
-def allowed(piece: Piece, place: str) -> bool:
-    """Whether nothing of the piece is held out from that place."""
-    layout, single = LAYOUT_OF[place], len(piece.components) == 1
+def layout_of(parts: list[tuple[Piece, str]]) -> str:
+    """The layout of pieces in these places; the first one's own where it encloses."""
+    piece, place = parts[0]
+    return LAYOUT_OF.get(place, piece.layout)
+
+
+def allowed(piece: Piece, place: str, layout: str) -> bool:
+    """Whether nothing of the piece is held out from that place and layout."""
+    single = len(piece.components) == 1
     names = ((c, piece.name if single else name_of(c, place)) for c in piece.components)
     return all(may_be_shown(component, name, layout, place) for component, name in names)
 
 
 def composition(row: Character) -> Composition | None:
-    """What a character is put together from; None where it is not two parts beside or above each other."""
-    parts = parts_of(row.char, row.structure)
+    """What a character is put together from; None where it is not two parts beside, above or around each other."""
+    parts = parts_of(row.char, row.structure) or outer_and_inner(row.char, row.structure)
     return (row.structure, parts[0][0], parts[1][0]) if parts else None

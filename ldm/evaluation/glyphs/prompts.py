@@ -7,6 +7,14 @@
 - `pair`: a layout with a radical, both common in training and never together (`ldm.data.glyphs.heldout.HELD_OUT`);
 - `style`: sans or serif, alone and with the two commonest layouts;
 - `character`: everything there is to say of each character of the test split, none of which was trained on.
+
+And of `COMPOSITION`, which `scripts/glyph_prompts.py` chooses by rules that were fixed before any model saw them:
+
+- `later`: as `pair`, the second list: `ldm.data.glyphs.heldout.LATER`;
+- `place`: a component in a place that no training caption and no recombined glyph shows (`PLACES_HELD_OUT`), those that
+  the glyph classifier knows;
+- `component_seen`: two components and their places, in both orders; a training character has them so in the first one;
+- `component_unseen`: likewise, of two components that no character of the table has beside or above each other.
 """
 
 import csv
@@ -16,6 +24,8 @@ from importlib import resources
 
 FILE = "assets/glyph_prompts.tsv"
 SECTIONS = ("layout", "radical", "pair", "style", "character")
+SAMPLED = ("character", "component_seen", "component_unseen")  # of many possible prompts; the other lists are complete
+COMPOSITION = ("later", "place", "component_seen", "component_unseen")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +39,13 @@ class PromptSpec:
     style: str = ""  # a key of STYLE_PHRASES
     strokes: int = 0
     codepoint: int = 0  # of the character that is described
+    parts: str = ""  # components that are asked for, with their places: 'water left, horse right'
+
+    @property
+    def named(self) -> list[tuple[str, str]]:
+        """(name, place) of each component that is asked for."""
+        pairs = [part.rpartition(" ") for part in filter(None, self.parts.split(", "))]
+        return [(name, place) for name, _, place in pairs]
 
 
 def glyph_prompts(sections: tuple[str, ...] = SECTIONS) -> list[PromptSpec]:
@@ -36,7 +53,7 @@ def glyph_prompts(sections: tuple[str, ...] = SECTIONS) -> list[PromptSpec]:
     text = resources.files("ldm.evaluation").joinpath(FILE).read_text(encoding="utf-8")
     rows = list(csv.reader(io.StringIO(text), delimiter="\t"))[1:]
     asked = [
-        PromptSpec(s, prompt, layout, int(r), style, int(n), int(point))
-        for s, prompt, layout, r, style, n, point in rows
+        PromptSpec(s, prompt, layout, int(r), style, int(n), int(point), parts)
+        for s, prompt, layout, r, style, n, point, parts in rows
     ]
     return [one for section in sections for one in asked if one.section == section]

@@ -22,10 +22,12 @@ from ldm.evaluation.autoencoder_report import vae_report
 from ldm.evaluation.comparison import SCORES, Report, Scores, compare_scores, load_report, save_scores
 from ldm.evaluation.feature_extractors import ClipEmbedder
 from ldm.evaluation.glyphs.adherence import MEASURES, Predictions, ceiling, complete_agreement, permuted
+from ldm.evaluation.glyphs.composition import facts
 from ldm.evaluation.glyphs.novelty import READABLE, Neighbours, Pool, distinctness, nearest_glyphs, novelty, to_size
-from ldm.evaluation.glyphs.prompts import SECTIONS
+from ldm.evaluation.glyphs.prompts import COMPOSITION, SAMPLED, SECTIONS
 from ldm.evaluation.glyphs.report_page import report_page
 from ldm.evaluation.glyphs.samples import GeneratedSet, Plan, Reference, clip_of, generate_section, glyph_images
+from ldm.evaluation.glyphs.text_probe import text_section
 from ldm.evaluation.glyphs.validity import compare_measures, measure_glyphs
 from ldm.evaluation.metrics.confidence import bootstrap, over_seeds
 from ldm.evaluation.metrics.corruptions import blurred, mirrored
@@ -61,6 +63,11 @@ class ModelResults:
     samples: dict[str, GeneratedSet]
     predictions: dict[str, Predictions]
     scores: dict[str, Scores]  # measure -> float64 (n,), nan where the prompt does not specify it
+
+    def only(self, sections: tuple[str, ...]) -> "ModelResults":
+        """Those of some sections."""
+        parts = ({name: found[name] for name in sections} for found in (self.samples, self.predictions, self.scores))
+        return ModelResults(self.digest, *parts)
 
 
 def evaluate_glyphs(model: str | Path | None, options: EvaluationOptions) -> dict:
@@ -98,8 +105,8 @@ def measure(pipeline, plan: Plan, reference: Reference, output: Path) -> tuple[d
     results = generate_and_score(pipeline, plan, reference)
     for name, part in results.samples.items():
         save_section(part, complete_agreement(results.scores[name]), output / f"{name}.png")
-    described = results.samples["character"]
-    read = {name: reference.reader.read(part.images) for name, part in results.samples.items()}
+    described, general = results.samples["character"], results.only(SECTIONS)
+    read = {name: reference.reader.read(part.images) for name, part in general.samples.items()}
     metrics = {
         "format": 2,
         "model": {"source": pipeline.folder.source if pipeline.folder else None, "digest": pipeline.digest},
@@ -111,7 +118,8 @@ def measure(pipeline, plan: Plan, reference: Reference, output: Path) -> tuple[d
         "fidelity": fidelity_section(described, reference),
         **({"clip": clip_section(described, reference, reference.clip)} if reference.clip else {}),
         "validity": validity_section(described, read["character"].confidences, reference),
-        "novelty": novelty_section(results, read, reference, output),
+        "novelty": novelty_section(general, read, reference, output),
+        "text": text_section(pipeline.networks.module("text_encoder"), pipeline.tokenizer),
         "vae": vae_report(
             pipeline.networks.module("vae"),
             reference.own["validation"],
@@ -126,7 +134,7 @@ def measure(pipeline, plan: Plan, reference: Reference, output: Path) -> tuple[d
 
 def generate_and_score(pipeline, plan: Plan, reference: Reference) -> ModelResults:
     """Generate every section and score its images."""
-    samples = {name: generate_section(pipeline, name, plan) for name in SECTIONS}
+    samples = {name: generate_section(pipeline, name, plan) for name in SECTIONS + COMPOSITION}
     predictions = {name: reference.scorer(part.images) for name, part in samples.items()}
     scores = {name: reference.scorer.scores(predictions[name], part.specs) for name, part in samples.items()}
     return ModelResults(pipeline.digest, samples, predictions, scores)
@@ -139,14 +147,18 @@ def adherence_section(results: ModelResults, name: str, reference: Reference) ->
     chance = [
         reference.scorer.scores(results.predictions[name], permuted(part.specs, rng)) for _ in range(NUM_PERMUTATIONS)
     ]
-    top = ceiling(part.specs, reference.real.specs, reference.real.scores)
+    top = (
+        reference.recombiner.ceiling(part.specs, reference.scorer)
+        if name in COMPOSITION
+        else ceiling(part.specs, reference.real.specs, reference.real.scores)
+    )
     measures: dict[str, Any] = {}
     for measure_, values in scores.items():
         known = np.isfinite(values)
         if not known.any():
             continue
-        # The characters stand for all characters; the other lists are complete, and only the images are a sample.
-        clusters = part.prompts[known] if name == "character" else None
+        # These prompts stand for all others; the other lists are complete, and only the images are a sample.
+        clusters = part.prompts[known] if name in SAMPLED else None
         measures[measure_] = {
             **_interval(values[known], clusters),
             "sets": over_seeds([values[known & (part.sets == s)].mean() for s in np.unique(part.sets)]),
@@ -154,7 +166,8 @@ def adherence_section(results: ModelResults, name: str, reference: Reference) ->
             "floor": float(np.mean([np.nanmean(permutation[measure_]) for permutation in chance])),
         }
     prompts = [] if name == "character" else _per_prompt(part, complete_agreement(scores))
-    return {"measures": measures, "prompts": prompts}
+    composed = facts(name, part.specs) if name in ("pair", *COMPOSITION) else {}
+    return {"measures": measures, "prompts": prompts, **composed}
 
 
 def _interval(values: np.ndarray, clusters: np.ndarray | None) -> dict:
@@ -282,7 +295,7 @@ def against(results: ModelResults, rival: Any, plan: Plan, reference: Reference)
     else:
         scores = generate_and_score(rival, plan, reference).scores
         model = {"source": rival.folder.source, "digest": rival.digest}
-    clusters = {"character": results.samples["character"].prompts}  # described characters stand for all
+    clusters = {name: results.samples[name].prompts for name in SAMPLED}  # these prompts stand for all others
     lower = [name for name, higher in MEASURES.items() if not higher]
     return {"a": model, "sections": compare_scores(scores, results.scores, clusters, lower)}
 
@@ -309,6 +322,12 @@ def summary(metrics: dict) -> dict:
         "radical": value("radical", "radical"),
         "pair_layout": value("pair", "layout"),
         "pair_radical": value("pair", "radical"),
+        "pair_both": value("pair", "both"),
+        "later_radical": value("later", "radical"),
+        "later_both": value("later", "both"),
+        "place_both": value("place", "both"),
+        "component_seen_both": value("component_seen", "both"),
+        "component_unseen_both": value("component_unseen", "both"),
         "character_layout": value("character", "layout"),
         "character_radical": value("character", "radical"),
         "character_components_f1": value("character", "components_f1"),

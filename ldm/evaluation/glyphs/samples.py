@@ -18,6 +18,7 @@ from ldm.evaluation.comparison import Scores
 from ldm.evaluation.feature_extractors import ClipEmbedder, FeatureExtractor, VisionModel
 from ldm.evaluation.glyphs.adherence import Scorer, prompt_specs
 from ldm.evaluation.glyphs.classifier import GlyphClassifier, unseen
+from ldm.evaluation.glyphs.composition import Recombiner
 from ldm.evaluation.glyphs.prompts import PromptSpec, glyph_prompts
 from ldm.evaluation.glyphs.style_probe import StyleProbe
 from ldm.evaluation.ocr import GlyphReader
@@ -44,8 +45,15 @@ class Plan:
     def per_prompt(self) -> dict[str, int]:
         """Images of each prompt in each set, by section."""
         layout = -(-self.samples // self.sets)
-        half = -(-layout // 2)
-        return {"layout": layout, "radical": -(-layout // 3), "pair": half, "style": half, "character": 1}
+        half, third, quarter, eighth = (-(-layout // part) for part in (2, 3, 4, 8))
+        counts = {"layout": layout, "radical": third, "pair": half, "style": half, "character": 1}
+        return counts | {"later": third, "place": quarter, "component_seen": eighth, "component_unseen": eighth}
+
+    def prompts(self, section: str) -> list[PromptSpec]:
+        """The prompts of a section, or the first of them where few images are wanted."""
+        few = {"character": self.characters, "place": self.samples}
+        few |= dict.fromkeys(("component_seen", "component_unseen"), max(2, self.samples // 2))
+        return glyph_prompts((section,))[: few.get(section)]
 
     @property
     def characters(self) -> int:
@@ -80,8 +88,7 @@ class GeneratedSet:
 
 def generate_section(pipeline, name: str, plan: Plan) -> GeneratedSet:
     """All images of a section of the prompt file."""
-    prompts = glyph_prompts((name,))[: plan.characters if name == "character" else None]
-    count = plan.per_prompt[name]
+    prompts, count = plan.prompts(name), plan.per_prompt[name]
     specs = [spec for _ in range(plan.sets) for spec in prompts for _ in range(count)]
     sets = np.repeat(np.arange(plan.sets), len(prompts) * count)
     seeds = [plan.seed + s * SET + i for s in range(plan.sets) for _ in prompts for i in range(count)]
@@ -132,6 +139,11 @@ class Reference:
             specs += [complete[i] for i in chosen]
             images.append(glyph_images(data, chosen))
         return RealScores(specs, self.scorer.scores(self.scorer(np.concatenate(images)), specs))
+
+    @cached_property
+    def recombiner(self) -> Recombiner:
+        """Of the model's own styles."""
+        return Recombiner(self.own["train"])
 
     @cached_property
     def features(self) -> list[FeatureExtractor]:

@@ -10,6 +10,7 @@ from transformers import CLIPTokenizer
 
 from ldm.config.settings import ClipModel, ClipSettings
 from ldm.data import ImageTextData, Splits, dataset_fingerprint, evenly_spaced_indices
+from ldm.models.caption_swaps import CaptionSwaps
 from ldm.models.clip import ClipObjective, build_clip, recall_at
 from ldm.models.text_encoder import text_tower
 from ldm.models.tokenizer import encode, save_tokenizer, tokenizer_digest, train_tokenizer
@@ -20,6 +21,7 @@ from ldm.utils.errors import UserError
 from ldm.utils.image_tensors import to_images
 
 CAPTIONS_FOR_TOKENIZER = 100_000
+CAPTIONS_FOR_SWAPS = 1000  # whose words replace those of others
 
 
 def run_tokenizer(run: Path, model: ClipModel, data: ImageTextData, seed: int) -> CLIPTokenizer:
@@ -41,6 +43,12 @@ def draw_captions(data: ImageTextData, count: int, seed: int) -> list[str]:
     rng = np.random.default_rng(seed)
     order = np.concatenate([rng.permutation(len(data)) for _ in range(-(-count // len(data)))])[:count]
     return [data.caption(int(i), rng) for i in order]
+
+
+def caption_swaps(data: ImageTextData, seed: int) -> CaptionSwaps:
+    """What makes captions of a data set wrong: by its own slots, or with words of other captions."""
+    slots = getattr(data, "caption_slots", {})
+    return CaptionSwaps(slots, draw_captions(data, min(CAPTIONS_FOR_SWAPS, 50 * len(data)), derive_seed(seed, 8)))
 
 
 class ClipTask:
@@ -70,6 +78,7 @@ class ClipTask:
         if not torch.cuda.is_available():  # torch's fused attention has a backward five times slower in bf16 on CPU
             self.model.set_attn_implementation("eager")
         self.module = ClipObjective(self.model)
+        self.swaps = caption_swaps(data.train, settings.seed) if settings.loss.hard_negatives else None
         self.num_samples = len(data.train)
         self.weights: np.ndarray | None = None
 
@@ -81,7 +90,16 @@ class ClipTask:
             items = [(mixture, synthetic[j]) if j in synthetic else item for j, item in enumerate(items)]
         captions = [caption_of(data, sample, self.settings.seed) for data, sample in items]
         images = to_images(np.stack([data.image(sample.index) for data, sample in items]))
-        return {"images": images, "input_ids": encode(self.tokenizer, captions)}
+        batch = {"images": images, "input_ids": encode(self.tokenizer, captions)}
+        if self.swaps is not None:
+            batch["negative_ids"] = encode(self.tokenizer, self._wrong(self.swaps, captions, rows))
+        return batch
+
+    def _wrong(self, swaps: CaptionSwaps, captions: list[str], rows: BatchSlice) -> list[str]:
+        """Variants of each caption, by (seed, step, position in the global batch)."""
+        seeds = ([self.settings.seed, 10, rows.step, j] for j in range(rows.start, rows.stop))
+        pairs = zip(captions, map(np.random.default_rng, seeds), strict=True)
+        return [swaps(caption, rng) for caption, rng in pairs for _ in range(self.settings.loss.hard_negatives)]
 
     @torch.no_grad()
     def report(self, folder: Path, label: str, limit: int = 512) -> dict[str, float]:

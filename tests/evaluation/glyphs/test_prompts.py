@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from ldm.data.glyphs.dataset import load_table, split_characters, split_of
-from ldm.data.glyphs.heldout import HELD_OUT
-from ldm.evaluation.glyphs.prompts import SECTIONS, glyph_prompts
+from ldm.data.glyphs.heldout import HELD_OUT, LATER, PLACES_HELD_OUT
+from ldm.evaluation.glyphs.prompts import COMPOSITION, SECTIONS, glyph_prompts
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +45,20 @@ def test_the_characters_are_those_of_the_test_split_with_their_own_facts(asked):
             assert split_of(row) == "test"
             assert (one.layout, one.radical, one.strokes) == (row.structure, row.radical, row.strokes)
             assert f"{row.strokes} stroke" in one.prompt and (not row.senses or row.senses[0] in one.prompt)
+
+
+def test_composition_asks_for_what_training_does_not_show():
+    asked = glyph_prompts(COMPOSITION)
+    assert list(dict.fromkeys(one.section for one in asked)) == list(COMPOSITION)
+    assert {(one.radical, one.layout) for one in asked if one.section == "later"} == set(LATER)
+    assert {part for one in asked if one.section == "place" for part in one.named} <= set(PLACES_HELD_OUT)
+    pairs = [one for one in asked if one.section.startswith("component")]
+    for one, other in zip(pairs[::2], pairs[1::2], strict=True):  # both orders
+        assert [name for name, _ in one.named] == [name for name, _ in reversed(other.named)]
+
+
+def test_what_a_prompt_says_is_what_it_is_scored_for():
+    from ldm.evaluation.glyphs.phrases import parts_asked_for
+
+    for one in glyph_prompts(COMPOSITION[1:]):
+        assert parts_asked_for(one.prompt) == one.named, one.prompt

@@ -14,7 +14,7 @@ from ldm.cli.evaluate import add_parser, run
 from ldm.config.settings import DataOptions, GlyphOptions
 from ldm.evaluation.comparison import SCORES
 from ldm.evaluation.glyphs import report
-from ldm.evaluation.glyphs.prompts import PromptSpec, glyph_prompts
+from ldm.evaluation.glyphs.prompts import COMPOSITION, SECTIONS, PromptSpec, glyph_prompts
 from ldm.evaluation.glyphs.samples import SET, GeneratedSet, Plan, Reference, generate_section, glyph_images, styles_of
 from ldm.pipelines.generation import SamplingOptions, generate_pixels
 from ldm.utils.errors import UserError
@@ -103,6 +103,20 @@ def test_each_picture_has_its_prompt_and_its_seed():
     assert len(sketch.seeds) == len(set(sketch.seeds)) == 3 * 42  # no two of them share their noise
 
 
+def test_a_quick_report_of_composition_has_about_a_hundred_images():
+    plan = Plan(samples=9)
+    assert sum(3 * plan.per_prompt[name] * len(plan.prompts(name)) for name in COMPOSITION) <= 100
+    assert all(len(plan.prompts(name)) >= 4 for name in COMPOSITION)
+
+
+def test_a_report_from_before_is_compared_in_what_it_has():
+    from ldm.evaluation.comparison import compare_scores
+
+    ours = {"pair": {"radical": np.ones(4), "both": np.ones(4)}, "later": {"radical": np.zeros(4)}}
+    found = compare_scores({"pair": {"radical": np.zeros(4)}}, ours)
+    assert found.keys() == {"pair"} and found["pair"].keys() == {"radical"}
+
+
 def test_a_wrong_setting_is_said_in_one_line():
     with pytest.raises(UserError, match="num_inference_steps"):
         generate_pixels(tiny_pipeline(), ["a"], [0], SamplingOptions(steps=0))
@@ -172,10 +186,14 @@ def test_the_whole_report_of_a_tiny_random_model(reports):
     for name, section in saved["adherence"].items():
         for found in section["measures"].values():
             assert {"value", "interval", "ceiling", "floor", "sets"} <= found.keys(), name
+    assert saved["adherence"].keys() == {*SECTIONS, *COMPOSITION} and saved["text"].keys() == {"pair", "later"}
+    assert {"layout", "radical", "both"} <= saved["adherence"]["later"]["measures"].keys()
+    assert {"layout", "components", "both"} <= saved["adherence"]["place"]["measures"].keys()
+    assert saved["adherence"]["place"]["not_scored"] and saved["adherence"]["pair"]["real_characters"]
     assert saved["fidelity"].keys() == saved["judges"].keys() == {"glyph encoder", "OCR"}
     assert saved["summary"]["layout"]["value"] == saved["adherence"]["layout"]["measures"]["layout"]["value"]
     text = (folder / "first" / "index.html").read_text(encoding="utf-8")
-    assert text.count("data:image/png;base64,") == 7 and "src='data:" in text and "http" not in text
+    assert text.count("data:image/png;base64,") == 11 and "src='data:" in text and "http" not in text
     with Image.open(folder / "first" / "layout.png") as page:
         assert page.width == 16 * 22  # its pictures are 16 pixels wide
 

@@ -65,3 +65,38 @@ def test_synthetic_images_come_with_their_captions(share, tmp_path):
     only = batch["input_ids"][light]
     assert (only == only[:1]).all()
     assert not len(only) or not (batch["input_ids"][~light] == only[:1]).all(1).any()
+
+
+class Phrased(Dark):
+    """Captions that differ in one word, and its slot."""
+
+    caption_slots = {name: ("colour", name) for name in ("red", "green", "blue")}
+
+    def caption(self, i, rng):
+        return f"a {list(self.caption_slots)[i % 3]} bar"
+
+
+def wrong_of(tmp_path, data, rows, count=2):
+    settings = ClipSettings(model=MODEL.model_copy(update={"patch_size": 8}), data={"resolution": 16})
+    settings = settings.model_copy(update={"loss": settings.loss.model_copy(update={"hard_negatives": count})})
+    task = ClipTask(settings, Splits(data, data), tmp_path)
+    batch = task.batch([SampleRef(i % 20, 0) for i in range(rows.start, rows.stop)], rows)
+    return task, batch
+
+
+@pytest.mark.parametrize("data", [Phrased(), Dark()])
+def test_hard_negatives_are_wrong_and_of_their_position_alone(tmp_path, data):
+    task, batch = wrong_of(tmp_path, data, BatchSlice(5, 0, 8, 8))
+    assert batch["negative_ids"].shape == (16, MODEL.context_length)
+    own = batch["input_ids"].repeat_interleave(2, 0)
+    assert (batch["negative_ids"] != own).any(1).all()
+    _, half = wrong_of(tmp_path, data, BatchSlice(5, 4, 8, 8))
+    assert (half["negative_ids"] == batch["negative_ids"][8:]).all()
+    loss, _ = task.module(**batch, progress=0.0)
+    loss.backward()
+    without = {name: value for name, value in batch.items() if name != "negative_ids"}
+    assert loss > task.module(**without, progress=0.0)[0]
+
+
+def test_without_hard_negatives_a_batch_is_as_before(tmp_path):
+    assert "negative_ids" not in wrong_of(tmp_path, Phrased(), BatchSlice(5, 0, 8, 8), count=0)[1]
