@@ -191,27 +191,8 @@ class Pipeline:
 
         Raises: ValueError naming the argument, what it was and what is allowed; UserError for a sampler without one.
         """
-        return self.run(
-            self.plan(
-                prompt,
-                negative_prompt,
-                num_inference_steps,
-                guidance_scale,
-                num_images_per_prompt,
-                generator,
-                seed,
-                latents,
-                output_type,
-                callback,
-                batch_size,
-                guidance_interval,
-                guidance_rescale,
-                cfg_zero,
-                zero_init,
-                weak,
-                sampler,
-            )
-        )
+        given = {name: value for name, value in locals().items() if name != "self"}
+        return self.run(self.plan(**given))
 
     @torch.no_grad()
     def plan(
