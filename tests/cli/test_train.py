@@ -47,7 +47,7 @@ def fitted(monkeypatch):
     """The stages that are trained, without training them."""
     calls = []
     monkeypatch.setattr(command, "fit", lambda part, settings, **more: calls.append((part, settings)))
-    monkeypatch.setattr(command, "finish", lambda run, model: calls.append((str(run), str(model))))
+    monkeypatch.setattr(command, "finish", lambda run, model, exported: calls.append((str(run), str(model))))
     monkeypatch.setattr(command, "compare", lambda parts, chosen: None)
     return calls
 
