@@ -112,11 +112,12 @@ def fit(
 
 
 def quiet_libraries() -> None:
-    """Keep progress bars of libraries from between the lines of a training."""
+    """Keep progress bars and remarks of libraries from between the lines of a training."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 
     of_diffusers.disable_progress_bar()
+    of_diffusers.set_verbosity_error()
     of_transformers.disable_progress_bar()
 
 
@@ -204,9 +205,8 @@ def planned(source: str, minutes: float, memory: float | None, given: dict) -> P
     name = given.get("name") or name_of(source)
     path = Path(f"{name}.yaml")
     if not path.exists():
-        write_project(
-            path, source, minutes, memory, {key: value for key, value in given.items() if key != "name"}, on_stderr
-        )
+        settings = {key: value for key, value in given.items() if key != "name"}
+        write_project(path, source, minutes, memory, settings, on_stderr)
         print(f"plan: written to {path}")
         return path
     of = load("vae", path).data.source
@@ -219,11 +219,17 @@ def planned(source: str, minutes: float, memory: float | None, given: dict) -> P
 def train_project(config: Path, given: dict, output: str | None = None) -> None:
     """All stages of a project, its evaluation and export; what is finished is skipped."""
     from ldm.config.loading import load, run_dir
+    from ldm.hub.export import refuse_foreign
     from ldm.training.budget import stages
     from ldm.training.distributed import start_world
+    from ldm.utils.runtime import prepare_threads
 
     chosen = {part: load(part, config, settings_for(part, given)) for part in STAGES}
     parts = stages(chosen["ldm"])  # type: ignore[arg-type]
+    prepare_threads(chosen["ldm"].train.threads)
+    quiet_libraries()
+    model = Path(output).expanduser() if output else Path(f"{chosen['ldm'].name}-model")
+    refuse_foreign(model)  # before the work, not after it
     for number, part in enumerate(parts, start=1):
         head = f"[{number}/{len(parts)}] {STAGES[part]}"
         if finished(part, chosen[part]):
@@ -233,8 +239,7 @@ def train_project(config: Path, given: dict, output: str | None = None) -> None:
         fit(part, chosen[part], began=time.time())
         forget()
     if start_world().is_main_process:
-        run = run_dir(chosen["ldm"], "ldm")
-        finish(run, Path(output).expanduser() if output else Path(f"{chosen['ldm'].name}-model"))
+        finish(run_dir(chosen["ldm"], "ldm"), model, exported=chosen["ldm"].vae != "identity")  # type: ignore[attr-defined]
         compare(parts, chosen)
 
 
@@ -287,8 +292,11 @@ def forget() -> None:
         torch.cuda.empty_cache()
 
 
-def finish(run: Path, model: Path) -> None:
-    """Evaluation, export and image grid of a finished run, unless they are there and newer than it."""
+def finish(run: Path, model: Path, exported: bool = True) -> None:
+    """Evaluation, export and image grid of a finished run, unless they are there and newer than it.
+
+    `exported`: whether diffusers has a pipeline for it; for models in pixel space it has none.
+    """
     report, metrics = run.parent / "report", run.parent / "report" / "metrics.json"
     if not newer(metrics, run):
         print(f"report: {report}", flush=True)
@@ -296,6 +304,8 @@ def finish(run: Path, model: Path) -> None:
             command("evaluate", str(run), "-o", str(report), *amount_evaluated(run))
         except Exception as error:  # too few images, say: the model is finished all the same
             print(f"no report: {error}")
+    if not exported:
+        return
     if not newer(model / "model_index.json", run):
         print(f"export: {model}", flush=True)
         command("export", str(run), "-o", str(model), *(["--metrics", str(metrics)] if metrics.is_file() else []))

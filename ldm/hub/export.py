@@ -63,7 +63,7 @@ def export(
         raise UserError(f"--license must be a name as the Hub has it, such as apache-2.0 or cc-by-4.0, got {license!r}")
     out = Path(out)
     place = out.resolve()
-    _refuse_foreign(out)
+    refuse_foreign(out)
     pipeline = load_pipeline(run, device="cpu", dtype=DTYPES.get(dtype))
     _refuse_own(pipeline, run)
     facts = training_facts(Path(run)) or pipeline.defaults.get("training", {})
@@ -174,7 +174,8 @@ def _refuse_own(pipeline: Pipeline, run: str | Path) -> None:
             )
 
 
-def _refuse_foreign(out: Path) -> None:
+def refuse_foreign(out: Path) -> None:
+    """Raises: UserError unless `out` is new, empty or an earlier export."""
     if out.is_file():
         raise UserError(f"{out} is a file: name a folder for the export")
     if not out.is_dir() or not any(out.iterdir()):

@@ -17,7 +17,7 @@ import torch
 from pydantic import ValidationError
 
 from ldm.config.loading import load
-from ldm.config.settings import ClipSettings, DataOptions, LdmSettings, RunSettings, VaeSettings
+from ldm.config.settings import ClipSettings, DataOptions, LdmSettings, RunSettings, TrainOptions, VaeSettings
 from ldm.training.cost_estimate import CostCount, Forecast, forecast, size_text, training_device, training_samples
 from ldm.utils.errors import UserError
 
@@ -35,6 +35,7 @@ WIDTHS = (*NARROWED, 1.5, 2.0, 3.0, 4.0)  # of the U-Net
 EMA_WINDOWS = 10  # of the EMA in a training, at least
 STARTING = 10.0  # seconds until the libraries are loaded and the data are open
 SAVING = 180.0  # seconds between checkpoints, or a fifth of the steps where that is less
+LINES = 15.0  # seconds between lines of progress, where the config leaves it open
 SLACK = 0.95  # of the time: others use the machine too
 SAMPLING_BYTES = 256 * 2**20  # that data and sampling take beside training on a CPU
 CUDA_CONTEXT = 600 * 2**20  # bytes of a GPU's memory that no tensor holds
@@ -94,12 +95,13 @@ def propose(
         used = sum(one.seconds for one in proposals)
         vae = next((one.forecast for one in proposals if one.part == "vae"), None)
         planner = Planner(part, config, memory, kept_of(part, keep), vae, say)
-        share = SHARES.get(part, 1.0)
+        share, left = SHARES.get(part, 1.0), seconds - used
         try:
-            proposals.append(planner.best(min(share * seconds, seconds - used), max(MOST * seconds, share * seconds)))
+            proposals.append(planner.best(min(share * seconds, left), min(max(MOST, share) * seconds, left)))
         except TooShort as short:
-            needed = used + short.seconds if part == "ldm" else short.seconds / MOST
-            raise UserError(short.text(math.ceil((needed + reserve) / SLACK / 60 + 1))) from None
+            others = sum(SHARES[one.part] for one in proposals)  # which grow with the minutes
+            needed = max(used + short.seconds, short.seconds / (1 - others)) if part == "ldm" else short.seconds / MOST
+            raise UserError(short.text(math.ceil(1.05 * (needed + reserve) / SLACK / 60 + 1))) from None
     return proposals
 
 
@@ -264,6 +266,8 @@ class Planner:
         own, rate = self.original.train, self.original.optim.lr
         every = max(1, min(math.ceil(steps / 5), round(SAVING / step)))
         train: Changes = {"num_steps": steps, "batch_size": batch, "save_every": every}
+        if own.log_every == TrainOptions().log_every:
+            train["log_every"] = max(1, round(LINES / step))
         if own.sample_every:  # 0 = the user wants none on the way
             train["sample_every"] = math.ceil(steps / 2)
         at_once = settings.train.batch_size // settings.train.gradient_accumulation_steps

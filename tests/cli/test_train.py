@@ -1,6 +1,7 @@
 """`ldm train` and `ldm new`: what is planned from a folder, kept and skipped. Trainings are in tests/runs."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ TINY = ["--data.resolution", "16", "--vae.crop", "16"]
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(budget, "forecast", forecast)
+    yield
+    logging.getLogger("ldm.data").setLevel(logging.NOTSET)
 
 
 def images(folder, count=12, colour=True, captions=True):
@@ -47,7 +50,7 @@ def fitted(monkeypatch):
     """The stages that are trained, without training them."""
     calls = []
     monkeypatch.setattr(command, "fit", lambda part, settings, **more: calls.append((part, settings)))
-    monkeypatch.setattr(command, "finish", lambda run, model: calls.append((str(run), str(model))))
+    monkeypatch.setattr(command, "finish", lambda run, model, exported: calls.append((str(run), str(model))))
     monkeypatch.setattr(command, "compare", lambda parts, chosen: None)
     return calls
 
