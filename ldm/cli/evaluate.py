@@ -30,6 +30,7 @@ KNOWN = {
     "digits": Suite("ldm.evaluation.digits.report", "evaluate_digits", 128),
 }
 OWN = Suite("ldm.evaluation.images.report", "evaluate_images", 256, 32)
+CLIP = Suite("ldm.evaluation.clip_report", "evaluate_clip", 512)  # a run of train_clip.py, whatever its data
 MAX_CHAIN = 8  # models, each fine-tuned from the next, that are asked for their data
 
 
@@ -41,10 +42,13 @@ def add_parser(subparsers) -> None:
         "novelty, composition and the autoencoder, each with its floor (chance level) and ceiling. On digits: digit, "
         "colour and style. On your own images (name the run): whether its CLIP recognises the captions, "
         "whether an image follows when one word changes, likeness to held-out images, near copies, the autoencoder. On "
-        "points (data.source: toy): distance to fresh data, modes, likelihood. Writes metrics.json, image grids and, "
-        "for glyphs and your own images, index.html with everything.",
+        "points (data.source: toy): distance to fresh data, modes, likelihood. Of a run of train_clip.py: whether "
+        "images find their captions, and what its text encoder says of unseen prompts. Writes metrics.json, image "
+        "grids and, for glyphs, your own images and CLIP, index.html with everything.",
     )
-    parser.add_argument("model", nargs="?", help="exported folder, LDM run or Hub id (default: the shipped model)")
+    parser.add_argument(
+        "model", nargs="?", help="exported folder, LDM or CLIP run, or Hub id (default: the shipped model)"
+    )
     parser.add_argument(
         "--lora",
         metavar="PATH[:SCALE]",
@@ -85,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from ldm.pipelines.generation import SamplingOptions
 
     source = source_of(_fetched(args.model))
-    suite = KNOWN.get(source, OWN)
+    suite = CLIP if _is_clip_run(args.model) else KNOWN.get(source, OWN)
     _check_applicable(args, source, suite)
     if args.samples is None:
         args.samples = suite.quick if args.quick else suite.samples
@@ -97,6 +101,14 @@ def run(args: argparse.Namespace) -> int:
     evaluate(args.model if suite is GLYPHS else Path(args.model), options)
     print(f"{args.output / 'metrics.json'}: all numbers")
     return 0
+
+
+def _is_clip_run(model: str | None) -> bool:
+    """Whether it is a run of train_clip.py alone."""
+    from ldm.utils.untrusted_files import read_yaml
+
+    settings = {} if model is None else read_yaml(Path(model) / "config.yaml")
+    return isinstance(settings, dict) and "clip" in settings and not {"ldm", "vae"} & settings.keys()
 
 
 def source_of(model: str | Path | None) -> str:
@@ -158,6 +170,8 @@ def _check_applicable(args: argparse.Namespace, source: str, suite: Suite) -> No
     against = [Path(args.against or "") / name for name in ("config.yaml", "scores.npz")]
     if suite is OWN and args.against and not any(file.is_file() for file in against):
         raise UserError(f"--against {args.against} is neither a run of train_ldm.py nor a report of one; {trained}")
+    if suite is CLIP and (args.quick or args.against or args.features or args.clip or args.lora):
+        raise UserError(f"{args.model} is a run of train_clip.py: leave out all but --samples, --seed and -o")
     if suite not in (GLYPHS, OWN) and (args.quick or args.against or args.features or args.clip):
         raise UserError(f"--quick, --against, --clip and --features are not for models of {source}; {trained}")
     if args.lora and source == "toy":

@@ -27,6 +27,7 @@ def checks(stage: str = "ldm") -> Checks:
     from ldm.evaluation.diagnostics import model as of_model
     from ldm.evaluation.diagnostics import sampling as of_sampling
     from ldm.evaluation.diagnostics import stages as of_stages
+    from ldm.evaluation.diagnostics import text_probe as of_text
 
     sound = ("files", "weights", "data", "channels")
     every: Checks = {
@@ -41,6 +42,7 @@ def checks(stage: str = "ldm") -> Checks:
         "tokenizer": (of_model.check_tokenizer, ("files",)),
         "text": (of_model.check_text, ("files", "weights", "tokenizer")),
         "retrieval": (of_stages.check_retrieval, ("files", "weights", "data", "captions", "tokenizer")),
+        "unseen": (of_text.check_unseen_prompts, ("files", "weights", "tokenizer", "text")),
         "parts": (of_model.check_parts, ("files",)),
         "training": (of_learning.check_training, ("files",)),
         "progress": (of_learning.check_progress, ("files",)),
@@ -56,7 +58,18 @@ def checks(stage: str = "ldm") -> Checks:
     }
     alone = {
         "vae": ("files", "weights", "data", "vae", "latents", "training", "progress"),
-        "clip": ("files", "weights", "data", "captions", "tokenizer", "text", "training", "progress", "retrieval"),
+        "clip": (
+            "files",
+            "weights",
+            "data",
+            "captions",
+            "tokenizer",
+            "text",
+            "training",
+            "progress",
+            "retrieval",
+            "unseen",
+        ),
     }
     return {name: every[name] for name in alone.get(stage, [name for name in every if name != "retrieval"])}
 

@@ -1,0 +1,81 @@
+"""`ldm evaluate` of a run of train_clip.py: whether its two encoders agree, and whether words stay apart in the text's.
+
+Held-out images should find their own caption among all others, and prefer it to the same caption with one phrase or
+word replaced. Of a text encoder of glyphs, `ldm.evaluation.glyphs.text_probe` tells what a denoiser could read in it.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ldm.config.loading import load
+from ldm.data import ImageTextData, build, evenly_spaced_indices
+from ldm.evaluation.feature_extractors import ClipEmbedder
+from ldm.evaluation.html import render
+from ldm.evaluation.metrics.proportions import proportion
+from ldm.evaluation.options import EvaluationOptions, write_metrics
+from ldm.models.caption_swaps import CaptionSwaps
+from ldm.models.clip import recall_at
+from ldm.models.text_encoder import text_tower
+from ldm.training.tasks.clip import caption_swaps
+from ldm.utils.atomic_files import atomic_write
+from ldm.utils.errors import UserError
+
+
+def evaluate_clip(run: Path, options: EvaluationOptions) -> dict:
+    """Measure a finished run; write metrics.json and index.html; return the metrics.
+
+    Args: options: `samples` is the largest number of held-out pairs.
+    Raises: UserError: it is not finished, its data are gone, or it holds out fewer than two images.
+    """
+    started, clip = time.monotonic(), ClipEmbedder(run)
+    settings: Any = load("clip", run / "config.yaml")
+    data = build(settings.data)
+    if len(data.validation) < 2:
+        raise UserError(f"{run} holds out {len(data.validation)} image: measuring takes two")
+    swaps = caption_swaps(data.train, settings.seed)
+    metrics: dict[str, Any] = {
+        "format": 1,
+        "model": {"source": str(run), "digest": clip.digest},
+        "pairs": pairs_section(clip, data.validation, swaps, options),
+        "text": {},
+    }
+    if settings.data.source == "glyphs":
+        from ldm.evaluation.glyphs.text_probe import text_section
+
+        metrics["text"] = text_section(text_tower(clip.clip), clip.tokenizer)
+    metrics["seconds"] = round(time.monotonic() - started)
+    write_metrics(metrics, options.output)
+    page = render("clip_report.html.j2", options.output, **metrics)
+    atomic_write(options.output / "index.html", page.encode())
+    print(json.dumps({name: metrics[name] for name in ("pairs", "text")}, indent=1))
+    return metrics
+
+
+def pairs_section(clip: ClipEmbedder, held: ImageTextData, swaps: CaptionSwaps, options: EvaluationOptions) -> dict:
+    """Recall at k of held-out pairs, and how often an image prefers its caption to one with a phrase replaced."""
+    chosen = evenly_spaced_indices(len(held), options.samples).tolist()
+    images = np.stack([held.image(i) for i in chosen])
+    captions = [held.caption(i, np.random.default_rng([options.seed, i])) for i in chosen]
+    rng = np.random.default_rng([options.seed, 1])
+    wrong = [swaps(caption, rng) for caption in captions]
+    (image, text), (_, other) = clip(images, captions), clip(images, wrong)
+    different = np.array([a != b for a, b in zip(captions, wrong, strict=True)])
+    recall = recall_at(image, text)
+    return {
+        "n": len(chosen),
+        "captions": len(set(captions)),
+        "recall": {name: round(value, 4) for name, value in recall.items()},
+        "chance": {name: round(min(1.0, int(name.split("@")[1]) / len(chosen)), 4) for name in recall},
+        "one_phrase_replaced": proportion(preferred(image, text, other)[different]),
+        "example": next(([a, b] for a, b in zip(captions, wrong, strict=True) if a != b), []),
+    }
+
+
+def preferred(image: Tensor, text: Tensor, other: Tensor) -> np.ndarray:
+    """bool (n,): whether each image is nearer to its text than to the other one; all unit features (n, d)."""
+    return ((image * text).sum(1) > (image * other).sum(1)).cpu().numpy()
