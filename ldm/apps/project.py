@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ldm.config.loading import load
-from ldm.config.settings import DataOptions
 from ldm.config.yaml_io import dump, merge, read
 from ldm.utils.errors import UserError
 
@@ -67,19 +66,33 @@ def write_project(path: Path, source: str, minutes: float, memory: float | None,
 
 
 def look_at(source: str, given: dict) -> dict[str, Any]:
-    """The report of `ldm data check`. Raises: UserError: if nothing can be read."""
+    """The report of `ldm data check`. Raises: UserError: if nothing can be read, or a given setting is wrong."""
     from ldm.config.settings import ClipModel
     from ldm.data.image_files.dataset import open_source
     from ldm.data.inspection import inspect
 
     if source in ("glyphs", "digits", "toy"):
         raise UserError(f"{source!r} is a built-in data set: `ldm train CONFIG` with one of its presets in configs/")
-    options = DataOptions.model_validate({"source": source} | given.get("data", {}))
+    checked = {part: load(part, preset(), settings_for(part, given)).data for part in TITLES}  # of ranges and names
+    options = checked["vae"].model_copy(update={"source": source})
     report = inspect(open_source(options), options, ClipModel().context_length, chosen=False)
     if len(report["skipped"]) == report["pictures"]:
         first = report["skipped"][0]
         raise UserError(f"{source}: none of {report['pictures']} images can be read; {first['id']}: {first['reason']}")
     return report
+
+
+def preset() -> Path:
+    """The project file that is started from on this device."""
+    from ldm.training.cost_estimate import training_device
+    from ldm.utils.assets import shipped_configs
+
+    return shipped_configs() / PRESETS[training_device().type]
+
+
+def settings_for(part: str, given: dict) -> dict:
+    """What is given for one stage: what is given for all of them, and for its block."""
+    return merge({key: value for key, value in given.items() if key not in TITLES}, given.get(part, {}))
 
 
 def build_data(config: Path) -> None:
@@ -100,10 +113,7 @@ def facts(report: dict[str, Any]) -> str:
 
 def base_document(name: str, source: str, report: dict[str, Any], given: dict) -> dict[str, Any]:
     """The preset for this device with what the images are, and what the user wants."""
-    from ldm.training.cost_estimate import training_device
-    from ldm.utils.assets import shipped_configs
-
-    document = read(shipped_configs() / PRESETS[training_device().type])
+    document = read(preset())
     data = {"source": source, "channels": report["channels"], "files": {"horizontal_flip": False}}
     document = {"name": name} | merge(document, {"data": data})
     if not report["captions"]["total"]:

@@ -218,6 +218,7 @@ def planned(source: str, minutes: float, memory: float | None, given: dict) -> P
 
 def train_project(config: Path, given: dict, output: str | None = None) -> None:
     """All stages of a project, its evaluation and export; what is finished is skipped."""
+    from ldm.apps.project import settings_for
     from ldm.config.loading import load, run_dir
     from ldm.hub.export import refuse_foreign
     from ldm.training.budget import stages
@@ -241,13 +242,6 @@ def train_project(config: Path, given: dict, output: str | None = None) -> None:
     if start_world().is_main_process:
         finish(run_dir(chosen["ldm"], "ldm"), model, exported=chosen["ldm"].vae != "identity")  # type: ignore[attr-defined]
         compare(parts, chosen)
-
-
-def settings_for(part: str, given: dict) -> dict:
-    """What the command line sets in one stage: what it sets in all of them, and in its block."""
-    from ldm.config.yaml_io import merge
-
-    return merge({key: value for key, value in given.items() if key not in STAGES}, given.get(part, {}))
 
 
 def say(text: str) -> None:

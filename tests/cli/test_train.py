@@ -130,6 +130,8 @@ def test_a_project_file_is_trained_as_it_says(fitted):
         (["mine", "--data.resolutoin", "32"], "did you mean --data.resolution"),
         (["mine", "--clip.model.widht", "32"], "did you mean --clip.model.width"),
         (["mine", "--output-dir", "x"], "unknown option"),
+        (["mine", "--data.resolution", "15"], "--data.resolution: must be a multiple of 8, got 15"),
+        (["mine", "--ldm.caption_dropout", "2"], "--caption_dropout: must be less than or equal to 1"),
         (["mine", *TINY, "--minutes", "0.5"], "too little time"),
         (["other/mine", *TINY], "is the project of mine, not of other/mine: add --name"),
     ],
