@@ -262,7 +262,7 @@ def one_word_part(
     real = {caption: train.image(prompts.training[caption]) for caption in wanted & prompts.training.keys()}
     real |= {caption: held.image(int(unseen[caption])) for caption in wanted & unseen.keys()}
     labels = [f"{change.old} -> {change.new}" for change in made]
-    before = generated.images[[change.index for change in made]]
+    before = generated.images[[change.item for change in made]]
     save_pairs(before, generated.changed, output / "one_word.png", labels)
     return one_word.section(made, prompts.captions, generated.images, generated.changed, real, clip)
 
