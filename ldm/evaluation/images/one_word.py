@@ -20,7 +20,7 @@ CHANGED = 32  # of 255: a pixel that differs by more in any channel has changed
 class Change(NamedTuple):
     """A caption, by its index, with one word replaced."""
 
-    index: int
+    item: int
     old: str
     new: str
     caption: str
@@ -64,7 +64,7 @@ def follows(images: np.ndarray, made: Sequence[Change], captions: Sequence[str],
         images: uint8 (m, h, w, c), one for each change; clip: images and as many captions -> unit features of both.
     """
     image, new = (x.numpy() for x in clip(images, [change.caption for change in made]))
-    old = clip(images, [captions[change.index] for change in made])[1].numpy()
+    old = clip(images, [captions[change.item] for change in made])[1].numpy()
     return (image * new).sum(1) > (image * old).sum(1)
 
 
@@ -85,7 +85,7 @@ def section(
         none), "floor" (chance), "unchanged" (the images of the original captions, scored alike), "pixels", the fraction
         of pixels that the word changed, and "pixels_of_others", that differ between images of two captions.
     """
-    index = [change.index for change in made]
+    index = [change.item for change in made]
     known = [change for change in made if change.caption in real]
     top = follows(np.stack([real[change.caption] for change in known]), known, captions, clip) if known else None
     others = generated[np.roll(index, 1)]

@@ -262,7 +262,7 @@ def one_word_part(
     real = {caption: train.image(prompts.training[caption]) for caption in wanted & prompts.training.keys()}
     real |= {caption: held.image(int(unseen[caption])) for caption in wanted & unseen.keys()}
     labels = [f"{change.old} -> {change.new}" for change in made]
-    before = generated.images[[change.index for change in made]]
+    before = generated.images[[change.item for change in made]]
     save_pairs(before, generated.changed, output / "one_word.png", labels)
     return one_word.section(made, prompts.captions, generated.images, generated.changed, real, clip)
 
@@ -275,12 +275,13 @@ def words_section(generated: np.ndarray, real: np.ndarray, captions: list[str], 
     Returns: see `proportion`, with ceiling, floor and the number of candidates; None with fewer than two captions. The
         interval is over other images of these captions.
     """
-    if (found := caption_similarity(generated, captions, clip)) is None:
+    found, top = (caption_similarity(images, captions, clip) for images in (generated, real))
+    if found is None or top is None:
         return None
     (scores, own), rng = found, np.random.default_rng(0)
     floor = np.mean([r_precision(scores, rng.permutation(own)).mean() for _ in range(NUM_PERMUTATIONS)])
     return proportion(r_precision(scores, own)) | {
-        "ceiling": round(float(r_precision(*caption_similarity(real, captions, clip)).mean()), 4),
+        "ceiling": round(float(r_precision(*top).mean()), 4),
         "floor": round(float(floor), 4),
         "candidates": min(CANDIDATES, scores.shape[1]),
         "digest": getattr(clip, "digest", ""),

@@ -59,7 +59,7 @@ def prompts_of(opened: OpenRun, chosen: np.ndarray, changed: bool) -> Prompts:
 def generate_all(pipeline, prompts: Prompts, seed: int, sampling: SamplingOptions) -> Generated:
     """Image i of caption i from seed + i, that of a changed caption from the seed of the original one."""
     images = generate_in_batches(pipeline, prompts.captions, range(seed, seed + len(prompts.captions)), sampling)
-    texts, seeds = [change.caption for change in prompts.changes], [seed + change.index for change in prompts.changes]
+    texts, seeds = [change.caption for change in prompts.changes], [seed + change.item for change in prompts.changes]
     return Generated(images, generate_in_batches(pipeline, texts, seeds, sampling) if texts else images[:0])
 
 

@@ -89,7 +89,7 @@ CORPUS = ["a red heart", "a blue heart", "a blue star", "the red heart", "smile"
 
 def test_a_word_is_replaced_by_one_between_the_same_neighbours_and_real_captions_come_first():
     found = one_word.changes(["a red heart", "a blue star", "smile", ""], CORPUS, 9)
-    assert [(change.index, change.old, change.new) for change in found[:2]] == [
+    assert [(change.item, change.old, change.new) for change in found[:2]] == [
         (0, "red", "blue"),
         (1, "star", "heart"),
     ]
@@ -97,7 +97,7 @@ def test_a_word_is_replaced_by_one_between_the_same_neighbours_and_real_captions
     unseen = one_word.changes(["a green heart"], CORPUS, 9)[0]
     assert unseen.new in ("red", "blue") and unseen == one_word.changes(["a green heart"], CORPUS, 9)[0]
     many = one_word.changes([f"a {name} heart" for name in "pqrstuvw"], CORPUS, 3)
-    assert [change.index for change in many] == [0, 4, 7]  # evenly chosen
+    assert [change.item for change in many] == [0, 4, 7]  # evenly chosen
 
 
 def test_images_that_follow_a_word_do_so_and_those_that_do_not_are_left_behind(asked):
@@ -108,7 +108,7 @@ def test_images_that_follow_a_word_do_so_and_those_that_do_not_are_left_behind(a
     found = one_word.section(made, captions, real, right, by_caption, Knowing())
     assert found["n"] == 40 and found["share"] == found["ceiling"] == 1 and found["floor"] == 0.5
     assert found["unchanged"] == 0 and found["pixels"] == 1  # one colour everywhere
-    deaf = one_word.section(made, captions, real, real[[change.index for change in made]], {}, Knowing())
+    deaf = one_word.section(made, captions, real, real[[change.item for change in made]], {}, Knowing())
     assert deaf["share"] == 0 and deaf["pixels"] == 0 and deaf["ceiling"] is None
     half = real[:4].copy()
     half[:, :8] = 255 - half[:, :8]
