@@ -327,9 +327,7 @@ def against(results: ModelResults, rival: Any, plan: Plan, reference: Reference)
     else:
         scores = generate_and_score(rival, plan, reference, results.samples).scores
         model = {"source": rival.folder.source, "digest": rival.digest}
-    clusters = {
-        name: part.prompts for name, part in results.samples.items() if name in SAMPLED
-    }  # these prompts stand for all others
+    clusters = {name: part.prompts for name, part in results.samples.items() if name in SAMPLED}
     lower = [name for name, higher in MEASURES.items() if not higher]
     return {"a": model, "sections": compare_scores(scores, results.scores, clusters, lower)}
 
