@@ -1,26 +1,42 @@
-"""What each ingredient of the method is worth: one changed at a time, equal CPU seconds, several seeds.
+"""What each ingredient of a project is worth: named arms, trained alike and evaluated alike, over several seeds.
 
-    python benchmarks/ablations.py                        every arm and seed; what is finished is not done again
-    python benchmarks/ablations.py base muon --seeds 0    some of them
-    python benchmarks/ablations.py --table                the table of what there is, nothing trained
+    python benchmarks/ablations.py benchmarks/ablations-glyphs.yaml --dry-run      the commands, and about how long
+    python benchmarks/ablations.py benchmarks/ablations-glyphs.yaml                everything; finished parts are kept
+    python benchmarks/ablations.py benchmarks/ablations-glyphs.yaml base captions --seeds 0
+    python benchmarks/ablations.py benchmarks/ablations-glyphs.yaml --table        the table of what is finished
 
-An arm is the base with a few settings changed. How long a step of it takes is measured first, all arms by turns, so
-that each gets as many steps as fit into `--seconds`; a faster arm gets more, and learning rates decay to their end. The
-U-Net is small and the time short: this ranks beginnings. The arm of alignment first teaches a CLIP for `--clip-steps`;
-that time is not counted, for a text encoder is trained anyway.
+The file of arms:
 
-Columns: the denoising loss of held-out glyphs by the base's measure, where the network predicts the same; the Frechet
-distance of pictures for held-out captions to real held-out glyphs, by the features of the glyph classifier; the shares
-of pictures with either great layout, asked for by its phrase alone. All of EMA weights.
+    config: ../configs/glyphs-cpu.yaml       a project file, from where this file is
+    stages: [clip, ldm]                      what is trained for every arm and seed, in this order
+    once: [vae]                              what is trained for a seed alone, with the settings in `common`
+    common: {train.num_steps: 500}           settings of all arms
+    evaluate: [--sections, pair, later]      options of `ldm evaluate` of the last stage
+    columns: {radical: summary.pair_radical} what the table shows of metrics.json: a number, or {value: ...}
+    arms:
+      base: {}
+      more: {from: base, data.glyphs.recombined: 4000, ldm.text.train: true}
+
+A setting is one of every stage, or of the one that it names first. `from` takes over the settings of another arm, and
+`{shared}` in a value is the folder of the stages that are trained once. All arms of a seed see the same number of
+images in the same order with the same network, so they have the same compute but for what an arm itself adds; the
+minutes that each took stand in the table. Whatever was stopped resumes, and what is finished is not done again.
+
+Intervals are 95%, over seeds by Student's t; with one seed they are that of the report. The difference to the first
+arm is between equal seeds.
 """
 
 import argparse
 import json
+import re
+import shlex
 import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from protocol import markdown, write_report
 
@@ -29,241 +45,244 @@ from ldm.utils.runtime import prepare_threads, run_main
 from ldm.utils.torchvision_compat import patch_torchvision
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE: dict = {
-    "data": {"glyphs": {"limit": 2000}},
-    "model": {"block_out_channels": [32, 64, 128], "norm_num_groups": 16},
-    "optim": {"lr": 8e-4, "warmup_steps": 30},
-    "train": {"batch_size": 16, "ema_decay": 0.995, "report_to": ["none"], "sample_every": 0, "log_every": 50},
-}
-COSINE = {"process": "cosine", "prediction_type": "v_prediction", "timesteps": "uniform"}
-ARMS: dict[str, dict] = {
-    "base": {},  # flow, logit-normal times, AdamW, warm-up, stable, decay
-    "muon": {"optim": {"name": "muon"}},
-    "muon-half-rate": {"optim": {"name": "muon", "lr": 4e-4}},
-    "alignment": {"alignment": {"weight": 0.5}},
-    "uniform-times": {"noise": {"timesteps": "uniform"}},
-    "epsilon": {"noise": {"process": "scaled_linear", "prediction_type": "epsilon", "timesteps": "uniform"}},
-    "v-cosine": {"noise": COSINE},
-    "v-cosine-min-snr": {"noise": COSINE | {"weight": "min_snr"}},
-    "learned-weight": {"noise": {"weight": "learned"}},
-    "no-pooled-text": {"model": {"pooled_text": False}},
-    "no-ema": {"train": {"ema_decay": 0.0}},
-    "ema-0.98": {"train": {"ema_decay": 0.98}},
-    "ema-0.999": {"train": {"ema_decay": 0.999}},
-    "cosine-rate": {"optim": {"schedule": "cosine"}},
-    "constant-rate": {"optim": {"schedule": "constant"}},
-}
-LAYOUTS = ("horizontal", "vertical")
-ROUNDS = 6  # of timing, the first of which is a warm-up
+STAGES = ("clip", "vae", "ldm")
+KEYS = {"config", "stages", "once", "common", "evaluate", "columns", "arms"}
+EVALUATION = "evaluation"
+QUANTILES = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # of Student's t at 97.5%, by the number of seeds
 
 
-def settings_of(arm: str, seed: int, args: argparse.Namespace, **train):
-    from ldm.config.loading import load
+@dataclass(frozen=True)
+class Step:
+    """One command, and the file or folder that is there once it is done."""
 
-    given = {"vae": str(args.parts), "text": {"source": str(args.parts)}, "seed": seed}
-    parts: list[dict] = [BASE, {"data": {"cache_dir": str(args.output / "cache")}}, ARMS[arm], {"train": train}, given]
-    if arm == "alignment":
-        parts.append({"alignment": {"source": str(args.output / "clip")}})
-    merged: dict = {}
-    for part in parts:
-        for name, value in part.items():
-            merged[name] = merged.get(name, {}) | value if isinstance(value, dict) else value
-    return load("ldm", args.config, merged)
+    name: str  # 'ARM seed N STAGE'
+    command: list[str]
+    done: Path
 
 
-def trainer_of(arm: str, seed: int, run: Path, args: argparse.Namespace, **train):
-    """A trainer that makes no reports: they would cost as much as the training."""
-    import torch
+class Plan:
+    """The file of arms and where their runs lie. Raises: UserError: it is not as the module's docstring says."""
 
-    from ldm.data import build
-    from ldm.training.tasks.denoising import denoising_task
-    from ldm.training.trainer import Trainer
+    def __init__(self, path: Path, output: Path):
+        from ldm.utils.untrusted_files import read_yaml
 
-    run.mkdir(parents=True, exist_ok=True)
-    settings = settings_of(arm, seed, args, **train)
-    task = denoising_task(settings, build(settings.data), run, torch.device("cpu"))
-    task.report = lambda folder, label: {}
-    return Trainer(task, settings, run)
+        content = read_yaml(path)
+        if unknown := content.keys() - KEYS:
+            raise UserError(f"{path}: unknown {', '.join(sorted(unknown))}; it may have {', '.join(sorted(KEYS))}")
+        for name in ("config", "arms", "columns"):
+            if not content.get(name):
+                raise UserError(f"{path} has no {name}: see the start of benchmarks/ablations.py")
+        self.path, self.output = path, output
+        self.config = path.parent / content["config"]
+        self.stages, self.once = list(content.get("stages", ["ldm"])), list(content.get("once", []))
+        if wrong := [stage for stage in self.stages + self.once if stage not in STAGES]:
+            raise UserError(f"{path}: stages are {', '.join(STAGES)}, got {', '.join(map(str, wrong))}")
+        self.common: dict[str, Any] = content.get("common", {})
+        self.evaluate = [str(word) for word in content.get("evaluate", [])]
+        self.columns: dict[str, str] = content["columns"]
+        self.given: dict[str, dict] = {name: dict(arm or {}) for name, arm in content["arms"].items()}
+
+    def settings(self, arm: str) -> dict[str, Any]:
+        """All that an arm sets, by dotted name. Raises: UserError: it takes over from an arm that is not above it."""
+        own = dict(self.given[arm])
+        begin = own.pop("from", None)
+        above = list(self.given)[: list(self.given).index(arm)]
+        if begin is not None and begin not in above:
+            raise UserError(f"{self.path}: {arm} takes over from {begin}, which is none of the arms above it")
+        return (self.settings(begin) if begin else dict(self.common)) | own
+
+    def folder(self, arm: str, seed: int) -> Path:
+        return self.output / re.sub(r"[^\w.]+", "-", arm) / f"seed-{seed}"
+
+    def shared(self, seed: int) -> Path:
+        """Where the stages lie that are trained once."""
+        return self.output / "once" / f"seed-{seed}"
+
+    def steps(self, arm: str, seed: int) -> list[Step]:
+        """The commands of an arm, in order; those that are done once come first."""
+        folder, shared = self.folder(arm, seed), self.shared(seed)
+        steps = [self._training("once", stage, shared, seed, dict(self.common)) for stage in self.once]
+        settings = self.settings(arm)
+        if "vae" in self.once:
+            settings = {"ldm.vae": str(shared / "vae"), **settings}
+        if "clip" in self.once:
+            settings = {"ldm.text.source": str(shared / "clip"), **settings}
+        steps += [self._training(arm, stage, folder, seed, settings) for stage in self.stages]
+        report = folder / EVALUATION
+        command = [sys.executable, "-m", "ldm", "evaluate", str(folder / self.stages[-1]), "-o", str(report)]
+        name = f"{arm} seed {seed} {EVALUATION}"
+        return [*steps, Step(name, [*command, *self.evaluate], report / "metrics.json")]
+
+    def _training(self, arm: str, stage: str, folder: Path, seed: int, settings: dict[str, Any]) -> Step:
+        run = folder / stage
+        words = overrides(settings, stage, self.shared(seed))
+        command = [sys.executable, str(ROOT / f"train_{stage}.py"), str(self.config), "--output-dir", str(run)]
+        return Step(f"{arm} seed {seed} {stage}", [*command, "--seed", str(seed), *words], run / "final")
 
 
-# ---- stages: each leaves a file and is skipped where that file is --------------------------------------------------
+def overrides(settings: dict[str, Any], stage: str, shared: Path) -> list[str]:
+    """Command-line options of one stage: its own settings without their first name, and those of all stages."""
+    words: list[str] = []
+    for name, value in settings.items():
+        first, _, rest = name.partition(".")
+        if first in STAGES and first != stage:
+            continue
+        values = value if isinstance(value, list) else [value]
+        said = [str(v).lower() if isinstance(v, bool) else str(v).replace("{shared}", str(shared)) for v in values]
+        words += [f"--{rest if first == stage else name}", *said]
+    return words
 
 
-def clip(args: argparse.Namespace) -> None:
-    """The image tower for the arm of alignment."""
-    if (args.output / "clip" / "final").is_dir():
+# ---- what it does ---------------------------------------------------------------------------------------------------
+
+
+def run(step: Step, folder: Path) -> None:
+    """Do what is not done, and add the seconds that it took to times.json. Raises: UserError: the command failed."""
+    if step.done.exists():
         return
-    command = [sys.executable, ROOT / "train_clip.py", args.config, "--output-dir", args.output / "clip"]
-    command += ["--data.cache_dir", args.output / "cache", "--train.num_steps", args.clip_steps]
-    command += ["--train.batch_size", 128, "--train.sample_every", 0, "--train.threads", args.threads]
-    subprocess.run([str(word) for word in command], check=True)
+    print(f"== {step.name}\n{shlex.join(step.command)}", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    code = subprocess.run(step.command, cwd=ROOT).returncode
+    path = folder / "times.json"
+    times = json.loads(path.read_text()) if path.exists() else {}
+    times[step.name] = times.get(step.name, 0.0) + time.monotonic() - started
+    path.write_text(json.dumps(times, indent=1))
+    if code or not step.done.exists():
+        raise UserError(f"{step.name} ended with code {code}; start the same command again: it resumes")
 
 
-def step_seconds(arms: list[str], args: argparse.Namespace) -> dict[str, float]:
-    """CPU seconds of a training step of each arm, measured by turns once and then kept."""
-    path = args.output / "steps.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    if missing := [arm for arm in arms if arm not in known]:
-        measured = ["base", *(arm for arm in missing if arm != "base")]
-        steppers = {arm: stepper(arm, args) for arm in measured}
-        times: dict[str, list[float]] = {arm: [] for arm in measured}
-        for turn in range(ROUNDS):
-            for arm in measured[:: -1 if turn % 2 else 1]:
-                started = time.process_time()
-                next(steppers[arm])
-                times[arm].append(time.process_time() - started)
-        ratios = {
-            arm: statistics.median(own / base for own, base in zip(times[arm][1:], times["base"][1:], strict=True))
-            for arm in measured
-        }
-        known.setdefault("base", statistics.median(times["base"][1:]))
-        if "alignment" in ratios:
-            until = settings_of("alignment", 0, args).alignment.until
-            ratios["alignment"] = until * ratios["alignment"] + 1 - until
-        known |= {arm: ratios[arm] * known["base"] for arm in missing}
-        path.write_text(json.dumps(known, indent=1))
-    return known
+def dry_run(plan: Plan, arms: list[str], seeds: list[int]) -> None:
+    """Print the commands that are left, what they are given checked, and about how long the training takes."""
+    from ldm.config.overrides import parse
+
+    todo = {step.name: step for seed in seeds for arm in arms for step in plan.steps(arm, seed)}
+    seconds, images = 0.0, 0
+    speeds: dict[str, float] = {}
+    for step in todo.values():
+        left = not step.done.exists()
+        print(f"{'' if left else '# finished: '}{shlex.join(step.command)}")
+        stage = step.name.rpartition(" ")[2]
+        if stage == EVALUATION:
+            continue
+        settings, _ = parse(stage, step.command[2:])  # refuses what is no setting
+        train = settings.train
+        if left:
+            if stage not in speeds:
+                speeds[stage] = measured_speed(stage, settings, plan.config)
+            seconds += train.num_steps * train.batch_size / speeds[stage]
+            images += train.num_steps * train.batch_size
+    print(f"about {seconds / 60:.0f} minutes for {images:,} images here, without data, samples and evaluation")
 
 
-def stepper(arm: str, args: argparse.Namespace):
-    """Each `next` takes one step of training, as `Trainer.fit` does."""
-    from ldm.training.progress import Meter
+def measured_speed(stage: str, settings, config: Path) -> float:
+    """Images a second, measured on one step of the first arm that needs it."""
+    from ldm.training.cost_estimate import forecast
 
-    trainer = trainer_of(arm, 0, args.output / "timing" / arm, args, num_steps=1000)
-    module, optimizer = trainer.accelerator.prepare(trainer.task.module, trainer.optimizer)
-    meter = Meter(trainer.accelerator, trainer.train, lambda entry: None)
-    for micros in trainer._steps():
-        trainer._step(module, optimizer, micros, meter)
-        yield
+    return settings.train.batch_size / forecast(stage, settings, config).step_seconds(settings.train.batch_size)
 
 
-def measured(arm: str, seed: int, seconds: float, args: argparse.Namespace) -> dict:
-    """Train the arm for `args.seconds`, then judge it."""
-    from accelerate.state import AcceleratorState
-
-    run = args.output / f"{arm}-{seed}"
-    if (run / "row.json").exists():
-        return json.loads((run / "row.json").read_text())
-    print(f"== {arm}, seed {seed}", flush=True)
-    steps = max(1, round(args.seconds / seconds))
-    trainer = trainer_of(arm, seed, run, args, num_steps=steps, save_every=10 * steps)
-    started = time.process_time()
-    trainer.fit()
-    row = {"arm": arm, "seed": seed, "steps": steps, "seconds": time.process_time() - started}
-    with trainer.ema_weights():
-        trainer.task.module.eval()
-        row |= {"loss": held_out_loss(trainer.task, settings_of("base", seed, args)), **judged(trainer.task, args)}
-    AcceleratorState._reset_state(reset_partial_state=True)
-    (run / "row.json").write_text(json.dumps(row, indent=1))
-    return row
+# ---- the table ------------------------------------------------------------------------------------------------------
 
 
-def held_out_loss(task, base) -> float | None:
-    """By the base's times and weights; None where the network predicts something else."""
-    import torch
-
-    from ldm.diffusion.process import NoiseProcess
-
-    own = task.settings.noise
-    if (own.process, own.prediction_type) != (base.noise.process, base.noise.prediction_type):
-        return None
-    task.module.process = NoiseProcess(**base.noise.model_dump())
-    task.module.uncertainty = None
-    with torch.no_grad():
-        return task.fixed_losses(task.components.validation)[1].mean().item()
+def looked_up(metrics: dict, path: str) -> tuple[float, list[float]] | None:
+    """A number of a report and its interval, by dotted names; None where it is not there."""
+    found: Any = metrics
+    for name in path.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    if isinstance(found, dict):
+        return (float(found["value"]), found.get("interval", [])) if "value" in found else None
+    return (float(found), []) if isinstance(found, int | float) else None
 
 
-def judged(task, args: argparse.Namespace) -> dict[str, float]:
-    """Shares of layouts, and the distance of pictures for held-out captions to held-out glyphs."""
-    import numpy as np
-
-    from ldm.data import evenly_spaced_indices
-    from ldm.data.glyphs.captions import layout_phrase
-    from ldm.evaluation.glyphs.classifier import GlyphClassifier
-    from ldm.evaluation.metrics.distribution_distances import frechet_distance, kernel_distance
-    from ldm.pipelines.generation import generate_pixels
-    from ldm.training.task import SampleRef, caption_of
-
-    classifier, pipeline, data = GlyphClassifier(), task.pipeline(), task.components.validation.data
-    chosen = evenly_spaced_indices(len(data), args.pictures).tolist()
-    asked = [layout_phrase(layout) for layout in LAYOUTS for _ in range(args.layouts)]
-    prompts = asked + [caption_of(data, SampleRef(i, 0), 0) for i in chosen]
-    images = generate_pixels(pipeline, prompts, range(2**31, 2**31 + len(prompts)))
-    images = images.mean(axis=3).round().astype(np.uint8)
-    seen = np.array(classifier.predict(images[: len(asked)]).layouts).reshape(len(LAYOUTS), args.layouts)
-    drawn = classifier.embed(images[len(asked) :])
-    real = classifier.embed(np.stack([data.image(i)[..., 0] for i in range(len(data))]))
-    shares = {layout: float((row == layout).mean()) for layout, row in zip(LAYOUTS, seen, strict=True)}
-    return {"fd": frechet_distance(drawn, real), "kid": kernel_distance(drawn, real)} | shares
+def rows(plan: Plan, arms: list[str], seeds: list[int]) -> dict[str, dict[int, dict]]:
+    """Arm -> seed -> {column: (value, interval)} and its minutes, of what is evaluated."""
+    found: dict[str, dict[int, dict]] = {}
+    for arm in arms:
+        for seed in seeds:
+            folder = plan.folder(arm, seed)
+            if not (folder / EVALUATION / "metrics.json").exists():
+                continue
+            metrics = json.loads((folder / EVALUATION / "metrics.json").read_text(encoding="utf-8"))
+            values: dict[str, Any] = {name: looked_up(metrics, path) for name, path in plan.columns.items()}
+            times = json.loads((folder / "times.json").read_text()) if (folder / "times.json").exists() else {}
+            trained = sum(value for name, value in times.items() if not name.endswith(EVALUATION))
+            found.setdefault(arm, {})[seed] = values | {"minutes": trained / 60}
+    return found
 
 
-# ---- the table -----------------------------------------------------------------------------------------------------
+def spread(values: list[float]) -> str:
+    """'0.52 ± 0.03', mean and half of the interval over seeds; of one value that value."""
+    mean, n = statistics.mean(values), len(values)
+    if n == 1:
+        return f"{mean:.3g}"
+    return f"{mean:.3g} ± {QUANTILES.get(n, 2.6) * statistics.stdev(values) / n**0.5:.2g}"
 
 
-def report(arms: list[str], args: argparse.Namespace) -> None:
-    """Means over the seeds that are finished, with the range, and the difference to the base's in the same seed."""
-    rows = {arm: [row for seed in args.seeds if (row := _finished(arm, seed, args))] for arm in arms}
-    base = {row["seed"]: row for row in rows.get("base", [])}
-    lines = []
-    for arm, found in rows.items():
-        if found:
-            against = [row["fd"] / base[row["seed"]]["fd"] - 1 for row in found if row["seed"] in base]
-            change = f"{statistics.mean(against):+.0%}" if against and arm != "base" else "-"
-            shares = [_spread([row[layout] for row in found], ".0%") for layout in LAYOUTS]
-            losses = [row["loss"] for row in found if row["loss"] is not None]
-            numbers = [_spread(losses, ".4f") if losses else "-", _spread([row["fd"] for row in found], ".0f"), change]
-            lines.append([arm, len(found), round(statistics.mean(row["steps"] for row in found)), *numbers, *shares])
-    head = ["arm", "seeds", "steps", "held-out loss", "FD", "FD to base", *LAYOUTS]
-    table = markdown(head, lines)
+def minutes(of_seeds: dict[int, dict]) -> str:
+    return f"{statistics.mean(row['minutes'] for row in of_seeds.values()):.1f}"
+
+
+def cell(of_seeds: dict[int, dict], base: dict[int, dict], column: str) -> str:
+    """An arm's number, with its interval, and the difference to the first arm's in the same seeds."""
+    found = {seed: row[column] for seed, row in of_seeds.items() if row[column] is not None}
+    if not found:
+        return "-"
+    text = spread([value for value, _ in found.values()])
+    intervals = [interval for _, interval in found.values()]
+    if len(found) == 1 and intervals[0]:
+        text += f" ({intervals[0][0]:.3g} to {intervals[0][1]:.3g})"
+    both = [seed for seed in found if of_seeds is not base and base.get(seed, {}).get(column) is not None]
+    differences = [found[seed][0] - base[seed][column][0] for seed in both]
+    return f"{text}; {'+' if statistics.mean(differences) >= 0 else ''}{spread(differences)}" if differences else text
+
+
+def report(plan: Plan, arms: list[str], seeds: list[int]) -> str:
+    """The table of what is finished, printed and written beside the runs."""
+    found = rows(plan, arms, seeds)
+    base = found.get(next(iter(plan.given)), {})
+    lines = [
+        [arm, len(each), *(cell(each, base, name) for name in plan.columns), minutes(each)]
+        for arm, each in found.items()
+    ]
+    table = markdown(["arm", "seeds", *plan.columns, "minutes"], lines)
     print(table)
-    (args.output / "ablations.md").write_text(table)
-    write_report(args.output / "ablations.json", {"seconds": args.seconds, "base": BASE, "rows": rows})
+    plan.output.mkdir(parents=True, exist_ok=True)
+    (plan.output / "ablations.md").write_text(table)
+    arms_as_given = {arm: plan.settings(arm) for arm in found}
+    write_report(plan.output / "ablations.json", {"config": str(plan.config), "arms": arms_as_given, "rows": found})
+    return table
 
 
-def _finished(arm: str, seed: int, args: argparse.Namespace) -> dict | None:
-    path = args.output / f"{arm}-{seed}" / "row.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def _spread(values: list[float], form: str) -> str:
-    """'0.52 (0.50 to 0.55)', or the one value there is."""
-    mean = format(statistics.mean(values), form)
-    return mean if len(values) == 1 else f"{mean} ({min(values):{form}} to {max(values):{form}})"
-
-
-def arguments() -> argparse.Namespace:
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("arms", nargs="*", help=f"of {', '.join(ARMS)} (default: all)")
-    parser.add_argument("-o", "--output", type=Path, default=Path("runs/ablations"), help="where everything is kept")
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "glyphs-cpu.yaml")
-    parser.add_argument("--parts", type=Path, default=ROOT / "models" / "glyphs", help="autoencoder and text encoder")
-    parser.add_argument("--seconds", type=float, default=75, help="CPU seconds of training for each arm and seed")
+    parser.add_argument("file", type=Path, help="YAML file of the arms")
+    parser.add_argument("arms", nargs="*", help="some of them (default: all)")
+    parser.add_argument("-o", "--output", type=Path, help="where everything is kept (default: runs/NAME of the file)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--layouts", type=int, default=32, help="pictures for each layout")
-    parser.add_argument("--pictures", type=int, default=128, help="pictures for held-out captions")
-    parser.add_argument("--clip-steps", type=int, default=150, help="of 128 pairs, for the tower of alignment")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and about how long they take")
     parser.add_argument("--table", action="store_true", help="only gather and print what is finished")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = arguments()
-    prepare_threads(args.threads)
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    prepare_threads(0)
     patch_torchvision()
-    args.output = args.output.resolve()
-    arms = args.arms or list(ARMS)
-    if unknown := [arm for arm in arms if arm not in ARMS]:
-        raise UserError(f"arms must be of {', '.join(ARMS)}, got {', '.join(unknown)}")
-    args.output.mkdir(parents=True, exist_ok=True)
+    output = (args.output or ROOT / "runs" / args.file.stem).resolve()
+    plan = Plan(args.file, output)
+    arms = args.arms or list(plan.given)
+    if unknown := [arm for arm in arms if arm not in plan.given]:
+        raise UserError(f"arms must be of {', '.join(plan.given)}, got {', '.join(unknown)}")
+    if args.dry_run:
+        dry_run(plan, arms, args.seeds)
+        return
     if not args.table:
-        if "alignment" in arms:
-            clip(args)
-        seconds = step_seconds(arms, args)
         for seed in args.seeds:
             for arm in arms:
-                measured(arm, seed, seconds[arm], args)
-    report(arms, args)
+                for step in plan.steps(arm, seed):
+                    run(step, plan.folder(arm, seed))
+    report(plan, arms, args.seeds)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,13 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--features", metavar="MODEL", help="glyphs, own images: folder of a vision model, such as DINOv2"
     )
+    parser.add_argument(
+        "--sections",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="glyphs: measure adherence to these sections of the prompts alone, such as pair later place",
+    )
     parser.add_argument("--seed", type=int, default=0, help="image i of every prompt is generated from seed + i")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's)")
@@ -94,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     if args.samples is None:
         args.samples = suite.quick if args.quick else suite.samples
     _check_values(args)
-    names = ("output", "samples", "seed", "device", "cache_dir", "lora", "against", "clip", "features")
+    names = ("output", "samples", "seed", "device", "cache_dir", "lora", "against", "clip", "features", "sections")
     sampling = SamplingOptions(args.steps, args.guidance, args.batch)
     options = EvaluationOptions(sampling=sampling, **{name: getattr(args, name) for name in names})
     evaluate = getattr(importlib.import_module(suite.module), suite.function)
@@ -174,6 +181,8 @@ def _check_applicable(args: argparse.Namespace, source: str, suite: Suite) -> No
         raise UserError(f"{args.model} is a run of train_clip.py: leave out all but --samples, --seed and -o")
     if suite not in (GLYPHS, OWN) and (args.quick or args.against or args.features or args.clip):
         raise UserError(f"--quick, --against, --clip and --features are not for models of {source}; {trained}")
+    if args.sections and suite is not GLYPHS:
+        raise UserError(f"--sections is for glyph models; {trained}")
     if args.lora and source == "toy":
         raise UserError(f"--lora is for models of images; {trained}")
     if args.quick and args.samples is not None:

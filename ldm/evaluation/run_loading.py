@@ -15,6 +15,7 @@ from ldm.config.settings import LdmSettings
 from ldm.data import Splits, build
 from ldm.diffusion.process import NoiseProcess
 from ldm.pipelines.loading import load_pipeline
+from ldm.pipelines.model_folder import DEFAULTS
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
@@ -106,13 +107,23 @@ def network_weights(pipeline: Pipeline) -> dict[str, Tensor]:
     return {f"{part}.{name}": value for part, net in parts.items() for name, value in net.named_parameters()}
 
 
-def _assembled(run: Path, settings: LdmSettings, found: Path, device: str | None) -> Pipeline:
-    from ldm.training.tasks.denoising import denoising_task
+def _fresh(run: Path, settings: LdmSettings, where: torch.device) -> Pipeline:
+    """As before training. Of a fine-tuned model it is that model, so that no data are read."""
+    if settings.start.model is None:
+        from ldm.training.tasks.denoising import denoising_task
 
+        return denoising_task(settings, build(settings.data), run, where).pipeline()
+    begun = load_pipeline(settings.start.model, device=str(where), engine="torch")
+    networks = (begun.vae, begun.text_encoder, begun.tokenizer, begun.unet)
+    defaults = settings.sampling.model_dump(include=set(DEFAULTS))
+    return Pipeline(*networks, begun.scheduler, defaults=begun.defaults | defaults)
+
+
+def _assembled(run: Path, settings: LdmSettings, found: Path, device: str | None) -> Pipeline:
     if settings.start.lora_rank:
         raise UserError(f"{run} trains adapters and has no final/ yet: let train_ldm.py run on")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    pipeline = denoising_task(settings, build(settings.data), run, where).pipeline().to(where)
+    pipeline = _fresh(run, settings, where).to(where)
     pipeline.unet.requires_grad_(False)
     pipeline.text_encoder.requires_grad_(False)
     put_weights(pipeline, saved_weights(found, "ema"))

@@ -1,4 +1,4 @@
-"""Time to quality and the ablations: clocks that stand still, arms whose settings exist, tables of what there is."""
+"""Time to quality: clocks that stand still, and lower bounds of a peer that was stopped."""
 
 import argparse
 import importlib.util
@@ -22,7 +22,7 @@ def module(name):
 @pytest.fixture(scope="module")
 def bench():
     sys.path.insert(0, str(FOLDER))
-    yield argparse.Namespace(quality=module("time_to_quality"), ablations=module("ablations"))
+    yield argparse.Namespace(quality=module("time_to_quality"))
     sys.path.remove(str(FOLDER))
 
 
@@ -72,26 +72,3 @@ def test_a_peer_that_was_stopped_gives_a_lower_bound(bench, tmp_path, monkeypatc
     out = capsys.readouterr().out
     assert "at least 4.00 (4.00 to 4.00) times sooner" in out and "> 40" in out
     assert len(json.loads((tmp_path / "time_to_quality.json").read_text())["seeds"]) == 2
-
-
-def test_every_arm_has_settings_that_exist_and_changes_one_thing(bench, tmp_path, monkeypatch):
-    chosen = args(bench.ablations, tmp_path, monkeypatch)
-    found = {arm: bench.ablations.settings_of(arm, 3, chosen, num_steps=7) for arm in bench.ablations.ARMS}
-    assert all(one.seed == 3 and one.train.num_steps == 7 for one in found.values())
-    base = found.pop("base")
-    for arm, one in found.items():
-        differing = {name for name in type(one).model_fields if getattr(one, name) != getattr(base, name)}
-        assert len(differing) == 1, (arm, differing)
-
-
-def test_the_table_has_the_arms_that_are_finished(bench, tmp_path, monkeypatch, capsys):
-    chosen = args(bench.ablations, tmp_path, monkeypatch)
-    numbers = {"steps": 10, "kid": 0.1, "horizontal": 0.5, "vertical": 1.0}
-    for arm, seed, fd, loss in (("base", 0, 100.0, 0.5), ("base", 1, 200.0, 0.7), ("v-cosine", 0, 150.0, None)):
-        row = numbers | {"arm": arm, "seed": seed, "fd": fd, "loss": loss}
-        (tmp_path / f"{arm}-{seed}").mkdir()
-        (tmp_path / f"{arm}-{seed}" / "row.json").write_text(json.dumps(row))
-    bench.ablations.report(list(bench.ablations.ARMS), chosen)
-    lines = capsys.readouterr().out.splitlines()
-    assert "| base | 2 | 10 | 0.6000 (0.5000 to 0.7000) | 150 (100 to 200) | - |" in lines[2]
-    assert lines[3] == "| v-cosine | 1 | 10 | - | 150 | +50% | 50% | 100% |"  # to the base of the same seed

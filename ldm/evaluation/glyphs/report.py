@@ -8,6 +8,7 @@ glyphs reach against real glyphs (distances); and the digest of the network that
 import json
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,14 @@ from ldm.evaluation.metrics.distribution_distances import with_reference_range
 from ldm.evaluation.metrics.proportions import proportion, wilson_interval
 from ldm.evaluation.ocr import OcrResult
 from ldm.evaluation.options import AGREE, DISAGREE, UNKNOWN, EvaluationOptions, write_metrics
+from ldm.evaluation.run_loading import open_run
 from ldm.models.clip import recall_at
 from ldm.models.lora import as_options
 from ldm.pipelines.loading import load_pipeline
+from ldm.pipelines.pipeline import Pipeline
+from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import atomic_write
+from ldm.utils.errors import UserError
 from ldm.utils.image_grid import image_grid, save_png
 
 COLUMNS = 16
@@ -74,19 +79,26 @@ def evaluate_glyphs(model: str | Path | None, options: EvaluationOptions) -> dic
     """Measure a glyph model; write metrics.json, index.html, scores.npz and PNG grids; return the metrics.
 
     Args:
-        model: exported folder, LDM run, Hub id, or None for the shipped one.
-        options: `samples` is the number of images per layout; other prompts in proportion.
-    Raises: UserError when the font package, the OCR or the classifier is missing.
+        model: exported folder, LDM run (of one that is not finished the EMA of its newest checkpoint), Hub id, or None
+            for the shipped one.
+        options: `samples` is the number of images per layout; other prompts in proportion. With `sections` the report
+            has only these, and no page.
+    Raises: UserError when the font package, the OCR or the classifier is missing, or for an unknown section.
     """
+    if unknown := set(options.sections) - {*SECTIONS, *COMPOSITION}:
+        known = ", ".join((*SECTIONS, *COMPOSITION))
+        raise UserError(f"--sections must be of {known}, got {', '.join(sorted(unknown))}")
     started, output = time.monotonic(), options.output
     plan = Plan(options.samples, seed=options.seed, sampling=options.sampling)
-    pipeline = load_pipeline(model, device=options.device, **as_options(options.lora))
+    pipeline = _opened(model, options)
     data = DataOptions(cache_dir=options.cache_dir)
     reference = Reference(pipeline, data, options.features, clip_of(pipeline, options.clip))
     rival = _rival(options, plan)  # before minutes of sampling, in case there is none
-    metrics, results = measure(pipeline, plan, reference, output)
+    metrics, results = measure(pipeline, plan, reference, output, options.sections)
     metrics["model"]["lora"] = options.lora
-    if model is not None and options.lora is None and (Path(model) / "log.jsonl").is_file():
+    metrics["model"]["source"] = metrics["model"]["source"] or str(model)
+    complete = not options.sections
+    if complete and options.lora is None and pipeline.folder and (Path(str(model)) / "log.jsonl").is_file():
         metrics["learning"] = learning_section(Path(model), plan, options.device)
     if rival is not None:
         metrics["against"] = against(results, rival, plan, reference)
@@ -94,20 +106,32 @@ def evaluate_glyphs(model: str | Path | None, options: EvaluationOptions) -> dic
     metrics["seconds"] = round(time.monotonic() - started)
     save_scores(results.scores, output)
     write_metrics(metrics, output)
-    atomic_write(output / "index.html", report_page(metrics, output).encode())
     print(json.dumps(metrics["summary"], indent=1))
-    print(f"{output / 'index.html'}: numbers and images in one file")
+    if complete:
+        atomic_write(output / "index.html", report_page(metrics, output).encode())
+        print(f"{output / 'index.html'}: numbers and images in one file")
     return metrics
 
 
-def measure(pipeline, plan: Plan, reference: Reference, output: Path) -> tuple[dict[str, Any], ModelResults]:
-    """All sections of the report; grids of the images go to `output`."""
-    results = generate_and_score(pipeline, plan, reference)
+def _opened(model: str | Path | None, options: EvaluationOptions) -> Pipeline:
+    """A model, or a run that is not finished."""
+    run = Path(model or "")
+    if model is None or options.lora or (run / "final").is_dir() or not checkpoint.saved(run / "checkpoints"):
+        return load_pipeline(model, device=options.device, **as_options(options.lora))
+    opened = open_run(run, options.device)
+    log.info("%s is not finished: measured is the EMA of %s", run, opened.checkpoint)
+    opened.pipeline.defaults["training"] = {"config": (run / "config.yaml").read_text(encoding="utf-8")}
+    return opened.pipeline
+
+
+def measure(
+    pipeline: Pipeline, plan: Plan, reference: Reference, output: Path, sections: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], ModelResults]:
+    """All of the report, or some sections of its prompts; grids of the images go to `output`."""
+    results = generate_and_score(pipeline, plan, reference, sections or SECTIONS + COMPOSITION)
     for name, part in results.samples.items():
         save_section(part, complete_agreement(results.scores[name]), output / f"{name}.png")
-    described, general = results.samples["character"], results.only(SECTIONS)
-    read = {name: reference.reader.read(part.images) for name, part in general.samples.items()}
-    metrics = {
+    metrics: dict[str, Any] = {
         "format": 2,
         "model": {"source": pipeline.folder.source if pipeline.folder else None, "digest": pipeline.digest},
         "plan": plan.as_json(),
@@ -115,11 +139,20 @@ def measure(pipeline, plan: Plan, reference: Reference, output: Path) -> tuple[d
         "judges": {extractor.name: extractor.digest for extractor in reference.features},
         "classifier": reference.classifier.card["test"],
         "adherence": {name: adherence_section(results, name, reference) for name in results.samples},
+        "text": text_section(pipeline.networks.module("text_encoder"), pipeline.tokenizer),
+    }
+    return metrics | ({} if sections else general_sections(pipeline, plan, results, reference, output)), results
+
+
+def general_sections(pipeline: Pipeline, plan: Plan, results: ModelResults, reference: Reference, output: Path) -> dict:
+    """What is measured of all images or of none of them."""
+    described, general = results.samples["character"], results.only(SECTIONS)
+    read = {name: reference.reader.read(part.images) for name, part in general.samples.items()}
+    return {
         "fidelity": fidelity_section(described, reference),
         **({"clip": clip_section(described, reference, reference.clip)} if reference.clip else {}),
         "validity": validity_section(described, read["character"].confidences, reference),
         "novelty": novelty_section(general, read, reference, output),
-        "text": text_section(pipeline.networks.module("text_encoder"), pipeline.tokenizer),
         "vae": vae_report(
             pipeline.networks.module("vae"),
             reference.own["validation"],
@@ -129,12 +162,11 @@ def measure(pipeline, plan: Plan, reference: Reference, output: Path) -> tuple[d
             train=reference.own["train"],
         ),
     }
-    return metrics, results
 
 
-def generate_and_score(pipeline, plan: Plan, reference: Reference) -> ModelResults:
-    """Generate every section and score its images."""
-    samples = {name: generate_section(pipeline, name, plan) for name in SECTIONS + COMPOSITION}
+def generate_and_score(pipeline, plan: Plan, reference: Reference, sections: Iterable[str]) -> ModelResults:
+    """Generate sections of the prompts and score their images."""
+    samples = {name: generate_section(pipeline, name, plan) for name in sections}
     predictions = {name: reference.scorer(part.images) for name, part in samples.items()}
     scores = {name: reference.scorer.scores(predictions[name], part.specs) for name, part in samples.items()}
     return ModelResults(pipeline.digest, samples, predictions, scores)
@@ -293,9 +325,9 @@ def against(results: ModelResults, rival: Any, plan: Plan, reference: Reference)
     if isinstance(rival, Report):
         scores, model = rival.scores, rival.metrics["model"]
     else:
-        scores = generate_and_score(rival, plan, reference).scores
+        scores = generate_and_score(rival, plan, reference, results.samples).scores
         model = {"source": rival.folder.source, "digest": rival.digest}
-    clusters = {name: results.samples[name].prompts for name in SAMPLED}  # these prompts stand for all others
+    clusters = {name: part.prompts for name, part in results.samples.items() if name in SAMPLED}
     lower = [name for name, higher in MEASURES.items() if not higher]
     return {"a": model, "sections": compare_scores(scores, results.scores, clusters, lower)}
 
@@ -311,13 +343,12 @@ def _rival(options: EvaluationOptions, plan: Plan) -> Any:
 
 def summary(metrics: dict) -> dict:
     """The few numbers that are quoted."""
-    generated = metrics["novelty"]["generated"]
 
     def value(section: str, name: str) -> dict | None:
-        found = metrics["adherence"][section]["measures"].get(name)
+        found = metrics["adherence"].get(section, {"measures": {}})["measures"].get(name)
         return found and {key: found[key] for key in ("value", "interval", "ceiling", "floor")}
 
-    return {
+    quoted = {
         "layout": value("layout", "layout"),
         "radical": value("radical", "radical"),
         "pair_layout": value("pair", "layout"),
@@ -332,6 +363,11 @@ def summary(metrics: dict) -> dict:
         "character_radical": value("character", "radical"),
         "character_components_f1": value("character", "components_f1"),
         "character_strokes_error": value("character", "strokes_error"),
+    }
+    if "novelty" not in metrics:  # some sections alone
+        return {name: found for name, found in quoted.items() if found}
+    generated = metrics["novelty"]["generated"]
+    return quoted | {
         "kid": {name: found["generated"]["kid"]["value"] for name, found in metrics["fidelity"].items()},
         "copies": generated["copies"]["share"],
         "new_and_well_formed": generated["new_and_well_formed"]["share"],
