@@ -45,8 +45,14 @@ def patch_discriminator() -> nn.Module:
     return nn.Sequential(*layers, nn.Conv2d(512, 1, 4, 1, 1))
 
 
-def retold(stack: str, pictures: Path, batch_size: int, precision: str, disc_start: int) -> Callable:
-    """The loop with the script's defaults; from `disc_start` on, every second step is the discriminator's."""
+def retold(
+    stack: str, pictures: Path, batch_size: int, precision: str, disc_start: int, own_vae=None, resolution: int = 128
+) -> Callable:
+    """The loop with the script's defaults; from `disc_start` on, every second step is the discriminator's.
+
+    Args:
+        own_vae: the autoencoder to train; None = that of `stack`.
+    """
 
     def run(pause: Callable[[], None]) -> None:
         from accelerate import Accelerator
@@ -58,12 +64,13 @@ def retold(stack: str, pictures: Path, batch_size: int, precision: str, disc_sta
 
         accelerator = Accelerator(mixed_precision=precision)
         set_seed(0)
-        vae, critic, distance = build_autoencoder(stack).train(), patch_discriminator(), VggDistance().eval()
+        vae = (build_autoencoder(stack) if own_vae is None else own_vae).train()
+        critic, distance = patch_discriminator(), VggDistance().eval()
         distance.requires_grad_(False).to(accelerator.device)
         rate = {"lr": 4.5e-6, "betas": (0.9, 0.999), "weight_decay": 1e-2}
         optimizers = [torch.optim.AdamW(module.parameters(), **rate) for module in (vae, critic)]
         rates = [get_scheduler("constant", optimizer) for optimizer in optimizers]
-        loader = DataLoader(Photos(pictures, None), batch_size, shuffle=True, drop_last=True)
+        loader = DataLoader(Photos(pictures, None, resolution), batch_size, shuffle=True, drop_last=True)
         vae, critic, *optimizers, loader = accelerator.prepare(vae, critic, *optimizers, loader)
         step = 0
         while True:
