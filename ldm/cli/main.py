@@ -49,7 +49,7 @@ COMMANDS: Registry = {
         },
         "list, check and clean up training runs",
     ),
-    "train": ("ldm.cli.train", "train a model on a folder of images, or one stage of a project"),
+    "train": ("ldm.cli.train", "train a model on a folder of images, or one stage"),
     "new": ("ldm.cli.new", "write a project file for a folder of images"),
     "plan": ("ldm.cli.plan", "fit a training into given minutes and memory"),
     "preview-decoder": ("ldm.cli.preview_decoder", "train a tiny decoder for previews"),

@@ -26,7 +26,7 @@ PROMPTS, PER_PROMPT = 12, 4  # of the image grid
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "train",
-        help="train a model on a folder of images, or one stage of a project",
+        help="train a model on a folder of images, or one stage",
         description="Train a model on your own images: check them, plan the training for the minutes given, train text "
         "encoder, autoencoder and U-Net, evaluate, and export a folder that diffusers loads. The same command "
         "continues what was interrupted. `ldm train clip|vae|ldm CONFIG` trains one stage.",
