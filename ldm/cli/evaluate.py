@@ -80,7 +80,7 @@ def add_parser(subparsers) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="glyphs: measure adherence to these sections of the prompts alone, such as pair later place",
+        help="glyphs: measure adherence to these sections of the prompts alone, such as pair later",
     )
     parser.add_argument("--seed", type=int, default=0, help="image i of every prompt is generated from seed + i")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")

@@ -58,11 +58,18 @@ class Recombiner:
         style = self.stock.styles[self.rng.integers(len(self.stock.styles))] if self.stock.styles else ""
         found = {place: self.stock.forms(style, name, place) for name, place in wanted}
         for place in list(found):
-            found.setdefault(OPPOSITE[place], self.stock.by_place.get((style, OPPOSITE[place]), []))
+            found.setdefault(OPPOSITE[place], self._any(style, OPPOSITE[place]))
         if not all(found.values()):
             return []
         order = PLACES[LAYOUT_OF[wanted[0][1]]]
         return [(found[place][self.rng.integers(len(found[place]))], place) for place in order]
+
+    def _any(self, style: str, place: str) -> list[Piece]:
+        """What real characters have in a place: half the time a named component, else a part of several."""
+        stock = self.stock
+        named = [p for (s, _, at), pieces in stock.by_name.items() if (s, at) == (style, place) for p in pieces]
+        several = stock.by_place.get((style, place), [])
+        return named or several if self.rng.random() < 0.5 else several or named
 
     def ceiling(self, specs: Sequence[PromptSpec], scorer: Scorer) -> dict[str, float]:
         """Mean scores of recombined glyphs for each prompt, averaged over the prompts that could be made."""
