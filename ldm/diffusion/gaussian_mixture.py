@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ldm.diffusion.schedules import Schedule
@@ -29,7 +30,7 @@ class Toy:
         parts: a name for each Gaussian where captions tell them apart; empty = they do not.
     """
 
-    def __init__(self, weights, means, variances, parts: tuple[str, ...] = ()):
+    def __init__(self, weights: ArrayLike, means: ArrayLike, variances: ArrayLike, parts: tuple[str, ...] = ()):
         self.weights, self.means, self.variances = (np.asarray(a, np.float64) for a in (weights, means, variances))
         self.parts = parts
         self.dims: int = self.means.shape[1]
@@ -81,7 +82,7 @@ class Toy:
     def score(self, x: Tensor, alpha: Scale = 1.0, sigma: Scale = 0.0) -> Tensor:
         """grad ln p(x_t), (n, d), for x (n, d)."""
 
-        def block(x, alpha, sigma):
+        def block(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
             means, variances = self._noised(x, alpha, sigma)
             return self._expected(x, alpha, sigma, lambda d: (alpha * means[:, d] - x[:, d, None]) / variances[d])
 
@@ -90,11 +91,11 @@ class Toy:
     def denoise(self, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
         """The exact denoiser E[x0 | x_t], (n, d), for x_t (n, d)."""
 
-        def block(x, alpha, sigma):
+        def block(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
             means, variances = self._noised(x, alpha, sigma)
             clean = x.new_tensor(self.variances)
 
-            def given(d):  # E[x0 | x_t, k] = m + alpha v / (alpha^2 v + sigma^2) (x_t - alpha m)
+            def given(d: int) -> Tensor:  # E[x0 | x_t, k] = m + alpha v / (alpha^2 v + sigma^2) (x_t - alpha m)
                 gain = alpha * clean[:, d] / variances[d]
                 return means[:, d] + gain * (x[:, d, None] - alpha * means[:, d])
 

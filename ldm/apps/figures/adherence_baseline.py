@@ -39,7 +39,7 @@ def falling(
         scores: list[Scores] = [
             scorer.scores(predictions, partly_permuted(specs, share, rng)) for _ in range(permutations)
         ]
-        for name in scores[0]:
+        for name in (name for name, values in scores[0].items() if np.isfinite(values).any()):
             means.setdefault(name, []).append(float(np.mean([np.nanmean(one[name]) for one in scores])))
     return means
 

@@ -36,7 +36,7 @@ def hole(image: np.ndarray, layout: str) -> tuple[int, int, int, int] | None:
     starts, ends = _lines(dark, closed[:2])
     columns = _lines(dark.T, closed[2:])
     for start, end in ((s, e) for s in starts for e in ends if e - s >= LEAST * height):
-        blank = ~dark[start:end].any(0)
+        blank = ~np.asarray(dark[start:end].any(axis=0))
         first = next((c for c in columns[0] if c == 0 or blank[c]), width)
         last = next((c for c in columns[1] if c == width or blank[c - 1]), 0)
         room = dark[start:end, first:last]

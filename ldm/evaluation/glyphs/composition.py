@@ -21,7 +21,7 @@ from ldm.data.glyphs.names import LAYOUT_OF, OPPOSITE, PLACES, name_of, parts_of
 from ldm.data.glyphs.recombination import Piece, Stock
 from ldm.evaluation.comparison import Scores
 from ldm.evaluation.glyphs.adherence import Scorer, forms_of
-from ldm.evaluation.glyphs.prompts import PromptSpec
+from ldm.evaluation.glyphs.prompts import PromptSpec, glyph_prompts
 
 CUT = 5000  # training images from which pieces are cut
 EACH = 6  # recombined glyphs of each prompt
@@ -134,6 +134,6 @@ def facts(section: str, specs: Sequence[PromptSpec]) -> dict:
         "real_characters": {spec.prompt: real_characters(spec) for spec in asked},
     }
     if section == "place":
-        scored = {part for spec in asked for part in spec.named}
+        scored = {part for spec in glyph_prompts(("place",)) for part in spec.named}
         found["not_scored"] = [f"{name} {place}" for name, place in PLACES_HELD_OUT if (name, place) not in scored]
     return found

@@ -71,8 +71,12 @@ class ModelResults:
 
     def only(self, sections: tuple[str, ...]) -> "ModelResults":
         """Those of some sections."""
-        parts = ({name: found[name] for name in sections} for found in (self.samples, self.predictions, self.scores))
-        return ModelResults(self.digest, *parts)
+        return ModelResults(
+            self.digest,
+            {name: self.samples[name] for name in sections},
+            {name: self.predictions[name] for name in sections},
+            {name: self.scores[name] for name in sections},
+        )
 
 
 def evaluate_glyphs(model: str | Path | None, options: EvaluationOptions) -> dict:
@@ -98,8 +102,9 @@ def evaluate_glyphs(model: str | Path | None, options: EvaluationOptions) -> dic
     metrics["model"]["lora"] = options.lora
     metrics["model"]["source"] = metrics["model"]["source"] or str(model)
     complete = not options.sections
-    if complete and options.lora is None and pipeline.folder and (Path(str(model)) / "log.jsonl").is_file():
-        metrics["learning"] = learning_section(Path(model), plan, options.device)
+    logged = model is not None and options.lora is None and (Path(model) / "log.jsonl").is_file()
+    if complete and logged and pipeline.folder:
+        metrics["learning"] = learning_section(Path(str(model)), plan, options.device)
     if rival is not None:
         metrics["against"] = against(results, rival, plan, reference)
     metrics["summary"] = summary(metrics)
