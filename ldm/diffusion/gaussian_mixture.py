@@ -7,10 +7,9 @@ is the toy given the label. All of it takes torch tensors, computes in float64 a
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ldm.diffusion.schedules import Schedule
@@ -30,7 +29,7 @@ class Toy:
         parts: a name for each Gaussian where captions tell them apart; empty = they do not.
     """
 
-    def __init__(self, weights: ArrayLike, means: ArrayLike, variances: ArrayLike, parts: tuple[str, ...] = ()):
+    def __init__(self, weights: Any, means: Any, variances: Any, parts: tuple[str, ...] = ()):
         self.weights, self.means, self.variances = (np.asarray(a, np.float64) for a in (weights, means, variances))
         self.parts = parts
         self.dims: int = self.means.shape[1]
