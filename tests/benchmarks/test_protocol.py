@@ -122,6 +122,7 @@ def test_reports_hold_the_machine_and_timings(protocol, tmp_path):
     assert {"cpu", "flags", "cores", "threads", "load", "packages"} <= report["machine"].keys()
 
 
+@pytest.mark.slow  # of this machine, some seconds of products and convolutions
 def test_ceilings_are_rates(protocol):
     limits = protocol.ceilings(repeats=1)
     assert limits.keys() == {"gemm_fp32", "conv_fp32", "gemm_bf16", "conv_bf16"} and min(limits.values()) > 0
