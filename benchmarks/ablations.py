@@ -73,7 +73,7 @@ class Plan:
             if not content.get(name):
                 raise UserError(f"{path} has no {name}: see the start of benchmarks/ablations.py")
         self.path, self.output = path, output
-        self.config = path.parent / content["config"]
+        self.config = (path.parent / content["config"]).resolve()
         self.stages, self.once = list(content.get("stages", ["ldm"])), list(content.get("once", []))
         if wrong := [stage for stage in self.stages + self.once if stage not in STAGES]:
             raise UserError(f"{path}: stages are {', '.join(STAGES)}, got {', '.join(map(str, wrong))}")

@@ -203,6 +203,8 @@ def planned(source: str, minutes: float, memory: float | None, given: dict) -> P
     from ldm.config.loading import load
 
     name = given.get("name") or name_of(source)
+    if name != Path(name).name:
+        raise UserError(f"--name {name} must be a name, not a path: its files go to {Path(name).name}.yaml and runs/")
     path = Path(f"{name}.yaml")
     if not path.exists():
         settings = {key: value for key, value in given.items() if key != "name"}
@@ -212,7 +214,7 @@ def planned(source: str, minutes: float, memory: float | None, given: dict) -> P
     of = load("vae", path).data.source
     if of != source and Path(of).resolve() != Path(source).resolve():
         raise UserError(f"{path} is the project of {of}, not of {source}: add --name OTHER for another project")
-    print(f"plan: {path}, as made before; remove it to plan anew")
+    say(f"plan: {path}, as made before; remove it to plan anew")
     return path
 
 
@@ -233,7 +235,8 @@ def train_project(config: Path, given: dict, output: str | None = None) -> None:
     refuse_foreign(model)  # before the work, not after it
     for number, part in enumerate(parts, start=1):
         head = f"[{number}/{len(parts)}] {STAGES[part]}"
-        if finished(part, chosen[part]):
+        earlier = [run_dir(chosen[one], one) for one in parts[: number - 1]] if part == "ldm" else []
+        if finished(part, chosen[part], earlier):
             say(f"{head}: finished before")
             continue
         say(f"{head}: {amount(chosen[part])}, in {run_dir(chosen[part], part)}")
@@ -261,16 +264,30 @@ def amount(settings: "RunSettings") -> str:
     return f"{train.num_steps} steps of {train.batch_size}{planned}"
 
 
-def finished(part: str, settings: "RunSettings") -> bool:
-    """Whether a run has trained all its steps and written what comes after them."""
+def finished(part: str, settings: "RunSettings", earlier: Sequence[Path] = ()) -> bool:
+    """Whether a run has trained all its steps, by these settings, and written what comes after them.
+
+    Args:
+        earlier: runs that it builds on; if one was trained anew since, it is not finished.
+    Raises: UserError: it was trained by settings that a continuation could not have.
+    """
     from ldm.config.loading import load, run_dir
+    from ldm.training.resume_rules import compare
     from ldm.utils import checkpoint_files as checkpoint
 
     run = run_dir(settings, part)
-    if not (run / "config.yaml").is_file() or checkpoint.verify(run / "final") is not None:
+    if not (run / "config.yaml").is_file() or not checkpoint.finished(run):
         return False
-    done = load(part, run / "config.yaml").train.num_steps == settings.train.num_steps
-    return done and (part != "vae" or (run / "report.json").is_file())
+    done, steps = load(part, run / "config.yaml"), settings.train.num_steps
+    last = checkpoint.saved(run / "checkpoints")[-1:]  # none where they were removed to save space
+    if done.train.num_steps < steps or any(one.name < checkpoint.name(steps) for one in last):
+        return False
+    if not all(newer(run / "final", one) for one in earlier):
+        return False
+    before, now = ({"settings": one.model_dump(mode="json"), "identity": {}} for one in (done, settings))
+    for note in compare(before, now, (), str(run)):
+        say(f"note: {run} is finished, and not trained again: {note}")
+    return part != "vae" or (run / "report.json").is_file()
 
 
 def forget() -> None:
@@ -302,7 +319,10 @@ def finish(run: Path, model: Path, exported: bool = True) -> None:
         return
     if not newer(model / "model_index.json", run):
         print(f"export: {model}", flush=True)
-        command("export", str(run), "-o", str(model), *(["--metrics", str(metrics)] if metrics.is_file() else []))
+        try:
+            command("export", str(run), "-o", str(model), *(["--metrics", str(metrics)] if metrics.is_file() else []))
+        except UserError as error:  # of a VQModel, say, which ldm generates from, and diffusers' pipeline does not
+            return print(f"no export: {error}")
     if not newer(model / "grid.png", model / "model_index.json"):
         draw_grid(run, model)
 
@@ -364,7 +384,8 @@ def compare(parts: Sequence[str], chosen: dict[str, "RunSettings"]) -> None:
     spent = planned = 0.0
     for part in parts:
         log = run_dir(chosen[part], part) / "log.jsonl"
-        last = json.loads(log.read_text().splitlines()[-1])
+        lines = log.read_text().splitlines() if log.is_file() else []
+        last = json.loads(lines[-1]) if lines else {}
         if "minutes" not in last:
             return
         spent, planned = spent + last["minutes"], planned + last["planned_minutes"]

@@ -348,6 +348,8 @@ class VaeModel(Settings):
     def _groups_divide(self) -> Self:
         if self.kind == "linear" and len(set(self.block_out_channels)) > 1:
             raise ValueError(f"of kind linear all block_out_channels must be equal, got {self.block_out_channels}")
+        if self.kind == "linear" and self.factor > 8:
+            raise ValueError(f"of kind linear there are at most 4 block_out_channels, got {self.block_out_channels}")
         if self.kind != "linear" and any(c % self.norm_num_groups for c in self.block_out_channels):
             raise ValueError(f"block_out_channels {self.block_out_channels} must be multiples of norm_num_groups")
         if self.factor > 32:

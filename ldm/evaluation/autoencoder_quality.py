@@ -87,7 +87,7 @@ def complaints(value: float, found: dict[str, Any]) -> list[Complaint]:
     wrong, floor = [], found["floor"]
     if floor and value < min(floor["psnr"] + MARGIN, ENOUGH):
         text = f"not trained: {value:.1f} dB, where {linear_text(floor)} ({MARGIN:g} dB more is the least)"
-        advice = "train it longer, with a linear start or more vae.model.latent_channels (8 to 16 for small images)"
+        advice = "train it longer, take vae.model.kind: linear, or more vae.model.latent_channels (8 to 16)"
         wrong.append(Complaint(text, advice, True))
     gains = {name: gain for name, gain in ((found["chroma"] or {}).get("gains") or {}).items() if gain is not None}
     for lost, word in ((True, "loses"), (False, "weakens")):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ldm.models.latents import downsampling_factor
+from ldm.models.latents import downsampling_factor, is_tiny, shift_factor
 from ldm.pipelines.component_classes import CLASSES, LIBRARY
 from ldm.pipelines.loading import load_pipeline, no_progress_bars
 from ldm.pipelines.model_folder import COMPONENTS, resolve_model
@@ -165,6 +165,10 @@ def _write_json(path: Path, content: dict) -> None:
 
 def _refuse_own(pipeline: Pipeline, run: str | Path) -> None:
     """Stop where the standard pipeline could not use a component."""
+    if is_tiny(pipeline.vae.config) and shift_factor(pipeline.vae.config):
+        raise UserError(
+            f"{run} cannot be exported: its AutoencoderTiny has a shift_factor, which diffusers passes over"
+        )
     for component, part in pipeline.components.items():
         name = type(part).__name__
         if name not in CLASSES[component]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.hub.gallery import pictures
-from ldm.models.latents import is_tiny
+from ldm.models.latents import is_linear, is_tiny
 from ldm.pipelines.model_folder import HUB_ID
 from ldm.training.run_directory import CORE_WATTS
 from ldm.utils.untrusted_files import count, read_json, read_yaml
@@ -32,6 +32,7 @@ def write_card(folder: Path) -> None:
         training=training,
         scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
         sizes={name: count(folder / name) for name in ("text_encoder", "vae", "unet")},
+        linear_vae=is_linear(read_json(folder / "vae" / "config.json")),
         tiny_vae=is_tiny(read_json(folder / "vae" / "config.json")),
         variant=any(folder.glob("unet/*.fp16.safetensors")),
         context=read_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length"),

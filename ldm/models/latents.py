@@ -40,6 +40,11 @@ def is_tiny(config: Mapping[str, Any]) -> bool:
     return "encoder_block_out_channels" in config
 
 
+def is_linear(config: Mapping[str, Any]) -> bool:
+    """Whether it is an AutoencoderTiny with a linear encoder, as `ldm.models.linear_autoencoder` builds it."""
+    return is_tiny(config) and not any(config["num_encoder_blocks"])
+
+
 def posterior(vae: Any, images: Float[Tensor, "b C H W"]) -> Any:
     """q(z | x) of any autoencoder here, with mean, std and var (b, c, h, w) and mode(); std is 0 but for AutoencoderKL.
 

@@ -21,13 +21,15 @@ LEAST = 1e-6  # variance of a component, in squared units of [-1, 1], below whic
 
 
 def build_linear(channels: int, factor: int, latent_channels: int, width: int, blocks: int) -> AutoencoderTiny:
-    """Untrained, the encoder empty: images (b, channels, H, W), latents (b, latent_channels, H / factor, W / factor).
+    """Untrained; the encoder is frozen, and empty until `fit_encoder`.
+
+    Images (b, channels, H, W) have latents (b, latent_channels, H / factor, W / factor).
 
     Args:
         width: of the decoder, at all levels. blocks: residual blocks at the coarsest level, one fewer at each finer.
     """
     levels = factor.bit_length()
-    return AutoencoderTiny(
+    vae = AutoencoderTiny(
         in_channels=channels,
         out_channels=channels,
         latent_channels=latent_channels,
@@ -37,6 +39,8 @@ def build_linear(channels: int, factor: int, latent_channels: int, width: int, b
         num_decoder_blocks=tuple(max(0, blocks - level) for level in range(levels)),
         scaling_factor=SCALE,
     )
+    vae.encoder.requires_grad_(False)
+    return vae
 
 
 def principal_patches(

@@ -8,6 +8,7 @@ width only below that: a U-Net of 48/96/128 with 20,000 images follows captions 
 
 import functools
 import math
+import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -348,7 +349,9 @@ def halved(part: str, settings: RunSettings) -> RunSettings:
     train = settings.train
     if part == "clip":
         return changed(settings, {"train": {"batch_size": train.batch_size // 2}})
-    return changed(settings, {"train": {"gradient_accumulation_steps": 2 * train.gradient_accumulation_steps}})
+    per_process = train.batch_size // int(os.environ.get("WORLD_SIZE", 1))
+    more = (n for n in range(2 * train.gradient_accumulation_steps, per_process) if per_process % n == 0)
+    return changed(settings, {"train": {"gradient_accumulation_steps": next(more, per_process)}})
 
 
 # ---- what is not training ------------------------------------------------------------------------------------------

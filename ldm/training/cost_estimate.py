@@ -279,12 +279,11 @@ def _clip(settings: ClipSettings, config: Path | None) -> ProbeTarget:
 
 def _vae(settings: VaeSettings, config: Path | None) -> ProbeTarget:
     from ldm.models.autoencoder import build_vae
-    from ldm.training.tasks.vae import VaeObjective
+    from ldm.training.tasks.vae import VaeObjective, check_shapes
 
     model, data = settings.model, settings.data
+    check_shapes(settings, data.channels, data.resolution)
     side = settings.crop or data.resolution
-    if side % model.factor:
-        raise UserError(f"images of {side} pixels must be a multiple of the VAE's factor {model.factor}")
     latents = (model.latent_channels, side // model.factor, side // model.factor)
 
     def loss(objective: nn.Module, batch: int, device: torch.device) -> Tensor:

@@ -132,6 +132,8 @@ class TrainingState:
         if self.ema.shadow_params:  # an EMA that was not kept before begins at the weights
             averages = groups.get("ema") or dict(self.model.named_parameters())
             _fill(self.ema.shadow_params, [averages[name] for name in _names(self.model)])
+            fixed = {name: value for name, value in self.model.named_parameters() if not value.requires_grad}
+            _fill(list(fixed.values()), [averages[name] for name in fixed])  # a linear encoder, as it was computed
         parameters = dict(self.module.named_parameters())
         for full, value in groups["optimizer"].items():
             key, name = full.split("/", 1)

@@ -243,7 +243,7 @@ class Trainer:
 
     def _finish(self, trained: bool) -> None:
         """Write `final/`, unless it is valid and nothing was trained since."""
-        if not trained and checkpoint.verify(self.run / "final") is None:
+        if not trained and checkpoint.finished(self.run):
             self.log.say(f"already finished: {self.run / 'final'}")
             return
         self.task.module.eval()

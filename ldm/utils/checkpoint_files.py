@@ -113,6 +113,14 @@ def newest(folder: Path) -> Path | None:
     return next((path for path in reversed(saved(folder)) if verify(path) is None), None)
 
 
+def finished(run: Path) -> bool:
+    """Whether `run`/final is valid and no older than the newest checkpoint: else training went on after it."""
+    made = [
+        folder.stat().st_mtime_ns for folder in (*saved(run / "checkpoints")[-1:], run / "final") if folder.exists()
+    ]
+    return verify(run / "final") is None and made == sorted(made)
+
+
 def set_aside(folder: Path) -> list[Path]:
     """Checkpoints that a run no longer uses; see `supersede`."""
     return sorted(folder.glob("superseded-step-*"))

@@ -174,6 +174,14 @@ def test_what_is_finished_is_what_has_all_its_steps(tmp_path):
     assert command.finished("vae", settings)
     longer = settings.model_copy(update={"train": settings.train.model_copy(update={"num_steps": 10**6})})
     assert not command.finished("vae", longer)
+    (run / "config.yaml").write_text(to_yaml(longer))  # it was begun, and stopped on the way
+    (run / "checkpoints" / checkpoint.name(settings.train.num_steps + 1)).mkdir(parents=True)
+    assert not command.finished("vae", longer) and not command.finished("vae", settings)
+    (run / "checkpoints" / checkpoint.name(settings.train.num_steps + 1)).rmdir()
+    (run / "config.yaml").write_text(to_yaml(settings))
+    otherwise = settings.model_copy(update={"crop": 16})
+    with pytest.raises(UserError, match="trained otherwise: crop was 0, now 16"):
+        command.finished("vae", otherwise)
     (run / "final/weights").write_text("2")
     assert not command.finished("vae", settings)
 

@@ -105,7 +105,7 @@ def check_latents(context: RunContext) -> Finding:
         return ok(f"the data themselves: {text}")
     text += f" (scaling_factor {config.scaling_factor:g}, shift_factor {shift:g})"
     centre = (mean / std.clamp(min=1e-6)).abs().max()
-    recorded = "the trainers whiten latents in the VAE's weights, so scaling_factor is 1 and shift_factor null"
+    recorded = "the trainers whiten latents, so scaling_factor is 1 (of kind linear 2.5) and shift_factor null or 0"
     if std.max() > SPREAD[1] or std.min() < SPREAD[0]:
         factor = config.scaling_factor / std.mean().item()
         advice = f"set scaling_factor in vae/config.json (about {factor:.2g} by these data); {recorded}"

@@ -19,7 +19,7 @@ from torch import Tensor
 from ldm.config.settings import VaeSettings
 from ldm.data import build
 from ldm.models.autoencoder import load_vae
-from ldm.models.latents import posterior
+from ldm.models.latents import posterior, to_model_latents
 from ldm.models.reconstruction_losses import edge_loss
 from ldm.models.tiny_decoder import build_tiny
 from ldm.training.data_order import generator_for, image_batches
@@ -36,7 +36,7 @@ def distil(vae, latents: Latents, steps: int, width: int = 32, seed: int = 0, lr
 
     Args:
         vae: frozen, `decode(z).sample` in [-1, 1].
-        latents: what to decode in a step; on the device of `vae`.
+        latents: z to decode in a step, on the device of `vae`; the tiny decoder receives model latents.
     """
     torch.manual_seed(seed)
     tiny = build_tiny(vae, width).to(vae.device).train()
@@ -46,7 +46,7 @@ def distil(vae, latents: Latents, steps: int, width: int = 32, seed: int = 0, lr
         z = latents(step)
         with torch.no_grad():
             wanted = vae.decode(z).sample.clamp(-1, 1)
-        got = tiny.decode(z).sample
+        got = tiny.decode(to_model_latents(z, vae.config)).sample
         loss = (got - wanted).abs().mean() + edge_loss(got, wanted)
         loss.backward()
         optimizer.step()
@@ -62,11 +62,11 @@ def agreement(vae, tiny: AutoencoderTiny, images: Tensor) -> dict[str, float]:
     """PSNR in dB between the tiny decoder's images and those of `vae`, and milliseconds per image of each."""
     z = posterior(vae, images).mode()
     outputs, milliseconds = [], []
-    for decoder in (vae, tiny):
+    for decoder, latents in ((vae, z), (tiny, to_model_latents(z, vae.config))):
         seconds = []
         for _ in range(3):
             started = time.perf_counter()
-            decoded = decoder.decode(z).sample
+            decoded = decoder.decode(latents).sample
             seconds.append(time.perf_counter() - started)
         outputs.append(decoded.clamp(-1, 1))
         milliseconds.append(round(1000 * min(seconds) / len(images), 3))

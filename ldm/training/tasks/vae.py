@@ -32,6 +32,20 @@ def _fitted(resolution: int) -> int:
     return max(200, 2**23 // resolution**2)
 
 
+def check_shapes(settings: VaeSettings, channels: int, resolution: int) -> None:
+    """Raises: UserError: images, crops, patches and latents that do not go together."""
+    model = settings.model
+    if resolution % model.factor:
+        raise UserError(f"data.resolution {resolution} must be a multiple of the VAE's factor {model.factor}")
+    if settings.crop % model.factor or settings.crop > resolution:
+        raise UserError(f"vae.crop {settings.crop} must be a multiple of {model.factor} of at most {resolution}")
+    if model.kind == "linear" and model.latent_channels > (most := channels * model.factor**2):
+        raise UserError(
+            f"vae.model.latent_channels {model.latent_channels} is more than the {most} numbers of a patch of "
+            f"{channels} x {model.factor} x {model.factor}: lower it"
+        )
+
+
 class VaeObjective(nn.Module):
     """The VAE, its losses and its discriminator as one module: forward gives the loss to minimise."""
 
@@ -90,19 +104,11 @@ class VaeTask:
             raise UserError(
                 "train.mixed_precision fp16 overflows in autoencoders; use auto, bf16 or no for train_vae.py"
             )
-        if data.train.resolution % model.factor:
-            raise UserError(
-                f"data.resolution {data.train.resolution} must be a multiple of the VAE's factor {model.factor}"
-            )
-        if settings.crop % model.factor or settings.crop > data.train.resolution:
-            raise UserError(
-                f"crop {settings.crop} must be a multiple of {model.factor} of at most {data.train.resolution}"
-            )
+        check_shapes(settings, data.train.channels, data.train.resolution)
         torch.manual_seed(derive_seed(settings.seed, 1))
         self.model = build_vae(model, data.train.channels, data.train.resolution)
         if model.kind == "linear":
             fit_encoder(self.model, torch.cat([*image_batches(data.train, limit=_fitted(data.train.resolution))]))
-            self.model.encoder.requires_grad_(False)
         self.module = VaeObjective(self.model, settings.loss)
         self.num_samples = len(data.train)
         self.weights: np.ndarray | None = None

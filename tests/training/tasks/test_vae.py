@@ -12,7 +12,8 @@ from ldm.models.reconstruction_losses import (
 )
 from ldm.training.data_order import BatchSlice
 from ldm.training.task import SampleRef
-from ldm.training.tasks.vae import VaeObjective, VaeTask
+from ldm.training.tasks.vae import VaeObjective, VaeTask, check_shapes
+from ldm.utils.errors import UserError
 
 VQ = VaeModel(kind="vq", codebook_size=16, block_out_channels=[8, 16], norm_num_groups=8, latent_channels=3)
 
@@ -115,3 +116,16 @@ class Coloured:
 
     def image(self, index):
         return self.pixels[index]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop": 32}, "vae.crop 32 must be a multiple of 2 of at most 16"),
+        ({"crop": 5}, "vae.crop 5 must be"),
+        ({"model": LINEAR.model_copy(update={"latent_channels": 13})}, "13 is more than the 12 numbers of a patch"),
+    ],
+)
+def test_shapes_that_do_not_go_together_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        check_shapes(VaeSettings(model=LINEAR).model_copy(update=changes), 3, 16)
