@@ -32,6 +32,7 @@ def test_settings_follow_the_row(bench, args):
         assert settings.model.latent_channels == bench.CHANNELS[row] and settings.train.num_steps == 7
 
 
+@pytest.mark.slow
 def test_steps_are_measured_once_and_then_kept(bench, args, monkeypatch):
     monkeypatch.setattr(bench, "_cpu_seconds", lambda subjects: dict.fromkeys(subjects, 0.125))
     bench.budget(args)

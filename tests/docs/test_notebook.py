@@ -82,6 +82,7 @@ def test_the_notebook_is_whole_small_and_says_nothing_of_the_machine_it_ran_on()
     assert len(pictures(notebook)) >= 12
 
 
+@pytest.mark.slow
 def test_what_draws_gives_the_pictures_that_are_shown(tmp_path):
     cells = [cell for cell in read().cells if not is_slow(cell)]
     shown, drawn = pictures(read()), run_with(cells, DRAWN, tmp_path)

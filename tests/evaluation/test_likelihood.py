@@ -66,6 +66,7 @@ def test_an_exact_model_reaches_the_truth():
     torch.testing.assert_close(nats, -data["test"].toy.log_density(points.double()), atol=2e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_captions_make_the_data_more_probable():
     process, data = NoiseProcess("cosine", "epsilon"), toy_data("mixture", captions=True)
     pipeline, plan = exact_pipeline(process, data), {"limit": 60, "steps": 20, "exact": True, "ode_steps": 60}

@@ -74,6 +74,7 @@ def some(cases: dict, number: int) -> list:
     return list(cases.items())[:number]
 
 
+@pytest.mark.slow
 def test_what_is_foreign_in_a_folder_is_passed_over(model, tmp_path, canary, trials, survived):
     cases = some(hostile.PASSED_OVER, trials(4, 99))
     before = [each.tobytes() for each in load_pipeline(model)("a", num_inference_steps=2, seed=0).images]
@@ -123,6 +124,7 @@ YAML = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", YAML)
 def test_a_runs_settings_run_nothing(model, tmp_path, canary, name, survived):
     run = tmp_path / "run"

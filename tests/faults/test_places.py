@@ -85,6 +85,7 @@ def test_a_folder_that_may_not_be_written_is_refused_in_one_line(way, project, t
     survived("folder that may not be written", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_home_is_found_by_its_sign_and_relative_places_from_where_one_is(way, project, tmp_path, monkeypatch):
     home, here = tmp_path / "home", tmp_path / "here"

@@ -185,6 +185,7 @@ def test_a_commit_on_top_of_ours_before_we_could_look_is_no_reason_to_commit_aga
     survived("Hub: another writer", number_fired(hub.faults))
 
 
+@pytest.mark.slow
 def test_a_push_killed_at_any_call_leaves_no_half(hub, client, model, tmp_path, trials, survived):
     whole = Client(hub, tmp_path)
     try:
@@ -354,6 +355,7 @@ def test_a_listing_that_leads_out_of_the_cache_is_refused(hub, client, pushed):
     assert not list(client.home.parent.rglob("led-out*"))
 
 
+@pytest.mark.slow
 def test_the_client_did_send_its_token(hub):
     """Else finding it nowhere would mean nothing."""
     assert hub.tokens == {"", f"Bearer {TOKEN}"}

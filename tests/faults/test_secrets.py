@@ -38,6 +38,7 @@ def everything(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_planted_token_is_found_nowhere(client, tmp_path, survived):
     pytest.importorskip("tensorboard", reason="its files are searched too")
     hub, project = client.hub, tmp_path / "project"

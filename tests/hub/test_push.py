@@ -159,6 +159,7 @@ def test_the_shipped_model_is_the_same_there_and_back(client, tmp_path):
         assert own.min() < 0.1 and own.max() > 0.9
 
 
+@pytest.mark.slow
 def test_the_page_goes_up_as_a_space_that_holds_the_model(client, tmp_path):
     folder = tiny_folder(tmp_path / "model")
     assert client.run("space", folder, "--push", "user/page").code == 0

@@ -33,6 +33,7 @@ def test_it_is_at_most_48_mib():
     assert sum(path.stat().st_size for path in shipped_model().rglob("*") if path.is_file()) <= 48 * 2**20
 
 
+@pytest.mark.slow
 def test_stock_diffusers_draws_the_same_in_fp32(pipeline, tmp_path):
     latents = torch.randn(2, *pipeline.latent_shape, generator=torch.Generator().manual_seed(0))
     np.save(tmp_path / "latents.npy", latents.numpy())

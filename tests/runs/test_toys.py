@@ -25,6 +25,7 @@ def evaluate(run: Path, *changes: str) -> dict:
     return json.loads((output / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_short_run_moves_towards_the_truth(tmp_path):
     """60 small steps on one Gaussian: the mean comes from 0 towards 1, the width from 1 towards 0.5."""
     from ldm.data.toy import Gaussian

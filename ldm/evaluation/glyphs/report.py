@@ -95,9 +95,9 @@ def evaluate_glyphs(model: str | Path | None, options: EvaluationOptions) -> dic
     started, output = time.monotonic(), options.output
     plan = Plan(options.samples, seed=options.seed, sampling=options.sampling)
     pipeline = _opened(model, options)
+    rival = _rival(options, plan)  # before minutes of work, in case there is none
     data = DataOptions(cache_dir=options.cache_dir)
     reference = Reference(pipeline, data, options.features, clip_of(pipeline, options.clip))
-    rival = _rival(options, plan)  # before minutes of sampling, in case there is none
     metrics, results = measure(pipeline, plan, reference, output, options.sections)
     metrics["model"]["lora"] = options.lora
     metrics["model"]["source"] = metrics["model"]["source"] or str(model)

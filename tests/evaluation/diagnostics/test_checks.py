@@ -331,12 +331,12 @@ def captions_were_shuffled(run, project):
     train_anew(run, project, steps=100, data=data)
 
 
-@breaks("sampler")
+@breaks("sampler", slow=True)
 def one_step(run, project):
     change_settings(run, "ldm.sampling", num_inference_steps=1)
 
 
-@breaks("guidance")
+@breaks("guidance", slow=True)
 def guidance_of_50(run, project):
     change_settings(run, "ldm.sampling", guidance_scale=50.0)
 

@@ -31,6 +31,7 @@ def measured():
     return {each.sampler: each for each in found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ORDERS)
 def test_every_sampler_has_its_order(measured, name):
     errors = ", ".join(f"{error:.1e}" for error in measured[name].errors)

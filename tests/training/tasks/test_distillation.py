@@ -144,6 +144,7 @@ def task(options: LdmSettings) -> LdmTask:
     return distillation_task(options, Splits(Shades(32), Shades(8), Shades(8)), options.output_dir, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_a_student_comes_nearer_to_its_teacher_and_leaves_it_alone(tmp_path):
     teacher = tiny_folder(tmp_path / "teacher")
     options = settings(teacher, tmp_path / "student")
