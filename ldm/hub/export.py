@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ldm.models.latents import downsampling_factor, is_tiny, shift_factor
+from ldm.models.linear_autoencoder import save_component
 from ldm.pipelines.component_classes import CLASSES, LIBRARY
 from ldm.pipelines.loading import load_pipeline, no_progress_bars
 from ldm.pipelines.model_folder import COMPONENTS, resolve_model
@@ -110,7 +111,7 @@ def _save_component(pipeline: Pipeline, component: str, folder: Path, **options)
     if component == "text_encoder":  # the key names that every version of transformers reads
         options["state_dict"] = {_prefixed(key): value for key, value in part.state_dict().items()}
     with no_progress_bars():
-        part.save_pretrained(str(folder / component), **options)
+        save_component(part, folder / component, **options)
 
 
 def _save_variant(pipeline: Pipeline, stage: Path) -> None:

@@ -58,7 +58,8 @@ def posterior(vae: Any, images: Float[Tensor, "b C H W"]) -> Any:
 
 def downsampling_factor(config: Mapping[str, Any]) -> int:
     """Pixels per latent along each axis."""
-    return 2 ** (len(config["block_out_channels"]) - 1)
+    widths = config.get("block_out_channels") or config["decoder_block_out_channels"]
+    return 2 ** (len(widths) - 1)
 
 
 def to_model_latents(z: Float[Tensor, "*shape"], config: Mapping[str, Any]) -> Float[Tensor, "*shape"]:

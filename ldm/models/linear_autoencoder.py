@@ -7,6 +7,10 @@ scaled to a mean variance of 1: fully whitened, the many small ones would need a
 large ones.
 """
 
+import json
+from pathlib import Path
+from typing import Any
+
 import torch
 from diffusers import AutoencoderTiny
 from jaxtyping import Float, Float64
@@ -41,6 +45,16 @@ def build_linear(channels: int, factor: int, latent_channels: int, width: int, b
     )
     vae.encoder.requires_grad_(False)
     return vae
+
+
+def save_component(component: Any, folder: Path, **options: Any) -> None:
+    """`component.save_pretrained`, without the setting that AutoencoderTiny derives and warns of when it is loaded."""
+    component.save_pretrained(str(folder), **options)
+    if isinstance(component, AutoencoderTiny):
+        file = folder / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config.pop("block_out_channels", None)
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def principal_patches(

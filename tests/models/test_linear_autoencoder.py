@@ -1,13 +1,22 @@
 """The linear encoder is exact and the best of its size; the pipeline's stock class holds it."""
 
+import json
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from ldm.config.settings import VaeModel
 from ldm.models.autoencoder import build_vae, load_vae
-from ldm.models.latents import posterior, to_model_latents
-from ldm.models.linear_autoencoder import build_linear, fit_encoder, hold_projection, pca_psnr, principal_patches
+from ldm.models.latents import downsampling_factor, posterior, to_model_latents
+from ldm.models.linear_autoencoder import (
+    build_linear,
+    fit_encoder,
+    hold_projection,
+    pca_psnr,
+    principal_patches,
+    save_component,
+)
 
 
 def smooth_images(count=40, channels=3, side=32):
@@ -64,12 +73,14 @@ def test_the_floor_of_flat_patches_and_of_all_components():
         principal_patches(images, 4, 49)
 
 
-def test_it_is_built_saved_and_loaded_as_any_other(tmp_path):
+def test_it_is_built_saved_and_loaded_as_any_other(tmp_path, caplog):
     model = VaeModel(kind="linear", block_out_channels=[8, 8, 8], layers_per_block=2, latent_channels=6)
     vae = build_vae(model, 3, 32)
     fit_encoder(vae, smooth_images(8))
-    vae.save_pretrained(tmp_path / "vae")
-    loaded, images = load_vae(tmp_path), smooth_images(2)
+    save_component(vae, tmp_path / "vae")
+    with caplog.at_level("WARNING"):
+        loaded, images = load_vae(tmp_path), smooth_images(2)
+    assert not caplog.records and downsampling_factor(json.loads((tmp_path / "vae/config.json").read_text())) == 4
     assert type(loaded).__name__ == "AutoencoderTiny" and loaded.config.num_decoder_blocks == [2, 1, 0]
     torch.testing.assert_close(posterior(loaded, images).mean, posterior(vae, images).mean)
     assert loaded.decode(posterior(loaded, images).mean).sample.shape == images.shape

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ldm.config.settings import LdmSettings
 from ldm.data import ImageTextData, Splits, dataset_fingerprint, evenly_spaced_indices, sampling_weights
 from ldm.models.digests import network_digest
+from ldm.models.linear_autoencoder import save_component
 from ldm.models.mlp import build_mlp
 from ldm.models.representation_alignment import Alignment, load_tower
 from ldm.models.tokenizer import TokenRows, save_tokenizer, tokenizer_digest
@@ -192,7 +193,7 @@ class LdmTask:
             if name == "tokenizer":
                 save_tokenizer(component, folder / name)
             else:
-                component.save_pretrained(folder / name)
+                save_component(component, folder / name)
 
 
 def denoising_task(

@@ -11,7 +11,7 @@ from ldm.config.settings import VaeLoss, VaeSettings
 from ldm.data import Splits, dataset_fingerprint
 from ldm.models.autoencoder import Autoencoder, build_vae, code_counts, fold_whitening, latent_statistics
 from ldm.models.latents import is_tiny, posterior
-from ldm.models.linear_autoencoder import fit_encoder
+from ldm.models.linear_autoencoder import fit_encoder, save_component
 from ldm.models.reconstruction_losses import (
     PatchDiscriminator,
     RandomFeatures,
@@ -156,4 +156,4 @@ class VaeTask:
         if self.settings.model.kind != "linear":
             statistics = latent_statistics(self.model, image_batches(self.data.train, limit=4096))
             fold_whitening(self.model, *statistics)
-        self.model.save_pretrained(folder / "vae")
+        save_component(self.model, folder / "vae")
