@@ -1,6 +1,7 @@
 """The notebook runs in a fresh kernel, offline, and its cells give the pictures that it ships with."""
 
 import base64
+import importlib.util
 import io
 import re
 import sys
@@ -109,3 +110,13 @@ def test_a_cell_that_fails_ends_the_run(tmp_path, code):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     with pytest.raises(Exception, match="ZeroDivisionError|CalledProcessError"):
         execute(notebook, tmp_path)
+
+
+def test_every_name_that_it_imports_from_ldm_is_there():
+    """Cells that train run only in the slow tests."""
+    source = "\n".join(cell.source for cell in read().cells if cell.cell_type == "code")
+    imports = re.findall(r"^from (ldm[\w.]*) import (.+)$", source, re.M)
+    assert len(imports) >= 4
+    for module, names in imports:
+        for name in names.split(", "):
+            assert hasattr(importlib.import_module(module), name) or importlib.util.find_spec(f"{module}.{name}")
