@@ -43,18 +43,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = build(DataOptions(source=args.source, channels=3, cache_dir=args.cache_dir))
-    train, held_out = (torch.cat([*image_batches(split, limit=n)]) for split, n in wanted(data))
+    splits = (data.train, FITTED), (data.validation, HELD_OUT)
+    train, held_out = (torch.cat([*image_batches(split, limit=limit)]) for split, limit in splits)
     print(f"principal components alone: {pca_psnr(train, held_out, FACTOR, args.latents):.2f} dB")
     torch.manual_seed(0)
     vae = build_linear(3, FACTOR, args.latents, args.width, args.blocks)
     vae.register_to_config(scaling_factor=args.scale or vae.config.scaling_factor)
     fit_encoder(vae, train)
-    vae.encoder.requires_grad_(False)
     learn(vae, data, held_out, args)
-
-
-def wanted(data: Splits) -> list[tuple]:
-    return [(data.train, FITTED), (data.validation, HELD_OUT)]
 
 
 def learn(vae: AutoencoderTiny, data: Splits, held_out: Tensor, args: argparse.Namespace) -> None:
@@ -94,7 +90,7 @@ def loss_of(vae: AutoencoderTiny, images: Tensor, rng: np.random.Generator) -> T
 
 
 @torch.no_grad()
-def psnr(vae: AutoencoderTiny, images: Tensor) -> float:
+def psnr(vae, images: Tensor) -> float:
     """Mean over images in [-1, 1], dB."""
     decoded = torch.cat([vae.decode(posterior(vae, part).mean).sample for part in images.split(32)]).clamp(-1, 1)
     return (10 * torch.log10(4 / (decoded - images).square().flatten(1).mean(1))).mean().item()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from linear_decoder import psnr
 from peer_autoencoder import retold
 from protocol import machine, markdown, write_report
 from stepping import Program
@@ -24,7 +25,6 @@ from torch import Tensor
 from ldm.config.loading import load
 from ldm.config.settings import VaeSettings
 from ldm.data import build
-from ldm.models.latents import posterior
 from ldm.models.linear_autoencoder import pca_psnr
 from ldm.training.data_order import image_batches
 from ldm.training.tasks.vae import VaeTask
@@ -129,16 +129,6 @@ def run_ours(task: VaeTask, settings: VaeSettings, folder: Path, trainer: list, 
 def psnr_of_ema(trainer: Trainer, vae, images: Tensor) -> float:
     with trainer.ema_weights():
         return psnr(vae, images)
-
-
-@torch.no_grad()
-def psnr(vae, images: Tensor) -> float:
-    """Mean over images in [-1, 1], dB."""
-    was = vae.training
-    vae.eval()
-    decoded = torch.cat([vae.decode(posterior(vae, part).mode()).sample for part in images.split(32)]).clamp(-1, 1)
-    vae.train(was)
-    return (10 * torch.log10(4 / (decoded - images).square().flatten(1).mean(1))).mean().item()
 
 
 def report(ours: Learner, peer: Learner, task: VaeTask, held_out: Tensor, settings: VaeSettings, args) -> None:

@@ -23,7 +23,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG", help="project file to start from")
     parser.add_argument("--minutes", type=_minutes, required=True, help="for all stages together, one after the other")
     parser.add_argument(
-        "--memory", type=_bytes, metavar="SIZE", help="8GiB, 900MiB, ... (default: the GPU's, or what RAM is free)"
+        "--memory", type=bytes_of, metavar="SIZE", help="8GiB, 900MiB, ... (default: the GPU's, or what RAM is free)"
     )
     parser.add_argument("-o", "--output", type=Path, help="write a project file that extends CONFIG")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
@@ -112,7 +112,7 @@ def _minutes(text: str) -> float:
     return value
 
 
-def _bytes(text: str) -> float:
+def bytes_of(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
     if not match or not float(match[1]):
         raise argparse.ArgumentTypeError(f"must be a size such as 8GiB or 900MiB, got {text!r}")

@@ -187,11 +187,11 @@ def minutes_of(given: dict) -> float:
 
 def memory_of(given: dict) -> float | None:
     """The option --memory in bytes, taken out of `given`."""
-    from ldm.cli.plan import _bytes
+    from ldm.cli.plan import bytes_of
 
     text = given.pop("memory", None)
     try:
-        return None if text is None else _bytes(text)
+        return None if text is None else bytes_of(text)
     except argparse.ArgumentTypeError as error:
         raise UserError(f"--memory {error}") from None
 

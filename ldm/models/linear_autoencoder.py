@@ -72,11 +72,16 @@ def principal_patches(
         raise ValueError(f"a patch of {images.shape[1]} x {factor} x {factor} has {total} numbers, not {channels}")
     count, first, second = 0, torch.zeros(total, dtype=torch.float64), torch.zeros(total, total, dtype=torch.float64)
     for part in images.split(64):
-        patches = F.unfold(part, factor, stride=factor).permute(0, 2, 1).flatten(0, 1).double()
+        patches = _patches(part, factor).flatten(0, 1)
         count, first, second = count + len(patches), first + patches.sum(0), second + patches.T @ patches
     mean = first / count
     variances, directions = torch.linalg.eigh(second / count - mean.outer(mean))
     return variances.flip(0)[:channels].clamp(min=0), directions.flip(1)[:, :channels].T, mean
+
+
+def _patches(images: Tensor, factor: int) -> Tensor:
+    """(n, patches, c factor^2), float64, of images (n, c, h, w)."""
+    return F.unfold(images, factor, stride=factor).permute(0, 2, 1).double()
 
 
 def pca_psnr(train: Float[Tensor, "n c h w"], held_out: Float[Tensor, "m c h w"], factor: int, channels: int) -> float:
@@ -87,7 +92,7 @@ def pca_psnr(train: Float[Tensor, "n c h w"], held_out: Float[Tensor, "m c h w"]
     _, directions, mean = principal_patches(train, factor, channels)
     errors = []
     for part in held_out.split(64):
-        patches = F.unfold(part, factor, stride=factor).permute(0, 2, 1).double()
+        patches = _patches(part, factor)
         decoded = (patches - mean) @ directions.T @ directions + mean
         errors.append((decoded.clamp(-1, 1) - patches).square().mean((1, 2)))
     return (10 * torch.log10(4 / torch.cat(errors).clamp(min=1e-10))).mean().item()

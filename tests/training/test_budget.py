@@ -10,7 +10,7 @@ import yaml
 from commands import train
 
 from ldm.cli import main as cli
-from ldm.cli.plan import _bytes, flags, write
+from ldm.cli.plan import bytes_of, flags, write
 from ldm.config.loading import load
 from ldm.config.overrides import parse_overrides
 from ldm.training import budget
@@ -192,7 +192,7 @@ def test_the_command_prints_how_to_train(tmp_path, capsys):
 
 @pytest.mark.parametrize("text, size", [("8GiB", 2**33), ("8g", 2**33), ("1.5 GB", 1.5 * 2**30), ("900MiB", 900 * MIB)])
 def test_sizes_as_people_write_them(text, size):
-    assert _bytes(text) == size
+    assert bytes_of(text) == size
 
 
 @pytest.mark.slow
