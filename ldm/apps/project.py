@@ -68,8 +68,8 @@ def write_project(path: Path, source: str, minutes: float, memory: float | None,
 def look_at(source: str, given: dict) -> dict[str, Any]:
     """The report of `ldm data check`. Raises: UserError: if nothing can be read, or a given setting is wrong."""
     from ldm.config.settings import ClipModel
-    from ldm.data.image_files.dataset import open_source
     from ldm.data.inspection import inspect
+    from ldm.formats.sources import open_source
 
     if source in ("glyphs", "digits", "toy"):
         raise UserError(f"{source!r} is a built-in data set: `ldm train CONFIG` with one of its presets in configs/")

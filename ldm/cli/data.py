@@ -56,7 +56,7 @@ def _add_check(subparsers) -> None:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    from ldm.data.image_files.dataset import open_source
+    from ldm.formats.sources import open_source
     from ldm.utils.atomic_files import atomic_write
     from ldm.utils.errors import UserError
 

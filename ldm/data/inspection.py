@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldm.config.settings import DataOptions
-    from ldm.data.image_files.records import Sample, Source
+    from ldm.formats.records import Sample, Source
 
 ELONGATED = 2.0  # sides' ratio beyond which a centre crop loses more than half of an image
 COMMON_WORDS = 15
@@ -21,9 +21,9 @@ def inspect(source: "Source", options: "DataOptions", text_length: int, chosen: 
     """
     from tqdm import tqdm
 
-    from ldm.data.decode_workers import map_pictures
-    from ldm.data.decoding import ImageError
     from ldm.data.image_files.dataset import divide
+    from ldm.formats.decode_workers import map_pictures
+    from ldm.formats.decoding import ImageError
 
     samples = source.samples
     skipped, looks, used = [], [], []
@@ -118,7 +118,7 @@ def _captions(samples: "list[Sample]", text_length: int) -> dict[str, Any]:
 
 def report_lines(report: dict[str, Any], most: int) -> list[str]:
     """The report for a terminal, each list cut to `most` rows."""
-    from ldm.data.image_files.records import printable
+    from ldm.formats.records import printable
 
     total, skipped = report["pictures"], report["skipped"]
     usable = total - len(skipped)

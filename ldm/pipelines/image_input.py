@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ldm.data.decoding import MAX_BYTES, ImageError, decode_image, fit_image
+from ldm.formats.decoding import MAX_BYTES, ImageError, decode_image, fit_image
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.errors import UserError
 
@@ -20,7 +20,7 @@ ImageInput: TypeAlias = str | Path | Image.Image | np.ndarray
 def read_images(
     pipeline: Pipeline, image: ImageInput | Sequence[ImageInput], resize: str = "pad", background: int = 255
 ) -> Tensor:
-    """Images (n, C, H, W) in [0, 1], float32, brought to the model's square by `ldm.data.decoding.fit_image`."""
+    """Images (n, C, H, W) in [0, 1], float32, brought to the model's square by `ldm.formats.decoding.fit_image`."""
     channels, height, width = pipeline.image_shape
     if height != width:
         raise ValueError(f"images are brought to squares, and this model generates {width} x {height}")

@@ -416,7 +416,8 @@ def training_samples(options: DataOptions) -> int:
         return fonts * len(split_characters(glyphs.characters, glyphs.limit, glyphs.hold_out_later)["train"])
     if is_own(options.source):
         return len(build_data(options).train)
-    from ldm.data.image_files.dataset import divide, open_source
+    from ldm.data.image_files.dataset import divide
+    from ldm.formats.sources import open_source
 
     return len(divide(open_source(options).samples, options.files.validation_fraction)["train"])
 

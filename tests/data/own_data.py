@@ -1,10 +1,13 @@
-"""Small picture folders, and what a reader made of them."""
+"""Small image folders, the settings to read them, and what a reader made of them."""
 
 import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from ldm.config.settings import DataOptions, FileOptions
 
 
 def png(level: int, size=(16, 16)) -> bytes:
@@ -30,3 +33,22 @@ def everything(splits) -> dict[str, tuple[int, str]]:
 
 def tree(folder: Path) -> dict:
     return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def options(tmp_path):
+    def make(source, channels=1, resolution=16, **files) -> DataOptions:
+        file_options = FileOptions(**{"validation_fraction": 0.5, **files})
+        cache = tmp_path / "cache"
+        return DataOptions(
+            source=str(source), channels=channels, resolution=resolution, cache_dir=cache, files=file_options
+        )
+
+    return make

@@ -16,8 +16,8 @@ import ldm.data.glyphs.rendering as render_module
 import ldm.training.latent_cache as latents_module
 from ldm.config.settings import DataOptions, VaeModel
 from ldm.data import Splits, build, digits
-from ldm.data import decode_workers as workers
 from ldm.data.glyphs.rendering import cached_glyphs, style_font
+from ldm.formats import decode_workers as workers
 from ldm.models.autoencoder import build_vae, load_vae
 
 PICTURES, SIDE = 12, 16

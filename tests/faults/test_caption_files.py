@@ -13,7 +13,7 @@ import pytest
 from pictures import damaged, png
 
 from ldm.config.settings import DataOptions, FileOptions
-from ldm.data.image_files.dataset import open_source
+from ldm.formats.sources import open_source
 from ldm.utils.errors import UserError
 
 WORDS = (

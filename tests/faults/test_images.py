@@ -25,8 +25,8 @@ from pictures import crafted, damaged, seeds
 from ldm.cli.main import build_parser
 from ldm.config.settings import DataOptions, FileOptions
 from ldm.data import build
-from ldm.data import decode_workers as workers
-from ldm.data.decoding import ImageError
+from ldm.formats import decode_workers as workers
+from ldm.formats.decoding import ImageError
 from ldm.utils.errors import UserError
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.apps.demo import limits
-from ldm.data.decoding import ImageError, decode_image, fit_image
+from ldm.formats.decoding import ImageError, decode_image, fit_image
 from ldm.models.lora import as_options, split_scale
 from ldm.pipelines.diffusers_schedulers import samplers_for
 from ldm.pipelines.editing import image_to_image, inpaint, interpolate

@@ -9,17 +9,14 @@ import functools
 import hashlib
 import json
 import logging
-import re
 from pathlib import Path
 
 import numpy as np
 
 from ldm.config.settings import DataOptions
-from ldm.data.image_files.folder import METADATA, FolderSource
 from ldm.data.image_files.pixel_cache import Pixels, load_pixels, transform
-from ldm.data.image_files.records import Sample, Source, first_few
-from ldm.data.image_files.safe_tree import Tree, reason
-from ldm.data.image_files.tables import HubSource, ParquetSource
+from ldm.formats.records import Sample, first_few
+from ldm.formats.sources import open_source
 from ldm.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -100,48 +97,6 @@ def file_splits(options: DataOptions) -> dict[str, FileData]:
     return {
         name: FileData(pixels, rows, source.samples, options, flip and name == "train") for name, rows in splits.items()
     }
-
-
-def open_source(options: DataOptions) -> Source:
-    """The source that `data.source` names: what exists here comes first, then "user/name" on the Hub.
-
-    Raises: UserError: if it is neither, or holds no images.
-    """
-    root = Path(options.source)
-    if root.is_dir():
-        source = _open_folder(root, options)
-    elif root.is_file() and root.suffix.lower() == ".parquet":
-        source = ParquetSource(root, [], options.files)
-    elif root.exists():
-        raise UserError(f"data.source {options.source} is a single file; give a folder, a .parquet file or user/name")
-    elif re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", options.source):
-        source = HubSource(options.source, options.files)
-    else:
-        raise UserError(
-            f"data.source {options.source} does not exist; give a folder of images, a .parquet file, "
-            "a Hub data set (user/name) or 'glyphs'"
-        )
-    if not source.samples:
-        raise UserError(f"data.source {options.source} holds no images")
-    return source
-
-
-def _open_folder(root: Path, options: DataOptions) -> Source:
-    tree = Tree(root)
-    parquet = [n for n in tree.files if n.lower().endswith(".parquet") and Path(n).name.lower() not in METADATA]
-    if parquet:
-        for name in parquet:
-            try:
-                tree.check(name)
-            except OSError as error:
-                raise UserError(f"cannot read {root / name}: {reason(error)}") from error
-        return ParquetSource(root, parquet, options.files)
-    source = FolderSource(tree, options.files)
-    if not source.samples:
-        found = f"{len(tree.files)} other files" if tree.files else "nothing"
-        found += f", and links that lead out of it: {first_few(tree.strays)}" if tree.strays else ""
-        raise UserError(f"data.source {root} holds no images ({found}); put .png, .jpg or .webp files into it")
-    return source
 
 
 def _keep_out(root: Path, cache_dir: Path) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from ldm.config.settings import DataOptions
-from ldm.data.decode_workers import map_pictures
-from ldm.data.decoding import DECODE_VERSION, ImageError
-from ldm.data.image_files.records import Sample, Source
+from ldm.formats.decode_workers import map_pictures
+from ldm.formats.decoding import DECODE_VERSION, ImageError
+from ldm.formats.records import Sample, Source
 from ldm.utils.atomic_files import (
     NO_SPACE,
     atomic_open,

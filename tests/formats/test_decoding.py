@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.data.decoding import ImageError, decode_image, fit_image, quiet_decoders
+from ldm.formats.decoding import ImageError, decode_image, fit_image, quiet_decoders
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

@@ -21,11 +21,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ldm.data.decoding import MAX_BYTES, ImageError, fit, look, quiet_decoders
+from ldm.formats.decoding import MAX_BYTES, ImageError, fit, look, quiet_decoders
 from ldm.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from ldm.data.image_files.records import Source
+    from ldm.formats.records import Source
 
 SECONDS = 20  # of processor time for one image; the slowest honest ones, 12-megapixel QOI, take 13
 MEMORY = 5 * 2**29  # of a worker; the largest honest image, an animated WebP at the pixel cap, takes 1.6 GiB
@@ -114,7 +114,7 @@ class Worker:
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         try:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "ldm.data.decode_workers", self._work],
+                [sys.executable, "-P", "-m", "ldm.formats.decode_workers", self._work],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # where libtiff and others complain

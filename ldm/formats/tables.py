@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ldm.config.settings import FileOptions
-from ldm.data.decoding import MAX_BYTES, ImageError
-from ldm.data.image_files.records import SPLIT_OF, Sample, agreed_splits, clean_captions, require_column, split_word
+from ldm.formats.decoding import MAX_BYTES, ImageError
+from ldm.formats.records import SPLIT_OF, Sample, agreed_splits, clean_captions, require_column, split_word
 from ldm.utils.errors import UserError, redacted
 
 BATCH_ROWS = 64  # rows read at once: few enough that large images fit into memory

@@ -1,0 +1,3 @@
+"""Fixtures for data of one's own."""
+
+from own_data import options, root  # noqa: F401
