@@ -114,7 +114,8 @@ def facts(report: dict[str, Any]) -> str:
 def base_document(name: str, source: str, report: dict[str, Any], given: dict) -> dict[str, Any]:
     """The preset for this device with what the images are, and what the user wants."""
     document = read(preset())
-    data = {"source": source, "channels": report["channels"], "files": {"horizontal_flip": False}}
+    files = {"horizontal_flip": False} | ({"repeats": True} if report["repeats"] else {})
+    data = {"source": source, "channels": report["channels"], "files": files}
     document = {"name": name} | merge(document, {"data": data})
     if not report["captions"]["total"]:
         document.pop("clip", None)

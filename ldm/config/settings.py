@@ -126,9 +126,17 @@ class FileOptions(Settings):
     """How a folder, a parquet file or a Hub data set is read."""
 
     image_column: str = "image"
-    """Column of the images in a parquet file or Hub data set."""
+    """Column of the images, or of their paths, in a table or Hub data set."""
     caption_column: str = "text"
     """Column of the captions, each one string or a list; "" = no captions."""
+    class_captions: bool = False
+    """Images without a caption take the name of their folder: red_apple/1.png is 'red apple'."""
+    repeats: bool = False
+    """Sample images in a folder 10_fruit ten times as often as those in 1_face (kohya's naming)."""
+    shuffle_tags: bool = False
+    """Shuffle the comma-separated tags of a caption each time it is used."""
+    keep_tags: Annotated[int, Field(ge=0)] = 0
+    """Number of tags at the start that shuffle_tags leaves in place."""
     resize: Literal["crop", "pad", "stretch"] = "crop"
     """Centre crop, pad with the background colour, or stretch to a square."""
     background: Annotated[int, Field(ge=0, le=255)] = 255

@@ -24,6 +24,7 @@ def inspect(source: "Source", options: "DataOptions", text_length: int, chosen: 
     from ldm.data.image_files.dataset import divide
     from ldm.formats.decode_workers import map_pictures
     from ldm.formats.decoding import ImageError
+    from ldm.formats.layout import has_repeats
 
     samples = source.samples
     skipped, looks, used = [], [], []
@@ -40,6 +41,7 @@ def inspect(source: "Source", options: "DataOptions", text_length: int, chosen: 
         "channels": options.channels if chosen else 1 if all(look["grey"] for look in looks) else 3,
         "channels_chosen": chosen,
         "notes": source.notes,
+        "repeats": has_repeats([sample.id for sample in samples]),
         "pictures": len(samples),
         "allowed_bad_fraction": options.files.max_bad_fraction,
         "skipped": skipped,

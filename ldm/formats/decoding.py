@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ldm.formats.optional_decoders import open_extra
+
 # Formats that Pillow decodes itself and that a signature identifies: nothing that starts another program (EPS), and
 # nothing so loosely marked that any file may pass for it (TGA, PCX).
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI")
@@ -74,16 +76,24 @@ def decode_image(
 
 
 def decode_described(
-    source: bytes | Path, channels: int = 3, background: int = 255, max_pixels: int = MAX_PIXELS, enough: int = 0
+    source: bytes | Path,
+    channels: int = 3,
+    background: int = 255,
+    max_pixels: int = MAX_PIXELS,
+    enough: int = 0,
+    extras: bool = False,
 ) -> tuple[np.ndarray, dict]:
-    """As `decode_image`, and what the file was: {"format": "PNG", "mode": "RGBA"}."""
+    """As `decode_image`, and what the file was: {"format": "PNG", "mode": "RGBA"}.
+
+    With `extras`, bytes may be in a format of `optional_decoders` too: for processes under limits.
+    """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     try:
-        stream = io.BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(stream, formats=_formats()) as image:
+        opened, kind = _opened(source, enough, extras)
+        with opened as image:
             _check_size(image, max_pixels)
-            about = {"format": image.format, "mode": image.mode}
+            about = {"format": kind, "mode": image.mode}
             if enough:
                 image.draft(None, (enough, enough))
             image.load()
@@ -97,6 +107,18 @@ def decode_described(
     except Exception as error:
         raise ImageError(_reason(error, source)) from error
     return pixels.reshape(*pixels.shape[:2], channels), about
+
+
+def _opened(source: bytes | Path, enough: int, extras: bool) -> tuple[Image.Image, str | None]:
+    """The image, not yet decoded, and its format."""
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats())
+    except UnidentifiedImageError:
+        found = open_extra(source, enough) if extras and isinstance(source, bytes) else None
+        if found is None:
+            raise
+        return found
+    return image, image.format
 
 
 def fit_image(pixels: np.ndarray, resolution: int, resize: str, background: int = 255) -> np.ndarray:
@@ -130,13 +152,13 @@ def fit_image(pixels: np.ndarray, resolution: int, resize: str, background: int 
 
 def fit(data: bytes, resolution: int, channels: int, resize: str, background: int) -> bytes:
     """An image as training takes it: the bytes of uint8 (resolution, resolution, channels). Raises: ImageError."""
-    decoded = decode_image(data, channels, background, enough=round(REDUCING_GAP * resolution))
+    decoded, _ = decode_described(data, channels, background, enough=round(REDUCING_GAP * resolution), extras=True)
     return fit_image(decoded, resolution, resize, background).tobytes()
 
 
 def look(data: bytes) -> bytes:
     """What one image is like, as JSON: sides, digest of the pixels, blank, grey, format, mode. Raises: ImageError."""
-    pixels, about = decode_described(data)
+    pixels, about = decode_described(data, extras=True)
     height, width, _ = pixels.shape
     digest = hashlib.sha256(f"{width}x{height}".encode() + pixels.tobytes()).hexdigest()
     blank = bool((pixels == pixels[0, 0]).all())
@@ -242,4 +264,8 @@ def _reason(error: Exception, source: bytes | Path) -> str:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return "more pixels than allowed"
     words = " ".join(str(error).split())[:160]
-    return words if words and isinstance(error, OSError) else f"{type(error).__name__}: {words}"
+    return (
+        words
+        if words and (isinstance(error, OSError) or type(error) is ValueError)
+        else f"{type(error).__name__}: {words}"
+    )

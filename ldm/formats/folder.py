@@ -1,50 +1,43 @@
-"""A folder of images with metadata.csv, metadata.jsonl or metadata.parquet, with .txt sidecars, or without captions.
+"""The images of a folder or of tar archives, with captions in a table, beside each image, in folder names, or none.
 
-Nothing is ever written to the folder, renamed or deleted.
+Nothing is ever written to the folder, renamed or deleted, and archives are not unpacked.
 """
 
-import csv
-import io
-import json
-import os
-import unicodedata
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 from ldm.config.settings import FileOptions
+from ldm.formats import layout
+from ldm.formats.captions import CAPTIONS, METADATA, NAME_COLUMN, sidecar_captions, table_rows
 from ldm.formats.decoding import MAX_BYTES, SUFFIXES, ImageError
-from ldm.formats.records import Sample, agreed_splits, clean_captions, first_few, require_column
-from ldm.formats.safe_tree import Tree, reason
+from ldm.formats.optional_decoders import extra_suffixes
+from ldm.formats.records import Sample, first_few
+from ldm.formats.safe_tree import Files, reason
 from ldm.utils.errors import UserError
 
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-NAME_COLUMN = "file_name"
-MAX_CAPTION_BYTES = 2**20  # of a .txt file beside an image
+Captions = dict[str, tuple[str, ...]]  # of the images by name
 
 
 class FolderSource:
     """The images of a folder as a `Source`; ids are paths relative to the folder, with forward slashes."""
 
-    def __init__(self, tree: Tree, options: FileOptions):
-        self._tree, self.root = tree, tree.root
+    def __init__(self, files: Files, options: FileOptions):
+        self._files, self._options, self.root = files, options, files.root
         self._faults: dict[str, str] = {}
-        tables = [name for name in tree.files if PurePosixPath(name).name.lower() in METADATA]
-        pictures = [name for name in tree.files if PurePosixPath(name).suffix.lower() in SUFFIXES]
-        self.notes = _twins(pictures, has_sidecars=bool(options.caption_column and not tables))
-        if tree.strays:
-            self.notes.append(f"links that lead out of the folder are left out: {first_few(tree.strays)}")
-        if tables:
-            captions = self._from_tables(tables, options)
-            unlisted = len(set(pictures) - set(captions))
-            if unlisted:
-                self.notes.append(f"{unlisted} images are not named in {first_few(tables)} and are left out")
-        else:
-            captions = self._from_sidecars(pictures, options)
+        self.notes: list[str] = []
+        images = [name for name in files.files if is_image(name)]
+        self.used = set(images)  # the files that are read, or that another note names
+        tables = self._tables(METADATA)
+        captions = self._from_tables(tables, images) if tables else self._from_sidecars(images)
+        if files.strays:
+            self.notes.append(f"links that lead out of the folder are left out: {first_few(files.strays)}")
         ids = sorted(captions)
-        tops = [PurePosixPath(name).parts[0] if "/" in name else None for name in ids]
-        splits = agreed_splits(tops)
-        self.samples = [Sample(name, captions[name], split) for name, split in zip(ids, splits, strict=True)]
+        splits, notes = layout.divided(ids)
+        self.notes += notes
+        self._add_classes(captions, layout.classes(ids, splits), ids)
+        self._offer(captions)
+        repeats = [layout.repeats(name) if options.repeats else 1 for name in ids]
+        self.samples = [Sample(n, captions[n], *rest) for n, *rest in zip(ids, splits, repeats, strict=True)]
 
     def encoded(self) -> Iterator[tuple[int, bytes | ImageError]]:
         for index, sample in enumerate(self.samples):
@@ -54,165 +47,127 @@ class FolderSource:
         if name in self._faults:
             return ImageError(self._faults[name])
         try:
-            return self._tree.read(name, MAX_BYTES)
+            return self._files.read(name, MAX_BYTES)
         except OSError as error:
             return ImageError(reason(error))
 
-    def _from_tables(self, tables: list[str], options: FileOptions) -> dict[str, tuple[str, ...]]:
+    def _tables(self, names: tuple[str, ...]) -> list[str]:
+        return [name for name in self._files.files if PurePosixPath(name).name.lower() in names]
+
+    def _from_tables(self, tables: list[str], images: list[str]) -> Captions:
+        """The images that tables name, and no others."""
         parents = [str(PurePosixPath(table).parent) for table in tables]
         if len(set(parents)) < len(parents):
             raise UserError(f"{self.root} has more than one metadata file in a folder ({', '.join(tables)}): keep one")
-        captions: dict[str, tuple[str, ...]] = {}
-        missing = []
-        for table, parent in zip(tables, parents, strict=True):
-            for name, texts in _rows(self._tree, table, options):
-                picture = _inside(parent, name, self.root / table)
-                if not os.path.exists(self.root / picture):  # Path.exists raises for a name that is too long
-                    missing.append(picture)
+        captions: Captions = {}
+        for table in tables:
+            for name, texts in table_rows(self._files, table, self._options):
                 # an image named twice has two captions
-                captions[picture] = tuple(dict.fromkeys(captions.get(picture, ()) + texts))
+                captions[name] = tuple(dict.fromkeys(captions.get(name, ()) + texts))
+        missing = [name for name in captions if not self._files.exists(name)]
         if missing:
             raise UserError(
                 f"{first_few(tables)} in {self.root} names {len(missing)} files that do not exist: "
                 f"{first_few(missing)}; fix the {NAME_COLUMN} column or add the files"
             )
+        self.used.update(tables)
+        self.notes += layout.twins(images, {})
+        unlisted = len(set(images) - set(captions))
+        if unlisted:
+            self.notes.append(f"{unlisted} images are not named in {first_few(tables)} and are left out")
         return captions
 
-    def _from_sidecars(self, pictures: list[str], options: FileOptions) -> dict[str, tuple[str, ...]]:
-        captions = {name: self._sidecar(name) if options.caption_column else () for name in pictures}
+    def _from_sidecars(self, images: list[str]) -> Captions:
+        """All images, with what is beside them, and in captions.csv."""
+        if not self._options.caption_column:
+            self.notes += layout.twins(images, {})
+            return dict.fromkeys(images, ())
+        pairs = layout.paired(self._files.files, images)
+        self.notes += layout.twins(images, pairs)
+        captions = {name: self._beside(name, pairs.get(name, [])) for name in images}
         if several := sum(len(lines) > 1 for lines in captions.values()):
-            self.notes.append(f"{several} .txt files have several lines: each line is a caption, one is drawn per look")
+            self.notes.append(
+                f"{several} images have several lines beside them: each line is a caption, one is drawn per look"
+            )
+        for table in self._tables(CAPTIONS):
+            self._add_table(captions, table)
         return captions
 
-    def _sidecar(self, name: str) -> tuple[str, ...]:
-        """The lines of the .txt file beside the image, each a caption; an image without one has none."""
-        beside = str(PurePosixPath(name).with_suffix(".txt"))
+    def _beside(self, name: str, files: list[str]) -> tuple[str, ...]:
+        """The lines of the caption files beside an image, each a caption."""
+        captions: tuple[str, ...] = ()
+        for file in files:
+            suffix = PurePosixPath(file).suffix.lower()
+            if suffix == ".json" and captions:
+                continue
+            try:
+                found = sidecar_captions(self._files, file, self._options)
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                words = f"cannot be read: {reason(error)}" if isinstance(error, OSError) else f"is {error}"
+                self._faults[name] = f"its {suffix} caption {words}"
+                self.used.add(file)
+                return ()
+            if found or suffix != ".json":
+                self.used.add(file)
+            captions += found
+        return tuple(dict.fromkeys(captions))
+
+    def _add_table(self, captions: Captions, table: str) -> None:
+        """Captions for images that have none, from a table; one that cannot be used is only noted."""
         try:
-            lines = _decoded(self._tree.read(beside, MAX_CAPTION_BYTES)).replace("\r", "\n").split("\n")
-        except FileNotFoundError:
-            return ()
-        except OSError as error:
-            self._faults[name] = f"its .txt caption cannot be read: {reason(error)}"
-            return ()
-        except ValueError as error:
-            self._faults[name] = f"its .txt caption is {error}"
-            return ()
-        return clean_captions(lines, name)
+            rows = table_rows(self._files, table, self._options)
+        except UserError as error:
+            self.notes.append(f"not used: {error}")
+            self.used.add(table)
+            return
+        found: Captions = {}
+        for name, texts in rows:
+            found[name] = found.get(name, ()) + texts
+        unknown = [name for name in found if name not in captions]
+        if unknown:
+            self.notes.append(f"{table} names {len(unknown)} files that are no images here: {first_few(unknown)}")
+        if len(unknown) < len(found):
+            self.used.add(table)
+        for name in found.keys() & captions.keys():
+            captions[name] = captions[name] or tuple(dict.fromkeys(found[name]))
+
+    def _add_classes(self, captions: Captions, classes: list[str], ids: list[str]) -> None:
+        """Names of folders as captions, or the advice to take them."""
+        if not self._options.caption_column:
+            return
+        if self._options.class_captions:
+            for name, words in zip(ids, classes, strict=True):
+                captions[name] = captions[name] or ((words,) if words else ())
+        elif not any(captions.values()) and all(classes):
+            names = sorted(set(classes))
+            self.notes.append(
+                f"there are no captions, but {len(names)} named folders ({first_few(names)}): "
+                "data.files.class_captions true takes the names as captions"
+            )
+
+    def _offer(self, captions: Captions) -> None:
+        """What other trainers would do with this folder, and the setting that does it here."""
+        if layout.has_repeats(captions) and not self._options.repeats:
+            self.notes.append(
+                "folders are numbered as kohya's repeats, which are not used: "
+                "data.files.repeats true samples 10_name ten times as often as 1_name"
+            )
+        if not self._options.shuffle_tags and _are_tags(captions):
+            self.notes.append(
+                "captions are lists of tags, used as they stand: data.files.shuffle_tags true shuffles them at each use"
+            )
 
 
-def _twins(pictures: list[str], has_sidecars: bool) -> list[str]:
-    """Notes on names that a person or another file system would take for one, or that share one .txt caption."""
-    kinds: list[tuple[str, Callable[[str], str]]] = [
-        ("differ in nothing but case or Unicode form", lambda name: unicodedata.normalize("NFC", name).casefold())
-    ]
-    if has_sidecars:
-        kinds.append(("share one .txt caption", lambda name: str(PurePosixPath(name).with_suffix(""))))
-    notes = []
-    for words, key in kinds:
-        groups = defaultdict(list)
-        for name in pictures:
-            groups[key(name)].append(name)
-        alike = [" = ".join(names) for names in groups.values() if len(names) > 1]
-        if alike:
-            notes.append(f"images whose names {words}: {first_few(alike)}")
-    return notes
+def is_image(name: str) -> bool:
+    """Whether a file's name says that it is an image that can be decoded here."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return suffix in SUFFIXES or suffix in extra_suffixes()
 
 
-def _decoded(data: bytes) -> str:
-    """Text in UTF-8, or in UTF-16 with a mark. Raises: ValueError: naming the offset of what is neither."""
-    marked = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-    try:
-        text = data.decode("utf-16" if marked else "utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"not {'UTF-16' if marked else 'UTF-8'} (byte {error.start}): "
-            "convert it, for example by `iconv -f GB18030 -t UTF-8` (or -f BIG5)"
-        ) from error
-    if "\0" in text:
-        raise ValueError(f"not UTF-8 but perhaps UTF-16 or UTF-32 (NUL at character {text.index(chr(0))})")
-    return text
-
-
-def _inside(parent: str, name: str, table: Path) -> str:
-    """The image's path relative to the root.
-
-    Raises: UserError: if the name is absolute or leads out of the folder of its metadata file.
-    """
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
-        raise UserError(
-            f"{table}: {NAME_COLUMN} {name!r} leads out of the folder; names must be relative, without '..'"
-        )
-    return str(PurePosixPath(parent) / path)
-
-
-def _rows(tree: Tree, file: str, options: FileOptions) -> list[tuple[str, tuple[str, ...]]]:
-    """(file name, captions) of every row of a metadata file."""
-    table = tree.root / file
-    try:
-        tree.check(file)
-        reader = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[table.suffix.lower()]
-        columns, rows = reader(table)
-    except ValueError as error:
-        raise UserError(f"{table} is {error}") from error
-    except OSError as error:
-        raise UserError(f"cannot read {table}: {reason(error)}") from error
-    if not rows:
-        raise UserError(f"{table} has no rows: name one image a row, or remove the file to use the folder as it is")
-    twice = [column for column in dict.fromkeys(columns) if columns.count(column) > 1]
-    if twice:
-        raise UserError(f"{table} has the column {twice[0]!r} more than once: rename or remove one")
-    name_column = NAME_COLUMN
-    if NAME_COLUMN not in columns and options.image_column in columns:
-        name_column = options.image_column
-    if name_column not in columns:
-        listed = ", ".join(repr(column) for column in columns)
-        raise UserError(f"{table} has no column {NAME_COLUMN!r} with the images' names; it has {listed}")
-    caption_column = options.caption_column
-    if caption_column:
-        require_column(caption_column, [c for c in columns if c != name_column], "caption", str(table))
-    pairs = []
-    for number, row in enumerate(rows, start=1):
-        name = row.get(name_column)
-        if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{table}: row {number} has no {name_column}")
-        texts = clean_captions(row.get(caption_column), f"{table}, row {number}") if caption_column else ()
-        pairs.append((name.strip(), texts))
-    return pairs
-
-
-def _read_csv(path: Path) -> tuple[list[str], list[dict]]:
-    reader = csv.DictReader(io.StringIO(_decoded(path.read_bytes()), newline=""), strict=True)
-    try:
-        columns = list(reader.fieldnames or [])
-        rows = []
-        for row in reader:
-            if None in row:  # the commonest slip: a comma in a caption without quotes
-                raise UserError(f"{path}, line {reader.line_num}: more fields than columns; quote texts with commas")
-            rows.append(row)
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
-    return columns, rows
-
-
-def _read_jsonl(path: Path) -> tuple[list[str], list[dict]]:
-    rows = []
-    for number, line in enumerate(_decoded(path.read_bytes()).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: each line must be a JSON object, got {type(row).__name__}")
-        rows.append(row)
-    return list(dict.fromkeys(key for row in rows for key in row)), rows
-
-
-def _read_parquet(path: Path) -> tuple[list[str], list[dict]]:
-    from ldm.formats.tables import open_parquet, readable
-
-    with readable(path):
-        table = open_parquet(path).read()
-    return table.column_names, table.to_pylist()
+def _are_tags(captions: Captions) -> bool:
+    """Whether most captions are four or more short pieces between commas."""
+    texts = [text.split(",") for lines in captions.values() for text in lines]
+    lists = [tags for tags in texts if len(tags) > 3 and sum(len(tag.split()) for tag in tags) <= 3 * len(tags)]
+    return len(lists) * 2 > len(texts)

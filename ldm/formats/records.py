@@ -11,7 +11,7 @@ from ldm.formats.decoding import ImageError
 from ldm.utils.errors import UserError
 
 USUAL_NAMES = {
-    "image": ("image", "img", "images", "picture", "png", "jpg", "file_name"),
+    "image": ("image", "img", "images", "picture", "png", "jpg", "file_name", "filename", "file", "path"),
     "caption": ("caption", "captions", "text", "prompt", "description", "sentence", "sentences", "title", "label"),
 }
 _SPLIT_NAMES = {
@@ -24,11 +24,15 @@ SPLIT_OF = {name: split for split, names in _SPLIT_NAMES.items() for name in nam
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: `id` is unique and stable, `captions` are clean, `split` is None where the source is not divided."""
+    """One image: `id` is unique and stable, `captions` are clean, `split` is None where the source is not divided.
+
+    `repeats` is how often training samples it, beside others.
+    """
 
     id: str
     captions: tuple[str, ...] = ()
     split: str | None = None
+    repeats: int = 1
 
 
 class Source(Protocol):

@@ -8,25 +8,37 @@ import os
 import stat
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 
-class Tree:
-    """A folder, read only.
+class Files(Protocol):
+    """Named files to be read.
 
     Attributes:
+        root: what messages call the place.
         files: relative POSIX paths of all visible files, sorted; links among them, as `read` says why not.
         strays: folders left out because they are links that lead out of the root.
     """
 
+    root: Path
+    files: list[str]
+    strays: list[str]
+
+    def exists(self, name: str) -> bool: ...
+
+    def read(self, name: str, most: int) -> bytes:
+        """The contents of a file. Raises: OSError: without its name; also if it has more than `most` bytes."""
+        ...
+
+
+class Folder:
+    """A folder, read only."""
+
     def __init__(self, root: Path):
         self.root = root
-        self.files: list[str] = []
-        self.strays: list[str] = []
-        for place, folders, files in os.walk(root, followlinks=True):
-            here = os.path.realpath(place)
-            folders[:] = [name for name in folders if _visible(name) and self._enters(place, here, name)]
-            self.files += [self._name(place, name) for name in files if _visible(name)]
-        self.files.sort()
+
+    def exists(self, name: str) -> bool:
+        return os.path.exists(self.root / name)  # Path.exists raises for a name that is too long
 
     def check(self, name: str) -> None:
         """Raises: OSError: if the file may not be read, with the reason and without its name."""
@@ -53,6 +65,22 @@ class Tree:
 
     def _holds(self, where: str) -> bool:
         return any(Path(where).is_relative_to(home) for home in self._homes)
+
+
+class Tree(Folder):
+    """All files of a folder, as `Files`; `hidden` are those whose own names begin with a dot."""
+
+    def __init__(self, root: Path):
+        super().__init__(root)
+        self.files: list[str] = []
+        self.strays: list[str] = []
+        self.hidden: list[str] = []
+        for place, folders, files in os.walk(root, followlinks=True):
+            here = os.path.realpath(place)
+            folders[:] = [name for name in folders if _visible(name) and self._enters(place, here, name)]
+            for name in files:
+                (self.files if _visible(name) else self.hidden).append(self._name(place, name))
+        self.files.sort()
 
     def _enters(self, place: str, here: str, name: str) -> bool:
         """Whether to go down: not into a link that leads back to where it lies, nor out of the root."""

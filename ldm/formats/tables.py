@@ -1,87 +1,179 @@
-"""Images in the rows of parquet files or of a Hub data set."""
+"""Images in the rows of parquet files, or of a folder that `Dataset.save_to_disk` wrote."""
 
+import io
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ldm.config.settings import FileOptions
 from ldm.formats.decoding import MAX_BYTES, ImageError
-from ldm.formats.records import SPLIT_OF, Sample, agreed_splits, clean_captions, require_column, split_word
-from ldm.utils.errors import UserError, redacted
+from ldm.formats.records import Sample, agreed_splits, clean_captions, require_column, split_word
+from ldm.formats.safe_tree import Files, Folder, reason
+from ldm.utils.errors import UserError
 
 BATCH_ROWS = 64  # rows read at once: few enough that large images fit into memory
+CAPTION_ROWS = 2**16  # of captions alone
+SAVED = ("state.json", "dataset_info.json", "dataset_dict.json")  # what `save_to_disk` writes beside the rows
 
 
-class ParquetSource:
-    """Rows of parquet files as a `Source`; ids are "row-000123", after the file's name where there are several."""
+class TableSource:
+    """Rows of parquet or Arrow files as a `Source`; ids are "row-000123", after the file's name if there are several.
 
-    def __init__(self, root: Path, files: list[str], options: FileOptions):
+    A cell holds an encoded image, or the path of one that lies in the folder.
+    """
+
+    def __init__(self, folder: Folder, files: Sequence[str], options: FileOptions):
         self.notes: list[str] = []
         self.samples: list[Sample] = []
-        self._files = [root / name for name in files] if files else [root]
-        self._column = options.image_column
-        words = [next(filter(None, map(split_word, PurePosixPath(name).parts)), None) for name in files] or [None]
-        splits = agreed_splits(words)
-        for path, name, split in zip(self._files, files or [""], splits, strict=True):
-            prefix = f"{name}/" if len(self._files) > 1 else ""
-            for number, captions in enumerate(_parquet_captions(path, options)):
+        self.used = set(files)
+        self._folder, self._files, self._column = folder, files, options.image_column
+        words = [next(filter(None, map(split_word, PurePosixPath(name).parts)), None) for name in files]
+        for name, split in zip(files, agreed_splits(words), strict=True):
+            try:
+                folder.check(name)
+            except OSError as error:
+                raise UserError(f"cannot read {folder.root / name}: {reason(error)}") from error
+            prefix = f"{name}/" if len(files) > 1 else ""
+            for number, captions in enumerate(self._captions(folder.root / name, options)):
                 self.samples.append(Sample(f"{prefix}row-{number:06d}", captions, split))
 
     def encoded(self) -> Iterator[tuple[int, bytes | ImageError]]:
         index = 0
-        for path in self._files:
-            for batch in _batches(path, self._column):
-                for value in _bytes_of(batch.column(0)):
-                    yield index, _picture_bytes(value.as_py(), read_paths=False)
+        for name in self._files:
+            for batch in _batches(self._folder.root / name, self._column, BATCH_ROWS):
+                for cell in _cells(batch.column(0)):
+                    yield index, self._image(name, *(None if part is None else part.as_py() for part in cell))
                     index += 1
 
+    def _captions(self, path: Path, options: FileOptions) -> Iterator[tuple[str, ...]]:
+        """Captions of every row, after a check of the columns."""
+        schema = _schema(path)
+        require_column(options.image_column, schema.names, "image", str(path))
+        _require_images(schema.field(options.image_column).type, options.image_column, path)
+        column = options.caption_column
+        if not column:
+            for batch in _batches(path, options.image_column, BATCH_ROWS):
+                yield from [()] * batch.num_rows
+            return
+        require_column(column, [c for c in schema.names if c != options.image_column], "caption", str(path))
+        names = class_names(_features(schema).get(column))
+        if names is None and str(schema.field(column).type).startswith(("int", "uint")):
+            self.notes.append(f"{path}: column {column!r} holds numbers without names, and these are the captions")
+        number = 0
+        for batch in _batches(path, column, CAPTION_ROWS):
+            with readable(path):
+                cells = batch.column(0).to_pylist()
+            for cell in cells:
+                yield clean_captions(named(cell, names), f"{path}, row {number}")
+                number += 1
 
-class HubSource:
-    """A data set of the Hub as a `Source`, its own splits kept."""
+    def _image(self, table: str, data: bytes | str | None, path: str | None) -> bytes | ImageError:
+        """The encoded image of a cell: its bytes, or the file that it names."""
+        if isinstance(data, str):
+            data, path = None, data
+        if data is not None:
+            return bytes(data) if len(data) <= MAX_BYTES else ImageError(f"the image has more than {MAX_BYTES} bytes")
+        if not path or not isinstance(path, str):
+            return ImageError("the row has no image")
+        try:
+            return self._folder.read(self._place(table, path), MAX_BYTES)
+        except (OSError, ValueError) as error:
+            why = reason(error) if isinstance(error, OSError) else str(error)
+            return ImageError(f"the row holds no bytes but names {path[:200]}: {why}")
 
-    def __init__(self, name: str, options: FileOptions):
-        from datasets import ClassLabel
-
-        self.notes: list[str] = []
-        self.samples: list[Sample] = []
-        self._tables = []
-        self._column = options.image_column
-        parts = _load_from_hub(name, options)
-        known = {split: part for split, part in parts.items() if split.lower() in SPLIT_OF}
-        if any(SPLIT_OF[split.lower()] == "train" for split in known) and len(known) < len(parts):
-            self.notes.append(f"splits left out: {', '.join(sorted(set(parts) - set(known)))}")
-            parts = known
-        for (word, part), split in zip(parts.items(), agreed_splits(list(parts)), strict=True):
-            where = f"{name}, split {word}"
-            require_column(self._column, part.column_names, "image", where)
-            captions = _hub_captions(part, options, where, ClassLabel)
-            self._tables.append(_undecoded(part, self._column, where))
-            prefix = f"{word}/" if len(parts) > 1 else ""
-            self.samples += [Sample(f"{prefix}row-{i:06d}", texts, split) for i, texts in enumerate(captions)]
-
-    def encoded(self) -> Iterator[tuple[int, bytes | ImageError]]:
-        index = 0
-        for table in self._tables:
-            for row in table:
-                yield index, _picture_bytes(row[self._column], read_paths=True)
-                index += 1
+    def _place(self, table: str, path: str) -> str:
+        """Where a row's path leads: from the table's own folder, else from the data folder."""
+        root = self._folder.root.absolute()
+        if os.path.isabs(path):
+            if not Path(path).is_relative_to(root):
+                raise OSError("outside of the data folder; put the files beside the table")
+            return Path(path).relative_to(root).as_posix()
+        near = (PurePosixPath(table).parent / path).as_posix()
+        return near if os.path.exists(root / near) else path
 
 
-def open_parquet(path: Path):
-    """The `pyarrow.parquet.ParquetFile` at a path.
+def saved_files(tree: Files) -> list[str]:
+    """The Arrow files of a folder that `Dataset.save_to_disk` wrote, in their order; [] for another folder.
 
-    Raises: UserError: if it cannot be read.
+    Raises: UserError: if what it says of itself cannot be read.
     """
+    files = []
+    for state in (name for name in tree.files if PurePosixPath(name).name == SAVED[0]):
+        try:
+            parts = json.loads(tree.read(state, 2**24))["_data_files"]
+            names = [str(PurePosixPath(state).parent / PurePosixPath(part["filename"]).name) for part in parts]
+        except OSError as error:
+            raise UserError(f"cannot read {tree.root / state}: {reason(error)}") from error
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue  # some other program's
+        files += [name for name in names if name in tree.files]
+    return files
+
+
+def class_names(feature: Any) -> list[str] | None:
+    """The names in a column of class numbers, or of lists of them, from the description that `datasets` gives it."""
+    while isinstance(feature, dict) and feature.get("_type") in ("Sequence", "List", "LargeList"):
+        feature = feature.get("feature")
+    if isinstance(feature, list) and len(feature) == 1:  # a list as `datasets` wrote it before version 4
+        return class_names(feature[0])
+    if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list):
+        return [str(name) for name in feature["names"]]
+    return None
+
+
+def named(cell: Any, names: list[str] | None) -> Any:
+    """A caption cell with names for class numbers; -1, as `datasets` writes what is not known, is nothing."""
+    if names is None or cell is None:
+        return cell
+    if isinstance(cell, list):
+        return [named(each, names) for each in cell]
+    if isinstance(cell, int) and not isinstance(cell, bool):
+        return names[cell] if 0 <= cell < len(names) else None
+    return cell
+
+
+def read_parquet(data: bytes) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and rows of a small table, with names for class numbers. Raises: what pyarrow raises."""
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.ParquetFile(io.BytesIO(data)).read()
+    names = {column: class_names(feature) for column, feature in _features(table.schema).items()}
+    rows = [{column: named(cell, names.get(column)) for column, cell in row.items()} for row in table.to_pylist()]
+    return table.column_names, rows
+
+
+def _features(schema) -> dict[str, Any]:
+    """How `datasets` describes the columns of a table that it wrote."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def _schema(path: Path):
     import pyarrow.parquet
 
     with readable(path):
-        return pyarrow.parquet.ParquetFile(path)
+        return _open_arrow(path).schema if _is_arrow(path) else pyarrow.parquet.ParquetFile(path).schema_arrow
 
 
-def _batches(path: Path, column: str) -> Iterator:
-    batches = open_parquet(path).iter_batches(BATCH_ROWS, columns=[column])
+def _is_arrow(path: Path) -> bool:
+    return path.suffix.lower() == ".arrow"
+
+
+def _open_arrow(path: Path):
+    import pyarrow.ipc
+
+    return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
+
+
+def _batches(path: Path, column: str, rows: int) -> Iterator:
+    """Record batches of one column, at most so many rows each."""
+    batches = _arrow_batches(path, column, rows) if _is_arrow(path) else _parquet_batches(path, column, rows)
     while True:
         with readable(path):
             batch = next(batches, None)
@@ -90,109 +182,60 @@ def _batches(path: Path, column: str) -> Iterator:
         yield batch
 
 
+def _parquet_batches(path: Path, column: str, rows: int) -> Iterator:
+    import pyarrow.parquet
+
+    yield from pyarrow.parquet.ParquetFile(path).iter_batches(rows, columns=[column])
+
+
+def _arrow_batches(path: Path, column: str, rows: int) -> Iterator:
+    for batch in _open_arrow(path):
+        chosen = batch.select([column])
+        chosen.validate(full=True)  # unlike parquet, the file is memory as it lies: its offsets may lead anywhere
+        for start in range(0, chosen.num_rows, rows):
+            yield chosen.slice(start, rows)
+
+
 @contextmanager
-def readable(path: Path):
+def readable(path: Path | str):
     """Turn what pyarrow raises about a file, or about a value in it, into a `UserError`."""
     import pyarrow
 
     try:
         yield
     except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
-        raise UserError(f"cannot read {path} as parquet: {_one_line(error)}") from error
+        kind = "an Arrow file" if _is_arrow(Path(path)) else "parquet"
+        raise UserError(f"cannot read {path} as {kind}: {one_line(error)}") from error
 
 
-def _parquet_captions(path: Path, options: FileOptions) -> list[tuple[str, ...]]:
-    """Captions of every row, after a check of the columns."""
-    file = open_parquet(path)
-    columns = file.schema_arrow.names
-    require_column(options.image_column, columns, "image", str(path))
-    _require_pictures(file.schema_arrow.field(options.image_column).type, options.image_column, path)
-    if not options.caption_column:
-        return [()] * file.metadata.num_rows
-    others = [c for c in columns if c != options.image_column]
-    require_column(options.caption_column, others, "caption", str(path))
-    with readable(path):
-        cells = file.read(columns=[options.caption_column]).column(0).to_pylist()
-    return [clean_captions(cell, f"{path}, row {number}") for number, cell in enumerate(cells)]
-
-
-def _require_pictures(kind, column: str, path: Path) -> None:
+def _require_images(kind, column: str, path: Path) -> None:
     import pyarrow.types as types
 
     inner = kind
-    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        inner = kind.field("bytes").type
-    if not (types.is_binary(inner) or types.is_large_binary(inner) or types.is_binary_view(inner)):
+    for field in ("path", "bytes"):
+        if types.is_struct(kind) and kind.get_field_index(field) >= 0:
+            inner = kind.field(field).type
+    binary = types.is_binary(inner) or types.is_large_binary(inner) or types.is_binary_view(inner)
+    if not (binary or types.is_string(inner) or types.is_large_string(inner) or types.is_string_view(inner)):
         raise UserError(
-            f"{path}: column {column!r} holds {kind}; images must be encoded files: bytes, or a struct with 'bytes'"
+            f"{path}: column {column!r} holds {kind}; images must be encoded files (bytes, or a struct with 'bytes'), "
+            "or the paths of files beside the table"
         )
 
 
-def _bytes_of(column):
-    """The column itself, or the field `bytes` of its structs; what else they hold is ignored."""
-    import pyarrow.compute
+def _cells(column) -> Iterator[tuple[Any, Any]]:
+    """(bytes or text, path) of each row of a column, either may be missing; what else structs hold is ignored."""
+    import pyarrow.compute as compute
+    import pyarrow.types as types
 
-    return pyarrow.compute.struct_field(column, "bytes") if pyarrow.types.is_struct(column.type) else column
-
-
-def _picture_bytes(value, read_paths: bool) -> bytes | ImageError:
-    """Encoded image in a table cell. Paths are followed only in data sets that `datasets` itself laid out."""
-    data = value.get("bytes") if isinstance(value, dict) else value
-    path = value.get("path") if isinstance(value, dict) else None
-    try:
-        if data is None and path and read_paths:
-            data = Path(path).read_bytes()
-    except OSError as error:
-        return ImageError((error.strerror or str(error)).lower())
-    if data is None:
-        return ImageError("the row has no image")
-    if len(data) > MAX_BYTES:
-        return ImageError(f"the image has more than {MAX_BYTES} bytes")
-    return bytes(data)
+    if not types.is_struct(column.type):
+        return ((value, None) for value in column)
+    parts = [
+        compute.struct_field(column, name) if column.type.get_field_index(name) >= 0 else [None] * len(column)
+        for name in ("bytes", "path")
+    ]
+    return zip(*parts, strict=True)
 
 
-def _load_from_hub(name: str, options: FileOptions) -> dict:
-    """The splits of a Hub data set, by name.
-
-    Raises: UserError: for every failure: no network, no such set, no access, a set that needs a configuration.
-    """
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(name, revision=options.revision)
-    except Exception as error:
-        place = redacted(os.environ.get("HF_ENDPOINT", "the Hub"))
-        version = f" at revision {options.revision}" if options.revision else ""
-        raise UserError(
-            f"data.source {name!r} is no file or folder here, and loading it as a data set{version} from {place} "
-            f"failed: {redacted(_one_line(error))}; check the name and the network, or download it and give its folder"
-        ) from error
-    return dict(loaded) if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
-
-
-def _hub_captions(part, options: FileOptions, where: str, class_label: type[Any]) -> list[tuple[str, ...]]:
-    column = options.caption_column
-    if not column:
-        return [()] * len(part)
-    require_column(column, [c for c in part.column_names if c != options.image_column], "caption", where)
-    feature = part.features[column]
-    cells = list(part[column])
-    if isinstance(feature, class_label):  # classes become their names
-        cells = [None if cell is None or cell < 0 else feature.int2str(cell) for cell in cells]
-    return [clean_captions(cell, f"{where}, row {number}") for number, cell in enumerate(cells)]
-
-
-def _undecoded(part, column: str, where: str):
-    """The image column alone, as stored: decoding is ours, so that one bad image does not end the run."""
-    import datasets
-
-    feature = part.features[column]
-    if isinstance(feature, datasets.Image):
-        return part.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    if getattr(feature, "dtype", None) in ("binary", "large_binary"):
-        return part.select_columns([column])
-    raise UserError(f"{where}: column {column!r} holds {feature}; it must hold images")
-
-
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

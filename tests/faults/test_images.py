@@ -186,7 +186,7 @@ def test_odd_names_and_odd_files_are_used_or_listed(odd_folder, tmp_path, capsys
     assert [(path.name, path.lstat().st_mtime_ns) for path in sorted(folder.rglob("*"))] == before
     notes = json.loads((tmp_path / "report.json").read_text())["notes"]
     assert any(re.search(r"differ in nothing but case or Unicode form: .*A.png = a.png", note) for note in notes)
-    assert any(re.search(r"share one .txt caption: a.jpg = a.png", note) for note in notes)
+    assert any(re.search(r"share one caption file: a.jpg = a.png", note) for note in notes)
     assert "links that lead out of the folder are left out: outside" in notes
     assert "\x1b" not in capsys.readouterr().out
     survived("odd name or odd file in a folder", len(names))

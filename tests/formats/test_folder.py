@@ -135,7 +135,7 @@ def test_sources_that_hold_nothing(root, options):
     with pytest.raises(UserError, match="holds no images .nothing"):
         file_splits(options(root))
     (root / "notes.md").write_text("x")
-    with pytest.raises(UserError, match="holds no images .1 other files"):
+    with pytest.raises(UserError, match="holds no images .files left out, by kind: .md .1"):
         file_splits(options(root))
     with pytest.raises(UserError, match="does not exist; give a folder"):
         file_splits(options(root / "nowhere"))

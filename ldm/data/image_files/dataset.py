@@ -33,6 +33,7 @@ class FileData:
         has_captions: whether any sample of the source has a caption.
         fingerprint: hex digest of ids, pixels and transform; captions have no part in it.
         captions_fingerprint: hex digest of the captions of each image, in order.
+        weights: the probability of each image in an epoch of training; None where all are alike.
     """
 
     def __init__(self, pixels: Pixels, rows: list[int], samples: list[Sample], options: DataOptions, flip: bool):
@@ -42,6 +43,8 @@ class FileData:
         self.resolution = options.resolution
         self.has_captions = any(sample.captions for sample in samples)
         self._captions = [sample.captions for sample in chosen]
+        self._shuffle, self._keep = options.files.shuffle_tags, options.files.keep_tags
+        self.weights = _weights([sample.repeats for sample in chosen] * (2 if flip else 1))
         self._path, self._rows = pixels.path, rows
         parts = [transform(options), flip, [(samples[pixels.rows[r]].id, pixels.digests[r]) for r in rows]]
         self.fingerprint = _digest(parts)
@@ -59,7 +62,8 @@ class FileData:
     def caption(self, i: int, rng: np.random.Generator) -> str:
         """A random one of the captions of image i; "" when it has none."""
         captions = self._captions[self._place(i) % len(self._rows)]
-        return captions[int(rng.integers(len(captions)))] if captions else ""
+        text = captions[int(rng.integers(len(captions)))] if captions else ""
+        return shuffled_tags(text, self._keep, rng) if self._shuffle else text
 
     def _place(self, i: int) -> int:
         if not -len(self) <= i < len(self):
@@ -73,6 +77,18 @@ class FileData:
     def __getstate__(self) -> dict:
         # a worker process opens the map itself instead of receiving a copy of all images
         return {name: value for name, value in self.__dict__.items() if name != "_array"}
+
+
+def shuffled_tags(text: str, keep: int, rng: np.random.Generator) -> str:
+    """Tags between commas in random order, but for the first `keep`."""
+    tags = [tag for part in text.split(",") if (tag := part.strip())]
+    return ", ".join(tags[:keep] + [tags[keep + i] for i in rng.permutation(max(0, len(tags) - keep))])
+
+
+def _weights(repeats: list[int]) -> np.ndarray | None:
+    """Probabilities in proportion, (N,) with sum 1; None where all are equal."""
+    counts = np.asarray(repeats, np.float64)
+    return None if (counts == counts[0]).all() else counts / counts.sum()
 
 
 def _digest(parts: list) -> str:
