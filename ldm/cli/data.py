@@ -1,4 +1,4 @@
-"""`ldm data`: write or push the glyph data set, or look over one of your own before training."""
+"""`ldm data`: check your own images before training, caption them, or write and push the glyph data set."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ldm.cli.common import add_options, check_number
 from ldm.data.inspection import inspect, report_lines
 from ldm.hub.glyph_dataset import check_target, push, write_repository
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 def add_parser(subparsers) -> None:
     _add_glyphs(subparsers)
     _add_check(subparsers)
+    _add_caption(subparsers)
 
 
 def _add_glyphs(subparsers) -> None:
@@ -53,6 +55,43 @@ def _add_check(subparsers) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the complete report here as well")
     parser.add_argument("--max", type=int, default=10, metavar="N", help="rows of each list on the terminal (10)")
     parser.set_defaults(run=run_check)
+
+
+def _add_caption(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "caption",
+        help="write captions for your images by an image-to-text model",
+        description="Write a .txt with a caption beside each image that has none, by an image-to-text model of "
+        "transformers. Files that are there are kept, so the same command resumes after an interruption.",
+        epilog="Exit code: 0 = every image has a caption, 1 = some could not be read, 2 = nothing could be done.",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of images, with folders in it")
+    parser.add_argument("--model", required=True, metavar="ID", help="folder or Hub id (user/name, user/name@revision)")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="beginning of the caption, or a question or task")
+    parser.add_argument("--prefix", default="", metavar="TEXT", help="text before each caption")
+    parser.add_argument("--trigger", default="", metavar="WORD", help="word before each caption, with a comma after it")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
+    parser.add_argument("--max-tokens", type=int, default=60, metavar="N", help="length of a caption (default: 60)")
+    add_options(parser, "device")
+    parser.set_defaults(run=run_caption)
+
+
+def run_caption(args: argparse.Namespace) -> int:
+    from ldm.utils.errors import UserError
+
+    check_number("batch_size", args.batch_size, 1)
+    check_number("max_tokens", args.max_tokens, 1)
+    folder = args.folder.expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give a folder of images")
+    from ldm.apps.captioning import Captioner, Wording, caption_folder
+
+    wording = Wording(args.prompt, args.prefix, args.trigger, args.max_tokens)
+    counts = caption_folder(folder, lambda: Captioner(args.model, args.device), wording, args.batch_size)
+    more = {"kept": "had one", "unreadable": "unreadable", "empty": "without an answer"}
+    rest = "".join(f", {counts[key]} {words}" for key, words in more.items() if counts[key])
+    print(f"{folder}: {counts['written']} captions written{rest}")
+    return 1 if counts["unreadable"] or counts["empty"] else 0
 
 
 def run_check(args: argparse.Namespace) -> int:

@@ -38,8 +38,9 @@ COMMANDS: Registry = {
         {
             "glyphs": ("ldm.cli.data", "write or push the glyph data set"),
             "check": ("ldm.cli.data", "check a data set of your own before training"),
+            "caption": ("ldm.cli.data", "write captions for your images by an image-to-text model"),
         },
-        "build, publish and check data sets",
+        "check, caption, build and publish data sets",
     ),
     "runs": (
         {

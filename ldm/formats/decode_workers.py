@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ldm.formats.decoding import MAX_BYTES, ImageError, fit, look, quiet_decoders
+from ldm.formats.decoding import MAX_BYTES, ImageError, fit, look, quiet_decoders, shrink
 from ldm.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ SECONDS = 20  # of processor time for one image; the slowest honest ones, 12-meg
 MEMORY = 5 * 2**29  # of a worker; the largest honest image, an animated WebP at the pixel cap, takes 1.6 GiB
 PICTURES_PER_WORKER = 16  # a start takes 0.3 s: a small folder is not worth many
 
-TASKS: dict[str, Callable[..., bytes]] = {"fit": fit, "look": look}
+TASKS: dict[str, Callable[..., bytes]] = {"fit": fit, "look": look, "shrink": shrink}
 _LENGTH = struct.Struct("<Q")
 _DONE, _BAD, _ERROR = b"+", b"-", b"!"  # how an answer begins: a result, the reason of an ImageError, a traceback
 _FROM_OUTSIDE = {-getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")}

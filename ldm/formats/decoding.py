@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import json
+import struct
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,6 +155,20 @@ def fit(data: bytes, resolution: int, channels: int, resize: str, background: in
     """An image as training takes it: the bytes of uint8 (resolution, resolution, channels). Raises: ImageError."""
     decoded, _ = decode_described(data, channels, background, enough=round(REDUCING_GAP * resolution), extras=True)
     return fit_image(decoded, resolution, resize, background).tobytes()
+
+
+def shrink(data: bytes, side: int) -> bytes:
+    """An image in RGB, its longer side at most `side`: its width and height, 4 bytes each, and its pixels.
+
+    Raises: ImageError.
+    """
+    pixels, _ = decode_described(data, enough=side, extras=True)
+    image = Image.fromarray(pixels)
+    scale = side / max(image.size)
+    if scale < 1:
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = _resized(image, size, (0, 0, *image.size))
+    return struct.pack("<II", *image.size) + image.tobytes()
 
 
 def look(data: bytes) -> bytes:

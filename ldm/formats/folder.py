@@ -41,9 +41,10 @@ class FolderSource:
 
     def encoded(self) -> Iterator[tuple[int, bytes | ImageError]]:
         for index, sample in enumerate(self.samples):
-            yield index, self._read(sample.id)
+            yield index, self.read(sample.id)
 
-    def _read(self, name: str) -> bytes | ImageError:
+    def read(self, name: str) -> bytes | ImageError:
+        """The contents of an image's file, or why it cannot be used."""
         if name in self._faults:
             return ImageError(self._faults[name])
         try:

@@ -58,6 +58,24 @@ def check_code(path: Path, settings: dict[str, Any]) -> None:
         )
 
 
+def check_settings(config: Path) -> dict[str, Any]:
+    """The settings of a network of any class of transformers, deeper ones included, before it is built without weights.
+
+    Raises: UserError: if they name code to fetch, or more layers of a kind than there are tensors beside them.
+    """
+    settings = read_json(config)
+    tensors = len(tensor_shapes(config.parent))
+    todo = [settings]
+    while todo:
+        part = todo.pop()
+        check_code(config, part)
+        depth = max((size for key, value in part.items() if "layers" in key for size in _numbers(value)), default=0)
+        if depth > max(tensors, 1):
+            raise UserError(f"{config} describes more layers than there are tensors beside it ({tensors})")
+        todo += [value for value in part.values() if isinstance(value, dict)]
+    return settings
+
+
 def check_schedule(path: Path, settings: dict[str, Any]) -> None:
     """Raises: UserError if a number in the settings of a scheduler is beyond use."""
     _check_numbers(path, settings, MAX_STEPS, "no schedule is longer than")
