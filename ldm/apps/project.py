@@ -41,7 +41,7 @@ def write_project(path: Path, source: str, minutes: float, memory: float | None,
     """
     import tempfile
 
-    from ldm.training.budget import propose
+    from ldm.apps.budget import propose
     from ldm.utils.atomic_files import atomic_write, readable_io_errors
 
     with readable_io_errors(path, "start it in a folder that can be written"):
@@ -141,7 +141,7 @@ def dotted(given: dict, prefix: str = "") -> Iterator[str]:
 
 def line_of(one: Any) -> str:
     """What a stage will see, and what was measured for it."""
-    from ldm.training.budget import shape_text, speed_text
+    from ldm.apps.budget import shape_text, speed_text
     from ldm.training.progress import duration_text
 
     train = one.settings.train
@@ -154,12 +154,14 @@ def line_of(one: Any) -> str:
 
 def reason_of(one: Any) -> str:
     """Why this width and not another."""
-    from ldm.training.budget import LEAST
+    from ldm.apps.budget import LEAST
 
     if one.images >= one.target:
         return f"The widest of those tried that sees {one.target:,.0f} images in its time."
     if not one.changes.get("model"):
         return "The width is the config's own."
+    if one.images >= one.target:
+        return f"The widest of those tried that sees {one.target:,.0f} images in its time."
     return f"The narrowest of those tried; it should see {one.target:,.0f} images, and at least {LEAST[one.part]:,}."
 
 

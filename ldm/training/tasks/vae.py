@@ -1,5 +1,6 @@
 """The autoencoder's training: reconstruction losses, KL term, codebook or fixed encoder, perhaps a discriminator."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from diffusers import VQModel
 from torch import Tensor, nn
 
 from ldm.config.settings import VaeLoss, VaeSettings
-from ldm.data import Splits, dataset_fingerprint
+from ldm.data import Splits, apart, dataset_fingerprint
 from ldm.models.autoencoder import Autoencoder, build_vae, code_counts, fold_whitening, latent_statistics
 from ldm.models.latents import is_tiny, posterior
 from ldm.models.linear_autoencoder import fit_encoder, save_component
@@ -140,10 +141,7 @@ class VaeTask:
         errors: list[Tensor] = []
         counts = torch.zeros(self.settings.model.codebook_size)
         strip: list[np.ndarray] = []
-        for batch in image_batches(self.data.validation, 32, limit=128):
-            images = batch.to(self.model.device)
-            latents = posterior(self.model, images).mode()
-            decoded = self.model.decode(latents).sample.clamp(-1, 1)
+        for images, latents, decoded in self._reconstructions():
             counts += code_counts(self.model, latents).cpu() if isinstance(self.model, VQModel) else 0
             errors.append((decoded - images).square().mean((1, 2, 3)).cpu())
             strip += [to_pixels(images), to_pixels(decoded)] if len(strip) < 2 else []
@@ -151,6 +149,22 @@ class VaeTask:
         image_grid(pairs, columns=16).save(folder / f"{label}.png")
         psnr = 10 * torch.log10(4 / torch.cat(errors).clamp(min=1e-10))
         return {"psnr": psnr.mean().item()} | (code_usage(counts) if isinstance(self.model, VQModel) else {})
+
+    def _reconstructions(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Batches of validation images (b, C, H, W), their latents (b, c, h, w) and what these decode to."""
+        for batch in image_batches(self.data.validation, 32, limit=128):
+            images = batch.to(self.model.device)
+            latents = posterior(self.model, images).mode()
+            yield images, latents, self.model.decode(latents).sample.clamp(-1, 1)
+
+    def has_validation(self) -> bool:
+        return apart(self.data.train, self.data.validation)
+
+    @torch.no_grad()
+    def validate(self) -> tuple[float, None]:
+        """The mean squared error of reconstructions."""
+        errors = [(decoded - images).square().mean((1, 2, 3)).cpu() for images, _, decoded in self._reconstructions()]
+        return torch.cat(errors).mean().item(), None
 
     def finish(self, folder: Path) -> None:
         if self.settings.model.kind != "linear":

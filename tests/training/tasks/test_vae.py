@@ -129,3 +129,15 @@ class Coloured:
 def test_shapes_that_do_not_go_together_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         check_shapes(VaeSettings(model=LINEAR).model_copy(update=changes), 3, 16)
+
+
+def test_the_validation_loss_is_the_squared_error_of_the_held_out_images():
+    settings = VaeSettings(model=LINEAR, data={"channels": 3, "resolution": 16})
+    colours = np.random.default_rng(0).integers(0, 256, (13, 1, 1, 3), np.uint8)
+    task = VaeTask(settings, Splits(Coloured(colours[:8]), Coloured(colours[8:])))
+    pixels = np.stack([task.data.validation.image(i) for i in range(5)])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        decoded = task.model.decode(task.model.encode(images).latents).sample.clamp(-1, 1)
+    loss, copies = task.validate()
+    assert loss == pytest.approx((decoded - images).square().mean().item(), rel=1e-4) and copies is None

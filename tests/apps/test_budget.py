@@ -9,12 +9,12 @@ import torch
 import yaml
 from commands import train
 
+from ldm.apps import budget
+from ldm.apps.budget import LEAST, MIN_STEPS, SHARES, SLACK, TARGET, overhead_seconds, propose
 from ldm.cli import main as cli
 from ldm.cli.plan import bytes_of, flags, write
 from ldm.config.loading import load
 from ldm.config.overrides import parse_overrides
-from ldm.training import budget
-from ldm.training.budget import LEAST, MIN_STEPS, SHARES, SLACK, TARGET, overhead_seconds, propose
 from ldm.training.cost_estimate import CostCount, Forecast, Speed
 from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
