@@ -301,7 +301,9 @@ def scaled(settings: RunSettings, factor: float) -> Changes:
         return {name: rounded(factor * getattr(model, name), unit) for name, unit in units.items()}
     if isinstance(settings, LdmSettings) and settings.denoiser != "unet":
         return {}
-    if not isinstance(settings, LdmSettings | VaeSettings):
+    if not isinstance(settings, LdmSettings | VaeSettings) or (
+        isinstance(settings, VaeSettings) and settings.start.model
+    ):
         return {}
     unit = settings.model.norm_num_groups
     if isinstance(settings, LdmSettings):
@@ -329,6 +331,8 @@ def shape_text(settings: RunSettings) -> str:
     if isinstance(settings, LdmSettings) and settings.denoiser != "unet":
         return str(settings.mlp.width)
     assert isinstance(settings, LdmSettings | VaeSettings)
+    if isinstance(settings, VaeSettings) and settings.start.model:
+        return f"of {settings.start.model}"
     return "/".join(map(str, settings.model.block_out_channels))
 
 

@@ -104,7 +104,9 @@ def build_data(config: Path) -> None:
 
 def facts(report: dict[str, Any]) -> str:
     """'6468 images (6145 train, 323 validation), colour, captions: 12936'."""
-    divided = ", ".join(f"{count} {name}" for name, count in report["splits"].items())
+    from ldm.data.inspection import divided_text
+
+    divided = divided_text(report)
     usable, captions = report["pictures"] - len(report["skipped"]), report["captions"]["total"]
     words = f"captions: {captions}" if captions else "no captions (the model will be unconditional)"
     left_out = f", {len(report['skipped'])} left out" if report["skipped"] else ""
@@ -156,8 +158,6 @@ def reason_of(one: Any) -> str:
     """Why this width and not another."""
     from ldm.apps.budget import LEAST
 
-    if one.images >= one.target:
-        return f"The widest of those tried that sees {one.target:,.0f} images in its time."
     if not one.changes.get("model"):
         return "The width is the config's own."
     if one.images >= one.target:

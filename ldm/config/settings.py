@@ -399,9 +399,19 @@ class VaeLoss(Settings):
     """Fraction of all steps after which it starts."""
 
 
+class VaeStart(Settings):
+    """Fine-tuning of a finished autoencoder."""
+
+    model: Named | None = None
+    """The autoencoder to fine-tune, whose shape then replaces `vae.model`: its folder, a run or an exported model that
+    holds one, a Hub id, or a shipped model ('glyphs'); null = random weights."""
+
+
 class VaeSettings(RunSettings):
     model: VaeModel = VaeModel()
     """The autoencoder."""
+    start: VaeStart = VaeStart()
+    """Fine-tuning."""
     loss: VaeLoss = VaeLoss()
     """Its loss."""
     crop: Annotated[int, Field(ge=0)] = 0
