@@ -49,7 +49,7 @@ def main() -> None:
     torch.manual_seed(0)
     vae = build_linear(3, FACTOR, args.latents, args.width, args.blocks)
     vae.register_to_config(scaling_factor=args.scale or vae.config.scaling_factor)
-    fit_encoder(vae, train)
+    fit_encoder(vae, train.split(64))
     learn(vae, data, held_out, args)
 
 

@@ -41,7 +41,7 @@ def write_project(path: Path, source: str, minutes: float, memory: float | None,
     """
     import tempfile
 
-    from ldm.training.budget import propose
+    from ldm.apps.budget import propose
     from ldm.utils.atomic_files import atomic_write, readable_io_errors
 
     with readable_io_errors(path, "start it in a folder that can be written"):
@@ -104,7 +104,9 @@ def build_data(config: Path) -> None:
 
 def facts(report: dict[str, Any]) -> str:
     """'6468 images (6145 train, 323 validation), colour, captions: 12936'."""
-    divided = ", ".join(f"{count} {name}" for name, count in report["splits"].items())
+    from ldm.data.inspection import divided_text
+
+    divided = divided_text(report)
     usable, captions = report["pictures"] - len(report["skipped"]), report["captions"]["total"]
     words = f"captions: {captions}" if captions else "no captions (the model will be unconditional)"
     left_out = f", {len(report['skipped'])} left out" if report["skipped"] else ""
@@ -142,7 +144,7 @@ def dotted(given: dict, prefix: str = "") -> Iterator[str]:
 
 def line_of(one: Any) -> str:
     """What a stage will see, and what was measured for it."""
-    from ldm.training.budget import shape_text, speed_text
+    from ldm.apps.budget import shape_text, speed_text
     from ldm.training.progress import duration_text
 
     train = one.settings.train
@@ -155,12 +157,12 @@ def line_of(one: Any) -> str:
 
 def reason_of(one: Any) -> str:
     """Why this width and not another."""
-    from ldm.training.budget import LEAST
+    from ldm.apps.budget import LEAST
 
-    if one.images >= one.target:
-        return f"The widest of those tried that sees {one.target:,.0f} images in its time."
     if not one.changes.get("model"):
         return "The width is the config's own."
+    if one.images >= one.target:
+        return f"The widest of those tried that sees {one.target:,.0f} images in its time."
     return f"The narrowest of those tried; it should see {one.target:,.0f} images, and at least {LEAST[one.part]:,}."
 
 

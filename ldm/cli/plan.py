@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from ldm.utils.runtime import prepare_threads
 
     prepare_threads(args.threads)
-    from ldm.training.budget import propose
+    from ldm.apps.budget import propose
 
     found = propose(args.config, args.minutes, args.memory, say=on_stderr)
     print(table(found))
@@ -54,7 +54,7 @@ def on_stderr(line: str) -> None:
 
 def table(found: list) -> str:
     """A line for each part, and the sum."""
-    from ldm.training.budget import shape_text
+    from ldm.apps.budget import shape_text
     from ldm.training.cost_estimate import size_text
     from ldm.training.progress import duration_text
 

@@ -21,7 +21,8 @@ def add_parser(subparsers) -> None:
     pruned = subparsers.add_parser(
         "prune",
         help="delete old checkpoints of a run",
-        description="Delete all but the newest valid checkpoints, and what killed processes left behind.",
+        description="Delete all but the newest valid checkpoints and the best one (train.keep_best), and what killed "
+        "processes left behind.",
     )
     pruned.add_argument("run_folder", metavar="RUN")
     pruned.add_argument(
@@ -64,6 +65,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def run_prune(args: argparse.Namespace) -> int:
     from ldm.training.run_directory import locked_by
+    from ldm.training.validation import best_name
     from ldm.utils import checkpoint_files as checkpoint
     from ldm.utils.atomic_files import remove_stale
 
@@ -74,7 +76,8 @@ def run_prune(args: argparse.Namespace) -> int:
         raise UserError(f"{run} is in use by {owner}: prune it afterwards, or lower train.keep_checkpoints")
     folder = run / "checkpoints"
     whole = [path for path in checkpoint.saved(folder) if checkpoint.verify(path) is None]
-    old = [path for path in checkpoint.saved(folder) + checkpoint.set_aside(folder) if path not in whole[-args.keep :]]
+    kept = [*whole[-args.keep :], *(path for path in whole if path.name == best_name(whole[-1]))]
+    old = [path for path in checkpoint.saved(folder) + checkpoint.set_aside(folder) if path not in kept]
     if not whole and old:
         raise UserError(
             f"{run} has no whole checkpoint: nothing is deleted; `ldm runs verify {run}` says what is wrong"

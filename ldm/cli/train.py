@@ -131,14 +131,16 @@ def task_of(part: str, settings: Any, data: Any, run: Path, device: Any) -> Any:
         from ldm.training.tasks.vae import VaeTask
 
         return VaeTask(settings, data)
-    from ldm.evaluation.training_hook import hook_for
+    from ldm.evaluation.training_hook import copy_hook, hook_for
     from ldm.training.tasks.denoising import denoising_task
     from ldm.training.tasks.distillation import distillation_task
     from ldm.training.tasks.finetuning import finetuning_task
 
     finished = finetuning_task if settings.start.model else denoising_task
     build_task = distillation_task if settings.distill.teacher else finished
-    return build_task(settings, data, run, device, hook_for(settings))
+    task = build_task(settings, data, run, device, hook_for(settings))
+    task.copy_rate = copy_hook(settings, data)
+    return task
 
 
 # ---- all stages -----------------------------------------------------------------------------------------------------
@@ -220,10 +222,10 @@ def planned(source: str, minutes: float, memory: float | None, given: dict) -> P
 
 def train_project(config: Path, given: dict, output: str | None = None) -> None:
     """All stages of a project, its evaluation and export; what is finished is skipped."""
+    from ldm.apps.budget import stages
     from ldm.apps.project import settings_for
     from ldm.config.loading import load, run_dir
     from ldm.hub.export import refuse_foreign
-    from ldm.training.budget import stages
     from ldm.training.distributed import start_world
     from ldm.utils.runtime import prepare_threads
 
@@ -273,6 +275,7 @@ def finished(part: str, settings: "RunSettings", earlier: Sequence[Path] = ()) -
     """
     from ldm.config.loading import load, run_dir
     from ldm.training.resume_rules import compare
+    from ldm.training.validation import reason_to_stop, validations
     from ldm.utils import checkpoint_files as checkpoint
 
     run = run_dir(settings, part)
@@ -280,7 +283,8 @@ def finished(part: str, settings: "RunSettings", earlier: Sequence[Path] = ()) -
         return False
     done, steps = load(part, run / "config.yaml"), settings.train.num_steps
     last = checkpoint.saved(run / "checkpoints")[-1:]  # none where they were removed to save space
-    if done.train.num_steps < steps or any(one.name < checkpoint.name(steps) for one in last):
+    before_end = any(one.name < checkpoint.name(steps) for one in last)
+    if done.train.num_steps < steps or (before_end and not reason_to_stop(validations(last[0]), settings.train)):
         return False
     if not all(newer(run / "final", one) for one in earlier):
         return False

@@ -265,6 +265,15 @@ class TrainOptions(Settings):
     """Steps between checkpoints."""
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
     """Number of checkpoints to keep."""
+    keep_best: bool | None = None
+    """Validate checkpoints, keep the one with the lowest validation loss and export its weights; null = for your own
+    images. Without held-out images, the last weights are exported."""
+    patience: Fraction = 0.25
+    """With keep_best: end the training once the validation loss has not fallen for this fraction of all steps; 0 =
+    never."""
+    max_copies: Fraction = 0.25
+    """With keep_best: end the training once a larger fraction of generated images are near copies of training images;
+    1 = never."""
     num_workers: Annotated[int, Field(ge=0)] = 0
     """Data loader processes."""
     threads: Annotated[int, Field(ge=0)] = 0
@@ -398,9 +407,19 @@ class VaeLoss(Settings):
     """Fraction of all steps after which it starts."""
 
 
+class VaeStart(Settings):
+    """Fine-tuning of a finished autoencoder."""
+
+    model: Named | None = None
+    """The autoencoder to fine-tune, whose shape then replaces `vae.model`: its folder, a run or an exported model that
+    holds one, a Hub id, or a shipped model ('glyphs'); null = random weights."""
+
+
 class VaeSettings(RunSettings):
     model: VaeModel = VaeModel()
     """The autoencoder."""
+    start: VaeStart = VaeStart()
+    """Fine-tuning."""
     loss: VaeLoss = VaeLoss()
     """Its loss."""
     crop: Annotated[int, Field(ge=0)] = 0

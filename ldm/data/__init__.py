@@ -57,6 +57,11 @@ def evenly_spaced_indices(total: int, limit: int) -> np.ndarray:
     return np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(int))
 
 
+def apart(train: ImageTextData, validation: ImageTextData) -> bool:
+    """Whether no item that is validated on is trained on."""
+    return not set(train.ids) & set(validation.ids)
+
+
 def dataset_fingerprint(data: ImageTextData, captions: bool = True) -> dict[str, str]:
     """What a run is said to be trained on: the digest of the pixels and, of files and if asked, that of the captions.
 

@@ -46,6 +46,7 @@ def inspect(source: "Source", options: "DataOptions", text_length: int, chosen: 
         "allowed_bad_fraction": options.files.max_bad_fraction,
         "skipped": skipped,
         "splits": {name: len(rows) for name, rows in splits.items()},
+        "held_out": not set(splits.get("train", ())) & set(splits.get("validation", ())),
         **_pictures(used, looks, options.resolution),
         "duplicates": _duplicates(used, looks, splits),
         "captions": _captions(used, text_length),
@@ -124,7 +125,7 @@ def report_lines(report: dict[str, Any], most: int) -> list[str]:
 
     total, skipped = report["pictures"], report["skipped"]
     usable = total - len(skipped)
-    divided = ", ".join(f"{count} {name}" for name, count in report["splits"].items())
+    divided = divided_text(report)
     lines = [f"{report['source']}: {total} images, {usable} usable" + (f" ({divided})" if divided else "")]
     lines += [f"note: {note}" for note in report["notes"]]
     lines += _listed(
@@ -136,6 +137,12 @@ def report_lines(report: dict[str, Any], most: int) -> list[str]:
     if usable:
         lines += _picture_lines(report, usable, most) + _caption_lines(report["captions"], usable, most)
     return [printable(line) for line in lines]
+
+
+def divided_text(report: dict[str, Any]) -> str:
+    """'95 train, 5 validation', and that these are trained on too where none are held out."""
+    divided = ", ".join(f"{count} {name}" for name, count in report["splits"].items())
+    return divided + ("" if report["held_out"] else "; none is held out: validation images are trained on")
 
 
 def _picture_lines(report: dict[str, Any], usable: int, most: int) -> list[str]:

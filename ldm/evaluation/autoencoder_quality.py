@@ -12,7 +12,7 @@ import torch
 
 from ldm.data import ImageTextData, evenly_spaced_indices
 from ldm.models.latents import is_vector_quantized
-from ldm.models.linear_autoencoder import pca_psnr
+from ldm.models.linear_autoencoder import FITTED_PIXELS, pca_psnr
 from ldm.utils.image_tensors import to_images
 
 # dB above the linear reference. Trainings that lost colours lay from -6 to +0.7, those that kept them from +2 to +12;
@@ -21,7 +21,7 @@ MARGIN = 1.0
 ENOUGH = 35.0  # dB: errors of 4.5 in 255 are not seen, whatever a linear map of large latents reaches
 LOST, WEAK = 0.6, 0.85  # gains
 FAINT = 0.02  # standard deviation of a direction of colour, in [-1, 1], below which images do not have it
-TRAINING, PIXELS = 2000, 2**23  # at most so many training images, and pixels of them
+TRAINING = 2000  # images at most that the linear reference is computed from
 CELL = 8  # side in pixels of the squares whose mean colours are compared
 DIRECTIONS = {"red-cyan": (2, -1, -1), "green-magenta": (-1, 2, -1), "blue-yellow": (-1, -1, 2)}
 
@@ -74,7 +74,7 @@ def quality(
     factor, channels = before.shape[1] // latents.shape[2], latents.shape[1]
     floor = None
     if train is not None and factor > 1 and not is_vector_quantized(vae.config):
-        count = min(TRAINING, max(1, PIXELS // before[0, ..., 0].size))
+        count = min(TRAINING, max(1, FITTED_PIXELS // before[0, ..., 0].size))
         known = np.stack([train.image(int(i)) for i in evenly_spaced_indices(len(train), count)])
         every = before.shape[3] * factor**2  # of a patch: with as many numbers nothing is lost
         found = round(pca_psnr(to_images(known), to_images(before), factor, min(channels, every)), 2)

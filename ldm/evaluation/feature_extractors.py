@@ -21,6 +21,7 @@ from ldm.utils.errors import UserError
 from ldm.utils.untrusted_files import read_json, validated
 
 SIZE = 224  # of the images that a vision model takes, where its settings do not say
+COARSE = 8  # side of the images that are compared where there is no network
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet: likewise
 
 
@@ -34,14 +35,14 @@ class FeatureExtractor:
 
 
 class ClipEmbedder:
-    """Both encoders of a finished run of train_clip.py. Raises: UserError: `run` is none."""
+    """Both encoders of a finished run of `ldm train clip`. Raises: UserError: `run` is none."""
 
     def __init__(self, run: Path):
         from transformers import CLIPModel, CLIPTokenizer
 
         folder = next((each for each in (run / "final", run) if (each / "clip" / "config.json").is_file()), None)
         if folder is None:
-            raise UserError(f"{run} holds no clip/: name a finished run of train_clip.py, such as runs/glyphs/clip")
+            raise UserError(f"{run} holds no clip/: name a finished run of `ldm train clip`, such as runs/glyphs/clip")
         try:
             path = validated(folder / "clip")
             self.clip = CLIPModel.from_pretrained(path, use_safetensors=True, local_files_only=True).eval()
@@ -134,6 +135,13 @@ class VisionModel:
                 pooled = hidden.mean(1) if hidden.ndim == 3 else hidden.mean((2, 3))
             batches.append(pooled.flatten(1))
         return torch.cat(batches).float().numpy()
+
+
+def coarse_colours(images: np.ndarray) -> np.ndarray:
+    """uint8 (n, h, w, c) -> the mean colour of each of 8 x 8 cells, float32 in [-1, 1], (n, 64 c)."""
+    size = (COARSE, COARSE)
+    small = [Image.fromarray(x.squeeze()).resize(size, Image.Resampling.BOX) for x in images]
+    return np.stack([np.asarray(x, np.float32).ravel() / 127.5 - 1 for x in small])
 
 
 def digest(folder: Path) -> str:

@@ -1,16 +1,23 @@
-"""A small evaluation during training: a few prompts are scored wherever the run writes its sample grid."""
+"""Small evaluations during training: prompts are scored wherever a run writes its sample grid, copies are counted
+wherever a checkpoint is validated.
+"""
 
 from collections.abc import Callable
 
 import numpy as np
 
 from ldm.config.settings import LdmSettings
-from ldm.pipelines.generation import generate_pixels
+from ldm.data import Splits, evenly_spaced_indices, is_own
+from ldm.evaluation.images.copies import CopyDetector
+from ldm.pipelines.generation import SamplingOptions, generate_pixels
 from ldm.pipelines.pipeline import Pipeline
+from ldm.training.validation import wanted
 
 SEED = 2**31  # far from the seeds of sample grids and of `ldm evaluate`
 LAYOUTS = ("horizontal", "vertical", "upper left", "lower left")
 RADICALS = (85, 140, 75, 30)  # water, grass, tree, mouth: the most frequent
+COPIES, COPY_STEPS = 16, 10  # images that are generated to be compared, and their sampling steps
+FEWEST_HELD_OUT = 20
 Hook = Callable[[Pipeline], dict[str, float]]
 
 
@@ -24,6 +31,29 @@ def hook_for(settings: LdmSettings) -> Hook | None:
         return None
     count = settings.sampling.judged
     return lambda pipeline: suite(pipeline, count)
+
+
+def copy_hook(settings: LdmSettings, data: Splits) -> Callable[[Pipeline], float] | None:
+    """What counts near copies of training images among a run's images of held-out captions: a fraction of them.
+
+    None where nobody asks, or where too few images are held out to say how near an image of another subject may be.
+    """
+    if not wanted(settings) or settings.train.max_copies == 1 or is_own(settings.data.source):
+        return None
+    if len(data.validation) < FEWEST_HELD_OUT:
+        return None
+    detectors: list[CopyDetector] = []  # made at the first call
+    rng = np.random.default_rng(0)
+    prompts = [data.validation.caption(int(i), rng) for i in evenly_spaced_indices(len(data.validation), COPIES)]
+    options = SamplingOptions(steps=min(COPY_STEPS, settings.sampling.num_inference_steps))
+
+    def count(pipeline: Pipeline) -> float:
+        if not detectors:
+            detectors.append(CopyDetector(data.train, data.validation))
+        images = generate_pixels(pipeline, prompts, range(SEED, SEED + len(prompts)), options)
+        return float(detectors[0](images).mean())
+
+    return count
 
 
 def glyph_accuracy(pipeline: Pipeline, count: int) -> dict[str, float]:

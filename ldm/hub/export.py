@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ldm.models.latents import downsampling_factor, is_tiny, shift_factor
-from ldm.models.linear_autoencoder import save_component
+from ldm.models.saving import save_component
 from ldm.pipelines.component_classes import CLASSES, LIBRARY
 from ldm.pipelines.loading import load_pipeline, no_progress_bars
 from ldm.pipelines.model_folder import COMPONENTS, resolve_model

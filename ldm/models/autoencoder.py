@@ -70,7 +70,31 @@ def load_vae(folder: Path) -> Autoencoder:
                 raise UserError(f"the VAE in {candidate} cannot be read: {str(error).splitlines()[0]}") from error
             _to_unit_scale(vae)
             return vae.eval().requires_grad_(False)
-    raise UserError(f"no finished VAE in {folder}: run train_vae.py first, or point --vae to a folder that holds one")
+    raise UserError(
+        f"no finished VAE in {folder}: run `ldm train vae` first, or point --vae to a folder that holds one"
+    )
+
+
+def unfreeze(vae: Autoencoder) -> Autoencoder:
+    """Make everything trainable that a training may change: of an AutoencoderTiny the decoder alone."""
+    vae.requires_grad_(True)
+    if isinstance(vae, AutoencoderTiny):
+        vae.encoder.requires_grad_(False)
+    return vae
+
+
+def shape_of(vae: Autoencoder) -> VaeModel:
+    """The settings that describe an autoencoder, also one of widths that they could not build."""
+    config = vae.config
+    tiny = isinstance(vae, AutoencoderTiny)
+    shape = {
+        "kind": "linear" if tiny else "vq" if isinstance(vae, VQModel) else "kl",
+        "latent_channels": config.latent_channels,
+        "block_out_channels": list(config.decoder_block_out_channels if tiny else config.block_out_channels),
+    }
+    if isinstance(vae, VQModel):
+        shape["codebook_size"] = config.num_vq_embeddings
+    return VaeModel.model_construct(**VaeModel().model_dump() | shape)
 
 
 @torch.no_grad()

@@ -7,9 +7,7 @@ scaled to a mean variance of 1: fully whitened, the many small ones would need a
 large ones.
 """
 
-import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from diffusers import AutoencoderTiny
@@ -19,6 +17,7 @@ from torch.nn import functional as F
 
 from ldm.models.latents import downsampling_factor
 
+FITTED_PIXELS = 2**23  # of the images that components are computed from: more hardly change them
 WHITENING = 0.5  # a component of deviation s gets s ** (1 - WHITENING); 1 = white
 SCALE = 2.5  # the decoder squashes z by 3 tanh(z / 3): smaller numbers pass nearly unchanged, 0.8 dB better
 LEAST = 1e-6  # variance of a component, in squared units of [-1, 1], below which the data do not have it
@@ -47,32 +46,22 @@ def build_linear(channels: int, factor: int, latent_channels: int, width: int, b
     return vae
 
 
-def save_component(component: Any, folder: Path, **options: Any) -> None:
-    """`component.save_pretrained`, without the setting that AutoencoderTiny derives and warns of when it is loaded."""
-    component.save_pretrained(str(folder), **options)
-    if isinstance(component, AutoencoderTiny):
-        file = folder / "config.json"
-        config = json.loads(file.read_text(encoding="utf-8"))
-        config.pop("block_out_channels", None)
-        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def principal_patches(
-    images: Float[Tensor, "n c h w"], factor: int, channels: int
+    batches: Iterable[Float[Tensor, "n c h w"]], factor: int, channels: int
 ) -> tuple[Float64[Tensor, " k"], Float64[Tensor, "k d"], Float64[Tensor, " d"]]:
     """Variances (falling), unit directions and mean of the first `channels` principal components of patches.
 
     Args:
-        images: in [-1, 1]. A patch has d = c factor^2 numbers, ordered as `torch.nn.functional.unfold` does.
+        batches: of images in [-1, 1]; only one is held at a time. A patch has d = c factor^2 numbers, ordered as
+            `torch.nn.functional.unfold` does.
 
     Raises: ValueError if a patch has fewer numbers than `channels`.
     """
-    total = images.shape[1] * factor**2
-    if channels > total:
-        raise ValueError(f"a patch of {images.shape[1]} x {factor} x {factor} has {total} numbers, not {channels}")
-    count, first, second = 0, torch.zeros(total, dtype=torch.float64), torch.zeros(total, total, dtype=torch.float64)
-    for part in images.split(64):
-        patches = _patches(part, factor).flatten(0, 1)
+    count, first, second = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for images in batches:
+        if channels > (total := images.shape[1] * factor**2):
+            raise ValueError(f"a patch of {images.shape[1]} x {factor} x {factor} has {total} numbers, not {channels}")
+        patches = _patches(images, factor).flatten(0, 1)
         count, first, second = count + len(patches), first + patches.sum(0), second + patches.T @ patches
     mean = first / count
     variances, directions = torch.linalg.eigh(second / count - mean.outer(mean))
@@ -89,7 +78,7 @@ def pca_psnr(train: Float[Tensor, "n c h w"], held_out: Float[Tensor, "m c h w"]
 
     The floor of any autoencoder with latents of that size. Images in [-1, 1].
     """
-    _, directions, mean = principal_patches(train, factor, channels)
+    _, directions, mean = principal_patches(train.split(64), factor, channels)
     errors = []
     for part in held_out.split(64):
         patches = _patches(part, factor)
@@ -99,12 +88,14 @@ def pca_psnr(train: Float[Tensor, "n c h w"], held_out: Float[Tensor, "m c h w"]
 
 
 @torch.no_grad()
-def fit_encoder(vae: AutoencoderTiny, images: Float[Tensor, "n c h w"]) -> None:
-    """Put the projection on the principal patches of these images into the encoder, in place.
+def fit_encoder(vae: AutoencoderTiny, batches: Iterable[Float[Tensor, "n c h w"]]) -> None:
+    """Put the projection on the principal patches of these batches of images into the encoder, in place.
 
     z times the config's `scaling_factor` has mean 0 and a mean variance of 1.
     """
-    variances, directions, mean = principal_patches(images, downsampling_factor(vae.config), vae.config.latent_channels)
+    variances, directions, mean = principal_patches(
+        batches, downsampling_factor(vae.config), vae.config.latent_channels
+    )
     variances = variances.clamp(min=LEAST)
     scales = variances ** (-WHITENING / 2)
     weights = scales[:, None] * directions / (variances * scales.square()).mean().sqrt() / vae.config.scaling_factor

@@ -258,15 +258,16 @@ class _Vocabulary:
 def _clip(settings: ClipSettings, config: Path | None) -> ProbeTarget:
     from ldm.models.clip import ClipObjective, build_clip
 
-    model, data = settings.model, settings.data
+    model, data, wrong = settings.model, settings.data, settings.loss.hard_negatives
     vocabulary: Any = _Vocabulary(model.vocab_size)
 
     def loss(objective: nn.Module, batch: int, device: torch.device) -> Tensor:
         ids = torch.full((batch, model.context_length), vocabulary.eos_token_id, device=device)
         pixels = torch.zeros(batch, data.channels, data.resolution, data.resolution, device=device)
-        return objective(pixels, ids, 1.0)[0]
+        return objective(pixels, ids, 1.0, ids.repeat(wrong, 1) if wrong else None)[0]
 
     shape = f"images {data.channels} x {data.resolution} x {data.resolution}, captions of {model.context_length} tokens"
+    shape += f", {wrong} wrong ones of each" if wrong else ""
 
     def build() -> nn.Module:
         clip = build_clip(model, data.resolution, data.channels, vocabulary)
@@ -278,10 +279,13 @@ def _clip(settings: ClipSettings, config: Path | None) -> ProbeTarget:
 
 
 def _vae(settings: VaeSettings, config: Path | None) -> ProbeTarget:
-    from ldm.models.autoencoder import build_vae
-    from ldm.training.tasks.vae import VaeObjective, check_shapes
+    from ldm.models.autoencoder import build_vae, unfreeze
+    from ldm.training.tasks.vae import VaeObjective, check_shapes, initial_vae
 
-    model, data = settings.model, settings.data
+    data, initial = settings.data, None
+    if settings.start.model:
+        initial, settings = initial_vae(settings, data.channels)
+    model = settings.model
     check_shapes(settings, data.channels, data.resolution)
     side = settings.crop or data.resolution
     latents = (model.latent_channels, side // model.factor, side // model.factor)
@@ -294,9 +298,13 @@ def _vae(settings: VaeSettings, config: Path | None) -> ProbeTarget:
     shape = f"{data.channels} x {side} x {side} pixels to {' x '.join(map(str, latents))}"
     if model.kind == "vq":
         shape += f", of {model.codebook_size} codes"
-    return ProbeTarget(
-        lambda: VaeObjective(build_vae(model, data.channels), settings.loss), loss, shape, lambda m: m.vae, True
-    )
+
+    def build() -> nn.Module:
+        if initial is None:
+            return VaeObjective(build_vae(model, data.channels), settings.loss)
+        return VaeObjective(unfreeze(type(initial).from_config(initial.config)), settings.loss)
+
+    return ProbeTarget(build, loss, shape, lambda objective: objective.vae, True)
 
 
 def _ldm(settings: LdmSettings, config: Path | None) -> ProbeTarget:
@@ -352,8 +360,12 @@ def _latents(settings: LdmSettings, config: Path | None) -> tuple[int, int]:
         return trained["latent_channels"], downsampling_factor(trained)
     if settings.vae != "run":
         raise UserError(f"vae: {settings.vae} holds no VAE run and no AutoencoderKL; train one or set vae: run")
-    model = load("vae", config).model if config else VaeSettings().model
-    return model.latent_channels, model.factor
+    planned: Any = load("vae", config) if config else VaeSettings()
+    if planned.start.model:
+        from ldm.training.tasks.vae import initial_vae
+
+        planned = initial_vae(planned, settings.data.channels)[1]
+    return planned.model.latent_channels, planned.model.factor
 
 
 def _point_dims(options: DataOptions) -> int:

@@ -6,7 +6,7 @@ Everything random in a step is a function of (seed, step), so there are no gener
 import json
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ldm.training import resume_rules as resume
 from ldm.training.ema import EMA
 from ldm.training.run_directory import replace_text
+from ldm.training.validation import Validation
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import DiskFull, require_free_space
 from ldm.utils.errors import UserError
@@ -34,6 +35,7 @@ class TrainingState:
         origin: {"settings": ..., "identity": ...} as `ldm.training.resume_rules.compare` takes it.
         scaler: of fp16 losses, or None.
         step: steps done; `skipped`: how many of them, the last in a row, changed nothing.
+        validations: see `ldm.training.validation`.
     """
 
     module: nn.Module
@@ -44,6 +46,7 @@ class TrainingState:
     scaler: Any = None
     step: int = 0
     skipped: int = 0
+    validations: list[Validation] = field(default_factory=list)
 
     def count_step(self, finite: bool, items: str) -> str | None:
         """Count a step done; a warning if its gradients were not finite, so that it changed nothing.
@@ -59,8 +62,8 @@ class TrainingState:
             raise UserError(f"{text}, nor were those before it, {self.skipped} in a row: {LOWER_RATE}")
         return f"{text}: step skipped"
 
-    def save(self, folder: Path, keep: int) -> None:
-        """Write a checkpoint into `folder` unless it is there, and delete all but the newest `keep`.
+    def save(self, folder: Path, keep: int, best: str | None = None) -> None:
+        """Write a checkpoint into `folder` unless it is there, and delete all but the newest `keep` and the `best`.
 
         Raises: UserError if the disk is full, or if a number in it is not finite: then nothing is written.
         """
@@ -75,12 +78,13 @@ class TrainingState:
                 )
         scale = None if self.scaler is None else self.scaler.state_dict()
         state = {"step": self.step, "skipped": self.skipped, "ema_steps": self.ema.optimization_step, "scaler": scale}
+        state |= {"validations": self.validations} | self.origin
         try:
-            checkpoint.save(path, groups, state | self.origin)
+            checkpoint.save(path, groups, state)
         except DiskFull:  # superseded checkpoints can be deleted
-            checkpoint.prune(folder, 2, superseded=True)
-            checkpoint.save(path, groups, state | self.origin)
-        checkpoint.prune(folder, keep)
+            checkpoint.prune(folder, 2, superseded=True, spare=best)
+            checkpoint.save(path, groups, state)
+        checkpoint.prune(folder, keep, spare=best)
 
     def restore(self, found: Path, content: checkpoint.Content, allow_changed: Collection[str] = ()) -> list[str]:
         """Restore a checkpoint that was read; returns lines for the log on settings that changed.
@@ -91,12 +95,19 @@ class TrainingState:
         if not {"model", "optimizer"} <= groups.keys():
             raise UserError(f"{found} is no checkpoint of a training: it has no weights or no optimizer state")
         notes = resume.compare(state, self.origin, allow_changed, str(found), self._fits(groups["model"]))
-        self._restore(groups, found)
+        self._restore_weights(groups, found)
+        self._restore_moments(groups)
         if self.scaler is not None and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         self.ema.optimization_step = state["ema_steps"]
         self.step, self.skipped = state["step"], state.get("skipped", 0)
+        self.validations = state.get("validations", [])
         return notes
+
+    def take_weights(self, found: Path) -> None:
+        """The weights and their EMA of a checkpoint of this run, and nothing else. Raises: UserError if damaged."""
+        groups, _ = checkpoint.load(found)
+        self._restore_weights(groups, found)
 
     def check_free_space(self, folder: Path, keep: int) -> None:
         """Raises: UserError, with the bytes needed and free, where the disk cannot hold the checkpoints to come."""
@@ -122,7 +133,7 @@ class TrainingState:
         own = {name: value.shape for name, value in _trainable(self.module).items()}
         return own == {name: value.shape for name, value in tensors.items()}
 
-    def _restore(self, groups: dict[str, dict[str, Tensor]], source: Path) -> None:
+    def _restore_weights(self, groups: dict[str, dict[str, Tensor]], source: Path) -> None:
         own, tensors = _trainable(self.module), groups["model"]
         if not self._fits(tensors):
             raise UserError(
@@ -134,6 +145,8 @@ class TrainingState:
             _fill(self.ema.shadow_params, [averages[name] for name in _names(self.model)])
             fixed = {name: value for name, value in self.model.named_parameters() if not value.requires_grad}
             _fill(list(fixed.values()), [averages[name] for name in fixed])  # a linear encoder, as it was computed
+
+    def _restore_moments(self, groups: dict[str, dict[str, Tensor]]) -> None:
         parameters = dict(self.module.named_parameters())
         for full, value in groups["optimizer"].items():
             key, name = full.split("/", 1)

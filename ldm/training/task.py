@@ -49,6 +49,16 @@ class Task(Protocol):
         """Validation numbers of the model as it is now, and images written into `folder`; main process only."""
         ...
 
+    def has_validation(self) -> bool:
+        """Whether there are items to validate on that are not trained on."""
+        ...
+
+    def validate(self) -> tuple[float, float | None]:
+        """Validation loss of the model as it is now, and which fraction of the images that it generates are near
+        copies of training images, None if unknown; main process only.
+        """
+        ...
+
     def finish(self, folder: Path) -> None:
         """Save the finished components as diffusers and transformers do into an empty folder; main process only."""
         ...

@@ -25,8 +25,10 @@ from ldm.training.run_directory import record
 from ldm.training.run_log import RunLog, shortened
 from ldm.training.state import TrainingState, find, rewind
 from ldm.training.task import BatchSlice, LossAndMetrics, Task
+from ldm.training.validation import best_of, due, reason_to_stop, summary, wanted
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import remove_stale
+from ldm.utils.errors import UserError
 from ldm.utils.signals import DeferredSignals, ignore_interrupts
 
 Batch = dict[str, Tensor]
@@ -57,6 +59,7 @@ class Trainer:
         )
         self.batches = Batches(task, settings.seed)
         self.held = DeferredSignals()
+        self.validates = False  # whether checkpoints are compared; `fit` decides
 
     @property
     def step(self) -> int:
@@ -74,10 +77,17 @@ class Trainer:
         """
         with self.held:
             self._resume(resume, allow_changed)
+            self.validates = wanted(self.settings) and self._has_validation()
             if self.accelerator.is_main_process:
-                self.state.check_free_space(self.checkpoints, self.train.keep_checkpoints)
+                self.state.check_free_space(self.checkpoints, self.train.keep_checkpoints + self.validates)
                 record(self.run, self.settings)
             self._train()
+
+    def _has_validation(self) -> bool:
+        if self.task.has_validation():
+            return True
+        self.log.say("no images are held out (data.files.validation_fraction): the last weights are exported")
+        return False
 
     def _train(self) -> None:
         first = self.step
@@ -103,13 +113,15 @@ class Trainer:
             self._after_step(meter)
         if self.accelerator.is_main_process:
             self._finish(trained=self.step > first)
-            if self.train.planned_minutes and first == 0:
+            if self.train.planned_minutes and first == 0 and self.step == self.train.num_steps:
                 self.log.compare_with_plan(self.step, self.train.planned_minutes)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
     def _steps(self) -> Iterator[Iterator[Batch]]:
-        """The micro-batches of each remaining step; the loader continues where the run stopped."""
+        """The micro-batches of each remaining step, fewer where validation ends the training; the loader continues
+        where the run stopped.
+        """
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         loader = iter(
             DataLoader(
@@ -121,7 +133,9 @@ class Trainer:
                 worker_init_fn=ignore_interrupts,
             )
         )
-        for _ in range(self.step, self.train.num_steps):
+        while self.step < self.train.num_steps:
+            if self.validates and reason_to_stop(self.state.validations, self.train):
+                return
             yield (next(loader) for _ in range(self.train.gradient_accumulation_steps))
 
     def _step(self, module: nn.Module, optimizer, micro_batches: Iterator[Batch], meter: Meter) -> None:
@@ -177,6 +191,7 @@ class Trainer:
             self._report()
             meter.pause()
         if last or self.step % self.train.save_every == 0:
+            self._validate()
             self.save()
             meter.pause()
 
@@ -197,7 +212,9 @@ class Trainer:
         """Write a checkpoint; see `TrainingState.save`."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self.state.save(self.checkpoints, self.train.keep_checkpoints)
+            best = best_of(self.state.validations, self.train) if self.validates else None
+            spare = checkpoint.name(int(best["step"])) if best else None
+            self.state.save(self.checkpoints, self.train.keep_checkpoints, spare)
 
     def _resume(self, wanted: str, allow_changed: Collection[str]) -> None:
         if self.accelerator.is_main_process:
@@ -237,6 +254,23 @@ class Trainer:
             numbers = self.task.report(folder, f"{self.step:08d}-{weights}")
         return {f"{weights}/{name}": value for name, value in numbers.items()}
 
+    def _validate(self) -> None:
+        """Validate the weights that would be exported now, where that is due: main process, for all processes."""
+        if not self.validates or not due(self.step, self.state.validations, self.train):
+            return
+        self.accelerator.wait_for_everyone()
+        numbers = torch.zeros(2, dtype=torch.float64)
+        if self.accelerator.is_main_process:
+            self.task.module.eval()
+            with self.ema_weights():
+                loss, copies = self.task.validate()
+            numbers = torch.tensor([loss, math.nan if copies is None else copies], dtype=torch.float64)
+        if self._agreement is not None:
+            torch.distributed.broadcast(numbers, 0, group=self._agreement)
+        found = {"loss": numbers[0].item()} | ({} if numbers[1].isnan() else {"copies": numbers[1].item()})
+        self.state.validations.append({"step": self.step} | found)
+        self.log.write({"step": self.step} | {f"validation/{name}": value for name, value in found.items()})
+
     def ema_weights(self) -> AbstractContextManager[None]:
         """Within this context the model has the EMA weights, where there are any."""
         return self.ema.swapped_in(self.task.model.parameters()) if self.train.ema_decay else nullcontext()
@@ -247,6 +281,20 @@ class Trainer:
             self.log.say(f"already finished: {self.run / 'final'}")
             return
         self.task.module.eval()
+        if self.validates:
+            self._take_best()
         with self.ema_weights(), checkpoint.staged(self.run / "final") as folder:
             self.task.finish(folder)
         self.log.say(f"finished: {self.run / 'final'}")
+
+    def _take_best(self) -> None:
+        """Go back to the weights of the best checkpoint, if that is not the last."""
+        best = best_of(self.state.validations, self.train)
+        if best is not None and best["step"] != self.step:
+            found = self.checkpoints / checkpoint.name(int(best["step"]))
+            try:
+                self.state.take_weights(found)
+            except UserError as error:
+                return self.log.say(f"the last weights are exported, not those of step {best['step']}: {error}")
+        if text := summary(self.state.validations, self.train):
+            self.log.say(text)

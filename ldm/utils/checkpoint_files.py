@@ -126,9 +126,10 @@ def set_aside(folder: Path) -> list[Path]:
     return sorted(folder.glob("superseded-step-*"))
 
 
-def prune(folder: Path, keep: int, superseded: bool = False) -> None:
-    """Delete all but the newest `keep` checkpoints, and if asked those set aside."""
-    delete(saved(folder)[:-keep] + (set_aside(folder) if superseded else []))
+def prune(folder: Path, keep: int, superseded: bool = False, spare: str | None = None) -> None:
+    """Delete all but the newest `keep` checkpoints and the one named `spare`, and if asked those set aside."""
+    old = [path for path in saved(folder)[:-keep] if path.name != spare]
+    delete(old + (set_aside(folder) if superseded else []))
 
 
 def delete(folders: list[Path]) -> None:

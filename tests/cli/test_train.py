@@ -8,14 +8,14 @@ import pytest
 import yaml
 from PIL import Image
 
+from ldm.apps import budget
 from ldm.apps.project import name_of
 from ldm.cli import main as cli
 from ldm.cli import train as command
 from ldm.config.loading import load
-from ldm.training import budget
 from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
-from tests.training.test_budget import forecast
+from tests.apps.test_budget import forecast
 
 SMOKE = shipped_configs() / "smoke.yaml"
 TINY = ["--data.resolution", "16", "--vae.crop", "16"]
@@ -184,6 +184,26 @@ def test_what_is_finished_is_what_has_all_its_steps(tmp_path):
         command.finished("vae", otherwise)
     (run / "final/weights").write_text("2")
     assert not command.finished("vae", settings)
+
+
+def test_a_stage_that_validation_ended_is_finished_until_it_gets_more_patience(tmp_path):
+    from ldm.config.loading import to_yaml
+    from ldm.utils import checkpoint_files as checkpoint
+
+    settings, run = load("clip", SMOKE, {"train": {"num_steps": 100, "patience": 0.2}}), tmp_path / "runs/smoke/clip"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(to_yaml(settings))
+    validations = [{"step": step, "loss": loss} for step, loss in ((10, 1.0), (20, 1.5), (30, 1.5))]
+    for step in (10, 20, 30):
+        with checkpoint.staged(run / "checkpoints" / checkpoint.name(step)) as stage:
+            (stage / "state.json").write_text(json.dumps({"validations": validations}))
+    with checkpoint.staged(run / "final") as stage:
+        (stage / "weights").write_text("1")
+    assert command.finished("clip", settings)
+    patient = settings.model_copy(update={"train": settings.train.model_copy(update={"patience": 0.5})})
+    assert not command.finished("clip", patient)
+    assert ldm("runs", "prune", run, "--keep", 1) == 0  # the best stays beside the newest
+    assert [path.name for path in checkpoint.saved(run / "checkpoints")] == [checkpoint.name(10), checkpoint.name(30)]
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,14 @@ def test_equal_pictures_on_both_sides_of_the_split_are_named(tmp_path, capsys):
     assert "train/x.png = validation/x.png (in more than one split)" in capsys.readouterr().out
 
 
+def test_one_image_is_not_announced_as_held_out(tmp_path, capsys):
+    noise(0).save(tmp_path / "only.png")
+    assert check(tmp_path) == 0
+    assert "(1 train, 1 validation; none is held out: validation images are trained on)" in capsys.readouterr().out
+    noise(1).save(tmp_path / "other.png")
+    assert check(tmp_path) == 0 and "none is held out" not in capsys.readouterr().out
+
+
 def test_columns_and_resolution_come_from_the_config_or_the_options(tmp_path, capsys):
     data = tmp_path / "data"
     data.mkdir()

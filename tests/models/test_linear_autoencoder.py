@@ -15,8 +15,8 @@ from ldm.models.linear_autoencoder import (
     hold_projection,
     pca_psnr,
     principal_patches,
-    save_component,
 )
+from ldm.models.saving import save_component
 
 
 def smooth_images(count=40, channels=3, side=32):
@@ -43,9 +43,9 @@ def test_the_encoder_holds_any_projection_exactly(channels, factor, latents):
 
 def test_latents_are_half_white():
     vae, images = build_linear(3, 4, 8, 8, 1), smooth_images()
-    fit_encoder(vae, images)
+    fit_encoder(vae, [images])
     latents = to_model_latents(posterior(vae, images).mean, vae.config).double().transpose(0, 1).flatten(1)
-    variances, *_ = principal_patches(images, 4, 8)
+    variances, *_ = principal_patches([images], 4, 8)
     torch.testing.assert_close(latents.mean(1), torch.zeros(8, dtype=torch.float64), atol=1e-5, rtol=0)
     covariance = latents @ latents.T / latents.shape[1]
     expected = variances.sqrt() / variances.sqrt().mean()  # of deviation s: s ** 0.5, so variance s
@@ -54,7 +54,7 @@ def test_latents_are_half_white():
 
 def test_components_are_the_best_linear_code():
     images = smooth_images()
-    variances, directions, mean = principal_patches(images, 4, 48)
+    variances, directions, mean = principal_patches([images], 4, 48)
     assert variances.diff().max() <= 0
     centred = patches(images, 4).flatten(0, 1) - mean
     lost = (centred - centred @ directions[:8].T @ directions[:8]).square().sum(1).mean()
@@ -70,13 +70,13 @@ def test_the_floor_of_flat_patches_and_of_all_components():
     assert pca_psnr(images, images, 4, 48) > 90
     assert pca_psnr(images, images, 4, 4) < pca_psnr(images, images, 4, 8)
     with pytest.raises(ValueError, match="a patch of 3 x 4 x 4 has 48 numbers, not 49"):
-        principal_patches(images, 4, 49)
+        principal_patches([images], 4, 49)
 
 
 def test_it_is_built_saved_and_loaded_as_any_other(tmp_path, caplog):
     model = VaeModel(kind="linear", block_out_channels=[8, 8, 8], layers_per_block=2, latent_channels=6)
     vae = build_vae(model, 3, 32)
-    fit_encoder(vae, smooth_images(8))
+    fit_encoder(vae, [smooth_images(8)])
     save_component(vae, tmp_path / "vae")
     with caplog.at_level("WARNING"):
         loaded, images = load_vae(tmp_path), smooth_images(2)

@@ -11,7 +11,9 @@ from torch import nn
 
 from ldm.config.loading import load
 from ldm.config.settings import DataOptions, GlyphOptions
-from ldm.models.autoencoder import build_vae
+from ldm.config.yaml_io import dump
+from ldm.models.autoencoder import build_vae, load_vae
+from ldm.models.latents import downsampling_factor
 from ldm.training.cost_estimate import (
     ProbeTarget,
     _half_precision,
@@ -25,7 +27,7 @@ from ldm.training.cost_estimate import (
 )
 from ldm.training.distributed import precision
 from ldm.training.progress import duration_text
-from ldm.utils.assets import shipped_configs
+from ldm.utils.assets import shipped_configs, shipped_model
 from ldm.utils.errors import UserError
 
 SMOKE = shipped_configs() / "smoke.yaml"
@@ -148,6 +150,32 @@ def test_checkpointing_keeps_fewer_activations_and_computes_more():
     )
     assert checkpointed.activations < 0.6 * plain.activations
     assert 1.05 * plain.flops < checkpointed.flops < 1.4 * plain.flops
+
+
+def test_hard_negatives_cost_the_text_encoder_once_more_each():
+    settings = load("clip", shipped_configs() / "glyphs-cpu.yaml")
+    flops = []
+    for count in (0, 1, 3):
+        loss = settings.loss.model_copy(update={"hard_negatives": count})
+        flops.append(forecast("clip", settings.model_copy(update={"loss": loss}), timed=False).cost.flops)
+    text = flops[1] - flops[0]
+    assert text > 0.1 * flops[0] and flops[2] - flops[0] == pytest.approx(3 * text, rel=0.05)
+
+
+def test_a_fine_tuned_autoencoder_is_counted_as_it_is(tmp_path):
+    """The shipped one has 4 channels in its latents; the settings would build another."""
+    glyphs = {"start": {"model": "glyphs"}, "model": {"latent_channels": 7}}
+    config = tmp_path / "mine.yaml"
+    config.write_text(dump({"data": {"source": "glyphs"}, "vae": glyphs}))
+    vae = load_vae(shipped_model("glyphs"))
+    found = forecast("vae", load("vae", config), timed=False)
+    assert found.cost.exported == sum(p.numel() for p in vae.parameters())
+    latents = forecast("ldm", load("ldm", config), config, timed=False).description
+    side = 64 // downsampling_factor(vae.config)
+    assert latents.startswith(f"latents {vae.config.latent_channels} x {side} x {side}")
+    colour = load("vae", config, {"data": {"channels": 3}})
+    with pytest.raises(UserError, match="glyphs takes images of 1 channels, and the data have 3"):
+        forecast("vae", colour, timed=False)
 
 
 MEASURE = """

@@ -229,6 +229,112 @@ def test_accumulation_sees_the_same_global_batch(tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+class Validated(LineTask):
+    """Its validation loss is what the test says for each step; `seen`: the weights that were validated."""
+
+    def __init__(self, losses, copies=None, held_out=True):
+        super().__init__()
+        self.losses, self.copies, self.held_out, self.seen = losses, copies or {}, held_out, {}
+
+    def has_validation(self):
+        return self.held_out
+
+    def validate(self):
+        torch.rand(7)
+        self.seen[self.trainer.step] = [p.sum().item() for p in self.model.parameters()]
+        return self.losses[self.trainer.step], self.copies.get(self.trainer.step)
+
+
+def validated(run, losses, num_steps=20, resume="auto", copies=None, held_out=True, **train):
+    task = Validated(losses, copies, held_out)
+    options = {"save_every": 2, "keep_best": True, "patience": 0.2} | train
+    task.trainer = Trainer(task, settings(num_steps=num_steps, **options), run)
+    task.trainer.fit(resume)
+    return task
+
+
+VALLEY = {2: 5.0, 4: 3.0, 6: 4.0, 8: 2.5, 10: 2.0, 12: 3.0, 14: 3.5, 16: 9.0, 18: 9.0, 20: 9.0}
+
+
+def exported(run):
+    return json.loads((run / "final" / "weights.json").read_text())
+
+
+def test_the_best_weights_are_exported_and_training_ends_early(tmp_path, capsys):
+    task = validated(tmp_path, VALLEY)
+    assert task.trainer.step == 14 and max(losses(tmp_path)) == 14
+    assert exported(tmp_path) == task.seen[10] != task.seen[14]
+    kept = [path.name for path in checkpoint.saved(tmp_path / "checkpoints")]
+    assert kept == [checkpoint.name(step) for step in (10, 12, 14)]  # the best, beside the two newest
+    said = capsys.readouterr().out
+    assert "ended at step 14 of 20: the validation loss has not fallen since step 10: 2 then, 3.5 now" in said
+    assert "those of step 10, with a validation loss of 2 (step 14: 3.5)" in said
+    made = (tmp_path / "final" / "manifest.json").stat().st_mtime_ns
+    again = validated(tmp_path, VALLEY)
+    assert again.trainer.step == 14 and (tmp_path / "final" / "manifest.json").stat().st_mtime_ns == made
+
+
+def test_without_an_ema_the_weights_themselves_are_taken(tmp_path):
+    task = validated(tmp_path, VALLEY, ema_decay=0.0)
+    assert exported(tmp_path) == task.seen[10]
+
+
+def test_a_loss_that_falls_to_the_end_changes_nothing(tmp_path):
+    falling = {step: 1 / step for step in range(2, 21, 2)}
+    task = validated(tmp_path / "best", falling)
+    assert exported(tmp_path / "best") == task.seen[20]
+    plain = validated(tmp_path / "plain", falling, keep_best=False)
+    assert exported(tmp_path / "plain") == task.seen[20] and not plain.seen
+    assert_equal(task.trainer, plain.trainer)
+
+
+@pytest.mark.parametrize("stop", [7, 10, 12, 13])
+def test_an_interrupted_run_chooses_and_ends_alike(stop, tmp_path, monkeypatch):
+    whole = validated(tmp_path / "whole", VALLEY)
+    step = Trainer._step
+
+    def interrupted(self, *args):
+        step(self, *args)
+        self.held.pending = 2 if self.step == stop else 0
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        validated(tmp_path / "parts", VALLEY)
+    monkeypatch.setattr(Trainer, "_step", step)
+    rest = validated(tmp_path / "parts", VALLEY)
+    assert rest.trainer.state.validations == whole.trainer.state.validations
+    assert_equal(whole.trainer, rest.trainer)
+    assert exported(tmp_path / "parts") == exported(tmp_path / "whole")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_a_run_that_copies_ends_and_exports_what_did_not(tmp_path, capsys):
+    task = validated(tmp_path, {s: 1 / s for s in range(2, 21, 2)}, copies={2: 0.0, 4: 0.1, 6: 0.6})
+    assert task.trainer.step == 6 and exported(tmp_path) == task.seen[4]
+    assert "60% of the images that it generates are near copies of training images" in capsys.readouterr().out
+
+
+def test_more_patience_continues_a_run_that_ended_early(tmp_path):
+    validated(tmp_path, VALLEY)
+    task = validated(tmp_path, VALLEY, patience=0.0)
+    assert task.trainer.step == 20 and sorted(task.seen) == [16, 18, 20]
+
+
+def test_a_best_checkpoint_that_is_damaged_is_said_and_the_last_exported(tmp_path, capsys):
+    task = validated(tmp_path, VALLEY)
+    (tmp_path / "checkpoints" / checkpoint.name(10) / "ema.safetensors").write_bytes(b"torn")
+    (tmp_path / "final" / "manifest.json").unlink()
+    validated(tmp_path, VALLEY)
+    assert exported(tmp_path) == task.seen[14]
+    assert "the last weights are exported, not those of step 10" in capsys.readouterr().out
+
+
+def test_without_held_out_items_the_last_weights_are_exported(tmp_path, capsys):
+    task = validated(tmp_path, VALLEY, held_out=False)
+    assert task.trainer.step == 20 and not task.seen
+    assert "no images are held out" in capsys.readouterr().out
+
+
 WORLD_SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})

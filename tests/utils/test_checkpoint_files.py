@@ -67,6 +67,9 @@ def test_prune_keeps_the_newest(tmp_path):
         write(tmp_path, step)
     checkpoint.prune(tmp_path, 2)
     assert [p.name for p in checkpoint.saved(tmp_path)] == ["step-00000003", "step-00000010"]
+    write(tmp_path, 11)
+    checkpoint.prune(tmp_path, 1, spare="step-00000003")
+    assert [p.name for p in checkpoint.saved(tmp_path)] == ["step-00000003", "step-00000011"]
 
 
 def test_another_format_is_named(tmp_path):

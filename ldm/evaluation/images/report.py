@@ -19,7 +19,14 @@ from ldm.data import ImageTextData, evenly_spaced_indices
 from ldm.evaluation.autoencoder_quality import quality
 from ldm.evaluation.autoencoder_report import rate
 from ldm.evaluation.comparison import SCORES, Report, Scores, compare_scores, load_report, save_scores
-from ldm.evaluation.feature_extractors import ClipEmbedder, FeatureExtractor, VisionModel, digest
+from ldm.evaluation.feature_extractors import (
+    COARSE,
+    ClipEmbedder,
+    FeatureExtractor,
+    VisionModel,
+    coarse_colours,
+    digest,
+)
 from ldm.evaluation.html import render
 from ldm.evaluation.images import one_word
 from ldm.evaluation.images.in_words import FEW, lines
@@ -32,6 +39,7 @@ from ldm.evaluation.options import EvaluationOptions, write_metrics
 from ldm.evaluation.run_loading import OpenRun, checkpoint_state, open_run
 from ldm.models.lora import as_options, merge, read_lora
 from ldm.pipelines.generation import SamplingOptions
+from ldm.training.validation import summary, validations
 from ldm.utils.atomic_files import atomic_write
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import image_grid, save_png
@@ -41,7 +49,6 @@ log = logging.getLogger(__name__)
 CANDIDATES = 100  # captions among which an image's own one has to be the nearest, itself included
 NUM_PERMUTATIONS = 20  # the floor is the mean over so many permutations of the captions
 RARE = 0.01  # of real held-out images are as near to a training image as what is called a near copy
-COARSE = 8  # side of the images that are compared where there is no network
 PAIRS, COLUMNS, SIDE = 32, 8, 128  # in a grid, and the most pixels of an image there
 BLUR = 16  # a blurred image is one whose Gaussian has a standard deviation of its side over so much
 
@@ -186,13 +193,6 @@ def feature_extractor_of(features: str | None, clip: ClipEmbedder | None) -> Fea
     if clip is not None:
         return FeatureExtractor("CLIP", clip.digest, clip.embed)
     return FeatureExtractor(f"colours at {COARSE} x {COARSE}", "", coarse_colours)
-
-
-def coarse_colours(images: np.ndarray) -> np.ndarray:
-    """uint8 (n, h, w, c) -> the mean colour of each of 8 x 8 cells, float32 in [-1, 1], (n, 64 c)."""
-    size = (COARSE, COARSE)
-    small = [Image.fromarray(x.squeeze()).resize(size, Image.Resampling.BOX) for x in images]
-    return np.stack([np.asarray(x, np.float32).ravel() / 127.5 - 1 for x in small])
 
 
 def stacked(data: ImageTextData, chosen: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -390,6 +390,8 @@ def notes(metrics: dict, captions: list[str], clip: ClipEmbedder | None, guided:
     count = metrics["pictures"]["training"]
     if count > TRAINING:
         found.append(f"Of {count:,} training images {TRAINING:,} were compared: a copy of another one is not found.")
+    if opened.checkpoint and (weights := summary(validations(opened.checkpoint), opened.settings.train)):
+        found.append(weights)
     if changed(opened):
         found.append("The training images have changed since the last checkpoint: so may have the held-out ones.")
     if set(opened.data.validation.ids) & set(opened.data.train.ids):

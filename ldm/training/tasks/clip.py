@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from ldm.config.settings import ClipModel, ClipSettings
-from ldm.data import ImageTextData, Splits, dataset_fingerprint, evenly_spaced_indices
+from ldm.data import ImageTextData, Splits, apart, dataset_fingerprint, evenly_spaced_indices
 from ldm.models.caption_swaps import CaptionSwaps
 from ldm.models.clip import ClipObjective, build_clip, recall_at
 from ldm.models.text_encoder import text_tower
@@ -101,8 +101,11 @@ class ClipTask:
         pairs = zip(captions, map(np.random.default_rng, seeds), strict=True)
         return [swaps(caption, rng) for caption, rng in pairs for _ in range(self.settings.loss.hard_negatives)]
 
+    def report(self, folder: Path, label: str) -> dict[str, float]:
+        return self.recalls()
+
     @torch.no_grad()
-    def report(self, folder: Path, label: str, limit: int = 512) -> dict[str, float]:
+    def recalls(self, limit: int = 512) -> dict[str, float]:
         """Retrieval among (at most 512) validation pairs, each with one fixed caption."""
         data, device = self.data.validation, self.model.device
         images, texts = [], []
@@ -115,6 +118,14 @@ class ClipTask:
             images.append(pair[0].cpu())
             texts.append(pair[1].cpu())
         return recall_at(torch.cat(images), torch.cat(texts))
+
+    def has_validation(self) -> bool:
+        return apart(self.data.train, self.data.validation)
+
+    def validate(self) -> tuple[float, None]:
+        """One minus the mean recall: the contrastive loss rises as the temperature falls, though no order changes."""
+        recalls = self.recalls().values()
+        return 1 - sum(recalls) / len(recalls), None
 
     def finish(self, folder: Path) -> None:
         """`clip` (both towers), `text_encoder` (the text tower alone) and `tokenizer`, as transformers saves them."""

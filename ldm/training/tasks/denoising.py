@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.config.settings import LdmSettings
-from ldm.data import ImageTextData, Splits, dataset_fingerprint, evenly_spaced_indices, sampling_weights
+from ldm.data import ImageTextData, Splits, apart, dataset_fingerprint, evenly_spaced_indices, sampling_weights
 from ldm.models.digests import network_digest
-from ldm.models.linear_autoencoder import save_component
 from ldm.models.mlp import build_mlp
 from ldm.models.representation_alignment import Alignment, load_tower
+from ldm.models.saving import save_component
 from ldm.models.tokenizer import TokenRows, save_tokenizer, tokenizer_digest
 from ldm.models.unet import build_unet, choose_attention
 from ldm.pipelines.model_folder import DEFAULTS
@@ -71,6 +71,7 @@ class LdmTask:
         self.token_rows = TokenRows(components.tokenizer)
         self.num_samples, self.weights = len(components.train.data), sampling_weights(components.train.data)
         self.find_unused_parameters = objective.alignment is not None  # which stops before the training does
+        self.copy_rate: Callable[[Pipeline], float] | None = None  # measures `validate`'s copies, where it is set
 
     def _exported(self) -> nn.Module:
         if not self.components.trains_text:
@@ -137,6 +138,15 @@ class LdmTask:
         for k in quarters.unique().tolist():
             numbers[f"gap/{k / QUARTERS:.2f}-{(k + 1) / QUARTERS:.2f}"] = gaps[quarters == k].mean().item()
         return numbers | (self.watch(self.pipeline()) if self.watch else {})
+
+    def has_validation(self) -> bool:
+        return apart(self.components.train.data, self.components.validation.data)
+
+    @torch.no_grad()
+    def validate(self) -> tuple[float, float | None]:
+        """The denoising loss of `report`, and the copies among generated images."""
+        _, losses = self.fixed_losses(self.components.validation)
+        return losses.mean().item(), self.copy_rate(self.pipeline()) if self.copy_rate else None
 
     def _image_grid(self) -> Image.Image:
         prompts, each = self._prompts(), self.settings.sampling.per_prompt

@@ -1,5 +1,6 @@
 """The autoencoder's training: reconstruction losses, KL term, codebook or fixed encoder, perhaps a discriminator."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,20 @@ from diffusers import VQModel
 from torch import Tensor, nn
 
 from ldm.config.settings import VaeLoss, VaeSettings
-from ldm.data import Splits, dataset_fingerprint
-from ldm.models.autoencoder import Autoencoder, build_vae, code_counts, fold_whitening, latent_statistics
+from ldm.data import Splits, apart, dataset_fingerprint
+from ldm.models.autoencoder import (
+    Autoencoder,
+    build_vae,
+    code_counts,
+    fold_whitening,
+    latent_statistics,
+    load_vae,
+    shape_of,
+    unfreeze,
+)
+from ldm.models.digests import network_digest
 from ldm.models.latents import is_tiny, posterior
-from ldm.models.linear_autoencoder import fit_encoder, save_component
+from ldm.models.linear_autoencoder import FITTED_PIXELS, fit_encoder
 from ldm.models.reconstruction_losses import (
     PatchDiscriminator,
     RandomFeatures,
@@ -19,7 +30,9 @@ from ldm.models.reconstruction_losses import (
     gaussian_kl,
     hinge_discriminator_loss,
 )
+from ldm.models.saving import save_component
 from ldm.models.vector_quantizer import Codebook, code_usage
+from ldm.pipelines.model_folder import resolve_model
 from ldm.training.data_order import batch_noise, derive_seed, image_batches
 from ldm.training.task import BatchSlice, LossAndMetrics, SampleRef
 from ldm.utils.errors import UserError
@@ -28,8 +41,8 @@ from ldm.utils.image_tensors import to_images, to_pixels
 
 
 def _fitted(resolution: int) -> int:
-    """Images that a linear encoder is computed from: 8 million pixels, at least 200."""
-    return max(200, 2**23 // resolution**2)
+    """Number of images that a linear encoder is computed from."""
+    return max(200, FITTED_PIXELS // resolution**2)
 
 
 def check_shapes(settings: VaeSettings, channels: int, resolution: int) -> None:
@@ -44,6 +57,21 @@ def check_shapes(settings: VaeSettings, channels: int, resolution: int) -> None:
             f"vae.model.latent_channels {model.latent_channels} is more than the {most} numbers of a patch of "
             f"{channels} x {model.factor} x {model.factor}: lower it"
         )
+
+
+def initial_vae(settings: VaeSettings, channels: int) -> tuple[Autoencoder, VaeSettings]:
+    """The autoencoder of `start.model`, to be trained on, and the settings with its shape.
+
+    Raises: UserError if there is none, or if it is for images of other channels than these.
+    """
+    source = str(settings.start.model)
+    vae = load_vae(Path(source) if Path(source).exists() else resolve_model(source).paths["vae"])
+    if vae.config.in_channels != channels:
+        raise UserError(
+            f"vae.start.model: {source} takes images of {vae.config.in_channels} channels, and the data have "
+            f"{channels}: set data.channels to match, or name another"
+        )
+    return unfreeze(vae), settings.model_copy(update={"model": shape_of(vae)})
 
 
 class VaeObjective(nn.Module):
@@ -99,21 +127,31 @@ class VaeTask:
     def __init__(self, settings: VaeSettings, data: Splits):
         self.settings, self.data = settings, data
         self.fingerprints = dataset_fingerprint(data.train, captions=False)
-        model = settings.model
         if settings.train.mixed_precision == "fp16":
             raise UserError(
-                "train.mixed_precision fp16 overflows in autoencoders; use auto, bf16 or no for train_vae.py"
+                "train.mixed_precision fp16 overflows in autoencoders; use auto, bf16 or no for `ldm train vae`"
             )
-        check_shapes(settings, data.train.channels, data.train.resolution)
         torch.manual_seed(derive_seed(settings.seed, 1))
-        self.model = build_vae(model, data.train.channels, data.train.resolution)
-        if model.kind == "linear":
-            fit_encoder(self.model, torch.cat([*image_batches(data.train, limit=_fitted(data.train.resolution))]))
+        self.model = self._initial()
         self.module = VaeObjective(self.model, settings.loss)
         self.num_samples = len(data.train)
         self.weights: np.ndarray | None = None
         self.channels_last = True  # measured: 1.3 times the images/s at these few channels and large maps
         self.find_unused_parameters = settings.loss.adversarial > 0 and settings.loss.adversarial_start > 0
+
+    def _initial(self) -> Autoencoder:
+        """The autoencoder before its first step; the settings are given its shape."""
+        data = self.data.train
+        if self.settings.start.model:
+            vae, self.settings = initial_vae(self.settings, data.channels)
+            self.fingerprints["start"] = network_digest(vae)
+        check_shapes(self.settings, data.channels, data.resolution)
+        if self.settings.start.model:
+            return vae
+        vae = build_vae(self.settings.model, data.channels, data.resolution)
+        if self.settings.model.kind == "linear":
+            fit_encoder(vae, image_batches(data, limit=_fitted(data.resolution)))
+        return vae
 
     def batch(self, samples: list[SampleRef], rows: BatchSlice) -> dict[str, Tensor]:
         images = to_images(np.stack([self._pixels(sample) for sample in samples]))
@@ -140,10 +178,7 @@ class VaeTask:
         errors: list[Tensor] = []
         counts = torch.zeros(self.settings.model.codebook_size)
         strip: list[np.ndarray] = []
-        for batch in image_batches(self.data.validation, 32, limit=128):
-            images = batch.to(self.model.device)
-            latents = posterior(self.model, images).mode()
-            decoded = self.model.decode(latents).sample.clamp(-1, 1)
+        for images, latents, decoded in self._reconstructions():
             counts += code_counts(self.model, latents).cpu() if isinstance(self.model, VQModel) else 0
             errors.append((decoded - images).square().mean((1, 2, 3)).cpu())
             strip += [to_pixels(images), to_pixels(decoded)] if len(strip) < 2 else []
@@ -151,6 +186,22 @@ class VaeTask:
         image_grid(pairs, columns=16).save(folder / f"{label}.png")
         psnr = 10 * torch.log10(4 / torch.cat(errors).clamp(min=1e-10))
         return {"psnr": psnr.mean().item()} | (code_usage(counts) if isinstance(self.model, VQModel) else {})
+
+    def _reconstructions(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Batches of validation images (b, C, H, W), their latents (b, c, h, w) and what these decode to."""
+        for batch in image_batches(self.data.validation, 32, limit=128):
+            images = batch.to(self.model.device)
+            latents = posterior(self.model, images).mode()
+            yield images, latents, self.model.decode(latents).sample.clamp(-1, 1)
+
+    def has_validation(self) -> bool:
+        return apart(self.data.train, self.data.validation)
+
+    @torch.no_grad()
+    def validate(self) -> tuple[float, None]:
+        """The mean squared error of reconstructions."""
+        errors = [(decoded - images).square().mean((1, 2, 3)).cpu() for images, _, decoded in self._reconstructions()]
+        return torch.cat(errors).mean().item(), None
 
     def finish(self, folder: Path) -> None:
         if self.settings.model.kind != "linear":

@@ -7,6 +7,8 @@ import torch
 from ldm.config.settings import VaeLoss, VaeModel, VaeSettings
 from ldm.data import Splits
 from ldm.models.autoencoder import build_vae, load_vae
+from ldm.models.digests import network_digest
+from ldm.models.latents import posterior
 from ldm.models.reconstruction_losses import (
     PatchDiscriminator,
 )
@@ -103,6 +105,54 @@ def test_a_linear_encoder_is_fixed_and_its_decoder_learns(tmp_path):
     assert all(torch.equal(value, exported.encoder.state_dict()[name]) for name, value in encoder.items())
 
 
+def colours(count):
+    return Coloured(np.random.default_rng(0).integers(0, 256, (count, 1, 1, 3), np.uint8))
+
+
+@pytest.fixture(scope="module", params=["linear", "kl", "vq"])
+def start(request, tmp_path_factory):
+    """The folder of a finished autoencoder, of random weights."""
+    folder, kind = tmp_path_factory.mktemp(request.param), request.param
+    model = LINEAR if kind == "linear" else VaeModel(kind=kind, block_out_channels=[8, 16], latent_channels=5)
+    task = VaeTask(VaeSettings(model=model, loss={"perceptual": 0}), Splits(colours(8), colours(4)))
+    task.finish(folder)
+    return folder
+
+
+def test_fine_tuning_begins_with_the_reconstructions_of_its_start(start):
+    """Whatever `vae.model` says, which another autoencoder would be built of."""
+    settings = VaeSettings(start={"model": str(start)}, data={"channels": 3}, crop=8, loss={"perceptual": 0})
+    task, finished = VaeTask(settings, Splits(colours(8), colours(4))), load_vae(start)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        before, now = (vae.decode(posterior(vae, images).mode()).sample for vae in (finished, task.model))
+    assert torch.equal(before, now)
+    batch = task.batch([SampleRef(i, 0) for i in range(4)], BatchSlice(0, 0, 4, 4))
+    task.module(**batch)[0].backward()
+    trained = {name.split(".")[0] for name, p in task.model.named_parameters() if p.grad is not None}
+    tiny = type(finished).__name__ == "AutoencoderTiny"
+    assert ("encoder" in trained) != tiny and "decoder" in trained
+    assert task.fingerprints["start"] == network_digest(finished)
+
+
+def test_a_start_for_other_images_is_refused(start):
+    greys = Coloured(np.zeros((4, 1, 1, 1), np.uint8))
+    greys.channels = 1
+    settings = VaeSettings(start={"model": str(start)})
+    with pytest.raises(UserError, match="takes images of 3 channels, and the data have 1: set data.channels"):
+        VaeTask(settings, Splits(greys, greys))
+    odd = colours(4)
+    odd.resolution = 15
+    with pytest.raises(UserError, match="data.resolution 15 must be a multiple of the VAE's factor 2"):
+        VaeTask(settings, Splits(odd, odd))
+
+
+def test_a_start_that_is_no_autoencoder_is_one_line(tmp_path):
+    for source, message in ((tmp_path, "no finished VAE in"), ("nowhere", "there is no folder nowhere")):
+        with pytest.raises(UserError, match=message):
+            VaeTask(VaeSettings(start={"model": str(source)}), Splits(colours(4), colours(4)))
+
+
 class Coloured:
     """Images of one colour each."""
 
@@ -129,3 +179,14 @@ class Coloured:
 def test_shapes_that_do_not_go_together_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         check_shapes(VaeSettings(model=LINEAR).model_copy(update=changes), 3, 16)
+
+
+def test_the_validation_loss_is_the_squared_error_of_the_held_out_images():
+    settings = VaeSettings(model=LINEAR, data={"channels": 3, "resolution": 16})
+    task = VaeTask(settings, Splits(colours(8), colours(5)))
+    pixels = np.stack([task.data.validation.image(i) for i in range(5)])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        decoded = task.model.decode(task.model.encode(images).latents).sample.clamp(-1, 1)
+    loss, copies = task.validate()
+    assert loss == pytest.approx((decoded - images).square().mean().item(), rel=1e-4) and copies is None

@@ -19,6 +19,8 @@ from pydantic import ValidationError
 
 from ldm.config.loading import load
 from ldm.config.settings import ClipSettings, DataOptions, LdmSettings, RunSettings, TrainOptions, VaeSettings
+from ldm.evaluation.training_hook import COPIES, COPY_STEPS
+from ldm.training import validation
 from ldm.training.cost_estimate import CostCount, Forecast, forecast, size_text, training_device, training_samples
 from ldm.utils.errors import UserError
 
@@ -299,7 +301,9 @@ def scaled(settings: RunSettings, factor: float) -> Changes:
         return {name: rounded(factor * getattr(model, name), unit) for name, unit in units.items()}
     if isinstance(settings, LdmSettings) and settings.denoiser != "unet":
         return {}
-    if not isinstance(settings, LdmSettings | VaeSettings):
+    if not isinstance(settings, LdmSettings | VaeSettings) or (
+        isinstance(settings, VaeSettings) and settings.start.model
+    ):
         return {}
     unit = settings.model.norm_num_groups
     if isinstance(settings, LdmSettings):
@@ -327,6 +331,8 @@ def shape_text(settings: RunSettings) -> str:
     if isinstance(settings, LdmSettings) and settings.denoiser != "unet":
         return str(settings.mlp.width)
     assert isinstance(settings, LdmSettings | VaeSettings)
+    if isinstance(settings, VaeSettings) and settings.start.model:
+        return f"of {settings.start.model}"
     return "/".join(map(str, settings.model.block_out_channels))
 
 
@@ -366,21 +372,24 @@ def overhead_seconds(part: str, settings: RunSettings, found: Forecast, vae: For
     forward = fraction / found.speed.images
     samples = count_samples(settings.data.model_dump_json())
     held_out = 16 + 0.06 * samples  # about; reports use some of them
+    validations = validation.MOST if validation.wanted(settings) else 0
     weights = 2 if settings.train.ema_decay else 1
     reports = weights * (3 if settings.train.sample_every else 2)  # before, half-way and after
     if part == "clip":
-        return STARTING + reports * min(512, held_out) * forward
+        return STARTING + (reports + validations) * min(512, held_out) * forward
     if part == "vae":
         statistics = min(4096, samples) / 2  # of the latents, at the end
-        return STARTING + (reports * min(128, held_out) + statistics) * forward
+        return STARTING + ((reports + validations) * min(128, held_out) + statistics) * forward
     assert isinstance(settings, LdmSettings)
     chosen = settings.sampling
     scored = chosen.judged if settings.data.source in ("glyphs", "digits") else 0
     images = (len(chosen.prompts) or 8) * chosen.per_prompt + scored
     decode = fraction / vae.speed.images / 2 if vae else forward
     drawn = images * (sampling_calls(settings) * forward + decode) + 2 * min(512, held_out) * forward
+    compared = COPIES * (COPY_STEPS * 2 * forward + decode) if settings.train.max_copies < 1 else 0.0
+    validated = min(512, held_out) * forward + compared
     encoded = 0 if settings.vae == "identity" else samples + held_out
-    return STARTING + reports * drawn + encoded * decode
+    return STARTING + reports * drawn + validations * validated + encoded * decode
 
 
 @functools.cache

@@ -9,12 +9,13 @@ import torch
 import yaml
 from commands import train
 
+from ldm.apps import budget
+from ldm.apps.budget import LEAST, MIN_STEPS, SHARES, SLACK, TARGET, overhead_seconds, propose
 from ldm.cli import main as cli
 from ldm.cli.plan import bytes_of, flags, write
 from ldm.config.loading import load
 from ldm.config.overrides import parse_overrides
-from ldm.training import budget
-from ldm.training.budget import LEAST, MIN_STEPS, SHARES, SLACK, TARGET, overhead_seconds, propose
+from ldm.config.yaml_io import dump
 from ldm.training.cost_estimate import CostCount, Forecast, Speed
 from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
@@ -204,3 +205,20 @@ def test_a_real_run_says_how_well_it_was_planned(tmp_path):
     assert "that were planned" in out
     last = json.loads((tmp_path / "runs/mine/vae/log.jsonl").read_text().splitlines()[-1])
     assert 0.2 < last["minutes"] / last["planned_minutes"] < 4  # the load of the machine may change meanwhile
+
+
+def test_the_shape_of_a_fine_tuned_autoencoder_is_not_changed(tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text(dump({"extends": str(GLYPHS), "vae": {"start": {"model": "glyphs"}}}))
+    vae = propose(config, 240.0, 2**40)[1]
+    assert vae.part == "vae" and "model" not in vae.changes and vae.images >= TARGET["vae"]
+    assert budget.shape_text(vae.settings) == "of glyphs"
+
+
+def test_validations_of_own_images_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "count_samples", lambda options: 1000)
+    for part in ("clip", "vae", "ldm"):
+        own = load(part, GLYPHS, {"data": {"source": str(tmp_path)}})
+        off = own.model_copy(update={"train": own.train.model_copy(update={"keep_best": False})})
+        with_, without = (overhead_seconds(part, one, forecast(part, one), None) for one in (own, off))
+        assert with_ > without

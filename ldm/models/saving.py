@@ -1,0 +1,17 @@
+"""Saving of the components of a model, as diffusers and transformers do."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderTiny
+
+
+def save_component(component: Any, folder: Path, **options: Any) -> None:
+    """`component.save_pretrained`, without the setting that AutoencoderTiny derives and warns of when it is loaded."""
+    component.save_pretrained(str(folder), **options)
+    if isinstance(component, AutoencoderTiny):
+        file = folder / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config.pop("block_out_channels", None)
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,90 @@
+"""Which checkpoint is exported and when a training ends early, by what its checkpoints reached on held-out data.
+
+A validation is a dictionary {"step", "loss"} and, of images that can be compared, "copies": the fraction of generated
+images that are near copies of training images. They are part of the training state, so a resumed run decides alike.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ldm.config.settings import RunSettings, TrainOptions
+from ldm.data import is_own
+from ldm.utils import checkpoint_files as checkpoint
+
+Validation = dict[str, float]
+
+MOST = 10  # validations in a training, about: each takes a moment
+LEAST = 2  # of them without improvement before a training ends
+
+
+def wanted(settings: RunSettings) -> bool:
+    """Whether checkpoints are to be compared: as `train.keep_best` says, else for images of one's own."""
+    chosen = settings.train.keep_best
+    return not is_own(settings.data.source) if chosen is None else chosen
+
+
+def due(step: int, done: list[Validation], train: TrainOptions) -> bool:
+    """Whether the checkpoint of this step is validated."""
+    last = done[-1]["step"] if done else 0
+    return step == train.num_steps or (step % train.save_every == 0 and MOST * (step - last) >= train.num_steps)
+
+
+def best_of(done: list[Validation], train: TrainOptions) -> Validation | None:
+    """The validation with the lowest loss, the latest of equal ones; of those with few copies, where there are any."""
+    original = [one for one in done if one.get("copies", 0) <= train.max_copies] or done
+    return min(reversed(original), key=lambda one: one["loss"], default=None)
+
+
+def reason_to_stop(done: list[Validation], train: TrainOptions) -> str | None:
+    """Why a training ends before its last step; None if it does not."""
+    best = best_of(done, train)
+    if train.keep_best is False or best is None:
+        return None
+    last = done[-1]
+    if last.get("copies", 0) > train.max_copies:
+        return (
+            f"{last['copies']:.0%} of the images that it generates are near copies of training images "
+            f"(train.max_copies {train.max_copies:g})"
+        )
+    since = [one for one in done if one["step"] > best["step"]]
+    waited = last["step"] - best["step"]
+    if train.patience and len(since) >= LEAST and waited >= train.patience * train.num_steps:
+        return (
+            f"the validation loss has not fallen since step {best['step']}: {best['loss']:.4g} then, "
+            f"{last['loss']:.4g} now (train.patience {train.patience:g})"
+        )
+    return None
+
+
+def summary(done: list[Validation], train: TrainOptions) -> str | None:
+    """One or two sentences on the weights that a run exports; None where no checkpoints were compared."""
+    best = best_of(done, train)
+    if best is None or train.keep_best is False:
+        return None
+    text = f"The exported weights are those of step {best['step']}, with a validation loss of {best['loss']:.4g}"
+    if best is not done[-1]:
+        text += f" (step {done[-1]['step']}: {done[-1]['loss']:.4g})"
+    reason = reason_to_stop(done, train)
+    ended = f" Training ended at step {done[-1]['step']} of {train.num_steps}: {reason}." if reason else ""
+    return f"{text}, the best of {len(done)} checkpoints.{ended}"
+
+
+def validations(found: Path) -> list[Validation]:
+    """Those recorded in a checkpoint."""
+    return state_of(found).get("validations", [])
+
+
+def state_of(found: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside its tensors; empty if it cannot be read."""
+    try:
+        return json.loads((found / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def best_name(newest: Path) -> str | None:
+    """The name of the best checkpoint, by what the newest one records; None if none was validated."""
+    state = state_of(newest)
+    best = best_of(state.get("validations", []), TrainOptions(**state.get("settings", {}).get("train", {})))
+    return checkpoint.name(int(best["step"])) if best else None

@@ -1,0 +1,96 @@
+"""Which checkpoint is the best, and when a training ends: by rules small enough to know the answer."""
+
+import json
+
+import pytest
+
+from ldm.config.settings import TrainOptions, VaeSettings
+from ldm.training.validation import best_name, best_of, due, reason_to_stop, summary, wanted
+
+
+def validated(*losses, every=100, copies=()):
+    found = [{"step": every * i, "loss": loss} for i, loss in enumerate(losses, start=1)]
+    for one, rate in zip(found, copies, strict=False):
+        one["copies"] = rate
+    return found
+
+
+TRAIN = TrainOptions(num_steps=1000, save_every=100, patience=0.3)
+
+
+@pytest.mark.parametrize(
+    "losses, step", [((3, 2, 4), 200), ((3, 2, 1), 300), ((2, 1, 1), 300), ((1,), 100), ((5, 6, 7, 8), 100)]
+)
+def test_the_lowest_loss_is_best_and_of_equal_ones_the_last(losses, step):
+    assert best_of(validated(*losses), TRAIN)["step"] == step
+
+
+def test_weights_that_copy_are_not_the_best_unless_all_do():
+    assert best_of(validated(3, 2, 1, copies=[0, 0.1, 0.5]), TRAIN)["step"] == 200
+    assert best_of(validated(3, 1, copies=[0.9, 0.9]), TRAIN)["step"] == 200
+    assert best_of([], TRAIN) is None
+
+
+@pytest.mark.parametrize(
+    "losses, ends",
+    [
+        ((3, 2, 2.1, 2.2, 2.3), True),  # three tenths of the steps after the best
+        ((3, 2, 2.1, 2.2), False),
+        ((3, 2, 2.1, 2.2, 1.9), False),  # fell again
+        ((5, 4, 3, 2, 1), False),
+    ],
+)
+def test_a_training_ends_once_the_loss_has_not_fallen_for_its_patience(losses, ends):
+    reason = reason_to_stop(validated(*losses), TRAIN)
+    assert (reason is not None) == ends
+    if ends:
+        assert "has not fallen since step 200: 2 then, 2.3 now" in reason
+    assert reason_to_stop(validated(*losses), TRAIN.model_copy(update={"patience": 0.0})) is None
+    assert reason_to_stop(validated(*losses), TRAIN.model_copy(update={"keep_best": False})) is None
+
+
+def test_one_bad_validation_ends_nothing_however_few_there_are():
+    assert reason_to_stop(validated(1, 2, every=500), TRAIN) is None
+
+
+def test_copies_end_it_at_once():
+    reason = reason_to_stop(validated(3, 2, copies=[0.0, 0.5]), TRAIN)
+    assert "50% of the images that it generates are near copies" in reason
+    assert reason_to_stop(validated(3, 2, copies=[0.0, 0.25]), TRAIN) is None
+    assert reason_to_stop(validated(3, 2, copies=[0.0, 0.5]), TRAIN.model_copy(update={"max_copies": 1.0})) is None
+
+
+def test_a_training_is_validated_about_ten_times_and_at_its_end():
+    train, done = TrainOptions(num_steps=1003, save_every=25), []
+    for step in range(1, 1004):
+        if due(step, done, train):
+            done.append({"step": step, "loss": 1.0})
+    assert [one["step"] for one in done] == [*range(125, 1001, 125), 1003]
+    assert not due(50, [], TRAIN) and due(100, [], TRAIN)
+
+
+def test_only_own_images_are_validated_unless_asked(tmp_path):
+    def of(source, **train):
+        return VaeSettings(data={"source": source}, train=TrainOptions(**train))
+
+    assert wanted(of(str(tmp_path))) and not wanted(of("glyphs"))
+    assert wanted(of("glyphs", keep_best=True)) and not wanted(of(str(tmp_path), keep_best=False))
+
+
+def test_the_summary_says_what_is_exported_and_why_it_ended():
+    assert summary([], TRAIN) is None
+    assert summary(validated(3, 2), TRAIN) == (
+        "The exported weights are those of step 200, with a validation loss of 2, the best of 2 checkpoints."
+    )
+    text = summary(validated(3, 2, 2.1, 2.2, 2.3), TRAIN)
+    assert text.startswith("The exported weights are those of step 200, with a validation loss of 2 (step 500: 2.3)")
+    assert "Training ended at step 500 of 1000: the validation loss has not fallen since step 200" in text
+
+
+def test_the_newest_checkpoint_names_the_best(tmp_path):
+    (tmp_path / "state.json").write_text(
+        json.dumps({"validations": validated(2, 1, 3), "settings": {"train": TRAIN.model_dump(mode="json")}})
+    )
+    assert best_name(tmp_path) == "step-00000200"
+    (tmp_path / "state.json").write_text("{}")
+    assert best_name(tmp_path) is None
