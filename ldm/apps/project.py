@@ -12,6 +12,7 @@ from typing import Any
 from ldm.config.loading import load
 from ldm.config.yaml_io import dump, merge, read
 from ldm.utils.errors import UserError
+from ldm.utils.file_names import windows_objection
 
 PRESETS = {"cpu": "folder-cpu.yaml", "cuda": "folder.yaml"}
 TITLES = {"clip": "Text encoder", "vae": "Autoencoder", "ldm": "U-Net"}
@@ -24,7 +25,7 @@ def name_of(source: str) -> str:
     """A project's name from the place of its images: 'photos/My cats/' -> 'My-cats'."""
     stem = Path(source).absolute().name if Path(source).exists() else source.rstrip("/").rpartition("/")[2]
     name = re.sub(r"[^\w.-]+", "-", stem.removesuffix(".parquet")).strip("-.")
-    return name or "my"
+    return f"my-{name}".rstrip("-") if not name or windows_objection(name) else name
 
 
 def write_project(path: Path, source: str, minutes: float, memory: float | None, given: dict, say: Say) -> None:

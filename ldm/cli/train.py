@@ -388,7 +388,7 @@ def compare(parts: Sequence[str], chosen: dict[str, "RunSettings"]) -> None:
     spent = planned = 0.0
     for part in parts:
         log = run_dir(chosen[part], part) / "log.jsonl"
-        lines = log.read_text().splitlines() if log.is_file() else []
+        lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
         last = json.loads(lines[-1]) if lines else {}
         if "minutes" not in last:
             return

@@ -11,6 +11,8 @@ of them is reported in the same words, by its dotted path.
 """
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -21,8 +23,10 @@ from ldm.config.introspection import paths, section, unknown
 from ldm.config.settings import PARTS, ClipSettings, LdmSettings, RunSettings, Settings, VaeSettings
 from ldm.config.yaml_io import dump, merge, read, shortened
 from ldm.utils.errors import UserError
+from ldm.utils.file_names import windows_objection
 
 _MAX_ERRORS = 5
+WINDOWS = os.name == "nt"
 _LONGEST_NAME = 200  # of a key in a message, or of a file that is extended
 Layers = list[tuple[str, Any]]  # (label of errors in it, what it sets), the later wins
 Overrides = dict[str, Any] | None
@@ -79,8 +83,13 @@ def _summary(path: Path, errors: list[str]) -> UserError:
 
 
 def run_dir(settings: RunSettings, part: str) -> Path:
-    """The run folder: `output_dir`, else runs/<name>/<part>."""
-    return settings.output_dir if settings.output_dir is not None else Path("runs") / settings.name / part
+    """The run folder: `output_dir`, else runs/<name>/<part>. Raises: UserError where Windows takes no such name."""
+    if settings.output_dir is not None:
+        return settings.output_dir
+    for one in re.split(r"[\\/]", settings.name) if WINDOWS else ():
+        if objection := windows_objection(one):
+            raise UserError(f"name: {one!r} {objection}, which Windows allows no folder: choose another --name")
+    return Path("runs") / settings.name / part
 
 
 def part_of(settings: RunSettings) -> str:

@@ -77,7 +77,7 @@ def saved_weights(folder: Path, kind: str) -> dict[str, Tensor]:
 
 def checkpoint_state(folder: Path) -> dict:
     """step, seed and ema_steps of a checkpoint."""
-    return json.loads((folder / "state.json").read_text())
+    return json.loads((folder / "state.json").read_text(encoding="utf-8"))
 
 
 def put_weights(pipeline: Pipeline, weights: dict[str, Tensor]) -> None:

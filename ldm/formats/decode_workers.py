@@ -1,9 +1,9 @@
 """Decoding in processes of its own: an image that hangs, eats memory or crashes its decoder costs a line, not the run.
 
 A file of a kilobyte can do any of the three to Pillow's decoders: a BMP of one endless row, a JPEG of a thousand
-scans, a TIFF of giant tiles. A worker therefore runs under limits that the kernel keeps (where it can: Linux keeps
-both, macOS the time); when one dies its image is refused with the reason, and the next starts another. Images go
-in and results come out over pipes, each led by its length.
+scans, a TIFF of giant tiles. A worker therefore runs under limits that the kernel keeps, or elsewhere its parent
+(`process_watch`); when one dies its image is refused with the reason, and the next starts another. Images go in and
+results come out over pipes, each led by its length.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ldm.formats.decoding import MAX_BYTES, ImageError, fit, look, quiet_decoders, shrink
+from ldm.formats.process_watch import TIME, Watch, kernel_keeps_limits
 from ldm.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ SECONDS = 20  # of processor time for one image; the slowest honest ones, 12-meg
 MEMORY = 5 * 2**29  # of a worker; the largest honest image, an animated WebP at the pixel cap, takes 1.6 GiB
 PICTURES_PER_WORKER = 16  # a start takes 0.3 s: a small folder is not worth many
 
+NO_MEMORY = "not enough memory to decode it"
 TASKS: dict[str, Callable[..., bytes]] = {"fit": fit, "look": look, "shrink": shrink}
 _LENGTH = struct.Struct("<Q")
 _DONE, _BAD, _ERROR = b"+", b"-", b"!"  # how an answer begins: a result, the reason of an ImageError, a traceback
@@ -81,19 +83,21 @@ class Worker:
     def __init__(self, task: str, options: dict[str, Any]):
         self._work = json.dumps([task, options, SECONDS, MEMORY])
         self._process: subprocess.Popen | None = None
+        self._watch: Watch | None = None
         self._stopped = False
 
     def __call__(self, data: bytes) -> bytes:
         """The task's result for one encoded image. Raises: ImageError; UserError as in `map_pictures`."""
         process = self._process = self._process or self._start()
         try:
-            _send(process.stdin, data)
-            answer = _receive(process.stdout)
+            with self._watch.working() if self._watch else contextlib.nullcontext():
+                _send(process.stdin, data)
+                answer = _receive(process.stdout)
         except OSError:
             answer = None
         if answer is None:
             self._process = None
-            raise _cause(process)
+            raise _cause(process, self._watch.exceeded if self._watch else "")
         if answer[:1] == _ERROR:
             raise RuntimeError(answer[1:].decode())
         if answer[:1] == _BAD:
@@ -119,12 +123,14 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # where libtiff and others complain
                 env={**os.environ, **single, "PYTHONPATH": paths},
-                start_new_session=True,  # Ctrl-C is for the parent alone
+                start_new_session=True,  # Ctrl-C is for the parent alone; and on Windows:
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
         except OSError as error:
             raise UserError(f"cannot start a process to decode images: {error}") from error
         if _receive(process.stdout) != _DONE:
             raise UserError(f"cannot start a process to decode images: {sys.executable} ended with {process.wait()}")
+        self._watch = None if kernel_keeps_limits() else Watch(process, SECONDS, MEMORY)
         return process
 
 
@@ -141,7 +147,7 @@ def serve(task: str, options: dict[str, Any], seconds: float, memory: int) -> No
             except ImageError as error:
                 answer = _BAD + str(error).encode("utf-8", "replace")
             except MemoryError:
-                answer = _BAD + b"not enough memory to decode it"
+                answer = _BAD + NO_MEMORY.encode()
             except Exception:  # an error of ours, for the parent to raise
                 answer = _ERROR + traceback.format_exc().encode("utf-8", "replace")
             _timer(0)
@@ -164,21 +170,23 @@ def _limit(memory: int) -> None:
 
 def _timer(seconds: float) -> None:
     """After so much processor time the process dies of SIGPROF, also amid a decoder written in C; 0 = no more."""
-    if hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_PROF, seconds)
+    if set_timer := getattr(signal, "setitimer", None):
+        signal.signal(getattr(signal, "SIGPROF"), signal.SIG_DFL)  # noqa: B009 (Windows has none of these)
+        set_timer(getattr(signal, "ITIMER_PROF"), seconds)  # noqa: B009
 
 
-def _cause(process: subprocess.Popen) -> Exception:
+def _cause(process: subprocess.Popen, exceeded: str) -> Exception:
     """Why a worker died, as what to raise."""
     _close(process)
     code = process.returncode
-    if code in _FROM_OUTSIDE:
+    if exceeded and exceeded != TIME:
+        return ImageError(NO_MEMORY)
+    if code in _FROM_OUTSIDE and not exceeded:
         return UserError(
             f"a process that decodes images was killed (signal {-code}), as systems do when memory runs out: "
             "close other programs and start again"
         )
-    if code == -getattr(signal, "SIGPROF", 0):
+    if exceeded or code == -getattr(signal, "SIGPROF", 0):
         return ImageError(f"takes more than {SECONDS} s to decode: save it again, for example as PNG")
     return ImageError("crashes its decoder")
 

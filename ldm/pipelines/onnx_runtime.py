@@ -16,6 +16,7 @@ import numpy as np
 
 from ldm.pipelines.model_folder import ModelFolder
 from ldm.utils.errors import UserError
+from ldm.utils.runtime import usable_cores
 
 log = logging.getLogger(__name__)
 GRAPHS = {"text_encoder": "model.onnx", "unet": "model.onnx", "vae": "decoder.onnx"}  # file names in a model folder
@@ -27,7 +28,7 @@ class Engine:
     def __init__(self, folder: ModelFolder, threads: int | None = None):
         """`threads`: None = OMP_NUM_THREADS, or as many as this process may use."""
         self.folder = folder
-        self.threads = threads or int(os.environ.get("OMP_NUM_THREADS") or _cores())
+        self.threads = threads or int(os.environ.get("OMP_NUM_THREADS") or usable_cores())
 
     def encode_text(self, input_ids: np.ndarray) -> np.ndarray:
         """Prompt embeddings (B, L, D) of tokens (B, L) int64."""
@@ -75,12 +76,6 @@ def _run(session: Any, inputs: dict[str, np.ndarray]) -> np.ndarray:
     except Exception as error:  # as above
         reason = str(error).splitlines()[0]
         raise UserError(f"a graph of the model failed ({reason}): write the model again with `ldm export`") from error
-
-
-def _cores() -> int:
-    """How many this process may use; systems other than Linux say only how many there are."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def layout(component: Path) -> str:

@@ -50,6 +50,12 @@ class Latents:
         """(N, c, h, w)"""
         return self.mean.shape
 
+    def __reduce__(self) -> tuple:
+        # a worker process opens the maps itself instead of receiving a copy of all latents
+        if isinstance(self.mean, np.memmap) and self.mean.filename is not None:
+            return open_latents, (Path(self.mean.filename).parent,)
+        return Latents, (self.mean, self.std)
+
     def sample(self, indices: list[int], noise: Tensor) -> Tensor:
         """mean + std * noise of these items: float32 (B, c, h, w) for standard normal noise of that shape."""
         mean, std = (torch.from_numpy(array[indices].astype(np.float32)) for array in (self.mean, self.std))
@@ -90,6 +96,11 @@ def cached_latents(
     if checkpoint.verify(folder):
         with readable_io_errors(folder, NO_SPACE), exclusive_lock(folder):
             _rebuild(vae, data, folder, batch_size or encoding_batch_size(vae, data.resolution))
+    return open_latents(folder)
+
+
+def open_latents(folder: Path) -> Latents:
+    """The latents in a folder of the cache."""
     return Latents(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in NAMES))
 
 

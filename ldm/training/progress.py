@@ -1,9 +1,7 @@
 """The line of progress: losses, speed, waiting for data, memory."""
 
 import math
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ldm.config.settings import TrainOptions
+from ldm.utils.runtime import peak_memory
 
 
 class Meter:
@@ -100,7 +99,9 @@ def duration_text(seconds: float) -> str:
 
 
 def _peak_memory_mb(device: torch.device) -> float:
+    """Of the device's memory, or the most that this process has used so far; of an Apple GPU what it uses now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 2**20
+    return peak_memory() / 2**20

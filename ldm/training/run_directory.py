@@ -8,12 +8,14 @@ import socket
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import IO
 
 from ldm.config.loading import run_dir, to_yaml
 from ldm.config.settings import RunSettings
+from ldm.utils import file_locks
 from ldm.utils.atomic_files import atomic_write
 from ldm.utils.errors import UserError
 
@@ -53,25 +55,25 @@ def open_run(settings: RunSettings, part: str) -> Path:
 
 
 def _lock(run: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
     path = (run / LOCK).resolve()
     if path in _locks:
         return
-    file = open(path, "a+")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process alone: a loader's workers do not inherit it
-    except OSError:
-        file.seek(0)
-        raise UserError(
-            f"{run} is in use by {owner_text(file.read())}: wait for it, end it, or choose another --output-dir"
-        ) from None
+    file = open(path, "a+", encoding="utf-8")
+    if not file_locks.lock(file.fileno(), private=True):  # a loader's workers do not inherit it
+        owner = _owner(file)
+        raise UserError(f"{run} is in use by {owner}: wait for it, end it, or choose another --output-dir")
     file.truncate(0)
-    file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}))
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
     file.flush()
     _locks[path] = file
+
+
+def _owner(file: IO[str]) -> str:
+    file.seek(0)
+    owner = owner_text(file.read())
+    file.close()
+    return owner
 
 
 def owner_text(recorded: str) -> str:
@@ -84,17 +86,13 @@ def owner_text(recorded: str) -> str:
 
 
 def locked_by(run: Path) -> str | None:
-    """Who trains in a run at this moment, None if nobody does."""
-    try:
-        import fcntl
-
-        with open(run / LOCK, "r+") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return owner_text(file.read())
-    except (ImportError, OSError):
-        pass
+    """Who trains in a run at this moment, None if no other process does."""
+    path = (run / LOCK).resolve()
+    if path in _locks:  # a second descriptor of the file would end our own lock when it is closed
+        return None
+    with suppress(OSError), open(path, "r+", encoding="utf-8") as file:
+        if not file_locks.lock(file.fileno(), private=True):
+            return _owner(file)
     return None
 
 
@@ -151,9 +149,10 @@ def _on_gpu() -> bool:
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The CPU's model name where the system tells it, else its architecture."""
     try:
-        named = re.search(r"^model name[ \t]*:[ \t]*(\S.*)$", cpuinfo.read_text(), flags=re.MULTILINE)
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        named = None
+        text = ""
+    named = re.search(r"^model name[ \t]*:[ \t]*(\S.*)$", text, flags=re.MULTILINE)
     return " ".join(named[1].split()) if named else platform.processor() or platform.machine()
 
 

@@ -45,7 +45,7 @@ class RunLog:
         """A line of log.jsonl and of the trackers; `entry` has a `step`."""
         finite = {k: v if math.isfinite(v) else None for k, v in entry.items()}  # JSON has no infinity
         with self.tolerated(OSError, f"cannot write {self.path}"):
-            with open(self.path, "a") as file:
+            with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(finite) + "\n")
         if self.accelerator.log_with:
             with self.tolerated(Exception, f"train.report_to {', '.join(self.trackers)} failed"):

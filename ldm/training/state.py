@@ -185,7 +185,7 @@ def rewind(run: Path, step: int) -> list[str]:
             notes.append(f"{path} set aside as {aside.name}: {reason}")
     log_file = run / "log.jsonl"
     if log_file.is_file():
-        lines = [line for line in log_file.read_text().splitlines() if _step_of(line) <= step]
+        lines = [line for line in log_file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
         replace_text(log_file, "".join(f"{line}\n" for line in lines))
     return notes
 

@@ -42,7 +42,10 @@ class Task(Protocol):
     channels_last: bool  # whether that layout pays on a CPU in bf16; on CUDA it does
 
     def batch(self, samples: list[SampleRef], rows: BatchSlice) -> dict[str, Tensor]:
-        """CPU tensors for these samples; may depend on (seed, step) and the samples, never on the rank."""
+        """CPU tensors for these samples; may depend on (seed, step) and the samples, never on the rank.
+
+        The data loader's workers call it, so what it needs can be pickled, and a network is not among it.
+        """
         ...
 
     def report(self, folder: Path, label: str) -> dict[str, float]:

@@ -9,16 +9,20 @@ import hashlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from ldm.utils import file_locks
 from ldm.utils.errors import UserError
 
 NO_SPACE = "free disk space or set data.cache_dir to another folder"
 # unfinished, or the lock of such: a cache of any key, a checkpoint, a finished model
 OURS = re.compile(r"\.((?:files-)?[0-9a-f]{24}|step-\d{8}|final)\..*(?:tmp|old|lock)")
+WINDOWS = os.name == "nt"
+RENAMINGS = 20  # attempts there, 0.1 s apart
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -35,7 +39,7 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(draft, path)
+        _rename(draft, path)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -102,7 +106,7 @@ def exclusive_lock(target: Path) -> Iterator[None]:
         _sweep(target)
         yield
     finally:
-        _release(lock, descriptor)
+        file_locks.remove(lock, descriptor)
 
 
 @contextmanager
@@ -119,8 +123,8 @@ def staged(folder: Path) -> Iterator[Path]:
             if file.is_file():
                 _sync(file)
         if folder.exists():
-            folder.rename(old)
-        stage.rename(folder)
+            _rename(folder, old)
+        _rename(stage, folder)
         _sync(folder.parent)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
@@ -134,7 +138,7 @@ def remove_stale(folder: Path) -> None:
         if named and (descriptor := _take(lock := _beside(path.with_name(named[1]), "lock"))) is not None:
             if path != lock:
                 _settle(path, path.with_name(named[1]))
-            _release(lock, descriptor)
+            file_locks.remove(lock, descriptor)
 
 
 def _sweep(target: Path) -> None:
@@ -149,7 +153,7 @@ def _sweep(target: Path) -> None:
 def _settle(path: Path, target: Path) -> None:
     """Delete a leftover, but restore a complete folder that was to be replaced if its replacement is missing."""
     if path.suffix == ".old" and path.exists() and not target.exists():
-        path.rename(target)
+        _rename(path, target)
     elif path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -165,31 +169,42 @@ def _take(lock: Path, wait: bool = False) -> int | None:
     """The descriptor that holds the lock, or None if another process does and `wait` is False."""
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
-                    return descriptor  # else its last holder has just deleted it: lock the one that is there now
-        except BlockingIOError:
+        if not file_locks.lock(descriptor, wait):
             os.close(descriptor)
             return None
-        except (ImportError, OSError):  # Windows, and file systems without locks
-            return descriptor
-        os.close(descriptor)
-
-
-def _release(lock: Path, descriptor: int | None) -> None:
-    with suppress(OSError):
-        lock.unlink()
-    if descriptor is not None:
+        with suppress(FileNotFoundError):
+            if WINDOWS or os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+                return descriptor  # else its last holder has just deleted it: lock the one that is there now
         os.close(descriptor)
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Have the disk hold a file, or the names in a folder; Windows syncs only files, and only to write."""
+    if path.is_dir():
+        with suppress(PermissionError):
+            _sync_as(path, os.O_RDONLY)
+        return
+    try:
+        _sync_as(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        _sync_as(path, os.O_RDWR)
+
+
+def _sync_as(path: Path, mode: int) -> None:
+    descriptor = os.open(path, mode)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _rename(path: Path, target: Path) -> None:
+    """Windows refuses while a virus scanner or an indexer looks at a file: that passes."""
+    for _ in range(RENAMINGS if WINDOWS else 0):
+        with suppress(PermissionError):
+            path.replace(target)
+            return
+        time.sleep(file_locks.RETRY_SECONDS)
+    path.replace(target)

@@ -54,7 +54,7 @@ def digest(path: Path) -> str:
 def verify(folder: Path) -> str | None:
     """Why the folder is not valid, or None if every file has the size and sha256 of its manifest."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "no readable manifest"
     try:
@@ -79,7 +79,7 @@ def save(folder: Path, tensors: dict[str, dict[str, torch.Tensor]], state: dict)
                 {key: tensor.detach().contiguous().cpu() for key, tensor in group.items()},
                 stage / f"{name}.safetensors",
             )
-        (stage / "state.json").write_text(json.dumps(state, indent=1))
+        (stage / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
 
 
 def load(folder: Path) -> Content:
@@ -87,7 +87,7 @@ def load(folder: Path) -> Content:
     if fault := verify(folder) or (None if (folder / "state.json").is_file() else "it has no state.json"):
         raise UserError(f"checkpoint {folder} cannot be used: {fault}; --resume auto takes the newest whole one")
     groups = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
-    return groups, json.loads((folder / "state.json").read_text())
+    return groups, json.loads((folder / "state.json").read_text(encoding="utf-8"))
 
 
 def load_newest(folder: Path) -> tuple[Path, Content] | None:
@@ -151,4 +151,4 @@ def _write_manifest(folder: Path) -> None:
     entries = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest(path)} for path in files
     }
-    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": entries}, indent=1))
+    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": entries}, indent=1), encoding="utf-8")

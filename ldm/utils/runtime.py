@@ -1,5 +1,6 @@
 """Running a program: its threads, its exit codes, and what ends it."""
 
+import io
 import os
 import signal
 import sys
@@ -29,8 +30,28 @@ def prepare_threads(threads: int = 0) -> None:
             torch.set_num_threads(threads)
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may use; systems other than Linux say only how many there are."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def peak_memory() -> int:
+    """Bytes: the most resident memory that this process has had; where no system call says it, what it has now."""
+    try:
+        import resource
+    except ImportError:
+        import psutil
+
+        used = psutil.Process().memory_info()
+        return getattr(used, "peak_wset", used.rss)  # the former on Windows
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Run an entry point and exit with its code: 2 and one line for a `UserError`, 130 for Ctrl-C, 143 for SIGTERM."""
+    _print_everything()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -46,6 +67,13 @@ def run_main(main: Callable[[], int | None]) -> None:
         sys.stderr.close()
         code = 141
     sys.exit(code)
+
+
+def _print_everything() -> None:
+    """Print the number of a letter that the output's encoding lacks, as that of a pipe on Windows, and no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _terminate(*_) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ldm.evaluation.diagnostics.findings import Finding, fail, guarded, ok, warn
+from ldm.utils.runtime import usable_cores
 
 GIB = 2**30
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
@@ -89,11 +90,12 @@ def check_torch() -> Finding:
 
 
 def check_threads() -> Finding:
+    import psutil
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     policy = os.environ.get("OMP_WAIT_POLICY", "unset")
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    load = psutil.getloadavg()[0]
     text = f"{torch.get_num_threads()} of {cores} cores, OMP_WAIT_POLICY={policy}, load {load:.1f}"
     if policy.upper() != "PASSIVE":
         advice = (
@@ -107,11 +109,13 @@ def check_threads() -> Finding:
     return ok(text)
 
 
-def check_cpu() -> Finding:
-    cpuinfo = Path("/proc/cpuinfo")
+def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
     if not cpuinfo.is_file():
         return ok(f"{platform.machine()} {platform.processor()}".strip())
-    flags = set(re.findall(r"^flags\s*:(.*)$", cpuinfo.read_text(), flags=re.MULTILINE)[:1][0].split())
+    listed = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(encoding="utf-8", errors="replace"), flags=re.MULTILINE)
+    if listed is None:  # of ARM
+        return ok(platform.machine())
+    flags = set(listed[1].split())
     text = ", ".join(f"{name} {'yes' if name in flags else 'no'}" for name in CPU_FLAGS)
     if platform.machine() == "x86_64" and "avx2" not in flags:
         return warn(text, "without avx2 sampling takes several times longer")
@@ -120,8 +124,6 @@ def check_cpu() -> Finding:
 
 def check_memory() -> Finding:
     available = available_memory()
-    if available is None:
-        return ok("not measured on this system")
     text = f"{available / GIB:.1f} GiB available"
     if available < GIB:
         return fail(text, "sampling needs about 1 GiB: end other programs")
@@ -130,13 +132,15 @@ def check_memory() -> Finding:
     return ok(text)
 
 
-def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes this process may still use: what the system has left, or what is left of the container's limit."""
     if not meminfo.is_file():
-        return None
-    left = int(re.findall(r"MemAvailable:\s*(\d+) kB", meminfo.read_text())[0]) * 1024
+        import psutil
+
+        return psutil.virtual_memory().available
+    left = int(re.findall(r"MemAvailable:\s*(\d+) kB", meminfo.read_text(encoding="utf-8"))[0]) * 1024
     try:
-        limit, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used = ((cgroup / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
     except OSError:
         return left
     return left if limit == "max" else min(left, int(limit) - int(used))

@@ -82,6 +82,10 @@ class ClipTask:
         self.num_samples = len(data.train)
         self.weights: np.ndarray | None = None
 
+    def __getstate__(self) -> dict:
+        """What `batch` needs, for the data loader's workers."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("model", "module")}
+
     def batch(self, samples: list[SampleRef], rows: BatchSlice) -> dict[str, Tensor]:
         items = [(self.data.train, sample) for sample in samples]
         if (mixture := self.data.mixture) is not None:

@@ -47,6 +47,10 @@ class Components:
     unconditional: bool  # every caption is the null caption
     trains_text: bool
 
+    def __getstate__(self) -> dict:
+        """For the data loader's workers, which need no networks."""
+        return self.__dict__ | {"vae": None, "text_encoder": None}
+
 
 def load_components(settings: LdmSettings, data: Splits, run: Path, device: torch.device) -> Components:
     """Load the components that the settings name and encode the data, unless their latents are in the cache.

@@ -68,9 +68,10 @@ class LdmTask:
         choose_attention(objective.unet, settings.model.attention, components.device, half)
         self.model = exported or self._exported()
         self.fingerprints = self._fingerprints() | (fingerprints or {})
+        self.process, self.aligned = objective.process, objective.alignment is not None
         self.token_rows = TokenRows(components.tokenizer)
         self.num_samples, self.weights = len(components.train.data), sampling_weights(components.train.data)
-        self.find_unused_parameters = objective.alignment is not None  # which stops before the training does
+        self.find_unused_parameters = self.aligned  # alignment stops before the training does
         self.copy_rate: Callable[[Pipeline], float] | None = None  # measures `validate`'s copies, where it is set
 
     def _exported(self) -> nn.Module:
@@ -91,9 +92,14 @@ class LdmTask:
             digests["tower"] = network_digest(self.module.alignment.tower)
         return digests
 
+    def __getstate__(self) -> dict:
+        """What `batch` needs, for the data loader's workers."""
+        needed = ("settings", "components", "process", "aligned", "token_rows", "num_samples", "weights")
+        return {name: getattr(self, name) for name in needed}
+
     def batch(self, samples: list[SampleRef], rows: BatchSlice) -> dict[str, Tensor]:
         seed, shape = self.settings.seed, self.components.train.latents.shape[1:]
-        times = self.module.process.draw_times(rows.batch_size, generator_for(seed, 5, rows.step))
+        times = self.process.draw_times(rows.batch_size, generator_for(seed, 5, rows.step))
         items = self._mixed(samples, rows, times)
         batch = {
             "latents": sample_latents(items, batch_noise(rows, shape, seed, 6)),
@@ -102,7 +108,7 @@ class LdmTask:
             "input_ids": self._input_ids(caption_or_null(self.settings, split.data, one) for split, one in items),
         }
         aligned_steps = self.settings.alignment.until * self.settings.train.num_steps
-        if self.module.alignment is not None and rows.step < aligned_steps:
+        if self.aligned and rows.step < aligned_steps:
             batch["images"] = to_images(np.stack([split.data.image(one.index) for split, one in items]))
         return batch
 
@@ -172,7 +178,7 @@ class LdmTask:
             indices = chosen[start : start + 64]
             generator = generator_for(0, 8, start)
             noise = torch.randn(2, len(indices), *shape, generator=generator)
-            times.append(self.module.process.draw_times(len(indices), generator))
+            times.append(self.process.draw_times(len(indices), generator))
             input_ids = self._input_ids(caption_of(split.data, SampleRef(i, 0), 0) for i in indices)
             batch = (split.latents.sample(indices, noise[0]), noise[1], times[-1], input_ids)
             on_device = (tensor.to(self.module.unet.device) for tensor in batch)

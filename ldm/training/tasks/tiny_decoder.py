@@ -98,7 +98,7 @@ def teach(args: argparse.Namespace) -> None:
     numbers = agreement(vae, tiny, images)
     with checkpoint.staged(args.folder / "preview") as folder:
         tiny.save_pretrained(folder)
-        (folder / "report.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        (folder / "report.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     print(
         f"{args.folder / 'preview'}: {numbers['psnr']:.1f} dB from the autoencoder's own images, "
         f"{numbers['tiny_milliseconds']:.3g} ms an image instead of {numbers['vae_milliseconds']:.3g}"

@@ -133,11 +133,16 @@ class VaeTask:
             )
         torch.manual_seed(derive_seed(settings.seed, 1))
         self.model = self._initial()
+        self.scaling_factor = self.model.config.scaling_factor
         self.module = VaeObjective(self.model, settings.loss)
         self.num_samples = len(data.train)
         self.weights: np.ndarray | None = None
         self.channels_last = True  # measured: 1.3 times the images/s at these few channels and large maps
         self.find_unused_parameters = settings.loss.adversarial > 0 and settings.loss.adversarial_start > 0
+
+    def __getstate__(self) -> dict:
+        """What `batch` needs, for the data loader's workers."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("model", "module")}
 
     def _initial(self) -> Autoencoder:
         """The autoencoder before its first step; the settings are given its shape."""
@@ -162,7 +167,7 @@ class VaeTask:
         noise = batch_noise(rows, shape, self.settings.seed, 2)
         if self.settings.model.kind == "linear":
             uniform = torch.special.ndtr(batch_noise(rows, (1, 1, 1), self.settings.seed, 3))
-            noise *= self.settings.loss.latent_noise / self.model.config.scaling_factor * uniform
+            noise *= self.settings.loss.latent_noise / self.scaling_factor * uniform
         return {"images": images, "noise": noise}
 
     def _pixels(self, sample: SampleRef) -> np.ndarray:
