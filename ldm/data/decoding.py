@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import warnings
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ SUFFIXES = frozenset(
 )
 MAX_PIXELS = 89_478_485  # a quarter GiB of RGB; also where Pillow begins to warn
 MAX_BYTES = 2**29  # of one encoded image: MAX_PIXELS of six bytes, uncompressed
-DECODE_VERSION = 2  # part of every cache key: raise it when the same file would give other pixels
+DECODE_VERSION = 3  # part of every cache key: raise it when the same file would give other pixels
 REDUCING_GAP = 3.0  # down to this many times the final size an image may be shrunk by cheaper means
 
 _TURNS = {  # EXIF orientation -> Pillow transposition
@@ -39,6 +39,8 @@ _TURNS = {  # EXIF orientation -> Pillow transposition
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG, _BITS_TAG, _PHOTOMETRIC_TAG = 0x0112, 258, 262
+# how Pillow names the depths of a PNG that it brings to 8 bits -> the same for a level of that depth
+_TO_EIGHT_BITS = {"L;2": lambda level: level * 85, "L;4": lambda level: level * 17, "RGB;16B": lambda level: level >> 8}
 
 
 class ImageError(Exception):
@@ -57,12 +59,12 @@ def quiet_decoders():
 
 
 def decode_image(
-    source: bytes | Path, channels: int = 3, background: int = 255, max_pixels: int = MAX_PIXELS, enough: int = 0
+    source: bytes | Path | Image.Image, channels: int = 3, background: int = 255, max_pixels: int = MAX_PIXELS, enough: int = 0
 ) -> np.ndarray:
     """Decode one image.
 
     Args:
-        source: the encoded file, as bytes or as a path.
+        source: the encoded file, as bytes or as a path; or an image that Pillow has opened or made.
         channels: 1 for grey, 3 for RGB.
         background: grey level 0..255 on which transparent pixels are composited.
         max_pixels: more than this many pixels are refused before anything is decompressed.
@@ -74,15 +76,15 @@ def decode_image(
 
 
 def decode_described(
-    source: bytes | Path, channels: int = 3, background: int = 255, max_pixels: int = MAX_PIXELS, enough: int = 0
+    source: bytes | Path | Image.Image, channels: int = 3, background: int = 255, max_pixels: int = MAX_PIXELS, enough: int = 0
 ) -> tuple[np.ndarray, dict]:
     """As `decode_image`, and what the file was: {"format": "PNG", "mode": "RGBA"}."""
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     try:
-        stream = io.BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(stream, formats=_formats()) as image:
+        with _opened(source) as image:
             _check_size(image, max_pixels)
+            _scale_transparency(image)
             about = {"format": image.format, "mode": image.mode}
             if enough:
                 image.draft(None, (enough, enough))
@@ -153,6 +155,25 @@ def _resized(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int
     kernel = Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
     # photos are first reduced to three times the size: ten times faster, at most about 2/255 different
     return image.resize(size, kernel, box=box, reducing_gap=REDUCING_GAP)
+
+
+def _opened(source: bytes | Path | Image.Image) -> AbstractContextManager[Image.Image]:
+    """The image, which is closed afterwards unless it was given as one."""
+    if isinstance(source, Image.Image):
+        return nullcontext(source)
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats())
+
+
+def _scale_transparency(image: Image.Image) -> None:
+    """Bring a PNG's transparent level or colour to 8 bits, as Pillow will its pixels; it leaves the level alone.
+
+    Before the pixels are loaded: afterwards the depth is not known any more. Of 16 bits the upper 8 are compared.
+    """
+    declared = image.info.get("transparency")
+    to_eight_bits = _TO_EIGHT_BITS.get(image.tile[0].args) if image.format == "PNG" and image.tile else None
+    if declared is not None and to_eight_bits is not None:
+        levels = tuple(map(to_eight_bits, declared if isinstance(declared, tuple) else (declared,)))
+        image.info["transparency"] = levels if isinstance(declared, tuple) else levels[0]
 
 
 @functools.cache
@@ -230,7 +251,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _reason(error: Exception, source: bytes | Path) -> str:
+def _reason(error: Exception, source: bytes | Path | Image.Image) -> str:
     if isinstance(error, UnidentifiedImageError):
         if source == b"" or (isinstance(source, Path) and source.stat().st_size == 0):
             return "the file is empty"
