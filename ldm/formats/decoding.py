@@ -12,7 +12,7 @@ import io
 import json
 import struct
 import warnings
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ SUFFIXES = frozenset(
 )
 MAX_PIXELS = 89_478_485  # a quarter GiB of RGB; also where Pillow begins to warn
 MAX_BYTES = 2**29  # of one encoded image: MAX_PIXELS of six bytes, uncompressed
-DECODE_VERSION = 2  # part of every cache key: raise it when the same file would give other pixels
+DECODE_VERSION = 3  # part of every cache key: raise it when the same file would give other pixels
 REDUCING_GAP = 3.0  # down to this many times the final size an image may be shrunk by cheaper means
 
 _TURNS = {  # EXIF orientation -> Pillow transposition
@@ -42,6 +42,8 @@ _TURNS = {  # EXIF orientation -> Pillow transposition
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG, _BITS_TAG, _PHOTOMETRIC_TAG = 0x0112, 258, 262
+# how Pillow names the depths of a PNG that it brings to 8 bits -> the same for a level of that depth
+_TO_EIGHT_BITS = {"L;2": lambda level: level * 85, "L;4": lambda level: level * 17, "RGB;16B": lambda level: level >> 8}
 
 
 class ImageError(Exception):
@@ -60,12 +62,16 @@ def quiet_decoders():
 
 
 def decode_image(
-    source: bytes | Path, channels: int = 3, background: int = 255, max_pixels: int = MAX_PIXELS, enough: int = 0
+    source: bytes | Path | Image.Image,
+    channels: int = 3,
+    background: int = 255,
+    max_pixels: int = MAX_PIXELS,
+    enough: int = 0,
 ) -> np.ndarray:
     """Decode one image.
 
     Args:
-        source: the encoded file, as bytes or as a path.
+        source: the encoded file, as bytes or as a path; or an image that Pillow has opened or made.
         channels: 1 for grey, 3 for RGB.
         background: grey level 0..255 on which transparent pixels are composited.
         max_pixels: more than this many pixels are refused before anything is decompressed.
@@ -77,7 +83,7 @@ def decode_image(
 
 
 def decode_described(
-    source: bytes | Path,
+    source: bytes | Path | Image.Image,
     channels: int = 3,
     background: int = 255,
     max_pixels: int = MAX_PIXELS,
@@ -94,6 +100,7 @@ def decode_described(
         opened, kind = _opened(source, enough, extras)
         with opened as image:
             _check_size(image, max_pixels)
+            _scale_transparency(image)
             about = {"format": kind, "mode": image.mode}
             if enough:
                 image.draft(None, (enough, enough))
@@ -108,18 +115,6 @@ def decode_described(
     except Exception as error:
         raise ImageError(_reason(error, source)) from error
     return pixels.reshape(*pixels.shape[:2], channels), about
-
-
-def _opened(source: bytes | Path, enough: int, extras: bool) -> tuple[Image.Image, str | None]:
-    """The image, not yet decoded, and its format."""
-    try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats())
-    except UnidentifiedImageError:
-        found = open_extra(source, enough) if extras and isinstance(source, bytes) else None
-        if found is None:
-            raise
-        return found
-    return image, image.format
 
 
 def fit_image(pixels: np.ndarray, resolution: int, resize: str, background: int = 255) -> np.ndarray:
@@ -190,6 +185,34 @@ def _resized(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int
     kernel = Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
     # photos are first reduced to three times the size: ten times faster, at most about 2/255 different
     return image.resize(size, kernel, box=box, reducing_gap=REDUCING_GAP)
+
+
+def _opened(
+    source: bytes | Path | Image.Image, enough: int, extras: bool
+) -> tuple[AbstractContextManager[Image.Image], str | None]:
+    """The image, not yet decoded, which is closed afterwards unless it was given as one; and its format."""
+    if isinstance(source, Image.Image):
+        return nullcontext(source), source.format
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats())
+    except UnidentifiedImageError:
+        found = open_extra(source, enough) if extras and isinstance(source, bytes) else None
+        if found is None:
+            raise
+        return found
+    return image, image.format
+
+
+def _scale_transparency(image: Image.Image) -> None:
+    """Bring a PNG's transparent level or colour to 8 bits, as Pillow will its pixels; it leaves the level alone.
+
+    Before the pixels are loaded: afterwards the depth is not known any more. Of 16 bits the upper 8 are compared.
+    """
+    declared = image.info.get("transparency")
+    to_eight_bits = _TO_EIGHT_BITS.get(image.tile[0].args) if image.format == "PNG" and image.tile else None
+    if declared is not None and to_eight_bits is not None:
+        levels = tuple(map(to_eight_bits, declared if isinstance(declared, tuple) else (declared,)))
+        image.info["transparency"] = levels if isinstance(declared, tuple) else levels[0]
 
 
 @functools.cache
@@ -267,7 +290,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _reason(error: Exception, source: bytes | Path) -> str:
+def _reason(error: Exception, source: bytes | Path | Image.Image) -> str:
     if isinstance(error, UnidentifiedImageError):
         if source == b"" or (isinstance(source, Path) and source.stat().st_size == 0):
             return "the file is empty"

@@ -17,6 +17,7 @@ import torch
 
 from ldm.models.latents import downsampling_factor, is_tiny, shift_factor
 from ldm.models.saving import save_component
+from ldm.models.tokenizer import save_tokenizer
 from ldm.pipelines.component_classes import CLASSES, LIBRARY
 from ldm.pipelines.loading import load_pipeline, no_progress_bars
 from ldm.pipelines.model_folder import COMPONENTS, resolve_model
@@ -106,6 +107,8 @@ def save_folder(pipeline: Pipeline, folder: Path, name: str) -> None:
 
 def _save_component(pipeline: Pipeline, component: str, folder: Path, **options) -> None:
     part = pipeline.components[component]
+    if component == "tokenizer":
+        return save_tokenizer(part, folder / component)
     if component in ("vae", "unet"):
         options["safe_serialization"] = True
     if component == "text_encoder":  # the key names that every version of transformers reads

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,8 @@ def merge(
     Args: networks: by name, `unet` and `text_encoder` of them; source: of the adapters, for the message.
     Raises: UserError, before anything is changed, if a layer is missing or of another shape.
     """
-    if not isinstance(scale, int | float) or not math.isfinite(scale):
+    number: Any = Real  # numpy's too
+    if not isinstance(scale, number) or not math.isfinite(scale):
         raise UserError(f"lora_scale must be a finite number, got {scale!r}")
     layers = {
         f"{part}.{name}": layer

@@ -54,9 +54,16 @@ def tokenizer_digest(tokenizer: CLIPTokenizer) -> str:
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Save it as it was made, without the length and padding of its last call."""
+    """Save it as it was made, without the length and padding of its last call.
+
+    Beside tokenizer.json it writes vocab.json and merges.txt, which is what the class reads in transformers 4.
+    """
     _forget_last_call(tokenizer)
     tokenizer.save_pretrained(folder)
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
 
 
 def _forget_last_call(tokenizer: CLIPTokenizer) -> None:

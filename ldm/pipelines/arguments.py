@@ -11,6 +11,15 @@ from ldm.diffusion.sampling import standard_normal
 
 WHOLE: Any = Integral  # numpy's too
 NUMBER: Any = Real
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def check_dtype(value: Any) -> torch.dtype:
+    """A floating-point dtype, or the one of such a name. Raises: ValueError."""
+    found = DTYPES.get(value) if isinstance(value, str) else value
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)} or a torch.dtype, got {value!r}")
+    return found
 
 
 def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
@@ -45,7 +54,7 @@ def check_seed(value: Any, count: int = 1) -> int:
 def prompts_of(prompt: Any, negative_prompt: Any, each: Any) -> tuple[list[str], list[str]]:
     """Both as lists of one text per image, `each` images of a prompt. Raises: ValueError."""
     each = check_count("num_images_per_prompt", each)
-    prompts, negatives = _texts("prompt", prompt), _texts("negative_prompt", negative_prompt)
+    prompts, negatives = check_texts("prompt", prompt), check_texts("negative_prompt", negative_prompt)
     if isinstance(negative_prompt, str) or negative_prompt is None:
         negatives = negatives * len(prompts)
     if len(negatives) != len(prompts):
@@ -53,7 +62,8 @@ def prompts_of(prompt: Any, negative_prompt: Any, each: Any) -> tuple[list[str],
     return [text for text in prompts for _ in range(each)], [text for text in negatives for _ in range(each)]
 
 
-def _texts(name: str, value: Any) -> list[str]:
+def check_texts(name: str, value: Any) -> list[str]:
+    """One or several texts as a list; None is "". Raises: ValueError, also for text that UTF-8 cannot hold."""
     texts = [""] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{name} must be a text, a list of texts, or None, got {value!r}")

@@ -93,6 +93,8 @@ def denoise(plan: SamplingPlan, predict: Predict) -> Tensor:
     """Latents (B, c, h, w) at the end of the loop; how many steps a strength takes is as in diffusers' img2img."""
     scheduler, x, first = plan.scheduler, plan.noise, 0
     scheduler.set_timesteps(plan.num_inference_steps, device=x.device)
+    if "Ancestral" in type(scheduler).__name__:  # in float32 the noise of a step from a large sigma rounds to NaN
+        scheduler.sigmas = scheduler.sigmas.double()
     step, order = scheduler_step(plan, predict), getattr(scheduler, "order", 1)
     if plan.init_latents is not None:
         first = (plan.num_inference_steps - int(plan.num_inference_steps * plan.strength + 1e-6)) * order

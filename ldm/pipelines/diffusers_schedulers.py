@@ -10,6 +10,7 @@ the scheduler that takes the same steps as the sampler in `ldm.diffusion.sampler
     karras      EDM's DPM-Solver++ and Euler, data of deviation 1
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,14 @@ import torch
 from ldm.diffusion.process import NoiseProcess
 from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS, SCHEDULES, DiscreteVP, RectifiedFlow, VarianceExploding
 from ldm.diffusion.time_grids import MAX_RATIO
+from ldm.pipelines.arguments import check_count
 from ldm.pipelines.component_classes import stock_class
 from ldm.utils.errors import UserError
 
 if TYPE_CHECKING:
     from ldm.config.settings import NoiseOptions
 
+log = logging.getLogger(__name__)
 SOLVER, EDM_SOLVER, UNIPC = "DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler", "UniPCMultistepScheduler"
 EULER, HEUN, ANCESTRAL = "EulerDiscreteScheduler", "HeunDiscreteScheduler", "EulerAncestralDiscreteScheduler"
 
@@ -66,6 +69,18 @@ RECIPES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "euler_ancestral": (ANCESTRAL, {}),
     },
 }
+# kind of process -> the schedulers of diffusers that can drive it, each tried with a perfect network (see the tests)
+DRIVERS: dict[str, tuple[str, ...]] = {
+    "flow": (SOLVER, "DPMSolverMultistepInverseScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler")
+    + (UNIPC, "SASolverScheduler"),
+    "karras": (EDM_SOLVER, "EDMEulerScheduler"),
+    "tabled": (SOLVER, "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler", "DEISMultistepScheduler", UNIPC)
+    + ("SASolverScheduler", "DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler")
+    + (EULER, ANCESTRAL, HEUN, "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler")
+    + ("PNDMScheduler", "LCMScheduler", "TCDScheduler"),
+}
+# of a scheduler that is not diffusers' own
+NEEDED = ("config", "set_timesteps", "timesteps", "scale_model_input", "init_noise_sigma", "step", "add_noise")
 _TRAILING = {name: {"timestep_spacing": "trailing"} for name in ("uniform", "trailing")}
 _LEADING = {"leading": {"timestep_spacing": "leading"}}
 _BOTH_ENDS = {"linspace": {"timestep_spacing": "linspace"}}
@@ -153,20 +168,80 @@ def process_of(scheduler: Any) -> NoiseProcess:
 
 def check_same_process(scheduler: Any, weak: Any) -> None:
     """Raises: ValueError unless the scheduler of a weak model has the noise process of the main one's."""
-    ours, theirs = process_of(scheduler), process_of(weak)
+    if difference := process_difference(scheduler, weak):
+        raise ValueError(f"the weak model must have the main one's noise process: {difference}")
+
+
+def process_difference(scheduler: Any, other: Any) -> str | None:
+    """How the noise processes of two schedulers differ, in words, or None. Raises: as `process_of`."""
+    ours, theirs = process_of(scheduler), process_of(other)
     times = torch.linspace(0.05, 0.95, 10)
     same = torch.allclose(ours.schedule.logsnr(times), theirs.schedule.logsnr(times), atol=1e-3)
-    if ours.prediction_type != theirs.prediction_type or not same:
-        raise ValueError(
-            f"the weak model must have the main one's noise process: {ours.prediction_type} on "
-            f"{type(ours.schedule).__name__} here, {theirs.prediction_type} on {type(theirs.schedule).__name__} there"
+    if ours.prediction_type == theirs.prediction_type and same:
+        return None
+    return (
+        f"{ours.prediction_type} on {type(ours.schedule).__name__} here, "
+        f"{theirs.prediction_type} on {type(theirs.schedule).__name__} there"
+    )
+
+
+def check_scheduler(scheduler: Any, own: Any) -> None:
+    """Whether images come right with a scheduler that somebody puts in place of the model's own.
+
+    Raises: ValueError naming those that would do.
+    """
+    if not _can_drive(scheduler):
+        name = type(scheduler).__name__
+        raise ValueError(f"scheduler {name} cannot generate with this model: use {_instead(own)}, or sampler=NAME")
+
+
+def check_steps(scheduler: Any, num_inference_steps: Any) -> int:
+    """The number as an int, if the scheduler takes as many steps. Raises: ValueError."""
+    exponential = type(scheduler).__name__ == EDM_SOLVER and scheduler.config.get("sigma_schedule") == "exponential"
+    least = 2 if exponential else 1  # its single step would start at the last sigma
+    return check_count("num_inference_steps", num_inference_steps, least, scheduler.config.num_train_timesteps)
+
+
+def warn_of_changes(scheduler: Any, own: Any) -> None:
+    """Log what would change silently with a scheduler in place of the model's own: the process, or cut latents."""
+    if difference := process_difference(own, scheduler):
+        log.warning(
+            "the new scheduler has another noise process than the model's (%s), so images will be wrong unless the "
+            "network is another too; what keeps the process is %s",
+            *(difference, _instead(own)),
         )
+    elif scheduler.config.get("clip_sample") and not own.config.get("clip_sample"):
+        log.warning(
+            "the new scheduler has clip_sample=True, which cuts latents at %g: from_config(..., clip_sample=False)",
+            scheduler.config.get("clip_sample_range") or 1,
+        )
+
+
+def _instead(own: Any) -> str:
+    return f"X.from_config(pipeline.scheduler.config) with X one of {', '.join(DRIVERS[_kind(own.config)])}"
+
+
+def _can_drive(scheduler: Any) -> bool:
+    """Whether it is one of `DRIVERS`, made from one, or not from diffusers and has all that the loop needs."""
+    drivers = DRIVERS[_kind(getattr(scheduler, "config", {}))]
+    if any(each.__name__ in drivers for each in type(scheduler).__mro__):
+        return True
+    from_elsewhere = not type(scheduler).__module__.startswith("diffusers.")
+    return from_elsewhere and all(hasattr(scheduler, name) for name in NEEDED)
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    """The kind of process that a scheduler with this config is for."""
+    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        return "flow"
+    return "karras" if "sigma_data" in config else "tabled"
 
 
 def offered(process: Process) -> dict[str, dict[str, dict[str, Any]]]:
     """The samplers that diffusers has for a process, and for each its time grids with their settings."""
     found = {}
-    for sampler, (scheduler, _) in RECIPES[process.kind].items():
+    for sampler in RECIPES[process.kind]:
+        scheduler, _ = _recipe(process, sampler)
         if process.kind == "tabled":
             grids = _tabled_grids(process, sampler, scheduler)
         else:
@@ -181,10 +256,20 @@ def samplers_for(scheduler: Any) -> list[str]:
     return list(offered(_read(scheduler)))
 
 
+def _recipe(process: Process, sampler: str) -> tuple[str, dict[str, Any]]:
+    """The scheduler and its settings.
+
+    From a very large sigma / alpha diffusers' ancestral Euler loses the noise of its first step in float32 and gives
+    NaN (cosine, 3 steps); DDPM takes the same steps.
+    """
+    recipes = RECIPES[process.kind]
+    return recipes["ddpm" if recipes[sampler][0] == ANCESTRAL and process.largest > MAX_RATIO else sampler]
+
+
 def _tabled_grids(process: Process, sampler: str, scheduler: str) -> dict[str, dict[str, Any]]:
     if scheduler == HEUN and process.largest > MAX_RATIO:
         return {}  # from so large a sigma / alpha its first step is far off, and from zero SNR infinitely
-    if scheduler == ANCESTRAL and process.settings["prediction_type"] == "sample":
+    if sampler == "euler_ancestral" and process.settings["prediction_type"] == "sample":
         return {}  # not written
     grids = GRIDS[scheduler]
     if process.learned and sampler != "ddpm":
@@ -204,7 +289,7 @@ def _build(process: Process, sampler: str, time_grid: str | None):
             f"no scheduler of diffusers takes the steps of sampler {sampler} on the time grid {time_grid or 'uniform'} "
             f"for this noise process: use one of {lines}"
         )
-    scheduler, settings = RECIPES[process.kind][sampler]
+    scheduler, settings = _recipe(process, sampler)
     grid = works[sampler][time_grid or next(iter(works[sampler]))]
     if process.learned:
         settings = settings | {"variance_type": "learned_range"}

@@ -81,8 +81,8 @@ def inpaint(
     mask the result is the image, exactly. With output_type "latent" nothing is pasted.
 
     Args:
-        mask: of the image's size; more than half of white is generated, the rest kept. An array may be 0 and 1 too.
-            See `box_mask`.
+        mask: of the image's size; more than half of white is generated, the rest kept. It may be of 0 and 1 too, as a
+            file, an image or an array of any integers. See `box_mask`.
         resample: 1 or more times that each step is taken, see `SamplingPlan`; not with samplers of two calls a step.
         strength, resize, background: as in `image_to_image`; below 1 the old content shows through.
 
@@ -103,15 +103,21 @@ def inpaint(
 
 def _masked(pipeline: Pipeline, picture: ImageInput, mask: ImageInput, resize: str) -> Tensor:
     """Which pixels of the model's square are generated: bool (1, 1, H, W). Raises: ValueError for another size."""
-    if isinstance(mask, np.ndarray) and mask.dtype == np.uint8 and mask.size and mask.max() == 1:
-        mask = mask.astype(bool)
-    (height, width), (high, wide) = (read_image(each, 1, 0).shape[:2] for each in (picture, mask))
-    if (height, width) != (high, wide):
+    levels = read_image(mask.astype(bool) if _is_binary(mask) else mask, 1, 0)
+    height, width = read_image(picture, 1, 0).shape[:2]
+    if levels.shape[:2] != (height, width):
+        high, wide = levels.shape[:2]
         raise ValueError(f"the mask must have the picture's size {width} x {height}, got {wide} x {high}")
-    masked = read_images(pipeline, mask, resize, 0).mean(1, keepdim=True) > 0.5
+    levels = levels * 255 if levels.max() == 1 else levels
+    masked = read_images(pipeline, levels, resize, 0).mean(1, keepdim=True) > 0.5
     if not masked.any():
         log.warning("the mask is white nowhere, so nothing is generated: white is generated, black and clear are kept")
     return masked
+
+
+def _is_binary(mask: ImageInput) -> bool:
+    """Whether it is an array of integers of which none is anything but 0 and 1."""
+    return isinstance(mask, np.ndarray) and mask.dtype.kind in "iu" and bool(((mask == 0) | (mask == 1)).all())
 
 
 def box_mask(picture: ImageInput, box: Sequence[int]) -> np.ndarray:

@@ -1,13 +1,12 @@
 """Images that people give (a path, a PIL image or an array of any size and mode) as the autoencoder wants them."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ldm.formats.decoding import MAX_BYTES, ImageError, decode_image, fit_image
@@ -33,10 +32,20 @@ def read_image(image: ImageInput, channels: int, background: int) -> np.ndarray:
     """uint8 (H, W, channels), upright. Raises: UserError, in one line, whatever the file holds."""
     name = image if isinstance(image, str | Path) else f"the {type(image).__name__}"
     try:
-        source = _ordinary(Path(image)) if isinstance(image, str | Path) else _encoded(image)
-        return decode_image(source, channels, background)
+        return decode_image(_source(image), channels, background)
     except ImageError as error:
         raise UserError(f"{name} cannot be used: {error}; give an image such as a PNG or JPEG") from None
+
+
+def _source(image: ImageInput) -> Path | Image.Image:
+    """What one function decodes, so that an image is the same as a file, as an object and as an array."""
+    if isinstance(image, str | Path):
+        return _ordinary(Path(image))
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(_array(image))
+    if isinstance(image, Image.Image):
+        return image
+    raise ImageError("it is no path, PIL image or array")
 
 
 def _ordinary(path: Path) -> Path:
@@ -46,22 +55,6 @@ def _ordinary(path: Path) -> Path:
     return path
 
 
-def _encoded(image: Image.Image | np.ndarray) -> bytes:
-    """A file of it without loss, so that one function decides what becomes of every mode."""
-    buffer = io.BytesIO()
-    try:
-        image = Image.fromarray(_array(image)) if isinstance(image, np.ndarray) else image
-        image = ImageOps.exif_transpose(image)
-        if image.has_transparency_data and not image.mode.startswith("I"):
-            image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        elif image.mode not in ("1", "L", "RGB", "I", "F", "I;16"):
-            image = image.convert("RGB")
-        image.save(buffer, "TIFF")
-    except (OSError, SyntaxError, TypeError, ValueError, AttributeError, Image.DecompressionBombError) as error:
-        raise ImageError(" ".join(str(error).split())[:160] or type(error).__name__) from error
-    return buffer.getvalue()
-
-
 def _array(array: np.ndarray) -> np.ndarray:
     """An array as uint8 (H, W) or (H, W, 3 or 4)."""
     if array.dtype.kind == "f" and array.size and not (array.min() >= 0 and array.max() <= 1):
@@ -69,5 +62,6 @@ def _array(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind in "fb":
         array = np.rint(array * 255.0).astype(np.uint8)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)):
-        raise ImageError(f"an array must be uint8, bool or float, (H, W) or (H, W, 1, 3 or 4), got {array.shape}")
+        got = f"{array.dtype} {array.shape}"
+        raise ImageError(f"an array must be uint8, bool or float 0 to 1, (H, W) or (H, W, 1, 3 or 4), got {got}")
     return array[..., 0] if array.shape[2:] == (1,) else array

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ldm.models.lora import merge, read_lora
+from ldm.pipelines.arguments import check_dtype
 from ldm.pipelines.autoguidance import load_weak
 from ldm.pipelines.component_classes import stock_class
 from ldm.pipelines.model_folder import COMPONENTS, ModelFolder, resolve_model
@@ -21,7 +22,6 @@ from ldm.utils.errors import UserError
 from ldm.utils.untrusted_files import count, read_json
 
 ENGINES = ("auto", "torch", "onnx")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 def load_pipeline(
@@ -71,10 +71,10 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
-    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype or torch.float32
-    if not isinstance(found, torch.dtype):
-        raise UserError(f"dtype must be one of {', '.join(DTYPES)} or a torch.dtype, got {dtype!r}")
-    return found
+    try:
+        return check_dtype(torch.float32 if dtype is None else dtype)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _choose_engine(

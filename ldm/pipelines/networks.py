@@ -90,7 +90,8 @@ class Networks:
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Hidden states (B, L, D) of tokens (B, L) int64; without a mask every token is attended to."""
-        if attention_mask is None and (engine := self._graph("text_encoder")):
+        engine = None if attention_mask is not None else self._graph("text_encoder")
+        if engine and engine.length == input_ids.shape[1]:
             return torch.from_numpy(engine.encode_text(input_ids.numpy()))
         encoder = self.module("text_encoder")
         mask = {} if attention_mask is None else {"attention_mask": attention_mask.to(encoder.device)}
@@ -98,7 +99,8 @@ class Networks:
 
     def predict(self, x_t: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
         """The U-Net's prediction (B, c, h, w) of noisy latents, one timestep for all or (B,), embeddings (B, L, D)."""
-        if engine := self._graph("unet"):
+        engine = self._graph("unet")
+        if engine and engine.length == prompt_embeds.shape[1]:  # torch takes prompts of any length
             timesteps = timestep.expand(len(x_t)).float()
             return torch.from_numpy(engine.predict(x_t.numpy(), timesteps.numpy(), prompt_embeds.numpy()))
         return self.predict_in_torch(x_t, timestep, prompt_embeds)

@@ -43,6 +43,11 @@ class Engine:
         return _run(self._vae, {"latents": latents})
 
     @cached_property
+    def length(self) -> int:
+        """Tokens of a prompt: the graphs are of one length."""
+        return self._text_encoder.get_inputs()[0].shape[1]
+
+    @cached_property
     def _text_encoder(self):
         return self._open("text_encoder")
 

@@ -22,10 +22,25 @@ from ldm.diffusion.process import NoiseProcess
 from ldm.diffusion.sampling import denoise_with
 from ldm.models.latents import downsampling_factor, from_model_latents, posterior, to_model_latents
 from ldm.models.lora import digest_with
-from ldm.pipelines.arguments import check_count, check_scale, initial_noise, prompts_of
+from ldm.pipelines.arguments import (
+    DTYPES,
+    check_count,
+    check_dtype,
+    check_scale,
+    check_texts,
+    initial_noise,
+    prompts_of,
+)
 from ldm.pipelines.component_classes import stock_class
 from ldm.pipelines.denoising_loop import Callback, SamplingPlan, denoise, invert
-from ldm.pipelines.diffusers_schedulers import check_same_process, process_of, with_sampler
+from ldm.pipelines.diffusers_schedulers import (
+    check_same_process,
+    check_scheduler,
+    check_steps,
+    process_of,
+    warn_of_changes,
+    with_sampler,
+)
 from ldm.pipelines.model_folder import COMPONENTS, FALLBACKS, ModelFolder
 from ldm.pipelines.networks import NETWORKS, Networks, OnDisk, run_unet
 from ldm.pipelines.onnx_runtime import Engine
@@ -46,9 +61,11 @@ class Pipeline:
     """The five components of a latent diffusion model, and how images are generated with them.
 
     `vae`, `text_encoder` and `unet` are torch modules and may be changed or replaced. Where ONNX Runtime computes for
-    one of them, asking for it is what ends that (see `ldm.pipelines.networks`): from then on it runs in torch.
+    one of them, asking for it is what ends that (see `ldm.pipelines.networks`): from then on it runs in torch. A
+    `scheduler` of diffusers may be put in place of the model's: one that cannot generate with it is a ValueError, and one
+    of another noise process is warned of.
 
-    Attributes: tokenizer, scheduler (of diffusers and transformers, replaceable), defaults (a dict with
+    Attributes: tokenizer (of transformers, replaceable), defaults (a dict with
     num_inference_steps and guidance_scale), folder (where it came from, or None), lora (the adapters in the weights and
     how strongly, or None), load_weak (path -> the weak model there, or None).
     """
@@ -67,7 +84,7 @@ class Pipeline:
     ):
         """`engine`, `fixed`: see `Networks`; `load_pipeline` chooses them."""
         self.networks = Networks({"vae": vae, "text_encoder": text_encoder, "unet": unet}, engine, fixed)
-        self.tokenizer, self.scheduler, self.folder = tokenizer, scheduler, folder
+        self.tokenizer, self._scheduler, self._own_scheduler, self.folder = tokenizer, scheduler, scheduler, folder
         self.defaults = {**FALLBACKS, **(defaults or {})}
         self.lora: tuple[str | Path, float] | None = None
         self.load_weak: Callable[[str | Path, Pipeline], Pipeline] | None = None
@@ -97,6 +114,16 @@ class Pipeline:
     @unet.setter
     def unet(self, module: nn.Module) -> None:
         self.networks = self.networks.replaced("unet", module)
+
+    @property
+    def scheduler(self) -> Any:
+        return self._scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        check_scheduler(scheduler, self._own_scheduler)
+        warn_of_changes(scheduler, self._own_scheduler)
+        self._scheduler = scheduler
 
     @property
     def components(self) -> dict[str, Any]:
@@ -132,8 +159,17 @@ class Pipeline:
         digest = self.folder.digest() if self.folder else ""
         return digest_with(digest, *self.lora) if self.lora else digest
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
-        """Move and cast the three networks in place; returns itself."""
+    def to(
+        self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | str | None = None
+    ) -> "Pipeline":
+        """Move and cast the three networks in place; returns itself.
+
+        Args: a device, a dtype or its name ("float16"), or both; `to(torch.float16)` is a dtype.
+        Raises: ValueError for another dtype, before anything is changed.
+        """
+        if isinstance(device, torch.dtype) or device in DTYPES:
+            device, dtype = None, device
+        dtype = None if dtype is None else check_dtype(dtype)
         stays = device is None or torch.device(device) == self.device
         if stays and dtype in (None, self.dtype) and "onnx" in self.engines.values():
             return self
@@ -175,12 +211,11 @@ class Pipeline:
             guidance_scale: 0 or more, 1 = off; None = the model's default. Or a `Guidance`, the complete rule; then
                 interval, rescale, cfg_zero and zero_init are its own.
             num_images_per_prompt: the images of a prompt lie side by side in the result.
-            generator: source of the noise, one for all or one per image, as in diffusers. With one, a stochastic
-                sampler's images depend on batch_size; with one per image, or a seed, they do not.
+            generator: source of the noise, one for all or one per image, as in diffusers.
             seed: image i is generated from seed + i, whatever else is generated with it. Not together with generator.
             latents: initial noise of unit variance, (B, c, h, w), in place of generator and seed.
             output_type: "pil", "np", "pt" or "latent".
-            callback: called after every step of every sub-batch with (step, timestep, latents).
+            callback: called after every step with (step, timestep, latents of all images).
             batch_size: how many images go through the networks at once; changes memory, not results.
             guidance_interval, guidance_rescale, cfg_zero, zero_init: see `Guidance`; None = the model's
                 default, which is (0, 1) and 0 unless it has others.
@@ -217,7 +252,9 @@ class Pipeline:
     ) -> SamplingPlan:
         """What `__call__` does with these arguments, which are its own; `run` does it. For changes in between."""
         steps = self._default("num_inference_steps", num_inference_steps)
-        check_count("num_inference_steps", steps, 1, self.scheduler.config.num_train_timesteps)
+        scheduler = self.scheduler if sampler is None else with_sampler(self.scheduler, sampler)
+        check_scheduler(scheduler, self._own_scheduler)
+        steps = check_steps(scheduler, steps)
         rule = self._rule(guidance_scale, guidance_interval, guidance_rescale, cfg_zero, zero_init)
         if prompt is None and negative_prompt is None and weak is None:
             rule = replace(rule, scale=1.0)
@@ -231,8 +268,8 @@ class Pipeline:
             prompt_embeds=self.encode_prompt(prompts),
             negative_prompt_embeds=None if rule.scale == 1 else encode(uncond),
             noise=noise.to(self.device, self.dtype),
-            scheduler=self.scheduler if sampler is None else with_sampler(self.scheduler, sampler),
-            num_inference_steps=int(steps),
+            scheduler=scheduler,
+            num_inference_steps=steps,
             generators=generators,
             num_prompts=len(prompts) // int(num_images_per_prompt),
             guidance=rule,
@@ -244,12 +281,25 @@ class Pipeline:
 
     @torch.no_grad()
     def run(self, plan: SamplingPlan) -> PipelineOutput:
-        """The images of a plan; with `plan.inverse` the noise of its latents, whatever the output type."""
-        loop, results = invert if plan.inverse else denoise, []
-        for part in plan.batches():
-            latents = loop(part, self._guided(part))
-            results.append(latents if plan.output_type == "latent" or plan.inverse else self.decode(latents))
-        return PipelineOutput(as_output(torch.cat(results), "latent" if plan.inverse else plan.output_type))
+        """The images of a plan; with `plan.inverse` the noise of its latents, whatever the output type.
+
+        Every step is taken by all images together, so that noise drawn within it is theirs in the same order whatever
+        the batch size; only the networks get them in batches.
+        """
+        latents = (invert if plan.inverse else denoise)(plan, self._predict_in_batches(plan))
+        if plan.inverse or plan.output_type == "latent":
+            return PipelineOutput(latents)
+        images = torch.cat([self.decode(part) for part in latents.split(plan.batch_size)])
+        return PipelineOutput(as_output(images, plan.output_type))
+
+    def _predict_in_batches(self, plan: SamplingPlan) -> Callable[[Tensor, Tensor], Tensor]:
+        batches = [self._guided(part) for part in plan.batches()]
+
+        def predict(x_t: Tensor, timestep: Tensor) -> Tensor:
+            parts = zip(batches, x_t.split(plan.batch_size), strict=True)
+            return torch.cat([guided(part, timestep) for guided, part in parts])
+
+        return predict
 
     def denoiser(
         self,
@@ -295,8 +345,8 @@ class Pipeline:
     # ---- between texts, images and latents --------------------------------------------------------------------------
 
     def encode_prompt(self, prompts: str | Sequence[str]) -> Tensor:
-        """Embeddings (B, L, D) of the prompts; equal prompts go through the encoder once."""
-        prompts = [prompts] if isinstance(prompts, str) else prompts
+        """Embeddings (B, L, D) of the prompts; equal prompts go through the encoder once. Raises: ValueError."""
+        prompts = check_texts("prompt", prompts)
         unique = list(dict.fromkeys(prompts))
         length = self.tokenizer.model_max_length
         for prompt, ids in zip(unique, self.tokenizer(unique, verbose=False).input_ids, strict=True):

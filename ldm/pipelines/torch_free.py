@@ -140,9 +140,9 @@ class TorchFreePipeline:
         """The scheduler's levels, one more than steps, and the network's timesteps."""
         count = self.scheduler["num_train_timesteps"]
         t = 1 - np.linspace(1, 1 / count, steps + 1)[::-1][:-1]
-        sigmas = (self._shift * t / (1 + (self._shift - 1) * t)).astype(np.float32)
-        levels = [Level(1 - float(sigma), float(sigma)) for sigma in (*sigmas, 0.0)]
-        return levels, [int(sigma * np.float32(count)) for sigma in sigmas]
+        sigmas = self._shift * t / (1 + (self._shift - 1) * t)
+        levels = [Level(1 - float(sigma), float(sigma)) for sigma in (*sigmas.astype(np.float32), 0.0)]
+        return levels, [int(sigma * count) for sigma in sigmas]  # cut in float64, as diffusers does
 
     def _time(self, timestep: int) -> float:
         """t of a timestep: the inverse of the flow's shift."""
@@ -182,17 +182,19 @@ def open_torch_free(folder: ModelFolder) -> TorchFreePipeline | None:
     if "in_channels" not in unet or unet.get("out_channels") != unet["in_channels"]:
         return None
     tokenizer = _tokenizer(folder, vocabulary)
+    if tokenizer.padding["length"] != engine.length:
+        return None
     shape = (unet["in_channels"], unet["sample_size"], unet["sample_size"])
     return TorchFreePipeline(engine, tokenizer, scheduler, shape, vae.get("scaling_factor", 1.0))
 
 
 def _tokenizer(folder: ModelFolder, vocabulary: Path) -> Any:
-    """The tokenizer in a file, cutting and padding to the text encoder's length. Raises: UserError."""
+    """The tokenizer in a file, cutting and padding to its length. Raises: UserError."""
     from tokenizers import Tokenizer, decoders
 
-    length = read_json(folder.paths["text_encoder"] / "config.json")["max_position_embeddings"]
     try:
-        pad = read_json(folder.paths["tokenizer"] / "tokenizer_config.json")["pad_token"]
+        settings = read_json(folder.paths["tokenizer"] / "tokenizer_config.json")
+        length, pad = settings["model_max_length"], settings["pad_token"]
         tokenizer = Tokenizer.from_file(str(vocabulary))
         tokenizer.decoder = decoders.ByteLevel()  # for lost words
         tokenizer.enable_truncation(length)

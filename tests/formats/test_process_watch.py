@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ldm.data import decode_workers, process_watch
+from ldm.formats import decode_workers, process_watch
 from ldm.formats.decoding import ImageError
 from ldm.formats.process_watch import Watch
 

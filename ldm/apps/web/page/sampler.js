@@ -7,9 +7,10 @@ export function levels(steps, { count, shift }) {
   const sigmas = [];
   for (let i = steps; i > 0; i--) {
     const t = 1 - (i === steps ? 1 / count : i * step + 1);
-    sigmas.push(Math.fround((shift * t) / (1 + (shift - 1) * t)));
+    sigmas.push((shift * t) / (1 + (shift - 1) * t));
   }
-  return { sigmas: [...sigmas, 0], timesteps: sigmas.map((sigma) => Math.trunc(Math.fround(sigma * count))) };
+  // levels in single precision, timesteps cut before that, as diffusers does
+  return { sigmas: [...sigmas.map(Math.fround), 0], timesteps: sigmas.map((sigma) => Math.trunc(sigma * count)) };
 }
 
 /** When in the process a timestep lies, 1 = noise. */
