@@ -33,8 +33,11 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session")
 def glyph_cache(tmp_path_factory):
-    """One cache of rendered glyphs for all tests of a process."""
-    return tmp_path_factory.mktemp("cache")
+    """One cache of rendered glyphs for all tests, and all workers: the first builds, the others wait."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "glyph-cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 # ---- faults ------------------------------------------------------------------------------------------------------
