@@ -291,10 +291,10 @@ def test_each_example_is_one_source_file_one_test_file_and_at_most_one_registry_
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory):
-    """A copy of the project with every example put in its place."""
+    """A copy of the project, with what is compiled of it, and every example put in its place."""
     copy = tmp_path_factory.mktemp("extended")
     for folder in ("ldm", "tests"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("*.pyc.*"))  # half written
     shutil.copy(ROOT / "pyproject.toml", copy)
     for example in examples():
         put(copy, **example)

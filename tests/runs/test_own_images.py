@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from commands import BIN, ROOT, forked, run, train
+from commands import ROOT, forked, train
 from PIL import Image
 
 
@@ -28,7 +28,7 @@ def test_ones_own_folder_trains_and_draws_through_the_same_commands(tmp_path):
         extra = ["--sampling.prompts", "a red disc on waves"] if part == "ldm" else []
         train(part, ROOT / "configs" / "smoke.yaml", tmp_path, *own, *extra, processes=0)
     forked(None, "export", "runs/mine/ldm", "-o", "mine", cwd=tmp_path)
-    run(BIN / "ldm", "generate", "a red disc on waves", "-m", "mine", "-o", "disc.png", cwd=tmp_path)
+    forked(None, "generate", "a red disc on waves", "-m", "mine", "-o", "disc.png", cwd=tmp_path)
     picture = Image.open(tmp_path / "disc.png")
     assert picture.mode == "RGB" and np.asarray(picture).std() > 0
 
