@@ -40,6 +40,12 @@ def glyph_cache(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def no_graphs(monkeypatch):
+    """Exports without the graphs for ONNX Runtime, which take most of their time and are files among files."""
+    monkeypatch.setattr("ldm.hub.export._write_graphs", lambda stage: None)
+
+
 # ---- faults ------------------------------------------------------------------------------------------------------
 
 

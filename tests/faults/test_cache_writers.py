@@ -24,11 +24,7 @@ from ldm.pipelines.loading import load_pipeline
 from ldm.utils import atomic_files as disk
 from ldm.utils.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def no_graphs(monkeypatch):
-    """They take seconds, and are files among files."""
-    monkeypatch.setattr(export_module, "_write_graphs", lambda stage: None)
+pytestmark = pytest.mark.usefixtures("no_graphs")
 
 
 def undisturbed(tmp_path: Path, kind: str) -> tuple[Path, dict[str, bytes], float]:
