@@ -4,8 +4,10 @@ Tests that inject faults ask `trials(quick, full)` how many, and tell `survived(
 met: `quick` by default, `full` with `--all-faults`, which `make faults` gives. The counts end the report.
 """
 
+import gc
 import os
 
+gc.disable()  # until all is imported: of a million objects that stay, none is rubbish
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported by any test
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -13,13 +15,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core already
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest
+import pytest  # noqa: E402
 
 LONGEST = ("test_end_to_end.py", "test_own_images.py", "test_pages.py")  # minutes each: begun first, nobody waits last
 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish():
+    """What was imported is looked through no more, neither here nor in the children that tests fork."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

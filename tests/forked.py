@@ -100,7 +100,7 @@ def _run(work: Callable[[], object], output: Path) -> None:
                     signal.signal(signal.SIGINT, signal.default_int_handler)
                     run_main(lambda: (work(), 0)[1])
                 except SystemExit as end:
-                    code = end.code if isinstance(end.code, int) else 1
+                    code = end.code if isinstance(end.code, int) else int(end.code is not None)
                 except BaseException:
                     traceback.print_exc()
     finally:
