@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from commands import ROOT, forked, train
 from PIL import Image
 
@@ -21,6 +22,7 @@ def photographs(folder: Path, count: int) -> None:
         (folder / f"{i:03d}.txt").write_text(f"a {['red', 'blue'][colour]} disc on waves")
 
 
+@pytest.mark.slow  # test_end_to_end.py has the same commands, and the test below a folder of one's own
 def test_ones_own_folder_trains_and_draws_through_the_same_commands(tmp_path):
     photographs(tmp_path / "photos", 200)
     own = ["--data.source", tmp_path / "photos", "--data.channels", 3, "--name", "mine", "--train.num_steps", 12]
