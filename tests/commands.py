@@ -49,10 +49,14 @@ def forked(script: Path | None, *words, cwd, code: int = 0) -> str:
 
 
 def train(part, config, cwd, *overrides, processes=1) -> str:
-    """`accelerate launch train_<part>.py CONFIG`, as the README says; quicker and without it, forked, 0 processes."""
-    script = ROOT / f"train_{part}.py"
+    """`accelerate launch train_<part>.py CONFIG`, as the README says; quicker and without it, forked, 0 processes.
+
+    The launcher of one process is forked, and what it launches begins with nothing.
+    """
+    script, launcher = ROOT / f"train_{part}.py", BIN / "accelerate"
     if not processes:
         return forked(script, config, *overrides, cwd=cwd)
-    several = ["--multi_gpu", "--num_processes", processes] if processes > 1 else ["--num_processes", 1]
-    launch = [BIN / "accelerate", "launch", "--main_process_port", 0, *several]
-    return run(*launch, script, config, *overrides, cwd=cwd, ACCELERATE_USE_CPU="true")
+    launch = ["launch", "--main_process_port", 0, "--num_processes", processes]
+    if processes == 1:
+        return forked(launcher, *launch, script, config, *overrides, cwd=cwd)
+    return run(launcher, *launch, "--multi_gpu", script, config, *overrides, cwd=cwd, ACCELERATE_USE_CPU="true")

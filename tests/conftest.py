@@ -4,8 +4,10 @@ Tests that inject faults ask `trials(quick, full)` how many, and tell `survived(
 met: `quick` by default, `full` with `--all-faults`, which `make faults` gives. The counts end the report.
 """
 
+import gc
 import os
 
+gc.disable()  # until all is imported: of a million objects that stay, none is rubbish
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported by any test
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -13,13 +15,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core already
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest
+import pytest  # noqa: E402
 
 LONGEST = ("test_end_to_end.py", "test_own_images.py", "test_pages.py")  # minutes each: begun first, nobody waits last
 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish():
+    """What was imported is looked through no more, neither here nor in the children that tests fork."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -33,8 +41,17 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session")
 def glyph_cache(tmp_path_factory):
-    """One cache of rendered glyphs for all tests of a process."""
-    return tmp_path_factory.mktemp("cache")
+    """One cache of rendered glyphs for all tests, and all workers: the first builds, the others wait."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "glyph-cache"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def no_graphs(monkeypatch):
+    """Exports without the graphs for ONNX Runtime, which take most of their time and are files among files."""
+    monkeypatch.setattr("ldm.hub.export._write_graphs", lambda stage: None)
 
 
 # ---- faults ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ What is waited for comes within seconds; the limits, many times longer, only end
 """
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -16,11 +17,22 @@ from pathlib import Path
 from ldm.utils.runtime import run_main
 
 
+@functools.cache
+def warm_up() -> None:
+    """Do once what each child would do again: imports, and the thousand patterns that transformers compiles."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    import ldm.data.image_files.dataset  # noqa: F401
+
+    get_checkpoint_conversion_mapping("clip")
+
+
 class Child:
     """A process that runs `work` as an entry point would, its output in a file; `ranks` of them are a world."""
 
     def __init__(self, work: Callable[[], object], output: Path):
         self.output = output
+        warm_up()
         sys.stdout.flush(), sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
@@ -88,7 +100,7 @@ def _run(work: Callable[[], object], output: Path) -> None:
                     signal.signal(signal.SIGINT, signal.default_int_handler)
                     run_main(lambda: (work(), 0)[1])
                 except SystemExit as end:
-                    code = end.code if isinstance(end.code, int) else 1
+                    code = end.code if isinstance(end.code, int) else int(end.code is not None)
                 except BaseException:
                     traceback.print_exc()
     finally:

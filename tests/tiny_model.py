@@ -1,5 +1,7 @@
 """A random model of stock components, small enough to draw in milliseconds; shared by the pipeline's tests."""
 
+import functools
+import tempfile
 from pathlib import Path
 
 import torch
@@ -74,10 +76,20 @@ def tiny_pipeline(noise: NoiseOptions = FLOW, channels: int = 1, pooled_text: bo
 
 
 def tiny_folder(folder: Path, noise: NoiseOptions = FLOW, **options) -> Path:
-    """An exported folder of `tiny_pipeline`."""
-    folder.mkdir(parents=True)
-    save_folder(tiny_pipeline(noise, **options), folder, "tiny")
+    """An exported folder of `tiny_pipeline`; each kind is built once in a process."""
+    for name, content in _exported(noise.model_dump_json(), tuple(options.items())).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
     return folder
+
+
+@functools.cache
+def _exported(noise: str, options: tuple) -> dict[str, bytes]:
+    """The files of such a folder by name."""
+    with tempfile.TemporaryDirectory() as place:
+        save_folder(tiny_pipeline(NoiseOptions.model_validate_json(noise), **dict(options)), Path(place), "tiny")
+        paths = [path for path in Path(place).rglob("*") if path.is_file()]
+        return {path.relative_to(place).as_posix(): path.read_bytes() for path in paths}
 
 
 def tiny_lora(folder: Path) -> Path:

@@ -62,8 +62,8 @@ class Pipeline:
 
     `vae`, `text_encoder` and `unet` are torch modules and may be changed or replaced. Where ONNX Runtime computes for
     one of them, asking for it is what ends that (see `ldm.pipelines.networks`): from then on it runs in torch. A
-    `scheduler` of diffusers may be put in place of the model's: one that cannot generate with it is a ValueError, and one
-    of another noise process is warned of.
+    `scheduler` of diffusers may be put in place of the model's: one that cannot generate with it is a ValueError,
+    one of another noise process is warned of.
 
     Attributes: tokenizer (of transformers, replaceable), defaults (a dict with
     num_inference_steps and guidance_scale), folder (where it came from, or None), lora (the adapters in the weights and

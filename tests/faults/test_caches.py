@@ -247,7 +247,7 @@ def test_what_is_touched_or_moved_is_not_made_again(project, work, survived):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_flipped_bit_is_found(tmp_path, work, trials, survived, kind):
-    project, count = prepare(tmp_path, kind), trials(20, 100)
+    project, count = prepare(tmp_path, kind), trials(8, 100)
     KINDS[kind](project)
     cache, rng = project / "cache", random.Random(0)
     good = contents(cache)

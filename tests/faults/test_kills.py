@@ -42,8 +42,8 @@ def test_a_killed_training_goes_on_unaided_to_the_same_end(part, project, undist
     whole = undisturbed(part, **options)
     lasts = time.monotonic() - began
     rng, run, number = random.Random(part), tmp_path / "0", 0
-    kills, torn, wanted = 0, 0, trials(4, 67)
-    more = lambda: kills < wanted or (not torn and kills < 10 * wanted)  # noqa: E731  one in two falls into a saving
+    kills, torn, wanted = 0, 0, trials(2, 67)
+    more = lambda: kills < wanted or (not torn and kills < max(40, 10 * wanted))  # noqa: E731  one in two falls into a saving
     while more() or not (run / "final").exists():
         child = Child(partial(train, part, project, run, **options), tmp_path / "output")
         if not more():

@@ -112,6 +112,8 @@ def test_memory_that_runs_out_says_what_to_lower(error, project, tmp_path, survi
     last = child.said().strip().splitlines()[-1]
     assert last.startswith("error: out of memory in step 5 with 2 items at once (train.batch_size 4)")
     assert "train.gradient_accumulation_steps (now 2)" in last
-    again = Child(partial(train, "ldm", project, tmp_path / "run", gradient_accumulation_steps=2), tmp_path / "again")
-    assert again.wait() == 0 and "step-00000003" in again.said()
+    if isinstance(error, MemoryError):  # what is left behind is the same for all three
+        work = partial(train, "ldm", project, tmp_path / "run", gradient_accumulation_steps=2)
+        again = Child(work, tmp_path / "again")
+        assert again.wait() == 0 and "step-00000003" in again.said()
     survived("memory that runs out", 1)

@@ -208,6 +208,7 @@ def test_a_run_goes_on_with_the_parts_it_began_with_or_not_at_all(begun, survive
     survived("pairings: a run resumed with another part, refused", 1)
 
 
+@pytest.mark.usefixtures("no_graphs")
 def test_a_run_goes_on_where_its_folders_were_moved_and_keeps_its_own_vae(begun, survived):
     """Afterwards a VAE of another scale comes in its place, and drawing and exporting do not look at it."""
     task = fit(ldm_task(begun))

@@ -80,6 +80,7 @@ def test_an_export_draws_like_its_run_and_says_where_it_comes_from(tmp_path, mod
         assert secret not in card + (out / "ldm.json").read_text()
 
 
+@pytest.mark.usefixtures("no_graphs")
 @pytest.mark.parametrize(
     ("text", "task", "said"),
     [
@@ -88,8 +89,7 @@ def test_an_export_draws_like_its_run_and_says_where_it_comes_from(tmp_path, mod
         ("run", "text-to-image", "A text-conditioned latent diffusion model, trained from scratch"),
     ],
 )
-def test_a_card_says_where_the_words_come_in(model, tmp_path, monkeypatch, text, task, said):
-    monkeypatch.setattr("ldm.hub.export._write_graphs", lambda stage: None)  # which take most of the time
+def test_a_card_says_where_the_words_come_in(model, tmp_path, text, task, said):
     run = finished_run(model, tmp_path / "runs")
     (run / "config.yaml").write_text(
         (run / "config.yaml").read_text().replace("text: {source: run}", f"text: {{source: '{text}'}}")
@@ -113,6 +113,7 @@ def test_the_folder_is_stock(model, tmp_path):
     assert not any("_name_or_path" in path.read_text() for path in (tmp_path / "out").glob("*/config.json"))
 
 
+@pytest.mark.usefixtures("no_graphs")
 def test_an_export_records_its_digest_and_the_doctor_sees_a_changed_file(model, tmp_path, monkeypatch):
     out = export(model, tmp_path / "out")
     recorded = json.loads((out / "ldm.json").read_text())["digest"]
@@ -126,6 +127,7 @@ def test_an_export_records_its_digest_and_the_doctor_sees_a_changed_file(model, 
     assert check_model().status == "fail" and recorded in check_model().text
 
 
+@pytest.mark.usefixtures("no_graphs")
 def test_half_precision_halves_the_weights_and_still_loads_with_stock_defaults(model, tmp_path):
     from diffusers import DiffusionPipeline
 
@@ -142,6 +144,7 @@ def test_half_precision_halves_the_weights_and_still_loads_with_stock_defaults(m
     assert (half - load_pipeline(model)("a", **options).images).abs().max() <= 3 / 255
 
 
+@pytest.mark.usefixtures("no_graphs")
 def test_exporting_again_replaces_the_export_and_keeps_what_was_recorded(model, tmp_path):
     run = finished_run(model, tmp_path / "runs")
     out = export(run, tmp_path / "out")
@@ -157,6 +160,7 @@ def test_exporting_again_replaces_the_export_and_keeps_what_was_recorded(model, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "out", "runs"]
 
 
+@pytest.mark.usefixtures("no_graphs")
 def test_the_numbers_of_an_evaluation_reach_the_header_that_the_hub_reads(model, tmp_path):
     from huggingface_hub import ModelCard
 
@@ -174,6 +178,7 @@ def test_the_numbers_of_an_evaluation_reach_the_header_that_the_hub_reads(model,
     assert "| strokes error | 3.66 (95% interval 3.1 to 4.3, ceiling 0.7, floor 4.45) |" in card.content
 
 
+@pytest.mark.usefixtures("no_graphs")
 def test_export_refuses_to_overwrite_anything_else(model, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
@@ -190,6 +195,7 @@ def test_export_refuses_to_overwrite_anything_else(model, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
 
 
+@pytest.mark.usefixtures("no_graphs")
 def test_a_failed_export_leaves_nothing(model, tmp_path, monkeypatch):
     monkeypatch.setattr("ldm.hub.model_card.write_card", lambda *args: (_ for _ in ()).throw(UserError("no card")))
     with pytest.raises(UserError, match="no card"):
@@ -200,6 +206,7 @@ def test_a_failed_export_leaves_nothing(model, tmp_path, monkeypatch):
 # ---- push: what needs no Hub; the rest is in faults/test_push_pull.py -----------------------------------------------
 
 
+@pytest.mark.usefixtures("no_graphs")
 def test_a_push_is_of_the_models_files_and_of_nothing_else(model, tmp_path):
     folder = export(model, tmp_path / "out")
     (folder / ".hidden.json").write_text("{}")

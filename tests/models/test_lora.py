@@ -237,6 +237,7 @@ def test_graphs_step_aside_for_adapters_and_the_merged_export_has_its_own(traine
     assert np.abs(pictures[1] - pictures[2]).max() <= 2 / 255 < np.abs(pictures[0] - pictures[1]).max()
 
 
+@pytest.mark.usefixtures("no_graphs")
 def test_an_export_has_the_adapters_alone_too_and_its_card_says_what_it_began_as(trained, tmp_path):
     model, run = trained
     out = export(run, tmp_path / "tuned")

@@ -35,14 +35,14 @@ except ModuleNotFoundError:
     pass
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
-folder, noise, pictures, dtype, rescale = sys.argv[1:]
-options = {} if dtype == "default" else {"torch_dtype": dtype}
-pipeline = DiffusionPipeline.from_pretrained(folder, **options)
+noise, *cases = sys.argv[1:]
 latents = load_file(noise)["latents"]
 count = len(latents)
-images = pipeline(["water"] * count, negative_prompt=["fire"] * count, latents=latents, num_inference_steps=6,
-                  guidance_scale=3.0, guidance_rescale=float(rescale), output_type="pt").images
-save_file({"images": images.contiguous()}, pictures)
+for folder, rescale in zip(cases[::2], cases[1::2], strict=True):
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    images = pipeline(["water"] * count, negative_prompt=["fire"] * count, latents=latents, num_inference_steps=6,
+                      guidance_scale=3.0, guidance_rescale=float(rescale), output_type="pt").images
+    save_file({"images": images.contiguous()}, f"{folder}.safetensors")
 """
 
 
@@ -58,33 +58,35 @@ def draw(pipeline, *args, **options):
 # ---- parity with stock diffusers -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("noise", "options", "rescale"),
-    [(FLOW, {}, 0.0), (COSINE, {"channels": 3, "pooled_text": False}, 0.7)],
-    ids=["flow, grey, pooled text", "v-prediction, colour, rescaled guidance"],
-)
-def test_stock_diffusers_without_ldm_draws_the_same_pictures(tmp_path, noise, options, rescale):
-    folder = tiny_folder(tmp_path / "model", noise, **options)
+CASES = {
+    "flow, grey, pooled text": (FLOW, {}, 0.0),
+    "v-prediction, colour, rescaled guidance": (COSINE, {"channels": 3, "pooled_text": False}, 0.7),
+}
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    """Latents, and a folder for each case beside what stock diffusers draws from it: one process for all."""
+    place = tmp_path_factory.mktemp("stock")
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    save_file({"latents": latents}, tmp_path / "noise.safetensors")
-    command = [
-        sys.executable,
-        "-c",
-        STOCK,
-        folder,
-        tmp_path / "noise.safetensors",
-        tmp_path / "stock.safetensors",
-        "default",
-        str(rescale),
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    save_file({"latents": latents}, place / "noise.safetensors")
+    folders = {case: tiny_folder(place / f"model{i}", CASES[case][0], **CASES[case][1]) for i, case in enumerate(CASES)}
+    words = [word for case, folder in folders.items() for word in (folder, str(CASES[case][2]))]
+    command = [sys.executable, "-c", STOCK, place / "noise.safetensors", *words]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "ldm.json" not in done.stderr  # ignored silently
-    stock = load_file(tmp_path / "stock.safetensors")["images"]
-    settings = {"num_inference_steps": 6, "guidance_scale": 3.0, "guidance_rescale": rescale, "latents": latents}
-    ours = draw(load_pipeline(folder), ["water"] * 2, "fire", **settings)
+    return latents, folders
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stock_diffusers_without_ldm_draws_the_same_pictures(stock, case):
+    latents, folders = stock
+    drawn = load_file(f"{folders[case]}.safetensors")["images"]
+    settings = {"num_inference_steps": 6, "guidance_scale": 3.0, "latents": latents}
+    ours = draw(load_pipeline(folders[case]), ["water"] * 2, "fire", guidance_rescale=CASES[case][2], **settings)
     assert ours.std() > 0.01  # a picture, not a constant
-    assert (ours - stock).abs().max() <= 2 / 255
+    assert (ours - drawn).abs().max() <= 2 / 255
 
 
 def test_loading_leaves_the_libraries_whole(tmp_path):

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-from commands import BIN, ROOT, forked, run, train
+import pytest
+from commands import ROOT, forked, train
 from PIL import Image
 
 
@@ -21,6 +22,7 @@ def photographs(folder: Path, count: int) -> None:
         (folder / f"{i:03d}.txt").write_text(f"a {['red', 'blue'][colour]} disc on waves")
 
 
+@pytest.mark.slow  # test_end_to_end.py has the same commands, and the test below a folder of one's own
 def test_ones_own_folder_trains_and_draws_through_the_same_commands(tmp_path):
     photographs(tmp_path / "photos", 200)
     own = ["--data.source", tmp_path / "photos", "--data.channels", 3, "--name", "mine", "--train.num_steps", 12]
@@ -28,7 +30,7 @@ def test_ones_own_folder_trains_and_draws_through_the_same_commands(tmp_path):
         extra = ["--sampling.prompts", "a red disc on waves"] if part == "ldm" else []
         train(part, ROOT / "configs" / "smoke.yaml", tmp_path, *own, *extra, processes=0)
     forked(None, "export", "runs/mine/ldm", "-o", "mine", cwd=tmp_path)
-    run(BIN / "ldm", "generate", "a red disc on waves", "-m", "mine", "-o", "disc.png", cwd=tmp_path)
+    forked(None, "generate", "a red disc on waves", "-m", "mine", "-o", "disc.png", cwd=tmp_path)
     picture = Image.open(tmp_path / "disc.png")
     assert picture.mode == "RGB" and np.asarray(picture).std() > 0
 

@@ -1,14 +1,15 @@
 """The health check: every line has a status and, where something is wrong, advice; the exit code follows."""
 
 import argparse
+import contextlib
 import json
-import subprocess
-import sys
 
 import psutil
 import pytest
+from forked import Child
 
 from ldm.cli import doctor as command
+from ldm.cli.main import main
 from ldm.evaluation.diagnostics import environment as doctor
 from ldm.evaluation.diagnostics.findings import Finding
 
@@ -132,10 +133,14 @@ def test_a_missing_model_fails_with_advice(monkeypatch, tmp_path):
     assert found.status == "fail" and found.advice
 
 
-def test_the_command_answers_every_check_and_gives_advice_where_something_is_wrong():
-    done = subprocess.run([sys.executable, "-m", "ldm", "doctor", "--json"], capture_output=True, text=True)
-    found = json.loads(done.stdout)
-    assert [item["name"] for item in found] == list(doctor.CHECKS), done.stderr
+def test_the_command_answers_every_check_and_gives_advice_where_something_is_wrong(tmp_path):
+    def ask():
+        with (tmp_path / "found.json").open("w") as out, contextlib.redirect_stdout(out):
+            main(["doctor", "--json"])
+
+    child = Child(ask, tmp_path / "said")
+    code, found = child.wait(), json.loads((tmp_path / "found.json").read_text())
+    assert [item["name"] for item in found] == list(doctor.CHECKS), child.said()
     for item in found:
         assert item["text"] and (item["status"] == "ok") == (not item["advice"]), item
-    assert done.returncode == any(item["status"] == "fail" for item in found)
+    assert code == any(item["status"] == "fail" for item in found)

@@ -203,7 +203,7 @@ def project(tmp_path_factory):
     write_pictures(folder / "pictures")
     splits = build(data_options(folder))
     train_clip(folder, splits)
-    train_vae(folder, splits, steps=60)
+    train_vae(folder, splits, steps=30)
     train_ldm(ldm_settings(folder, steps=30, text={"source": "run"}, model=small()), splits)
     plain = {"output_dir": folder / "plain" / "ldm", "vae": str(folder / "vae"), "text": {"source": "none"}}
     train_ldm(ldm_settings(folder, steps=4, model=small(), **plain), splits)
@@ -305,6 +305,7 @@ def test_a_model_is_no_better_than_itself_by_name_or_by_report(project, tmp_path
         evaluate(project / "ldm", tmp_path / "other", "--samples", "6", "--against", str(tmp_path / "first"))
 
 
+@pytest.mark.usefixtures("no_graphs")
 def test_an_exported_model_has_no_pictures_beside_it_and_says_so_at_once(project, tmp_path):
     folder = export(project / "ldm", tmp_path / "model")
     started = time.process_time()
@@ -313,6 +314,7 @@ def test_an_exported_model_has_no_pictures_beside_it_and_says_so_at_once(project
     assert time.process_time() - started < 1 and not (tmp_path / "report").exists()
 
 
+@pytest.mark.usefixtures("no_graphs")
 def test_an_exported_model_on_the_hub_is_told_apart_too(project, tmp_path, monkeypatch):
     folder = export(project / "ldm", tmp_path / "model")
     monkeypatch.setattr(model_folder, "pull", lambda repo, revision, files, leaving: folder)
