@@ -153,7 +153,7 @@ def train_all(words: Sequence[str]) -> None:
     given, source = parse_words(words, "ldm train")
     output, threads = given.pop("output", None), given.get("train", {}).get("threads", 0)
     plans = {"minutes", "memory"} & given.keys()
-    minutes, memory = minutes_of(given), memory_of(given)
+    minutes, memory = limits_of(given)
     prepare_threads(threads)
     from ldm.training.distributed import start_world
 
@@ -179,23 +179,17 @@ def parse_words(words: Sequence[str], program: str) -> tuple[dict, str]:
     return given, names[0]
 
 
-def minutes_of(given: dict) -> float:
-    """The option --minutes, taken out of `given`."""
-    minutes = given.pop("minutes", None)
-    if minutes is not None and not 0 < minutes < float("inf"):
-        raise UserError(f"--minutes must be a number above 0, got {minutes:g}")
-    return MINUTES if minutes is None else minutes
+def limits_of(given: dict) -> tuple[float, float | None]:
+    """The options --minutes and --memory, the latter in bytes, taken out of `given`. Raises: UserError."""
+    from ldm.cli.plan import bytes_of, minutes_from
 
-
-def memory_of(given: dict) -> float | None:
-    """The option --memory in bytes, taken out of `given`."""
-    from ldm.cli.plan import bytes_of
-
-    text = given.pop("memory", None)
-    try:
-        return None if text is None else bytes_of(text)
-    except argparse.ArgumentTypeError as error:
-        raise UserError(f"--memory {error}") from None
+    found: dict[str, float | None] = {"minutes": MINUTES, "memory": None}
+    for name, read in (("minutes", minutes_from), ("memory", bytes_of)):
+        try:
+            found[name] = read(given.pop(name)) if name in given else found[name]
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"--{name} {error}") from None
+    return found["minutes"] or MINUTES, found["memory"]
 
 
 def planned(source: str, minutes: float, memory: float | None, given: dict) -> Path:

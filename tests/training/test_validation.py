@@ -49,8 +49,8 @@ def test_a_training_ends_once_the_loss_has_not_fallen_for_its_patience(losses, e
     assert reason_to_stop(validated(*losses), TRAIN.model_copy(update={"keep_best": False})) is None
 
 
-def test_one_bad_validation_ends_nothing_however_few_there_are():
-    assert reason_to_stop(validated(1, 2, every=500), TRAIN) is None
+def test_two_bad_validations_end_nothing_however_few_there_are():
+    assert reason_to_stop(validated(1, 2, 2, every=300), TRAIN) is None
 
 
 def test_copies_end_it_at_once():
