@@ -6,6 +6,7 @@ written once, a stage resumes from its newest checkpoint, and what is finished i
 """
 
 import argparse
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 STAGES = {"clip": "text encoder", "vae": "autoencoder", "ldm": "U-Net"}
 MINUTES = 180.0
-FLAGS: dict[str, Any] = {"minutes": float, "memory": str, "output": str}
+YAML = (".yaml", ".yml")
+FLAGS: dict[str, Any] = {"minutes": str, "memory": str, "output": str}
 EVALUATED = 128  # held-out images, at most
 PROMPTS, PER_PROMPT = 12, 4  # of the image grid
 
@@ -74,7 +76,10 @@ def train_stage(part: str, argv: Sequence[str] | None = None) -> None:
         from ldm.training.cost_estimate import plan
 
         return print(plan(part, settings, invocation.config))
+    from ldm.training.distributed import end_world
+
     fit(part, settings, invocation.resume, invocation.allow_changed)
+    end_world()
 
 
 def fit(
@@ -153,19 +158,21 @@ def train_all(words: Sequence[str]) -> None:
     given, source = parse_words(words, "ldm train")
     output, threads = given.pop("output", None), given.get("train", {}).get("threads", 0)
     plans = {"minutes", "memory"} & given.keys()
-    minutes, memory = limits_of(given)
+    limits = limits_of(given)
+    if plans and source.endswith(YAML):
+        new = f"ldm plan {source} --minutes N -o planned.yaml"
+        raise UserError(f"{source} says how long to train: leave out --{min(plans)}, or `{new}` first")
     prepare_threads(threads)
-    from ldm.training.distributed import start_world
+    from ldm.training.distributed import end_world, start_world
 
-    with start_world().main_process_first():
-        if source.endswith((".yaml", ".yml")):
-            if plans:
-                new = f"ldm plan {source} --minutes N -o planned.yaml"
-                raise UserError(f"{source} says how long to train: leave out --{min(plans)}, or `{new}` first")
-            config = Path(source)
-        else:
-            config = planned(source, minutes, memory, given)
-    train_project(config, given, output)
+    def project() -> Path:
+        return Path(source) if source.endswith(YAML) else planned(source, *limits, given)
+
+    # The main process plans before it joins the others: the steps that it measures must not wait for theirs.
+    config = project() if os.environ.get("RANK", "0") == "0" else None
+    start_world().wait_for_everyone()
+    train_project(config or project(), given, output)
+    end_world()
 
 
 def parse_words(words: Sequence[str], program: str) -> tuple[dict, str]:

@@ -116,7 +116,8 @@ class Trainer:
             if self.train.planned_minutes and first == 0 and self.step == self.train.num_steps:
                 self.log.compare_with_plan(self.step, self.train.planned_minutes)
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # `end_training` would take the processes from the next stage too
+            tracker.finish()
 
     def _steps(self) -> Iterator[Iterator[Batch]]:
         """The micro-batches of each remaining step, fewer where validation ends the training; the loader continues
