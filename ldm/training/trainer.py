@@ -270,7 +270,8 @@ class Trainer:
             torch.distributed.broadcast(numbers, 0, group=self._agreement)
         found = {"loss": numbers[0].item()} | ({} if numbers[1].isnan() else {"copies": numbers[1].item()})
         self.state.validations.append({"step": self.step} | found)
-        self.log.write({"step": self.step} | {f"validation/{name}": value for name, value in found.items()})
+        if self.accelerator.is_main_process:
+            self.log.write({"step": self.step} | {f"validation/{name}": value for name, value in found.items()})
 
     def ema_weights(self) -> AbstractContextManager[None]:
         """Within this context the model has the EMA weights, where there are any."""

@@ -5,6 +5,7 @@ images that are near copies of training images. They are part of the training st
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def due(step: int, done: list[Validation], train: TrainOptions) -> bool:
 def best_of(done: list[Validation], train: TrainOptions) -> Validation | None:
     """The validation with the lowest loss, the latest of equal ones; of those with few copies, where there are any."""
     original = [one for one in done if one.get("copies", 0) <= train.max_copies] or done
-    return min(reversed(original), key=lambda one: one["loss"], default=None)
+    return min(reversed(original), key=lambda one: (math.isnan(one["loss"]), one["loss"]), default=None)
 
 
 def reason_to_stop(done: list[Validation], train: TrainOptions) -> str | None:

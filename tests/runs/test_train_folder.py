@@ -114,6 +114,7 @@ def test_two_processes_plan_once_train_all_stages_and_export_once(tmp_path):
     for part in ("clip", "vae", "ldm"):
         log = [json.loads(line) for line in (tmp_path / "runs/discs" / part / "log.jsonl").read_text().splitlines()]
         assert [row["step"] for row in log if "loss" in row] == list(range(1, 13))
+        assert [row["step"] for row in log if "validation/loss" in row] == [3, 6, 9, 12]
     for name in ("model_index.json", "metrics.json", "grid.png"):
         assert (tmp_path / "discs-model" / name).is_file()
     again = run(*words, cwd=tmp_path, ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT))
