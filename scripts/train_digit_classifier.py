@@ -4,26 +4,26 @@ python -m scripts.train_digit_classifier --output ldm/evaluation/assets/digit_cl
 """
 
 import argparse
-import copy
 import json
 import shlex
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.config.settings import DataOptions
 from ldm.data.digits import INKS, Handwriting, draw, make_item, splits
 from ldm.evaluation.digits.classifier import SIZE, DigitClassifier, DigitNet, attribute_accuracy, digit_images, find_ink
 from ldm.utils.runtime import run_main
+from scripts import one_cycle
 from scripts.glyph_classifier.data import augment
-from scripts.glyph_classifier.train import half_precision, update_ema, write_classifier
+from scripts.glyph_classifier.train import half_precision, write_classifier
 
-LR, BATCH_SIZE = 4e-3, 128
+BATCH_SIZE = 128
 
 
 def any_item(original: int, copy: int, writing: Handwriting):
@@ -44,34 +44,23 @@ def fit(
     bf16: bool = False,
     report: Callable[[str], None] = print,
 ) -> DigitNet:
-    """Train with AdamW, one cycle of the learning rate; returns the exponential moving average of the weights."""
+    """A trained classifier; see `scripts.one_cycle`."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     net = DigitNet()
-    ema = copy.deepcopy(net).requires_grad_(False)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=0.05)
     per_epoch = max(1, len(writing) // BATCH_SIZE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, epochs * per_epoch, pct_start=0.15)
-    step, started = 0, time.monotonic()
-    for epoch in range(epochs):
+
+    def losses(epoch: int) -> Iterator[Tensor]:
         cover, digits = epoch_of(writing, epoch)
         order = torch.randperm(len(digits), generator=generator)
-        total = 0.0
         for start in range(0, per_epoch * BATCH_SIZE, BATCH_SIZE):
             chosen = order[start : start + BATCH_SIZE].numpy()
             x = augment(torch.from_numpy(cover[chosen])[:, None], generator)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 logits = net(x)
-            loss = F.cross_entropy(logits, torch.from_numpy(digits[chosen]), label_smoothing=0.05)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            step += 1
-            update_ema(ema, net, min(0.995, step / (step + 10)))
-            total += loss.item() / per_epoch
-        report(f"epoch {epoch + 1}/{epochs}  loss {total:.3f}  {time.monotonic() - started:.0f} s")
-    return ema.eval()
+            yield F.cross_entropy(logits, torch.from_numpy(digits[chosen]), label_smoothing=0.05)
+
+    return one_cycle.fit(net, epochs, per_epoch, losses, report)
 
 
 def main(argv: list[str] | None = None) -> int:

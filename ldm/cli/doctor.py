@@ -22,8 +22,8 @@ def add_parser(subparsers) -> None:
         nargs="?",
         type=Path,
         metavar="RUN",
-        help="a run of train_ldm.py, finished or not, such as runs/glyphs/ldm, one of its checkpoints, a finished run "
-        "of train_vae.py or train_clip.py, or an exported model, of which what needs no data is checked",
+        help="a run of `ldm train ldm`, finished or not, such as runs/glyphs/ldm, one of its checkpoints, a finished "
+        "run of `ldm train vae` or `ldm train clip`, or an exported model, of which what needs no data is checked",
     )
     parser.add_argument("--limit", type=_count, default=64, help="items of each split to measure on (default: 64)")
     parser.add_argument("--device", help="for a run: cpu, cuda, ... (default: the fastest there is)")

@@ -30,7 +30,7 @@ KNOWN = {
     "digits": Suite("ldm.evaluation.digits.report", "evaluate_digits", 128),
 }
 OWN = Suite("ldm.evaluation.images.report", "evaluate_images", 256, 32)
-CLIP = Suite("ldm.evaluation.clip_report", "evaluate_clip", 512)  # a run of train_clip.py, whatever its data
+CLIP = Suite("ldm.evaluation.clip_report", "evaluate_clip", 512)  # a run of `ldm train clip`, whatever its data
 MAX_CHAIN = 8  # models, each fine-tuned from the next, that are asked for their data
 
 
@@ -42,7 +42,7 @@ def add_parser(subparsers) -> None:
         "novelty, composition and the autoencoder, each with its floor (chance level) and ceiling. On digits: digit, "
         "colour and style. On your own images (name the run): whether its CLIP recognises the captions, "
         "whether an image follows when one word changes, likeness to held-out images, near copies, the autoencoder. On "
-        "points (data.source: toy): distance to fresh data, modes, likelihood. Of a run of train_clip.py: whether "
+        "points (data.source: toy): distance to fresh data, modes, likelihood. Of a run of `ldm train clip`: whether "
         "images find their captions, and what its text encoder says of unseen prompts. Writes metrics.json, image "
         "grids and, for glyphs, your own images and CLIP, index.html with everything.",
     )
@@ -70,7 +70,7 @@ def add_parser(subparsers) -> None:
         "--against", metavar="MODEL", help="glyphs, own images: another model (run), or its report, to compare with"
     )
     parser.add_argument(
-        "--clip", type=Path, metavar="RUN", help="glyphs, own images: a run of train_clip.py (default: its own)"
+        "--clip", type=Path, metavar="RUN", help="glyphs, own images: a run of `ldm train clip` (default: its own)"
     )
     parser.add_argument(
         "--features", metavar="MODEL", help="glyphs, own images: folder of a vision model, such as DINOv2"
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_clip_run(model: str | None) -> bool:
-    """Whether it is a run of train_clip.py alone."""
+    """Whether it is a run of `ldm train clip` alone."""
     from ldm.utils.untrusted_files import read_yaml
 
     settings = {} if model is None else read_yaml(Path(model) / "config.yaml")
@@ -176,9 +176,9 @@ def _check_applicable(args: argparse.Namespace, source: str, suite: Suite) -> No
         )
     against = [Path(args.against or "") / name for name in ("config.yaml", "scores.npz")]
     if suite is OWN and args.against and not any(file.is_file() for file in against):
-        raise UserError(f"--against {args.against} is neither a run of train_ldm.py nor a report of one; {trained}")
+        raise UserError(f"--against {args.against} is neither a run of `ldm train ldm` nor a report of one; {trained}")
     if suite is CLIP and (args.quick or args.against or args.features or args.clip or args.lora):
-        raise UserError(f"{args.model} is a run of train_clip.py: leave out all but --samples, --seed and -o")
+        raise UserError(f"{args.model} is a run of `ldm train clip`: leave out all but --samples, --seed and -o")
     if suite not in (GLYPHS, OWN) and (args.quick or args.against or args.features or args.clip):
         raise UserError(f"--quick, --against, --clip and --features are not for models of {source}; {trained}")
     if args.sections and suite is not GLYPHS:

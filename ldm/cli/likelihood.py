@@ -14,7 +14,7 @@ def add_parser(subparsers) -> None:
         epilog="Points: nats per point. Images: bits per dimension. Lower is better.",
     )
     parser.add_argument(
-        "folder", type=Path, metavar="RUN", help="a finished run of train_ldm.py, such as runs/toy-swiss-roll/ldm"
+        "folder", type=Path, metavar="RUN", help="a finished run of `ldm train ldm`, such as runs/toy-swiss-roll/ldm"
     )
     parser.add_argument("--limit", type=_count, default=256, help="test items to measure (default: 256)")
     parser.add_argument("--steps", type=_count, help="of the chain (default: 1000 for points, 100 for images)")

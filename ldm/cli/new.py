@@ -24,10 +24,10 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from ldm.apps.project import name_of, write_project
     from ldm.cli.plan import on_stderr
-    from ldm.cli.train import memory_of, minutes_of, parse_words
+    from ldm.cli.train import limits_of, parse_words
 
     given, source = parse_words(args.words, "ldm new")
-    minutes, memory, output = minutes_of(given), memory_of(given), given.pop("output", None)
+    (minutes, memory), output = limits_of(given), given.pop("output", None)
     path = Path(output or f"{given.pop('name', None) or name_of(source)}.yaml").expanduser()
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"-o {path} must end in .yaml")

@@ -21,7 +21,9 @@ def add_parser(subparsers) -> None:
         epilog="A planned run reports at its end how long it was predicted to take.",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="project file to start from")
-    parser.add_argument("--minutes", type=_minutes, required=True, help="for all stages together, one after the other")
+    parser.add_argument(
+        "--minutes", type=minutes_from, required=True, help="for all stages together, one after the other"
+    )
     parser.add_argument(
         "--memory", type=bytes_of, metavar="SIZE", help="8GiB, 900MiB, ... (default: the GPU's, or what RAM is free)"
     )
@@ -102,7 +104,8 @@ def write(path: Path, config: Path, found: list) -> None:
     path.write_text(dump({"extends": base} | {one.part: one.changes for one in found}), encoding="utf-8")
 
 
-def _minutes(text: str) -> float:
+def minutes_from(text: str) -> float:
+    """'90' -> 90.0, for argparse."""
     try:
         value = float(text)
     except ValueError:

@@ -12,7 +12,7 @@ def add_parser(subparsers) -> None:
         "RUN/preview, where Pipeline.preview finds that of an LDM run.",
     )
     parser.add_argument(
-        "folder", metavar="run", type=Path, help="folder of a finished train_vae.py or train_ldm.py run"
+        "folder", metavar="run", type=Path, help="folder of a finished `ldm train vae` or `ldm train ldm` run"
     )
     parser.add_argument("--steps", type=int, default=400, help="training steps (default: 400)")
     parser.add_argument("--batch-size", type=int, default=16, help="images per step (default: 16)")

@@ -6,6 +6,7 @@ written once, a stage resumes from its newest checkpoint, and what is finished i
 """
 
 import argparse
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 STAGES = {"clip": "text encoder", "vae": "autoencoder", "ldm": "U-Net"}
 MINUTES = 180.0
-FLAGS: dict[str, Any] = {"minutes": float, "memory": str, "output": str}
+YAML = (".yaml", ".yml")
+FLAGS: dict[str, Any] = {"minutes": str, "memory": str, "output": str}
 EVALUATED = 128  # held-out images, at most
 PROMPTS, PER_PROMPT = 12, 4  # of the image grid
 
@@ -74,7 +76,10 @@ def train_stage(part: str, argv: Sequence[str] | None = None) -> None:
         from ldm.training.cost_estimate import plan
 
         return print(plan(part, settings, invocation.config))
+    from ldm.training.distributed import end_world
+
     fit(part, settings, invocation.resume, invocation.allow_changed)
+    end_world()
 
 
 def fit(
@@ -153,19 +158,21 @@ def train_all(words: Sequence[str]) -> None:
     given, source = parse_words(words, "ldm train")
     output, threads = given.pop("output", None), given.get("train", {}).get("threads", 0)
     plans = {"minutes", "memory"} & given.keys()
-    minutes, memory = minutes_of(given), memory_of(given)
+    limits = limits_of(given)
+    if plans and source.endswith(YAML):
+        new = f"ldm plan {source} --minutes N -o planned.yaml"
+        raise UserError(f"{source} says how long to train: leave out --{min(plans)}, or `{new}` first")
     prepare_threads(threads)
-    from ldm.training.distributed import start_world
+    from ldm.training.distributed import end_world, start_world
 
-    with start_world().main_process_first():
-        if source.endswith((".yaml", ".yml")):
-            if plans:
-                new = f"ldm plan {source} --minutes N -o planned.yaml"
-                raise UserError(f"{source} says how long to train: leave out --{min(plans)}, or `{new}` first")
-            config = Path(source)
-        else:
-            config = planned(source, minutes, memory, given)
-    train_project(config, given, output)
+    def project() -> Path:
+        return Path(source) if source.endswith(YAML) else planned(source, *limits, given)
+
+    # The main process plans before it joins the others: the steps that it measures must not wait for theirs.
+    config = project() if os.environ.get("RANK", "0") == "0" else None
+    start_world().wait_for_everyone()
+    train_project(config or project(), given, output)
+    end_world()
 
 
 def parse_words(words: Sequence[str], program: str) -> tuple[dict, str]:
@@ -179,23 +186,17 @@ def parse_words(words: Sequence[str], program: str) -> tuple[dict, str]:
     return given, names[0]
 
 
-def minutes_of(given: dict) -> float:
-    """The option --minutes, taken out of `given`."""
-    minutes = given.pop("minutes", None)
-    if minutes is not None and not 0 < minutes < float("inf"):
-        raise UserError(f"--minutes must be a number above 0, got {minutes:g}")
-    return MINUTES if minutes is None else minutes
+def limits_of(given: dict) -> tuple[float, float | None]:
+    """The options --minutes and --memory, the latter in bytes, taken out of `given`. Raises: UserError."""
+    from ldm.cli.plan import bytes_of, minutes_from
 
-
-def memory_of(given: dict) -> float | None:
-    """The option --memory in bytes, taken out of `given`."""
-    from ldm.cli.plan import bytes_of
-
-    text = given.pop("memory", None)
-    try:
-        return None if text is None else bytes_of(text)
-    except argparse.ArgumentTypeError as error:
-        raise UserError(f"--memory {error}") from None
+    found: dict[str, float | None] = {"minutes": MINUTES, "memory": None}
+    for name, read in (("minutes", minutes_from), ("memory", bytes_of)):
+        try:
+            found[name] = read(given.pop(name)) if name in given else found[name]
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"--{name} {error}") from None
+    return found["minutes"] or MINUTES, found["memory"]
 
 
 def planned(source: str, minutes: float, memory: float | None, given: dict) -> Path:

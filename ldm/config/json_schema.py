@@ -11,9 +11,9 @@ from pydantic.json_schema import models_json_schema
 from ldm.config.settings import PARTS, RunSettings, Settings
 
 _BLOCKS = {
-    "clip": "Settings of train_clip.py: text and image encoder.",
-    "vae": "Settings of train_vae.py: the autoencoder.",
-    "ldm": "Settings of train_ldm.py: the denoiser, its noise process and its sampling.",
+    "clip": "Settings of `ldm train clip`: text and image encoder.",
+    "vae": "Settings of `ldm train vae`: the autoencoder.",
+    "ldm": "Settings of `ldm train ldm`: the denoiser, its noise process and its sampling.",
 }
 
 

@@ -100,7 +100,7 @@ def parse_overrides(part: str, overrides: Sequence[str]) -> dict:
 
 def usage(part: str, config: Path | None = None) -> str:
     """The text of --help: usage, flags, and every setting with its value and its explanation, one line each."""
-    program = f"train_{part}.py"
+    program = f"ldm train {part}"
     settings = load(part, config) if config is not None and config.is_file() else PARTS[part]()
     source = f" and their values in {config}" if config else " and their defaults"
     lines = [_USAGE.format(program=program, pad=" " * len(program), part=part, source=source)]
@@ -216,4 +216,4 @@ def _refuse(part: str, words: Sequence[str]) -> None:
 
 
 def _see_help(part: str) -> str:
-    return f"see train_{part}.py --help" if part else "see ldm train --help"
+    return f"see ldm train {part} --help" if part else "see ldm train --help"

@@ -1,4 +1,4 @@
-"""`ldm evaluate` of a run of train_clip.py: whether its two encoders agree, and whether words stay apart in the text's.
+"""`ldm evaluate` of a run of `ldm train clip`: do its two encoders agree, and do words stay apart in the text's.
 
 Held-out images should find their own caption among all others, and prefer it to the same caption with one phrase or
 word replaced. Of a text encoder of glyphs, `ldm.evaluation.glyphs.text_probe` tells what a denoiser could read in it.

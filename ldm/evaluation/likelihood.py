@@ -65,7 +65,7 @@ class Items:
 def likelihood_of_run(run: Path, plan: Plan, device: str | None = None) -> dict[str, Any]:
     """Measure a finished LDM run on its own test split. Raises: UserError if it is none, or has no density."""
     if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} has no config.yaml: name a finished run of train_ldm.py, such as runs/<name>/ldm")
+        raise UserError(f"{run} has no config.yaml: name a finished run of `ldm train ldm`, such as runs/<name>/ldm")
     settings = load("ldm", run / "config.yaml")
     splits = build(settings.data)
     process = NoiseProcess(**settings.noise.model_dump())

@@ -188,7 +188,7 @@ def difference(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
 
 
 def measure_run(run: Path, plan: Plan = Plan(), device: str | None = None) -> dict[str, Any]:
-    """Measure a run of train_ldm.py, finished or not. Raises: UserError if it is none or its data are not there."""
+    """Measure a run of `ldm train ldm`, finished or not. Raises: UserError if it is none or its data are not there."""
     opened = open_run(run, device)
     data = opened.data
     captions = opened.settings.text.source != "none"

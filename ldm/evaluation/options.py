@@ -13,7 +13,7 @@ AGREE, DISAGREE, UNKNOWN = "#1a9850", "#d73027", "#888888"  # borders of images 
 @dataclass(frozen=True)
 class EvaluationOptions:
     """Attributes: output, folder to write; samples, see each suite; lora, "PATH[:SCALE]" of adapters; against, another
-    model or its report; clip, a run of train_clip.py; features, a vision model to compare images by;
+    model or its report; clip, a run of `ldm train clip`; features, a vision model to compare images by;
     sections, of the prompts of glyph models, to measure these alone.
     """
 

@@ -1,4 +1,4 @@
-"""A run of train_ldm.py opened for measuring: its settings, data, networks and checkpoints, finished or not."""
+"""A run of `ldm train ldm` opened for measuring: its settings, data, networks and checkpoints, finished or not."""
 
 import json
 from collections.abc import Iterator
@@ -45,18 +45,18 @@ def open_run(path: Path, device: str | None = None) -> OpenRun:
     """Open runs/<name>/ldm, or one checkpoint below it: runs/<name>/ldm/checkpoints/step-00001000.
 
     A finished run is read from its final/; an unfinished one is put together as for training, from the runs that it
-    was made of, with the EMA weights of its newest checkpoint. Raises: UserError if it is no run of train_ldm.py.
+    was made of, with the EMA weights of its newest checkpoint. Raises: UserError if it is no run of `ldm train ldm`.
     """
     one = path if path.parent.name == "checkpoints" else None
     run = path.parent.parent if one else path
     if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} has no config.yaml: name a run of train_ldm.py, such as runs/<name>/ldm")
+        raise UserError(f"{run} has no config.yaml: name a run of `ldm train ldm`, such as runs/<name>/ldm")
     settings = load("ldm", run / "config.yaml")
     found = one or checkpoint.newest(run / "checkpoints")
     if one is None and (run / "final").is_dir():
         return OpenRun(run, settings, load_pipeline(run, device=device), found)
     if found is None:
-        raise UserError(f"{run} has neither final/ nor a valid checkpoint yet: let train_ldm.py continue")
+        raise UserError(f"{run} has neither final/ nor a valid checkpoint yet: let `ldm train ldm` continue")
     return OpenRun(run, settings, _assembled(run, settings, found, device), found)
 
 
@@ -121,7 +121,7 @@ def _fresh(run: Path, settings: LdmSettings, where: torch.device) -> Pipeline:
 
 def _assembled(run: Path, settings: LdmSettings, found: Path, device: str | None) -> Pipeline:
     if settings.start.lora_rank:
-        raise UserError(f"{run} trains adapters and has no final/ yet: let train_ldm.py run on")
+        raise UserError(f"{run} trains adapters and has no final/ yet: let `ldm train ldm` run on")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pipeline = _fresh(run, settings, where).to(where)
     pipeline.unet.requires_grad_(False)

@@ -244,6 +244,7 @@ def _public(settings: dict) -> str:
         (kept.get("ldm", {}).get("text"), "source"),
         (kept.get("ldm", {}).get("distill"), "teacher"),
         (kept.get("ldm", {}).get("start"), "model"),
+        (kept.get("vae", {}).get("start"), "model"),
     ):
         if block and key in block:
             block[key] = _public_source(block[key])

@@ -56,7 +56,9 @@ def load_tower(run: Path, resolution: int, channels: int) -> nn.Module:
     """The image encoder of a finished CLIP run, for images of this size. Raises: UserError if there is none."""
     folder = next((path for path in (run / "final" / "clip", run / "clip", run) if _is_clip(path)), None)
     if folder is None:
-        raise UserError(f"alignment.source: no finished CLIP run in {run}: run train_clip.py first, or name its folder")
+        raise UserError(
+            f"alignment.source: no finished CLIP run in {run}: run `ldm train clip` first, or name its folder"
+        )
     tower = CLIPModel.from_pretrained(validated(folder), use_safetensors=True, dtype=torch.float32).vision_model
     takes = tower.config.num_channels, tower.config.image_size
     if takes != (channels, resolution):

@@ -68,6 +68,6 @@ def load_text(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
                     f"the text encoder in {candidate} cannot be read: {str(error).splitlines()[0]}"
                 ) from error
     raise UserError(
-        f"no finished text encoder in {folder}: run train_clip.py first, point --text.source to a folder that holds "
+        f"no finished text encoder in {folder}: run `ldm train clip` first, point --text.source to a folder that holds "
         "text_encoder/ and tokenizer/, or use open_clip:ARCH/TAG, or none"
     )

@@ -80,7 +80,7 @@ def resolve_model(path_or_id: str | Path | None = None) -> ModelFolder:
     if folder.exists():
         raise UserError(
             f"{folder} is no model: it has neither model_index.json (an exported model) nor final/ (a finished "
-            "train_ldm.py run)"
+            "`ldm train ldm` run)"
         )
     if HUB_ID.fullmatch(str(path_or_id)):
         repo_id, _, revision = str(path_or_id).partition("@")

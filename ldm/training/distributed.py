@@ -41,6 +41,11 @@ def start_world() -> PartialState:
     return state
 
 
+def end_world() -> None:
+    """Leave the other processes: at the end of a program, not of a stage."""
+    PartialState().destroy_process_group()
+
+
 def check_world(world: int) -> None:
     """`accelerate launch --cpu --num_processes 2` starts one process without a word; say so instead."""
     try:

@@ -116,7 +116,8 @@ class Trainer:
             if self.train.planned_minutes and first == 0 and self.step == self.train.num_steps:
                 self.log.compare_with_plan(self.step, self.train.planned_minutes)
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # `end_training` would take the processes from the next stage too
+            tracker.finish()
 
     def _steps(self) -> Iterator[Iterator[Batch]]:
         """The micro-batches of each remaining step, fewer where validation ends the training; the loader continues
@@ -269,7 +270,8 @@ class Trainer:
             torch.distributed.broadcast(numbers, 0, group=self._agreement)
         found = {"loss": numbers[0].item()} | ({} if numbers[1].isnan() else {"copies": numbers[1].item()})
         self.state.validations.append({"step": self.step} | found)
-        self.log.write({"step": self.step} | {f"validation/{name}": value for name, value in found.items()})
+        if self.accelerator.is_main_process:
+            self.log.write({"step": self.step} | {f"validation/{name}": value for name, value in found.items()})
 
     def ema_weights(self) -> AbstractContextManager[None]:
         """Within this context the model has the EMA weights, where there are any."""

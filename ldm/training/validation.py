@@ -5,6 +5,7 @@ images that are near copies of training images. They are part of the training st
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ldm.utils import checkpoint_files as checkpoint
 Validation = dict[str, float]
 
 MOST = 10  # validations in a training, about: each takes a moment
-LEAST = 2  # of them without improvement before a training ends
+LEAST = 3  # of them without improvement before a training ends
 
 
 def wanted(settings: RunSettings) -> bool:
@@ -33,7 +34,7 @@ def due(step: int, done: list[Validation], train: TrainOptions) -> bool:
 def best_of(done: list[Validation], train: TrainOptions) -> Validation | None:
     """The validation with the lowest loss, the latest of equal ones; of those with few copies, where there are any."""
     original = [one for one in done if one.get("copies", 0) <= train.max_copies] or done
-    return min(reversed(original), key=lambda one: one["loss"], default=None)
+    return min(reversed(original), key=lambda one: (math.isnan(one["loss"]), one["loss"]), default=None)
 
 
 def reason_to_stop(done: list[Validation], train: TrainOptions) -> str | None:
@@ -84,7 +85,14 @@ def state_of(found: Path) -> dict[str, Any]:
 
 
 def best_name(newest: Path) -> str | None:
-    """The name of the best checkpoint, by what the newest one records; None if none was validated."""
+    """The name of the best checkpoint, by what the newest one records; None if none were compared."""
     state = state_of(newest)
-    best = best_of(state.get("validations", []), TrainOptions(**state.get("settings", {}).get("train", {})))
+    train = TrainOptions(**state.get("settings", {}).get("train", {}))
+    best = None if train.keep_best is False else best_of(state.get("validations", []), train)
     return checkpoint.name(int(best["step"])) if best else None
+
+
+def exported_from(newest: Path) -> Path:
+    """The checkpoint whose weights a finished run exports: the best one, if it is still there, else the newest."""
+    best = newest.with_name(best_name(newest) or newest.name)
+    return best if best.is_dir() else newest

@@ -7,12 +7,11 @@ names are held out say how accurate it is: that is the most that can be expected
 """
 
 import argparse
-import copy
 import itertools
 import json
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +22,12 @@ from torch.nn import functional as F
 from ldm.evaluation.classifiers import Block, read_classifier
 from ldm.evaluation.metrics.proportions import proportion
 from ldm.utils.runtime import run_main
+from scripts import one_cycle
 from scripts.emoji.data import Emoji, EmojiSet, images_of, read_set
-from scripts.glyph_classifier.train import half_precision, update_ema, write_classifier
+from scripts.glyph_classifier.train import half_precision, write_classifier
 
 SIZE = 64
-LR, BATCH_SIZE = 4e-3, 64
+BATCH_SIZE = 64
 WIDTHS = (16, 32, 64, 128)
 
 
@@ -97,29 +97,18 @@ def labels_of(emoji: list[Emoji], data: EmojiSet) -> Tensor:
 
 
 def fit(data: EmojiSet, epochs: int, seed: int = 0, report: Callable[[str], None] = print) -> EmojiNet:
-    """Train with AdamW, one cycle of the learning rate; returns the exponential moving average of the weights."""
+    """A trained classifier; see `scripts.one_cycle`."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     images, labels = images_of(data.splits["train"]), labels_of(data.splits["train"], data)
     net = EmojiNet(len(data.styles), len(data.groups)).to(memory_format=torch.channels_last)
-    ema = copy.deepcopy(net).requires_grad_(False)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=0.05)
     batches = max(1, len(images) // BATCH_SIZE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, epochs * batches, pct_start=0.15)
-    started, step = time.monotonic(), 0
-    for epoch in range(epochs):
-        total = 0.0
+
+    def losses(epoch: int) -> Iterator[Tensor]:
         for chosen in torch.randperm(len(images), generator=generator).tensor_split(batches):
-            loss = loss_of(net, augment(as_input(images[chosen.numpy()]), generator), labels[chosen])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            step += 1
-            update_ema(ema, net, min(0.995, step / (step + 10)))
-            total += loss.item() / batches
-        report(f"epoch {epoch + 1}/{epochs}  loss {total:.3f}  {time.monotonic() - started:.0f} s")
-    return ema.eval()
+            yield loss_of(net, augment(as_input(images[chosen.numpy()]), generator), labels[chosen])
+
+    return one_cycle.fit(net, epochs, batches, losses, report)
 
 
 def loss_of(net: EmojiNet, x: Tensor, labels: Tensor) -> Tensor:

@@ -193,8 +193,8 @@ def test_a_stage_that_validation_ended_is_finished_until_it_gets_more_patience(t
     settings, run = load("clip", SMOKE, {"train": {"num_steps": 100, "patience": 0.2}}), tmp_path / "runs/smoke/clip"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(to_yaml(settings))
-    validations = [{"step": step, "loss": loss} for step, loss in ((10, 1.0), (20, 1.5), (30, 1.5))]
-    for step in (10, 20, 30):
+    validations = [{"step": step, "loss": loss} for step, loss in ((10, 1.0), (20, 1.5), (30, 1.5), (40, 1.5))]
+    for step in (10, 20, 30, 40):
         with checkpoint.staged(run / "checkpoints" / checkpoint.name(step)) as stage:
             (stage / "state.json").write_text(json.dumps({"validations": validations}))
     with checkpoint.staged(run / "final") as stage:
@@ -203,7 +203,7 @@ def test_a_stage_that_validation_ended_is_finished_until_it_gets_more_patience(t
     patient = settings.model_copy(update={"train": settings.train.model_copy(update={"patience": 0.5})})
     assert not command.finished("clip", patient)
     assert ldm("runs", "prune", run, "--keep", 1) == 0  # the best stays beside the newest
-    assert [path.name for path in checkpoint.saved(run / "checkpoints")] == [checkpoint.name(10), checkpoint.name(30)]
+    assert [path.name for path in checkpoint.saved(run / "checkpoints")] == [checkpoint.name(10), checkpoint.name(40)]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`ldm evaluate` of a run of train_clip.py: numbers of encoders whose answers are known, and the page of a tiny run."""
+"""`ldm evaluate` of a run of `ldm train clip`: numbers of encoders whose answers are known, the page of a tiny run."""
 
 import argparse
 import json
@@ -65,5 +65,5 @@ def test_a_finished_run_is_evaluated_by_its_own_command(tmp_path):
     assert metrics["pairs"]["n"] == 4 and metrics["text"] == {} and metrics["pairs"]["one_phrase_replaced"]["n"] == 4
     page = (tmp_path / "report" / "index.html").read_text()
     assert "One phrase replaced" in page and "http" not in page
-    with pytest.raises(UserError, match="is a run of train_clip.py"):
+    with pytest.raises(UserError, match="is a run of `ldm train clip`"):
         evaluated(tmp_path / "clip", "-o", tmp_path / "report", "--quick")

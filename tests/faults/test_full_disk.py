@@ -105,7 +105,7 @@ def test_a_training_that_the_disk_cannot_hold_is_refused_at_once(project, tmp_pa
         train("ldm", project, tmp_path / "run")
 
     child = Child(work, tmp_path / "said")
-    assert child.wait() == 2 and "cannot write 4 checkpoints to" in child.said() and "0.0 MiB are free" in child.said()
+    assert child.wait() == 2 and "cannot write 5 checkpoints to" in child.said() and "0.0 MiB are free" in child.said()
     assert "step 0 of" not in child.said()
 
 

@@ -14,7 +14,7 @@ from ldm.cli import hub as commands
 from ldm.evaluation.diagnostics.environment import check_model
 from ldm.hub import push as hub
 from ldm.hub.export import export
-from ldm.hub.model_card import rows
+from ldm.hub.model_card import _public, rows
 from ldm.pipelines.loading import load_pipeline
 from ldm.utils.errors import UserError
 
@@ -98,6 +98,13 @@ def test_a_card_says_where_the_words_come_in(model, tmp_path, text, task, said):
     assert f"pipeline_tag: {task}\n" in card and said in card
     shown = 4 if text == "none" else 1
     assert card.count("url: gallery/") == shown and card.count("- text: '-'") == (shown if text == "none" else 0)
+
+
+@pytest.mark.parametrize("part", ["vae", "ldm"])
+def test_what_a_part_was_fine_tuned_from_is_named_without_its_folder(part):
+    text = _public({part: {"start": {"model": "/home/someone/photos"}}})
+    assert "model: photos" in text and "someone" not in text
+    assert "model: user/name" in _public({part: {"start": {"model": "user/name"}}})
 
 
 def test_the_folder_is_stock(model, tmp_path):

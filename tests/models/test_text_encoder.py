@@ -42,5 +42,5 @@ def test_the_null_text_is_the_same_everywhere():
 
 
 def test_a_missing_text_encoder_is_named(tmp_path):
-    with pytest.raises(UserError, match="train_clip.py first"):
+    with pytest.raises(UserError, match="`ldm train clip` first"):
         load_text(tmp_path)

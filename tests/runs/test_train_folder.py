@@ -1,5 +1,6 @@
 """`ldm train FOLDER` from images to a model, and killed at three random instants."""
 
+import json
 import os
 import random
 import signal
@@ -9,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from commands import BIN, ROOT, run
 from PIL import Image
 from tiny_trainings import assert_same_run
 
@@ -92,3 +94,28 @@ def test_a_folder_becomes_a_model_and_kills_do_not_change_it(tmp_path):
     assert models[0] == models[1]
     again = finished(other)
     assert again.count("finished before") >= 3
+
+
+@pytest.mark.slow
+def test_two_processes_plan_once_train_all_stages_and_export_once(tmp_path):
+    discs(tmp_path / "discs")
+    launch = [BIN / "accelerate", "launch", "--main_process_port", 0, "--multi_gpu", "--num_processes", 2]
+    words = [*launch, "-m", "ldm.train", "discs", *OPTIONS]
+    said = run(*words, cwd=tmp_path, ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT))
+    for once in (
+        "plan: written to discs.yaml",
+        "[1/3]",
+        "[2/3]",
+        "[3/3]",
+        "export: discs-model",
+        "grid.png: a row for",
+    ):
+        assert said.count(once) == 1, once
+    for part in ("clip", "vae", "ldm"):
+        log = [json.loads(line) for line in (tmp_path / "runs/discs" / part / "log.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in log if "loss" in row] == list(range(1, 13))
+        assert [row["step"] for row in log if "validation/loss" in row] == [3, 6, 9, 12]
+    for name in ("model_index.json", "metrics.json", "grid.png"):
+        assert (tmp_path / "discs-model" / name).is_file()
+    again = run(*words, cwd=tmp_path, ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT))
+    assert again.count("finished before") == 3 and "export:" not in again

@@ -261,16 +261,16 @@ def exported(run):
 
 def test_the_best_weights_are_exported_and_training_ends_early(tmp_path, capsys):
     task = validated(tmp_path, VALLEY)
-    assert task.trainer.step == 14 and max(losses(tmp_path)) == 14
-    assert exported(tmp_path) == task.seen[10] != task.seen[14]
+    assert task.trainer.step == 16 and max(losses(tmp_path)) == 16
+    assert exported(tmp_path) == task.seen[10] != task.seen[16]
     kept = [path.name for path in checkpoint.saved(tmp_path / "checkpoints")]
-    assert kept == [checkpoint.name(step) for step in (10, 12, 14)]  # the best, beside the two newest
+    assert kept == [checkpoint.name(step) for step in (10, 14, 16)]  # the best, beside the two newest
     said = capsys.readouterr().out
-    assert "ended at step 14 of 20: the validation loss has not fallen since step 10: 2 then, 3.5 now" in said
-    assert "those of step 10, with a validation loss of 2 (step 14: 3.5)" in said
+    assert "ended at step 16 of 20: the validation loss has not fallen since step 10: 2 then, 9 now" in said
+    assert "those of step 10, with a validation loss of 2 (step 16: 9)" in said
     made = (tmp_path / "final" / "manifest.json").stat().st_mtime_ns
     again = validated(tmp_path, VALLEY)
-    assert again.trainer.step == 14 and (tmp_path / "final" / "manifest.json").stat().st_mtime_ns == made
+    assert again.trainer.step == 16 and (tmp_path / "final" / "manifest.json").stat().st_mtime_ns == made
 
 
 def test_without_an_ema_the_weights_themselves_are_taken(tmp_path):
@@ -316,7 +316,7 @@ def test_a_run_that_copies_ends_and_exports_what_did_not(tmp_path, capsys):
 def test_more_patience_continues_a_run_that_ended_early(tmp_path):
     validated(tmp_path, VALLEY)
     task = validated(tmp_path, VALLEY, patience=0.0)
-    assert task.trainer.step == 20 and sorted(task.seen) == [16, 18, 20]
+    assert task.trainer.step == 20 and sorted(task.seen) == [18, 20]
 
 
 def test_a_best_checkpoint_that_is_damaged_is_said_and_the_last_exported(tmp_path, capsys):
@@ -324,7 +324,7 @@ def test_a_best_checkpoint_that_is_damaged_is_said_and_the_last_exported(tmp_pat
     (tmp_path / "checkpoints" / checkpoint.name(10) / "ema.safetensors").write_bytes(b"torn")
     (tmp_path / "final" / "manifest.json").unlink()
     validated(tmp_path, VALLEY)
-    assert exported(tmp_path) == task.seen[14]
+    assert exported(tmp_path) == task.seen[16]
     assert "the last weights are exported, not those of step 10" in capsys.readouterr().out
 
 

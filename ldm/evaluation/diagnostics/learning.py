@@ -9,7 +9,8 @@ import torch
 from ldm.evaluation import loss_by_time
 from ldm.evaluation.diagnostics.context import RunContext
 from ldm.evaluation.diagnostics.findings import Finding, fail, ok, skip, warn
-from ldm.evaluation.run_loading import holding, network_weights, saved_weights
+from ldm.evaluation.run_loading import checkpoint_state, holding, network_weights, saved_weights
+from ldm.training.validation import exported_from, reason_to_stop
 
 FEWEST_STEPS = 100
 LAGS, LAGS_A_LITTLE = 1.25, 1.05  # loss of the EMA weights over that of the raw weights
@@ -37,10 +38,19 @@ def check_training(context: RunContext) -> Finding:
         return skip("neither a checkpoint nor log.jsonl says how long it was trained")
     size = len(context.readable.train) if context.readable else None
     finding = _long_enough(steps, context.settings.train.batch_size, size, context.settings.optim.warmup_steps)
+    if finding.status == "ok" and (reason := _ended_early(context)):
+        return ok(f"{finding.text}; then {reason}")
     if finding.status == "ok" and steps < context.settings.train.num_steps:
         text = f"{finding.text}; {context.settings.train.num_steps} were planned"
-        return warn(text, f"start train_{context.stage}.py again: it resumes")
+        return warn(text, f"start `ldm train {context.stage}` again: it resumes")
     return finding
+
+
+def _ended_early(context: RunContext) -> str | None:
+    """Why validation ended the training before its last step; None if it did not."""
+    if context.state is None or context.settings is None:
+        return None
+    return reason_to_stop(context.state.get("validations", []), context.settings.train)
 
 
 def _log_entries(path: Path) -> list[dict]:
@@ -64,13 +74,15 @@ def check_progress(context: RunContext) -> Finding:
     """The loss hardly falls any more: twice as many steps would gain little."""
     if context.opened is None:
         return skip("an exported model has no log")
+    if reason := _ended_early(context):
+        return ok(f"validation ended the training: {reason}")
     found = loss_exponent(_log_entries(context.opened.folder / "log.jsonl"))
     if found is None:
         return ok(f"fewer than {FEWEST_LOSSES} logged losses: whether the loss still falls cannot be said")
     exponent, error = found
     gain, least = (1 - 2**-value for value in (exponent, exponent - UNSURE * error))
     text = f"the loss falls as steps^-{max(0, exponent):.2g}: twice as many would lower it by {max(0, gain):.0%}"
-    advice = f"raise train.num_steps and start train_{context.stage}.py again: it resumes"
+    advice = f"raise train.num_steps and start `ldm train {context.stage}` again: it resumes"
     if least > EARLY:
         return fail(f"stopped too early: {text}", advice)
     return warn(text, advice) if least > RATHER_EARLY else ok(text)
@@ -104,11 +116,12 @@ def check_ema(context: RunContext) -> Finding:
         return ok("none (train.ema_decay 0): the raw weights are used")
     if settings.start.lora_rank:
         return skip("a run of adapters keeps them apart from the weights that they are added to")
-    raw, ema = (saved_weights(opened.checkpoint, kind) for kind in ("raw", "ema"))
+    source = opened.checkpoint if context.pipeline.folder is None else exported_from(opened.checkpoint)
+    raw, ema = (saved_weights(source, kind) for kind in ("raw", "ema"))
     own = network_weights(context.pipeline)
     if raw.keys() - own.keys() or any(not torch.equal(own[name].cpu(), ema[name]) for name in ema):
-        text = f"final/ does not hold the EMA of {opened.checkpoint.name}"
-        advice = "if that was not meant: remove final/ and start train_ldm.py again, which writes it again"
+        text = f"final/ does not hold the EMA of {source.name}"
+        advice = "if that was not meant: remove final/ and start `ldm train ldm` again, which writes it again"
         return warn(text, advice)
     ours = _loss(context)
     with holding(context.pipeline, raw):
@@ -117,7 +130,7 @@ def check_ema(context: RunContext) -> Finding:
     ratio = (ours.mean() / theirs.mean()).item()
     text = f"loss {ours.mean():.4g} with the EMA weights, {theirs.mean():.4g} with the raw weights (ema_decay {decay})"
     sure = behind["mean"] > UNSURE * behind["standard_error"]
-    step = context.state["step"] if context.state else 0
+    step = checkpoint_state(source)["step"]
     advice = f"lower train.ema_decay (it averages {1 / (1 - decay):.0f} of the {step} steps), or train longer"
     if ratio > LAGS and sure:
         return fail(f"{text}: the EMA lags behind", advice)

@@ -32,7 +32,7 @@ def check_files(context: RunContext) -> Finding:
         pipeline = context.pipeline
     except UserError as error:
         advice = (
-            f"copy the complete folder again, or start train_{context.stage}.py again: it resumes and writes final/"
+            f"copy the complete folder again, or start `ldm train {context.stage}` again: it resumes and writes final/"
         )
         return fail(str(error), advice)
     if context.opened is None:
@@ -47,7 +47,9 @@ def check_files(context: RunContext) -> Finding:
         return ok(text)
     final = context.opened.folder / "final"
     if difference := checkpoint.verify(final):
-        advice = f"if that was not meant: remove final/ and start train_{context.stage}.py again, which writes it again"
+        advice = (
+            f"if that was not meant: remove final/ and start `ldm train {context.stage}` again, which writes it again"
+        )
         return warn(f"final/ is not as training left it: {difference}", advice)
     return ok("final/ is complete")
 
@@ -83,7 +85,9 @@ def check_vae(context: RunContext) -> Finding:
     found = quality(vae, train, before, after, latents)
     text = f"PSNR {ours:.1f} dB on validation images, their mean image {mean:.1f} dB"
     if not ours > mean + GAIN:
-        advice = "its decoder or encoder is not trained, or of another VAE: train_vae.py longer, or point --vae right"
+        advice = (
+            "its decoder or encoder is not trained, or of another VAE: `ldm train vae` longer, or point --vae right"
+        )
         return fail(f"{text}: it keeps nothing of the images", advice)
     if wrong := complaints(ours, found):
         finding = fail if any(each.serious for each in wrong) else warn
@@ -183,7 +187,10 @@ def check_text(context: RunContext) -> Finding:
     text = f"of {len(captions)} captions the nearest two differ by {apart.min():.2g} of an embedding's size"
     if not alike:
         return ok(text)
-    i, advice = alike[0], "train_clip.py longer or with a lower optim.lr, or text.train: true; then the denoiser again"
+    i, advice = (
+        alike[0],
+        "`ldm train clip` longer or with a lower optim.lr, or text.train: true; then the denoiser again",
+    )
     pair = f"{captions[i]!r} and {captions[index[i]]!r} for one"
     text = f"{len(alike)} of {len(captions)} captions cannot be told from another ({pair}): {text}"
     return fail(text, advice) if len(alike) > ALIKE * len(captions) else warn(text, advice)

@@ -63,7 +63,7 @@ def check_scheduler(context: RunContext) -> Finding:
     chosen, noise = settings.sampling, settings.noise
     expected = export_scheduler(noise, chosen.sampler, chosen.time_grid, chosen.eta)
     advice = (
-        "write scheduler/scheduler_config.json again: remove final/ and start train_ldm.py again, or export the run"
+        "write scheduler/scheduler_config.json again: remove final/ and start `ldm train ldm` again, or export the run"
     )
     types = [each.config.get("prediction_type", "none") for each in (scheduler, expected)]
     if types[0] != types[1]:

@@ -1,4 +1,4 @@
-"""A run of train_vae.py or train_clip.py alone: the checks that need no denoiser, before one is trained on it."""
+"""A run of `ldm train vae` or `ldm train clip` alone: the checks that need no denoiser, before one is trained on it."""
 
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +47,7 @@ class StageContext(RunContext):
 
 
 class VaeContext(StageContext):
-    """A finished run of train_vae.py."""
+    """A finished run of `ldm train vae`."""
 
     stage, unconditional = "vae", True
 
@@ -57,7 +57,7 @@ class VaeContext(StageContext):
 
 
 class ClipContext(StageContext):
-    """A finished run of train_clip.py; its encoders are small, and stay on the CPU."""
+    """A finished run of `ldm train clip`; its encoders are small, and stay on the CPU."""
 
     stage, unconditional = "clip", False
 
@@ -87,5 +87,7 @@ def check_retrieval(context: RunContext) -> Finding:
         f"(by chance {chance:.0%} at most)"
     )
     if found["interval"][0] <= chance:
-        return fail(f"{text_}: it cannot tell images by their captions", "train_clip.py longer, or check the captions")
+        return fail(
+            f"{text_}: it cannot tell images by their captions", "`ldm train clip` longer, or check the captions"
+        )
     return ok(text_)

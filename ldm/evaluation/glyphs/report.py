@@ -24,6 +24,7 @@ from ldm.evaluation.comparison import SCORES, Report, Scores, compare_scores, lo
 from ldm.evaluation.feature_extractors import ClipEmbedder
 from ldm.evaluation.glyphs.adherence import MEASURES, Predictions, ceiling, complete_agreement, permuted
 from ldm.evaluation.glyphs.composition import facts
+from ldm.evaluation.glyphs.in_words import lines
 from ldm.evaluation.glyphs.novelty import READABLE, Neighbours, Pool, distinctness, nearest_glyphs, novelty, to_size
 from ldm.evaluation.glyphs.prompts import COMPOSITION, SAMPLED, SECTIONS
 from ldm.evaluation.glyphs.report_page import report_page
@@ -111,7 +112,7 @@ def evaluate_glyphs(model: str | Path | None, options: EvaluationOptions) -> dic
     metrics["seconds"] = round(time.monotonic() - started)
     save_scores(results.scores, output)
     write_metrics(metrics, output)
-    print(json.dumps(metrics["summary"], indent=1))
+    print("\n".join(lines(metrics["summary"])))
     if complete:
         atomic_write(output / "index.html", report_page(metrics, output).encode())
         print(f"{output / 'index.html'}: numbers and images in one file")

@@ -57,7 +57,7 @@ def evaluate_images(run: Path, options: EvaluationOptions) -> dict:
     """Measure a run on the user's own images; write metrics.json, index.html and PNG grids; return the metrics.
 
     Args:
-        run: of train_ldm.py, finished or not, whose data are still where they were.
+        run: of `ldm train ldm`, finished or not, whose data are still where they were.
         options: `samples` is the largest number of images; there is one per held-out image.
     Raises: UserError when the data are gone, or fewer than two images were held out.
     """
@@ -163,7 +163,9 @@ def against(
     if isinstance(rival, Report):
         theirs, model = rival.scores, rival.metrics["model"]
     else:
-        theirs = scores_of(generate_all(rival.pipeline, prompts, options.seed, options.sampling), prompts, clip)
+        theirs = {}
+        if scores:  # else nothing can be scored, and its images would be generated for nothing
+            theirs = scores_of(generate_all(rival.pipeline, prompts, options.seed, options.sampling), prompts, clip)
         model = {"source": options.against, "digest": rival.pipeline.digest}
     return {"a": model, "sections": compare_scores(theirs, scores)}
 
@@ -376,7 +378,7 @@ def notes(metrics: dict, captions: list[str], clip: ClipEmbedder | None, guided:
     """What a reader must know to read the numbers, and why some are missing."""
     found = []
     if clip is None and any(captions):
-        found.append("Words are not scored: the run has no CLIP of its own; name a run of train_clip.py by --clip.")
+        found.append("Words are not scored: the run has no CLIP of its own; name a run of `ldm train clip` by --clip.")
     elif metrics["words"] is None:
         why = "the held-out images have one caption" if any(captions) else "the model is unconditional"
         found.append(f"Words are not scored: {why}.")

@@ -66,8 +66,8 @@ class ClipTask:
         self.settings, self.data = settings, data
         if settings.train.gradient_accumulation_steps > 1:
             raise UserError(
-                "train.gradient_accumulation_steps must be 1 for train_clip.py: pairs are contrasted with the others "
-                "of their batch, which accumulation would divide; lower train.batch_size instead"
+                "train.gradient_accumulation_steps must be 1 for `ldm train clip`: pairs are contrasted with "
+                "the others of their batch, which accumulation would divide; lower train.batch_size instead"
             )
         self.tokenizer = run_tokenizer(run, settings.model, data.train, settings.seed)
         self.fingerprints = dataset_fingerprint(data.train) | {"tokenizer": tokenizer_digest(self.tokenizer)}

@@ -109,5 +109,5 @@ def _settings(run: Path) -> VaeSettings:
     """The data settings that a run was trained with."""
     content = read_yaml(run / "config.yaml")
     if "data" not in content:
-        raise UserError(f"{run} has no config.yaml with a data block: name a run of train_vae.py or train_ldm.py")
+        raise UserError(f"{run} has no config.yaml with a data block: name a run of `ldm train vae` or `ldm train ldm`")
     return VaeSettings(data=content["data"])

@@ -381,6 +381,28 @@ def test_a_healthy_run_has_no_fault(project):
     assert verdict(found) == "no failure found"
 
 
+def test_a_run_that_validation_ended_has_no_fault(project, tmp_path):
+    """final/ has the EMA of the best checkpoint, and not that of the newest."""
+    run = tmp_path / "ldm"
+    shutil.copytree(project / "ldm", run)
+    best = checkpoint.newest(run / "checkpoints")
+    step = int(best.name.removeprefix("step-"))
+    last = shutil.copytree(best, best.with_name(checkpoint.name(step + 3)))
+    validations = [{"step": step + i, "loss": 1.0 + (i > 0)} for i in range(4)]
+    change_json(last / "state.json", step=step + 3, validations=validations)
+    ema = load_file(last / "ema.safetensors")
+    save_file({name: value + noise_like(value) for name, value in ema.items()}, last / "ema.safetensors")
+    checkpoint._write_manifest(clean(last))
+    change_settings(run, "train", num_steps=step + 10, patience=3 / (step + 10))
+    found = {finding.name: finding for finding in examine(run, limit=48, device="cpu")}
+    assert {finding.status for finding in found.values()} == {"ok"}
+    assert f"the validation loss has not fallen since step {step}" in found["training"].text
+    change_json(last / "state.json", validations=[])
+    checkpoint._write_manifest(clean(last))
+    found = {finding.name: finding for finding in examine(run, limit=48, device="cpu")}
+    assert found["ema"].status == "warn" and "does not hold the EMA of" in found["ema"].text
+
+
 @pytest.mark.parametrize("stage", ["vae", "clip"])
 def test_a_run_of_one_trainer_alone_is_examined(stage, project):
     found = list(examine(project / stage, limit=48, device="cpu"))
@@ -427,7 +449,7 @@ def test_an_unfinished_vae_says_what_is_missing(project, tmp_path):
     run = alone(project, "vae", tmp_path)
     shutil.rmtree(run / "final")
     first = next(examine(run, limit=48, device="cpu"))
-    assert (first.name, first.status) == ("files", "fail") and "train_vae.py" in first.text + first.advice
+    assert (first.name, first.status) == ("files", "fail") and "ldm train vae" in first.text + first.advice
 
 
 def test_captions_are_as_far_apart_as_their_most_different_tokens():

@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -303,6 +304,13 @@ def test_a_model_is_no_better_than_itself_by_name_or_by_report(project, tmp_path
         assert "against       " in capsys.readouterr().out
     with pytest.raises(UserError, match="made by another plan"):
         evaluate(project / "ldm", tmp_path / "other", "--samples", "6", "--against", str(tmp_path / "first"))
+
+
+def test_nothing_is_generated_of_a_rival_where_nothing_can_be_scored(monkeypatch):
+    monkeypatch.setattr(pictures, "generate_all", lambda *args: pytest.fail("generated"))
+    rival = SimpleNamespace(pipeline=SimpleNamespace(digest="d"))
+    found = pictures.against({}, rival, None, SimpleNamespace(against="runs/other"), None)
+    assert found == {"a": {"source": "runs/other", "digest": "d"}, "sections": {}}
 
 
 @pytest.mark.usefixtures("no_graphs")

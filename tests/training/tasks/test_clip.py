@@ -100,3 +100,11 @@ def test_hard_negatives_are_wrong_and_of_their_position_alone(tmp_path, data):
 
 def test_without_hard_negatives_a_batch_is_as_before(tmp_path):
     assert "negative_ids" not in wrong_of(tmp_path, Phrased(), BatchSlice(5, 0, 8, 8), count=0)[1]
+
+
+def test_the_validation_loss_is_one_minus_the_mean_recall(tmp_path):
+    settings = ClipSettings(model=MODEL.model_copy(update={"patch_size": 8}), data={"resolution": 16})
+    task = ClipTask(settings, Splits(Dark(), Dark()), tmp_path)
+    loss, copies = task.validate()
+    recalls = task.report(tmp_path, "x").values()
+    assert 0 < loss < 1 and loss == pytest.approx(1 - sum(recalls) / 6) and copies is None
