@@ -2,7 +2,7 @@
 
 A model is checked as all that comes from others: weights are safetensors, no file names code, and what the settings
 describe is no larger than the weights beside them. Written files are never replaced, so a run that was interrupted
-goes on where it stopped.
+resumes where it stopped.
 """
 
 import logging
@@ -193,7 +193,7 @@ def missing_captions(tree: Tree) -> dict[str, str]:
     if tables := [name for name in tree.files if PurePosixPath(name).name.lower() in METADATA]:
         raise UserError(
             f"{tree.root / tables[0]} has the captions of this folder, and .txt files beside it are not read; "
-            "move it away to caption the images anew"
+            "move it away to have captions written"
         )
     pairs = paired([name for name in tree.files if not name.lower().endswith(".json")], images)
     stems = Counter(str(PurePosixPath(name).with_suffix("")) for name in images)

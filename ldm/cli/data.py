@@ -85,6 +85,9 @@ def run_caption(args: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: give a folder of images")
     from ldm.apps.captioning import Captioner, Wording, caption_folder
+    from ldm.cli.train import quiet_libraries
+
+    quiet_libraries()
 
     wording = Wording(args.prompt, args.prefix, args.trigger, args.max_tokens)
     counts = caption_folder(folder, lambda: Captioner(args.model, args.device), wording, args.batch_size)

@@ -54,7 +54,7 @@ class TarFiles(Files):
 class _Headers(io.FileIO):
     """A file whose reader may not ask for much at once."""
 
-    def read(self, size: int | None = -1) -> bytes:  # type: ignore[override]
+    def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
         return super().read(size)

@@ -6,7 +6,6 @@ An SVG is a program that may name other files. One that names anything outside i
 import functools
 import io
 from importlib.util import find_spec
-from xml.parsers import expat
 
 from PIL import Image
 
@@ -53,6 +52,7 @@ def _drawn(data: bytes, side: int) -> bytes:
 
 def _check_references(text: str) -> None:
     """Raises: ValueError: if the drawing names a file or address, which it would then contain."""
+    from xml.parsers import expat
 
     def start(element: str, attributes: dict[str, str]) -> None:
         for name, value in attributes.items():
