@@ -13,6 +13,7 @@ import json
 import warnings
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -43,6 +44,9 @@ _ORIENTATION_TAG, _BITS_TAG, _PHOTOMETRIC_TAG = 0x0112, 258, 262
 _TO_EIGHT_BITS = {"L;2": lambda level: level * 85, "L;4": lambda level: level * 17, "RGB;16B": lambda level: level >> 8}
 
 
+Encoded: TypeAlias = bytes | Path | Image.Image
+
+
 class ImageError(Exception):
     """An image that cannot be used; the message is the reason, in one short line without the file's name."""
 
@@ -59,7 +63,7 @@ def quiet_decoders():
 
 
 def decode_image(
-    source: bytes | Path | Image.Image, channels: int = 3, background: int = 255, max_pixels: int = MAX_PIXELS, enough: int = 0
+    source: Encoded, channels: int = 3, background: int = 255, max_pixels: int = MAX_PIXELS, enough: int = 0
 ) -> np.ndarray:
     """Decode one image.
 
@@ -76,7 +80,7 @@ def decode_image(
 
 
 def decode_described(
-    source: bytes | Path | Image.Image, channels: int = 3, background: int = 255, max_pixels: int = MAX_PIXELS, enough: int = 0
+    source: Encoded, channels: int = 3, background: int = 255, max_pixels: int = MAX_PIXELS, enough: int = 0
 ) -> tuple[np.ndarray, dict]:
     """As `decode_image`, and what the file was: {"format": "PNG", "mode": "RGBA"}."""
     if channels not in (1, 3):
@@ -157,7 +161,7 @@ def _resized(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int
     return image.resize(size, kernel, box=box, reducing_gap=REDUCING_GAP)
 
 
-def _opened(source: bytes | Path | Image.Image) -> AbstractContextManager[Image.Image]:
+def _opened(source: Encoded) -> AbstractContextManager[Image.Image]:
     """The image, which is closed afterwards unless it was given as one."""
     if isinstance(source, Image.Image):
         return nullcontext(source)
@@ -251,7 +255,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _reason(error: Exception, source: bytes | Path | Image.Image) -> str:
+def _reason(error: Exception, source: Encoded) -> str:
     if isinstance(error, UnidentifiedImageError):
         if source == b"" or (isinstance(source, Path) and source.stat().st_size == 0):
             return "the file is empty"

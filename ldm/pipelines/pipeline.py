@@ -22,7 +22,15 @@ from ldm.diffusion.process import NoiseProcess
 from ldm.diffusion.sampling import denoise_with
 from ldm.models.latents import downsampling_factor, from_model_latents, posterior, to_model_latents
 from ldm.models.lora import digest_with
-from ldm.pipelines.arguments import DTYPES, check_count, check_dtype, check_scale, check_texts, initial_noise, prompts_of
+from ldm.pipelines.arguments import (
+    DTYPES,
+    check_count,
+    check_dtype,
+    check_scale,
+    check_texts,
+    initial_noise,
+    prompts_of,
+)
 from ldm.pipelines.component_classes import stock_class
 from ldm.pipelines.denoising_loop import Callback, SamplingPlan, denoise, invert
 from ldm.pipelines.diffusers_schedulers import (
@@ -37,6 +45,7 @@ from ldm.pipelines.model_folder import COMPONENTS, FALLBACKS, ModelFolder
 from ldm.pipelines.networks import NETWORKS, Networks, OnDisk, run_unet
 from ldm.pipelines.onnx_runtime import Engine
 from ldm.pipelines.torch_free import CUT
+from ldm.utils.text_cleaning import cleaned
 
 log = logging.getLogger(__name__)
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -54,12 +63,12 @@ class Pipeline:
 
     `vae`, `text_encoder` and `unet` are torch modules and may be changed or replaced. Where ONNX Runtime computes for
     one of them, asking for it is what ends that (see `ldm.pipelines.networks`): from then on it runs in torch. A
-    `scheduler` of diffusers may be put in place of the model's: one that cannot generate with it is a ValueError, and one
-    of another noise process is warned of.
+    `scheduler` of diffusers may be put in place of the model's: one that cannot generate with it is a ValueError, and
+    of one of another noise process a warning is logged.
 
-    Attributes: tokenizer (of transformers, replaceable), defaults (a dict with
-    num_inference_steps and guidance_scale), folder (where it came from, or None), lora (the adapters in the weights and
-    how strongly, or None), load_weak (path -> the weak model there, or None).
+    Attributes: tokenizer (of transformers, replaceable), defaults (a dict with num_inference_steps and guidance_scale),
+    folder (where it came from, or None), lora (the adapters in the weights and how strongly, or None), load_weak (path
+    -> the weak model there, or None).
     """
 
     def __init__(
@@ -338,7 +347,7 @@ class Pipeline:
 
     def encode_prompt(self, prompts: str | Sequence[str]) -> Tensor:
         """Embeddings (B, L, D) of the prompts; equal prompts go through the encoder once. Raises: ValueError."""
-        prompts = check_texts("prompt", prompts)
+        prompts = cleaned(self.tokenizer, check_texts("prompt", prompts))
         unique = list(dict.fromkeys(prompts))
         length = self.tokenizer.model_max_length
         for prompt, ids in zip(unique, self.tokenizer(unique, verbose=False).input_ids, strict=True):

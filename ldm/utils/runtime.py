@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ldm.utils.errors import UserError, redacted
 
@@ -27,6 +27,13 @@ def prepare_threads(threads: int = 0) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(threads)
+
+
+def check_utf8(words: Iterable[str]) -> None:
+    """Raises: UserError for an argument of bytes that are not UTF-8, which Python keeps as surrogates."""
+    for word in words:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise UserError(f"argument {word!r} is not UTF-8 text")
 
 
 def run_main(main: Callable[[], int | None]) -> None:
