@@ -12,8 +12,6 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from ldm.utils.text_cleaning import cleaned, cleaning_of
-
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -51,7 +49,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, context_length: in
 def tokenizer_digest(tokenizer: CLIPTokenizer) -> str:
     """sha256, as hex, over all that decides the token ids of a caption."""
     _forget_last_call(tokenizer)
-    rest = f"{tokenizer.model_max_length} {sorted(tokenizer.special_tokens_map.items())}{cleaning_of(tokenizer) or ''}"
+    rest = f"{tokenizer.model_max_length} {sorted(tokenizer.special_tokens_map.items())}"
     return hashlib.sha256(f"{tokenizer.backend_tokenizer.to_str()} {rest}".encode()).hexdigest()
 
 
@@ -76,9 +74,8 @@ def _forget_last_call(tokenizer: CLIPTokenizer) -> None:
 
 def encode(tokenizer: CLIPTokenizer, captions: list[str]) -> Int64[Tensor, "b L"]:
     """Token ids, padded and truncated to the tokenizer's length, as the pipelines of diffusers do."""
-    texts = cleaned(tokenizer, captions)
     return tokenizer(
-        texts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+        captions, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
     ).input_ids
 
 

@@ -19,10 +19,9 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
 from ldm.diffusion.sampling import standard_normal
-from ldm.pipelines.arguments import check_count, check_fraction, check_seed, check_texts
+from ldm.pipelines.arguments import check_count, check_fraction, check_seed
 from ldm.pipelines.image_input import ImageInput, read_image, read_images
 from ldm.pipelines.pipeline import Pipeline, PipelineOutput, as_output
-from ldm.utils.text_cleaning import cleaned
 
 log = logging.getLogger(__name__)
 Prompt = str | Sequence[str] | None
@@ -311,7 +310,7 @@ def weighted_embeds(pipeline: Pipeline, prompt: str) -> Tensor:
     caption's. The common practices, scaling the embeddings of the word's own tokens (from zero with the mean restored,
     or from the null caption), leave what later tokens have received from it, which in a short caption is nearly all.
     """
-    text, spans = parse_weights(*cleaned(pipeline.tokenizer, check_texts("prompt", prompt)))
+    text, spans = parse_weights(prompt)
     embeds, null = pipeline.encode_prompt([text, ""]).split(1)
     length = pipeline.tokenizer.model_max_length
     padded = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}

@@ -45,7 +45,6 @@ from ldm.pipelines.model_folder import COMPONENTS, FALLBACKS, ModelFolder
 from ldm.pipelines.networks import NETWORKS, Networks, OnDisk, run_unet
 from ldm.pipelines.onnx_runtime import Engine
 from ldm.pipelines.torch_free import CUT
-from ldm.utils.text_cleaning import cleaned
 
 log = logging.getLogger(__name__)
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -347,7 +346,7 @@ class Pipeline:
 
     def encode_prompt(self, prompts: str | Sequence[str]) -> Tensor:
         """Embeddings (B, L, D) of the prompts; equal prompts go through the encoder once. Raises: ValueError."""
-        prompts = cleaned(self.tokenizer, check_texts("prompt", prompts))
+        prompts = check_texts("prompt", prompts)
         unique = list(dict.fromkeys(prompts))
         length = self.tokenizer.model_max_length
         for prompt, ids in zip(unique, self.tokenizer(unique, verbose=False).input_ids, strict=True):

@@ -21,7 +21,6 @@ import numpy as np
 from ldm.pipelines.model_folder import ModelFolder
 from ldm.pipelines.onnx_runtime import Engine, open_engine
 from ldm.utils.errors import UserError
-from ldm.utils.text_cleaning import KEY, clean_text
 from ldm.utils.untrusted_files import read_json
 
 log = logging.getLogger(__name__)
@@ -65,7 +64,6 @@ class TorchFreePipeline:
     scheduler: dict  # scheduler_config.json
     latent_shape: tuple[int, int, int]  # (c, h, w)
     scale: float  # of the VAE's latents
-    cleaning: str | None = None  # of prompts, see `ldm.utils.text_cleaning`
 
     def generate(
         self,
@@ -91,7 +89,6 @@ class TorchFreePipeline:
         return (np.concatenate(images).transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
 
     def _encode(self, prompts: Sequence[str]) -> np.ndarray:
-        prompts = [clean_text(prompt, self.cleaning) for prompt in prompts]
         unique = list(dict.fromkeys(prompts))
         encoded = self.tokenizer.encode_batch(unique)
         for prompt, one in zip(unique, encoded, strict=True):
@@ -188,8 +185,7 @@ def open_torch_free(folder: ModelFolder) -> TorchFreePipeline | None:
     if tokenizer.padding["length"] != engine.length:
         return None
     shape = (unet["in_channels"], unet["sample_size"], unet["sample_size"])
-    cleaning = read_json(folder.paths["tokenizer"] / "tokenizer_config.json").get(KEY)
-    return TorchFreePipeline(engine, tokenizer, scheduler, shape, vae.get("scaling_factor", 1.0), cleaning)
+    return TorchFreePipeline(engine, tokenizer, scheduler, shape, vae.get("scaling_factor", 1.0))
 
 
 def _tokenizer(folder: ModelFolder, vocabulary: Path) -> Any:

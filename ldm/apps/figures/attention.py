@@ -13,7 +13,6 @@ from ldm.apps.figures.figure import Drawing, Setting
 from ldm.apps.figures.inputs import model
 from ldm.apps.figures.plot_style import HEAT, grey, strip
 from ldm.pipelines.pipeline import Pipeline
-from ldm.utils.text_cleaning import cleaned
 
 PROMPTS = ("vertical stacked glyph with the grass radical", "horizontal stacked glyph with the water radical")
 START, END = "(start)", "(end)"
@@ -70,7 +69,6 @@ def word_maps(pipeline: Pipeline, prompt: str, seed: int, side: int = 64, **opti
 def words_of(pipeline: Pipeline, prompt: str) -> tuple[list[str], list[int]]:
     """The words of a prompt between `(start)` and `(end)`, and for every token the index of its word among them."""
     tokenizer = pipeline.tokenizer
-    (prompt,) = cleaned(tokenizer, [prompt])
     encoded = tokenizer(prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
     tokens = tokenizer.convert_ids_to_tokens(encoded.input_ids)
     words, owners, fresh, closed = [START], [0], True, False

@@ -1,7 +1,6 @@
 """The folder: our page, the model's graphs, weights and tokens as they lie in the model folder, and the runtime."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from ldm.utils.atomic_files import exclusive_lock, readable_io_errors, staged
 from ldm.utils.errors import UserError
 from ldm.utils.untrusted_files import read_json
 
-log = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("page")
 SETTINGS = "settings.json"
 # what page/tokenizer.js implements; transformers writes it for every CLIPTokenizer
@@ -47,8 +45,6 @@ def open_model(folder: ModelFolder) -> TorchFreePipeline:
         raise UserError(
             f"{folder.source} asks for guidance_rescale, which the page does not do: set it to 0 in ldm.json"
         )
-    if model.cleaning is not None:
-        log.warning("the page does not clean prompts as open_clip does: curly quotes, entities and ligatures differ")
     content = read_json(folder.paths["tokenizer"] / "tokenizer.json")
     ends = (content.get("post_processor") or {}).get("type")
     same = content.get("normalizer") == NORMALIZER and ends == "RobertaProcessing"

@@ -17,7 +17,6 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ldm.data.glyphs.captions import layout_phrase, radical_phrase
 from ldm.data.glyphs.dataset import load_table, split_of
 from ldm.data.glyphs.heldout import HELD_OUT, LATER
-from ldm.utils.text_cleaning import cleaned
 
 RIDGE = 1e-2  # of the mean square of the states
 Pair = tuple[int, str]  # radical, layout
@@ -37,7 +36,7 @@ class Readings:
 def states_of(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, pairs: list[Pair]) -> Tensor:
     """All states of the prompts, flattened: float64 (n, L * D)."""
     prompts = [f"{layout_phrase(layout)} {radical_phrase(radical)}" for radical, layout in pairs]
-    ids = tokenizer(cleaned(tokenizer, prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     device = getattr(encoder, "device", "cpu")
     states = [encoder(input_ids=part.to(device)).last_hidden_state.flatten(1) for part in ids.split(64)]
     return torch.cat(states).double().cpu()
