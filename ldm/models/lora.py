@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -144,7 +144,7 @@ def _adapter(layer: str, found: dict[str, Tensor], settings: dict[str, Any], pat
 
 @torch.no_grad()
 def merge(
-    networks: Mapping[str, Any], adapters: Mapping[str, Adapter], scale: float = 1.0, source: object = ""
+    networks: Mapping[str, Any], adapters: Mapping[str, Adapter], scale: SupportsFloat = 1.0, source: object = ""
 ) -> None:
     """Add `scale` times the adapters to the weights in place; with 0 nothing changes.
 
@@ -170,7 +170,7 @@ def merge(
             raise UserError(f"LoRA {source} is for another model: {name[:80]} is {pair}, and this one {what}")
     for name, adapter in adapters.items() if scale else ():
         weight = layers[name].weight
-        weight.copy_(adapter.added_to(weight, scale))
+        weight.copy_(adapter.added_to(weight, float(scale)))
 
 
 def split_scale(text: str) -> tuple[str, float]:

@@ -108,7 +108,7 @@ def denoise(plan: SamplingPlan, predict: Predict) -> Tensor:
             plan.callback(state.index, state.t, x)
     if not x.isfinite().all():
         log.warning(
-            "%s gave latents that are not finite numbers, so images are blank: try another sampler, more than %d steps, "
+            "%s gave latents that are not finite numbers, so images are blank: try another sampler, more than %d steps "
             "or float32",
             *(type(scheduler).__name__, plan.num_inference_steps),
         )
