@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from ldm import __version__
 from ldm.utils.errors import UserError
-from ldm.utils.runtime import prepare_threads, run_main
+from ldm.utils.runtime import check_utf8, prepare_threads, run_main
 from ldm.utils.torchvision_compat import patch_torchvision
 
 # name -> (module, one line of help), or for a group name -> ({name: (module, help)}, help)
@@ -158,9 +158,7 @@ def _add_module(subparsers: argparse._SubParsersAction, name: str, place: str) -
 
 
 def _dispatch(argv: list[str]) -> int | None:
-    for word in argv:
-        if any("\ud800" <= letter <= "\udfff" for letter in word):  # bytes that Python could not decode
-            raise UserError(f"argument {word!r} is not UTF-8 text")
+    check_utf8(argv)
     args = build_parser(argv).parse_args(argv)
     if not hasattr(args, "run"):
         args.help_of.print_help()

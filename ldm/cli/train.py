@@ -7,6 +7,7 @@ written once, a stage resumes from its newest checkpoint, and what is finished i
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,9 +67,10 @@ def train_stage(part: str, argv: Sequence[str] | None = None) -> None:
         argv: the arguments; None = those of this process.
     """
     from ldm.config.overrides import parse
-    from ldm.utils.runtime import prepare_threads
+    from ldm.utils.runtime import check_utf8, prepare_threads
     from ldm.utils.torchvision_compat import patch_torchvision
 
+    check_utf8(sys.argv[1:] if argv is None else argv)
     settings, invocation = parse(part, argv)
     prepare_threads(settings.train.threads)
     patch_torchvision()

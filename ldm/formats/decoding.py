@@ -14,6 +14,7 @@ import struct
 import warnings
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -46,6 +47,9 @@ _ORIENTATION_TAG, _BITS_TAG, _PHOTOMETRIC_TAG = 0x0112, 258, 262
 _TO_EIGHT_BITS = {"L;2": lambda level: level * 85, "L;4": lambda level: level * 17, "RGB;16B": lambda level: level >> 8}
 
 
+Encoded: TypeAlias = bytes | Path | Image.Image
+
+
 class ImageError(Exception):
     """An image that cannot be used; the message is the reason, in one short line without the file's name."""
 
@@ -62,7 +66,7 @@ def quiet_decoders():
 
 
 def decode_image(
-    source: bytes | Path | Image.Image,
+    source: Encoded,
     channels: int = 3,
     background: int = 255,
     max_pixels: int = MAX_PIXELS,
@@ -83,7 +87,7 @@ def decode_image(
 
 
 def decode_described(
-    source: bytes | Path | Image.Image,
+    source: Encoded,
     channels: int = 3,
     background: int = 255,
     max_pixels: int = MAX_PIXELS,
@@ -187,9 +191,7 @@ def _resized(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int
     return image.resize(size, kernel, box=box, reducing_gap=REDUCING_GAP)
 
 
-def _opened(
-    source: bytes | Path | Image.Image, enough: int, extras: bool
-) -> tuple[AbstractContextManager[Image.Image], str | None]:
+def _opened(source: Encoded, enough: int, extras: bool) -> tuple[AbstractContextManager[Image.Image], str | None]:
     """The image, not yet decoded, which is closed afterwards unless it was given as one; and its format."""
     if isinstance(source, Image.Image):
         return nullcontext(source), source.format
@@ -290,7 +292,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _reason(error: Exception, source: bytes | Path | Image.Image) -> str:
+def _reason(error: Exception, source: Encoded) -> str:
     if isinstance(error, UnidentifiedImageError):
         if source == b"" or (isinstance(source, Path) and source.stat().st_size == 0):
             return "the file is empty"

@@ -9,12 +9,11 @@ import copy
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,15 +21,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.config.settings import StartOptions
+from ldm.models.lora_formats import parse_key, refuse_other, scale_of
 from ldm.utils.errors import UserError
 
 FILE = "pytorch_lora_weights.safetensors"
 SETTINGS = "lora_adapter_metadata"  # where diffusers keeps those of peft, as JSON
-KEY = re.compile(
-    r"(?P<layer>(unet|text_encoder)\.[\w.]+?)\."
-    r"((?P<down>lora_A|lora\.down|lora_linear_layer\.down)|lora_B|lora\.up|lora_linear_layer\.up)\.weight"
-)
-ALPHA = re.compile(r"(?P<layer>(unet|text_encoder)\.[\w.]+)\.alpha")
+PEFT_FILE, PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # of peft's own save_pretrained
+NETWORK_SETTINGS = ("lora_alpha", "alpha_pattern", "use_rslora")
 
 
 @dataclass(frozen=True)
@@ -38,12 +35,14 @@ class Adapter:
     """The update of one layer's weight, in float32.
 
     Attributes: down (A): (rank, in) or (rank, in, height, width); up (B): (out, rank) or (out, rank, 1, 1); scale: what
-    B A is multiplied by, alpha / rank.
+    B A is multiplied by, alpha / rank; magnitude: the norms (out,) that the rows of the weight get (DoRA, Liu et al.
+    2024, arXiv 2402.09353, eq. 5), or None.
     """
 
     down: Tensor
     up: Tensor
     scale: float = 1.0
+    magnitude: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,6 +55,14 @@ class Adapter:
     def delta(self) -> Tensor:
         """scale B A, in the weight's shape."""
         return self.scale * (self.up.flatten(1) @ self.down.flatten(1)).reshape(self.shape)
+
+    def added_to(self, weight: Tensor, scale: float) -> Tensor:
+        """The weight with `scale` times the update, float32."""
+        merged = weight.float() + scale * self.delta().to(weight.device)
+        if self.magnitude is None:
+            return merged
+        each = (-1, *[1] * (merged.ndim - 1))
+        return merged * (self.magnitude.to(weight.device) / merged.flatten(1).norm(dim=1)).view(each)
 
 
 def save_lora(adapters: Mapping[str, Adapter], folder: Path) -> Path:
@@ -74,7 +81,7 @@ def save_lora(adapters: Mapping[str, Adapter], folder: Path) -> Path:
 def find_lora(path: str | Path) -> Path:
     """The file that `path` means: itself, or the one in a folder or in the final/lora of a run. Raises: UserError."""
     path = Path(path).expanduser()
-    for candidate in (path, path / FILE, path / "lora" / FILE, path / "final" / "lora" / FILE):
+    for candidate in (path, path / FILE, path / PEFT_FILE, path / "lora" / FILE, path / "final" / "lora" / FILE):
         if candidate.is_file():
             if candidate.suffix != ".safetensors":
                 raise UserError(f"LoRA {candidate}: only .safetensors files are read")
@@ -85,50 +92,59 @@ def find_lora(path: str | Path) -> Path:
 def read_lora(path: str | Path) -> dict[str, Adapter]:
     """The adapters in a file, by `unet.<layer>` or `text_encoder.<layer>`.
 
-    Args: path: see `find_lora`; in the diffusers format, with the names of peft or the older ones of diffusers.
+    Args: path: see `find_lora`; in the format of diffusers, peft or kohya's scripts (see `ldm.models.lora_formats`). Of
+        a file of kohya's the layers have "_" for ".".
     Raises: UserError (one line) for a missing, broken or other file, and numbers that are not finite.
     """
     path = find_lora(path)
     try:
         with safe_open(path, "pt") as file:
-            settings = json.loads((file.metadata() or {}).get(SETTINGS, "{}"))
+            settings = _settings(path, file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"LoRA {path} cannot be read: {str(error).splitlines()[0]}") from None
-    halves: dict[str, dict[str, Tensor]] = {}
+    pieces: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        found = KEY.fullmatch(key) or ALPHA.fullmatch(key)
-        if not found:
+        refuse_other(key, path)
+        if (found := parse_key(key)) is None:
             raise UserError(f"LoRA {path} holds {key[:80]!r}: only LoRA weights of unet and text_encoder are read")
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise UserError(f"LoRA {path}: {key[:80]} holds something else than finite numbers")
-        side = "alpha" if found.re is ALPHA else "down" if found["down"] else "up"
-        layer = found["layer"].replace("text_encoder.text_model.", "text_encoder.")
-        halves.setdefault(layer, {})[side] = tensor.float()
-    if not halves:
+        layer, side = found
+        pieces.setdefault(layer, {})[side] = tensor.float()
+    if not pieces:
         raise UserError(f"LoRA {path} is empty")
-    return {layer: _adapter(layer, found, settings, path) for layer, found in halves.items()}
+    return {layer: _adapter(layer, found, settings, path) for layer, found in pieces.items()}
 
 
-def _adapter(layer: str, found: dict[str, Tensor], settings: Any, path: Path) -> Adapter:
+def _settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Those of peft: in the file's metadata, by network, or beside a file of peft's own for whichever network it is."""
+    beside = path.with_name(PEFT_SETTINGS)
+    if path.name == PEFT_FILE and beside.is_file():
+        found = json.loads(beside.read_text(encoding="utf-8"))
+        found = found if isinstance(found, dict) else {}
+        return {f"{part}.{name}": found.get(name) for part in ("unet", "text_encoder") for name in NETWORK_SETTINGS}
+    found = json.loads(metadata.get(SETTINGS, "{}"))
+    return found if isinstance(found, dict) else {}
+
+
+def _adapter(layer: str, found: dict[str, Tensor], settings: dict[str, Any], path: Path) -> Adapter:
     if not {"up", "down"} <= found.keys():
         raise UserError(f"LoRA {path}: {layer} has only one of its two matrices")
-    given = settings if isinstance(settings, dict) else {}
-    given = {key: given.get(f"{layer.split('.')[0]}.{key}") for key in ("lora_alpha", "alpha_pattern", "use_rslora")}
-    if given["alpha_pattern"] or given["use_rslora"]:
-        raise UserError(f"LoRA {path}: alpha_pattern and use_rslora are not read here; merge it with peft")
     rank = found["up"].shape[1] if found["up"].ndim > 1 else 0
     if not rank:
         raise UserError(f"LoRA {path}: {layer} has no rank")
-    alpha = found["alpha"].flatten()[0].item() if "alpha" in found else given["lora_alpha"]
-    if alpha is not None and not (isinstance(alpha, int | float) and math.isfinite(alpha)):
-        raise UserError(f"LoRA {path}: lora_alpha must be a number, got {alpha!r}")
-    return Adapter(found["down"], found["up"], 1.0 if alpha is None else alpha / rank)
+    magnitude = found["magnitude"].flatten() if "magnitude" in found else None
+    if magnitude is not None and len(magnitude) != len(found["up"]):
+        raise UserError(f"LoRA {path}: {layer} has {len(magnitude)} magnitudes for {len(found['up'])} rows")
+    of_network = {name: settings.get(f"{layer.split('.')[0]}.{name}") for name in NETWORK_SETTINGS}
+    alpha = found["alpha"].flatten()[0].item() if "alpha" in found else None
+    return Adapter(found["down"], found["up"], scale_of(layer, rank, alpha, of_network, path), magnitude)
 
 
 @torch.no_grad()
 def merge(
-    networks: Mapping[str, Any], adapters: Mapping[str, Adapter], scale: float = 1.0, source: object = ""
+    networks: Mapping[str, Any], adapters: Mapping[str, Adapter], scale: SupportsFloat = 1.0, source: object = ""
 ) -> None:
     """Add `scale` times the adapters to the weights in place; with 0 nothing changes.
 
@@ -139,11 +155,12 @@ def merge(
     if not isinstance(scale, number) or not math.isfinite(scale):
         raise UserError(f"lora_scale must be a finite number, got {scale!r}")
     layers = {
-        f"{part}.{name}": layer
+        f"{part}.{spelled}": layer
         for part in ("unet", "text_encoder")
         if part in networks
         for name, layer in networks[part].named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d)
+        for spelled in (name, name.replace(".", "_"))  # the latter is kohya's
     }
     for name, adapter in adapters.items():
         shape = tuple(layers[name].weight.shape) if name in layers else None
@@ -153,7 +170,7 @@ def merge(
             raise UserError(f"LoRA {source} is for another model: {name[:80]} is {pair}, and this one {what}")
     for name, adapter in adapters.items() if scale else ():
         weight = layers[name].weight
-        weight.copy_(weight.float() + scale * adapter.delta().to(weight.device))
+        weight.copy_(adapter.added_to(weight, float(scale)))
 
 
 def split_scale(text: str) -> tuple[str, float]:

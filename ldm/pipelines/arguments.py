@@ -30,6 +30,13 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None) 
     return int(value)
 
 
+def check_number(name: str, value: Any) -> float:
+    """`value` as a float, of numpy's types too. Raises: ValueError."""
+    if isinstance(value, bool) or not isinstance(value, NUMBER):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
 def check_fraction(name: str, value: Any) -> float:
     """`value` as a float from 0 to 1. Raises: ValueError."""
     if isinstance(value, bool) or not isinstance(value, NUMBER) or not 0 <= value <= 1:

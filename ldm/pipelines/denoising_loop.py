@@ -6,6 +6,7 @@ Both run `ldm.diffusion.sampling.denoising_loop`, as our own samplers do. The sa
 
 import copy
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,7 @@ from ldm.diffusion.sampling import State, denoising_loop, standard_normal
 from ldm.diffusion.time_grids import Level
 from ldm.pipelines.diffusers_schedulers import process_of
 
+log = logging.getLogger(__name__)
 Predict = Callable[[Tensor, Tensor], Tensor]  # (x_t as the network sees it, timestep) -> guided prediction
 LoopStep = Callable[[State], tuple[Tensor, Tensor | None]]
 Callback = Callable[[int, Tensor, Tensor], None]
@@ -104,6 +106,12 @@ def denoise(plan: SamplingPlan, predict: Predict) -> Tensor:
         x = state.x
         if plan.callback is not None:
             plan.callback(state.index, state.t, x)
+    if not x.isfinite().all():
+        log.warning(
+            "%s gave latents that are not finite numbers, so images are blank: try another sampler, more than %d steps "
+            "or float32",
+            *(type(scheduler).__name__, plan.num_inference_steps),
+        )
     return x
 
 

@@ -87,6 +87,9 @@ def suits_torch_free(job: dict) -> bool:
     """Whether a complete job is in range and in reach of `torch_free`; the pipeline says what is wrong with others."""
     if any(job[name] for name in ("sampler", "weak", "lora", "cfg_zero", "zero_init", "rescale")):
         return False
+    prompts = job["prompt"] if isinstance(job["prompt"], list) else [job["prompt"]]
+    if any("\ud800" <= letter <= "\udfff" for text in (*prompts, job["negative"]) for letter in text or ""):
+        return False  # no Unicode text
     first, last = job["interval"] or (0, 1)
     in_range = 1 <= job["steps"] <= 1000 and 0 <= job["guidance"] < math.inf and 0 <= first <= last <= 1
     return in_range and job["seed"] < 2**63 - MAX_IMAGES

@@ -20,6 +20,7 @@ DEFAULTS = ("num_inference_steps", "guidance_scale", "guidance_interval", "guida
 FALLBACKS = {"num_inference_steps": 20, "guidance_scale": 3.0}  # of a model that has none
 HUB_ID = re.compile(r"[\w][\w.\-]*/[\w][\w.\-]*(@\w[\w\-]*([./][\w\-]+)*)?")  # user/name or user/name@revision
 VARIANT = ".fp16."  # in the names of weights that are there in fp16 too
+AGAIN = ("vocab.json", "merges.txt")  # what tokenizer.json holds too, for transformers 4
 HUB_FILES = [
     "model_index.json",
     "ldm.json",
@@ -46,12 +47,14 @@ class ModelFolder:
         """16 hex digits that change with any weight, token or scheduler setting, and not with the folder's name.
 
         Only the components count: ldm.json, which records the digest, and the card may change without changing it.
-        Weights that are there once more in fp16 do not.
+        What is there once more does not: weights in fp16, the tokenizer's words and merges beside tokenizer.json.
         """
         total = hashlib.sha256()
         for component in sorted(self.paths):
+            again = AGAIN if (self.paths[component] / "tokenizer.json").is_file() else ()
             for file in sorted(self.paths[component].iterdir()):
-                if file.suffix in (".safetensors", ".json", ".txt") and VARIANT not in file.name:
+                counts = VARIANT not in file.name and file.name not in again
+                if file.suffix in (".safetensors", ".json", ".txt") and counts:
                     total.update(f"{component}/{file.name}\0".encode())
                     with file.open("rb") as stream:
                         total.update(hashlib.file_digest(stream, "sha256").digest())

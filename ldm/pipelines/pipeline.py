@@ -26,6 +26,7 @@ from ldm.pipelines.arguments import (
     DTYPES,
     check_count,
     check_dtype,
+    check_number,
     check_scale,
     check_texts,
     initial_noise,
@@ -62,12 +63,12 @@ class Pipeline:
 
     `vae`, `text_encoder` and `unet` are torch modules and may be changed or replaced. Where ONNX Runtime computes for
     one of them, asking for it is what ends that (see `ldm.pipelines.networks`): from then on it runs in torch. A
-    `scheduler` of diffusers may be put in place of the model's: one that cannot generate with it is a ValueError,
-    one of another noise process is warned of.
+    `scheduler` of diffusers may be put in place of the model's: one that cannot generate with it is a ValueError, and
+    of one of another noise process a warning is logged.
 
-    Attributes: tokenizer (of transformers, replaceable), defaults (a dict with
-    num_inference_steps and guidance_scale), folder (where it came from, or None), lora (the adapters in the weights and
-    how strongly, or None), load_weak (path -> the weak model there, or None).
+    Attributes: tokenizer (of transformers, replaceable), defaults (a dict with num_inference_steps and guidance_scale),
+    folder (where it came from, or None), lora (the adapters in the weights and how strongly, or None), load_weak (path
+    -> the weak model there, or None).
     """
 
     def __init__(
@@ -398,7 +399,9 @@ class Pipeline:
         scale = check_scale("guidance_scale", self._default("guidance_scale", scale))
         interval = self.defaults.get("guidance_interval", (0, 1)) if interval is None else interval
         rescale = self.defaults.get("guidance_rescale", 0.0) if rescale is None else rescale
-        return Guidance(scale, tuple(interval), rescale, cfg_zero, zero_init)
+        times: Any = tuple(check_number("guidance_interval", each) for each in interval)
+        rescale, zero_init = check_number("guidance_rescale", rescale), check_number("zero_init", zero_init)
+        return Guidance(scale, times, rescale, bool(cfg_zero), zero_init)
 
     def _guided(self, plan: SamplingPlan) -> Callable[[Tensor, Tensor], Tensor]:
         """`guide` for a plan: the noise process is there only where times or velocities matter to the rule."""

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ldm.utils.errors import UserError, redacted
 
@@ -47,6 +47,13 @@ def peak_memory() -> int:
         return getattr(used, "peak_wset", used.rss)  # the former on Windows
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def check_utf8(words: Iterable[str]) -> None:
+    """Raises: UserError for an argument of bytes that are not UTF-8, which Python keeps as surrogates."""
+    for word in words:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise UserError(f"argument {word!r} is not UTF-8 text")
 
 
 def run_main(main: Callable[[], int | None]) -> None:

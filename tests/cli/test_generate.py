@@ -1,12 +1,14 @@
 """`ldm generate`: what it writes, what it remembers, and what it refuses before doing any work."""
 
 import argparse
+import io
 import json
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tiny_model import tiny_folder
 
 from ldm.cli import generate
@@ -162,9 +164,20 @@ def test_faults_are_told_before_any_model_is_loaded(tmp_path, monkeypatch, argv,
     assert "\n" not in str(caught.value)
 
 
+def remembering(job: object) -> bytes:
+    """A PNG with these settings: JSON can hold half of a pair of surrogates, which no text is."""
+    info, stream = PngInfo(), io.BytesIO()
+    info.add_itxt(KEY, json.dumps(job))
+    Image.new("L", (2, 2)).save(stream, "PNG", pnginfo=info)
+    return stream.getvalue()
+
+
 def test_the_pipelines_refusals_reach_the_user_in_one_line(tmp_path, model):
     with pytest.raises(UserError, match="num_inference_steps must be a whole number, from 1 to 1000"):
         call("a", "-m", model, "--steps", 5000, "-o", tmp_path / "a.png")
+    (tmp_path / "odd.png").write_bytes(remembering({"prompt": "caf\udce9", "seed": 1}))
+    with pytest.raises(UserError, match="prompt is not Unicode text, got 'caf"):
+        call("-m", model, "--from", tmp_path / "odd.png", "-o", tmp_path / "a.png")
     with pytest.raises(UserError, match="guidance_scale must be"):
         call("a", "-m", model, "--guidance", -2, "-o", tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
@@ -182,10 +195,6 @@ def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
 
 
 def test_foreign_metadata_is_no_settings(tmp_path):
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    info.add_itxt(KEY, json.dumps([1, 2]))
-    Image.new("L", (2, 2)).save(tmp_path / "a.png", pnginfo=info)
+    (tmp_path / "a.png").write_bytes(remembering([1, 2]))
     with pytest.raises(UserError, match="carries no settings"):
         read_png(tmp_path / "a.png")

@@ -9,6 +9,7 @@ import types
 import pytest
 
 from ldm.cli import main as cli
+from ldm.cli.train import train_stage
 from ldm.utils.errors import UserError
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "pydantic")
@@ -142,6 +143,15 @@ def test_a_user_error_is_one_line_and_code_2(monkeypatch, capsys):
     fake_module(monkeypatch, run)
     assert exit_code(["first"]) == 2
     assert capsys.readouterr().err == "error: the folder is empty\n"
+
+
+@pytest.mark.parametrize("command", [["generate"], ["edit", "weigh"], ["generate", "a", "--sampler"], ["train"]])
+def test_bytes_that_are_not_utf_8_are_one_line_and_code_2(command, capsys):
+    assert exit_code([*command, "caf\udce9"]) == 2
+    told = capsys.readouterr().err
+    assert "argument 'caf\\udce9' is not UTF-8 text" in told and told.count("\n") == 1
+    with pytest.raises(UserError, match="is not UTF-8 text"):  # what train_vae.py runs
+        train_stage("vae", ["configs/digits.yaml", "--data.source", "caf\udce9"])
 
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):

@@ -116,6 +116,38 @@ def test_one_step_of_eulers_is_ddims_in_either_space(process, t, s):
         torch.testing.assert_close(euler, ddim, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("start", [10.0, 2.0])
+@pytest.mark.parametrize(
+    ("name", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("heun_edm", 2), ("dpmpp_2m", 2), ("dpmpp_3m", 2)]
+)
+def test_the_order_with_many_steps(name, order, start):
+    """Of the ODE of one Gaussian, whose solution is known, over equal steps in lambda that stop before the data."""
+    assert measured_order(name, start) == pytest.approx(order, abs=0.06)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_3m_taylor", "unipc"])
+def test_the_first_steps_bring_order_3_down_to_2_with_many_steps(name):
+    assert measured_order(name, 2.0) == pytest.approx(2, abs=0.1)
+
+
+def measured_order(name: str, start: float, mean: float = 1.0, std: float = 0.5) -> float:
+    """From 128 to 256 steps between sigma / alpha = `start` and 0.1."""
+    schedule, errors = PROCESSES["flow"], []
+
+    def x0_hat(x, t):
+        alpha, sigma = schedule.scales(t)
+        return mean + alpha * std**2 / ((alpha * std) ** 2 + sigma**2) * (x - alpha * mean)
+
+    for count in (128, 256):
+        logsnr = -2 * torch.linspace(math.log(start), math.log(0.1), count + 1, dtype=torch.float64)
+        times, x = schedule.time(logsnr), torch.full((1, 1), 2.0, dtype=torch.float64)
+        (alpha, last_alpha), (sigma, last_sigma) = (scale[[0, -1]] for scale in schedule.scales(times))
+        spread = ((last_alpha * std) ** 2 + last_sigma**2) / ((alpha * std) ** 2 + sigma**2)
+        exact = last_alpha * mean + (x - alpha * mean) * spread.sqrt()
+        errors.append((sample(x0_hat, x, schedule, times, name) - exact).abs().item())
+    return math.log2(errors[0] / errors[1])
+
+
 def test_learned_variance_lies_between_beta_tilde_and_beta(monkeypatch):
     schedule, x, x0 = PROCESSES["cosine"], points(seed=1), points(seed=2)
     noise, times = points(seed=3), [0.5, 0.4]

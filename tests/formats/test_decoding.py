@@ -2,6 +2,8 @@
 
 import io
 import random
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -67,6 +69,30 @@ def test_one_colour_declared_transparent():
     assert row(encoded(colours([0, 10], "L"), transparency=0), 1) == [255, 10]
     pair = colours([(1, 2, 3), (4, 5, 6)], "RGB")
     assert row(encoded(pair, transparency=(1, 2, 3)), 3, 0) == [(0, 0, 0), (4, 5, 6)]
+
+
+def png(bits: int, colour: int, pixels: bytes, width: int, transparent: bytes) -> bytes:
+    """A PNG of one row, as other programs write it: Pillow writes neither shallow greys nor 16-bit colour."""
+    header = struct.pack(">IIBBBBB", width, 1, bits, colour, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(b"\0" + pixels)), (b"IEND", b"")]
+    chunks = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_a_transparent_level_of_any_depth_becomes_the_background():
+    assert row(png(2, 0, bytes([0b00011011]), 4, b"\0\1"), 1, 9) == [0, 9, 170, 255]
+    assert row(png(4, 0, bytes([0x0A, 0xF3]), 4, b"\0\x0a"), 1, 9) == [0, 9, 255, 51]
+    assert row(png(1, 0, bytes([0b01000000]), 2, b"\0\1"), 1, 9) == [0, 9]
+    deep = np.array([[0x1234, 0x5678, 0x9ABC], [0x1235, 0x0000, 0xFFFF]], ">u2").tobytes()
+    assert row(png(16, 2, deep, 2, deep[:6]), 3, 9) == [(9, 9, 9), (0x12, 0, 0xFF)]
+
+
+def test_an_opened_image_is_decoded_as_its_file_is_every_time(tmp_path):
+    shallow = tmp_path / "shallow.png"
+    shallow.write_bytes(png(2, 0, bytes([0b00011011]), 4, b"\0\1"))
+    with Image.open(shallow) as image:
+        for _ in range(2):
+            assert decode_image(image, 1, 9).ravel().tolist() == [0, 9, 170, 255]
 
 
 def test_one_bit_pictures_use_the_full_range():

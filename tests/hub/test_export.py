@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_model import tiny_folder
+from transformers import CLIPTokenizer
 
 from ldm.cli import hub as commands
 from ldm.evaluation.diagnostics.environment import check_model
@@ -16,6 +17,7 @@ from ldm.hub import push as hub
 from ldm.hub.export import export
 from ldm.hub.model_card import _public, rows
 from ldm.pipelines.loading import load_pipeline
+from ldm.pipelines.model_folder import resolve_model
 from ldm.utils.errors import UserError
 
 
@@ -118,6 +120,19 @@ def test_the_folder_is_stock(model, tmp_path):
     assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (512, 513, 513)
     assert not [path for path in out.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".py")]
     assert not any("_name_or_path" in path.read_text() for path in (tmp_path / "out").glob("*/config.json"))
+
+
+def test_the_tokenizer_is_there_as_transformers_4_reads_it(model, tmp_path):
+    """Its class takes vocab.json and merges.txt; that such a folder gives the same images was tried with 4.57."""
+    out = export(model, tmp_path / "out")
+    digest = resolve_model(out).digest()
+    prompts = ["water glyph", "it's 12 (strokes)!", "caf\u00e9 \u6c34", ""]
+    wanted = CLIPTokenizer.from_pretrained(out / "tokenizer")(prompts).input_ids
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(out / "tokenizer" / name, tmp_path)
+    assert CLIPTokenizer.from_pretrained(tmp_path)(prompts).input_ids == wanted
+    (out / "tokenizer" / "vocab.json").unlink()
+    assert resolve_model(out).digest() == digest  # it is there once more in tokenizer.json
 
 
 @pytest.mark.usefixtures("no_graphs")

@@ -129,6 +129,84 @@ def test_a_file_gives_back_what_was_saved_whatever_names_and_alpha_it_has(tmp_pa
         torch.testing.assert_close(read_lora(tmp_path / f"{name}.safetensors")["unet.a.to_q"].delta(), 1.5 * up @ down)
 
 
+def saved(tmp_path, tensors, metadata=None, name="x.safetensors"):
+    save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / name, metadata)
+    return tmp_path / name
+
+
+def merged(path, scale=1.0) -> torch.Tensor:
+    pipeline = tiny_pipeline()
+    merge(pipeline.components, read_lora(path), scale)
+    return pipeline.unet.get_submodule(LAYER).weight
+
+
+LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"
+OLD = ("lora_linear_layer.down", "lora_linear_layer.up")
+ATTENTION, KOHYA = LAYER.removesuffix(".to_out.0"), "lora_unet_" + LAYER.replace(".", "_")
+
+
+def test_every_program_s_names_mean_the_same_layer(tmp_path):
+    down, up = torch.randn(2, 16), torch.randn(16, 2)
+    alpha = torch.tensor(4.0)  # so the scale is 2
+    files = {
+        "kohya": {f"{KOHYA}.lora_down.weight": down, f"{KOHYA}.lora_up.weight": up, f"{KOHYA}.alpha": alpha},
+        "processors": {
+            f"{ATTENTION}.processor.to_out_lora.down.weight": down,
+            f"{ATTENTION}.processor.to_out_lora.up.weight": 2 * up,
+        },
+        "old": {
+            f"unet.{LAYER}.lora_linear_layer.down.weight": down,
+            f"unet.{LAYER}.lora_linear_layer.up.weight": 2 * up,
+        },
+        "peft": {f"base_model.model.{LAYER}.lora_A.weight": down, f"base_model.model.{LAYER}.lora_B.weight": 2 * up},
+    }
+    expected = tiny_pipeline().unet.get_submodule(LAYER).weight + 2 * up @ down
+    for name, tensors in files.items():
+        found = merged(saved(tmp_path, tensors, name=f"{name}.safetensors"))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5, msg=name)
+    text = {"lora_te_text_model_encoder_layers_1_mlp_fc1.lora_down.weight": down}
+    text |= {"lora_te_text_model_encoder_layers_1_mlp_fc1.lora_up.weight": torch.randn(32, 2)}
+    pipeline, plain = tiny_pipeline(), tiny_pipeline()
+    merge(pipeline.components, read_lora(saved(tmp_path, text)))
+    weights = [each.text_encoder.encoder.layers[1].mlp.fc1.weight for each in (pipeline, plain)]
+    assert (weights[0] - weights[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["alpha_pattern", "rslora", "dora"])
+def test_what_peft_can_do_beside_is_what_peft_merges(tmp_path, kind):
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.utils import get_peft_model_state_dict
+
+    options = {"alpha_pattern": {LAYER: 12}} if kind == "alpha_pattern" else {f"use_{kind}": True}
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=[LAYER], init_lora_weights=False, **options)
+    pipeline = tiny_pipeline()
+    torch.manual_seed(0)
+    inject_adapter_in_model(config, pipeline.unet)
+    tensors = {f"unet.{key}": value for key, value in get_peft_model_state_dict(pipeline.unet).items()}
+    told = {"unet.lora_alpha": 6} | {f"unet.{key}": value for key, value in options.items()}
+    path = saved(tmp_path, tensors, {SETTINGS: json.dumps(told)})
+    its = pipeline.unet.get_submodule(LAYER)
+    before = its.base_layer.weight.clone()
+    its.merge()
+    torch.testing.assert_close(merged(path), its.base_layer.weight, atol=1e-5, rtol=1e-5)
+    assert torch.equal(merged(path, 0.0), before) and (its.base_layer.weight - before).abs().max() > 0.05
+
+
+def test_a_folder_of_peft_s_own_has_its_alpha_beside(tmp_path):
+    down, up = torch.randn(2, 16), torch.randn(16, 2)
+    tensors = {f"base_model.model.{LAYER}.lora_A.weight": down, f"base_model.model.{LAYER}.lora_B.weight": up}
+    saved(tmp_path, tensors, name="adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 6, "use_rslora": False}))
+    expected = tiny_pipeline().unet.get_submodule(LAYER).weight + 3 * up @ down
+    torch.testing.assert_close(merged(tmp_path, np.float32(1)), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("mark", "name"), [("hada_w1_a", "LoHa"), ("lokr_w1", "LoKr"), ("lora_mid.weight", "LoCon")])
+def test_formats_that_are_no_product_of_two_matrices_are_named(tmp_path, mark, name):
+    with pytest.raises(UserError, match=f"{name} format, which is not read here: merge it"):
+        read_lora(saved(tmp_path, {f"{KOHYA}.{mark}": torch.ones(2, 2)}))
+
+
 A, B = torch.ones(2, 16), torch.ones(16, 2)
 Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 

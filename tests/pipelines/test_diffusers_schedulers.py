@@ -2,6 +2,7 @@
 
 import warnings
 
+import diffusers
 import pytest
 import torch
 from tiny_model import tiny_pipeline
@@ -14,7 +15,18 @@ from ldm.diffusion.sampling import denoise_with, prior, sample
 from ldm.diffusion.time_grids import TIME_GRIDS
 from ldm.hub.export import save_folder
 from ldm.pipelines.component_classes import CLASSES
-from ldm.pipelines.diffusers_schedulers import RECIPES, _trained, export_scheduler, offered, process_of, with_sampler
+from ldm.pipelines.denoising_loop import SamplingPlan, denoise
+from ldm.pipelines.diffusers_schedulers import (
+    DRIVERS,
+    RECIPES,
+    _trained,
+    check_scheduler,
+    check_steps,
+    export_scheduler,
+    offered,
+    process_of,
+    with_sampler,
+)
 from ldm.pipelines.loading import load_pipeline
 from ldm.utils.errors import UserError
 
@@ -101,6 +113,55 @@ def test_a_perfect_network_gives_the_right_distribution_in_20_steps(name, mean, 
     offset, spread = drawn(PROCESSES[name], mean, std, 20)
     assert offset == pytest.approx(mean, abs=0.02)
     assert spread == pytest.approx(std, rel=0.06 if name == "karras" else 0.02)  # its 20 steps go from 80 to 0.002
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4])
+@pytest.mark.parametrize("name", ["cosine", "shifted cosine", "zero snr", "linear"])
+def test_few_steps_of_ancestral_euler_are_finite(name, steps):
+    """In float32 the noise of a step from sigma / alpha 20,000 rounds below zero: diffusers' own gives NaN."""
+    noise, seed = torch.randn(64, 1, 1, 1, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed
+    network, options = perfect_network(NoiseProcess(**PROCESSES[name].model_dump()), 0.5, 0.5), PROCESSES[name]
+    for grid in offered(_trained(options))["euler_ancestral"]:
+        scheduler = export_scheduler(options, "euler_ancestral", grid)
+        drawn = drive(scheduler, network, noise, steps, seed(1))
+        assert drawn.isfinite().all() and drawn.mean() == pytest.approx(0.5, abs=0.3)
+    swapped = diffusers.EulerAncestralDiscreteScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+    plan = SamplingPlan(
+        noise, None, noise, swapped, steps, seed(1)
+    )  # as somebody may put it in place of the model's own
+    assert denoise(plan, network).isfinite().all()
+
+
+def test_numbers_that_are_not_finite_are_said(caplog):
+    noise = torch.zeros(1, 1, 1, 1)
+    denoise(SamplingPlan(noise, None, noise, export_scheduler(FLOW), 3), lambda x, t: x / 0)
+    assert "gave latents that are not finite numbers" in caplog.text
+
+
+def test_one_step_on_exponential_sigmas_of_edm_is_refused():
+    scheduler = export_scheduler(PROCESSES["karras"], "dpmpp_2m", "logsnr")
+    with pytest.raises(ValueError, match="num_inference_steps must be a whole number, from 2 to 1000, got 1"):
+        check_steps(scheduler, 1)
+    assert check_steps(scheduler, 2) == 2 and check_steps(export_scheduler(FLOW), 1) == 1
+
+
+NOT_EXACT = {"LCMScheduler", "TCDScheduler"}  # for distilled models
+OPTIONAL = {"DPMSolverSDEScheduler"}  # needs torchsde
+
+
+@pytest.mark.parametrize("kind", DRIVERS)
+def test_every_driver_gives_the_right_distribution(kind):
+    """Of the classes that a pipeline takes in place of its own, by `from_config`."""
+    options = PROCESSES[{"flow": "flow", "karras": "karras", "tabled": "cosine"}[kind]]
+    network, own = perfect_network(NoiseProcess(**options.model_dump()), 0.5, 0.5), export_scheduler(options)
+    noise = torch.randn(2000, 1, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for name in set(DRIVERS[kind]) - OPTIONAL - NOT_EXACT:
+        changes = {"clip_sample": False} | ({"algorithm_type": "data_prediction"} if name.startswith("SA") else {})
+        scheduler = getattr(diffusers, name).from_config(own.config, **changes)
+        check_scheduler(scheduler, own)
+        plan = SamplingPlan(noise, None, noise, scheduler, 50, torch.Generator().manual_seed(1))
+        drawn = denoise(plan, network)
+        assert (drawn.mean().item(), drawn.std().item()) == pytest.approx((0.5, 0.5), abs=0.06), name
 
 
 def test_a_shifted_flow_also_converges():

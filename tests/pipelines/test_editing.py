@@ -1,5 +1,6 @@
 """The verbs, against what they must equal: plain drawing at their ends, stock diffusers, the picture itself."""
 
+import inspect
 import io
 from dataclasses import replace
 
@@ -16,9 +17,10 @@ from ldm.pipelines import editing as verbs
 from ldm.pipelines.denoising_loop import SamplingPlan, _renoise
 from ldm.pipelines.denoising_loop import invert as invert_plan
 from ldm.pipelines.diffusers_schedulers import process_of, with_sampler
-from ldm.pipelines.image_input import read_images
+from ldm.pipelines.image_input import read_image, read_images
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.onnx_export import write_graphs
+from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.errors import UserError
 
 STEPS = {"num_inference_steps": 5, "output_type": "pt", "guidance_scale": 2.5}
@@ -182,6 +184,38 @@ def test_a_path_an_image_and_an_array_are_one_picture(tmp_path, picture):
     assert torch.equal(read_images(pipeline, Image.open(turned), "pad", 255), as_pt(np.rot90(picture, -1).copy()))
 
 
+def deep_tiff(order: str) -> Image.Image:
+    """A 16-bit ramp as a file, opened."""
+    stream = io.BytesIO()
+    ramp = np.linspace(0, 65535, 256).astype("<u2").reshape(16, 16)
+    mode = {"<": "I;16", ">": "I;16B"}[order]
+    Image.frombytes(mode, (16, 16), ramp.astype(f"{order}u2").tobytes()).save(stream, "TIFF")
+    return Image.open(stream)
+
+
+def deep_png() -> Image.Image:
+    stream = io.BytesIO()
+    Image.fromarray(np.array([[0, 257, 65535]], np.uint16)).save(stream, "PNG", transparency=257)
+    return Image.open(stream)
+
+
+@pytest.mark.parametrize(
+    ("opened", "levels"),
+    [
+        (lambda: deep_tiff("<"), range(256)),
+        (lambda: deep_tiff(">"), range(256)),
+        (lambda: Image.frombytes("I;16B", (1, 2), b"\xff\xff\x80\x80"), [255, 128]),
+        (deep_png, [0, 77, 255]),
+    ],
+)
+def test_an_object_of_16_bits_is_what_its_file_is(opened, levels):
+    for _ in range(2):
+        assert read_image(opened(), 1, 77).ravel().tolist() == list(levels)
+    image = opened()
+    image.load()
+    assert read_image(image, 3, 77)[..., 0].ravel().tolist() == list(levels)
+
+
 def test_transparency_is_put_on_the_background(picture):
     clear = np.dstack([np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8)])
     assert (read_images(tiny_pipeline(), Image.fromarray(clear), "pad", 102) == 102 / 255).all()
@@ -194,7 +228,9 @@ def test_transparency_is_put_on_the_background(picture):
         ("no/such.png", "no such file"),
         (np.zeros((4, 4, 7), np.uint8), "array must be"),
         (np.zeros(4, np.uint8), "array must be"),
-        (np.zeros((4, 4), np.int64), "array must be"),
+        (np.zeros((4, 4), np.int64), r"array must be .*got int64 \(4, 4\)"),
+        (np.zeros((4, 4), np.uint16), r"array must be .*got uint16 \(4, 4\)"),
+        ([np.zeros((4, 4, 1), np.int8)], "array must be"),
         (np.full((4, 4), 3.0), "0 to 1, got 3 to 3"),
         (np.full((4, 4), np.nan), "0 to 1"),
         (np.zeros((0, 4), np.uint8), "cannot be used"),
@@ -512,11 +548,75 @@ def test_options_that_an_operation_decides_are_refused_by_name(picture, operatio
             operation(tiny_pipeline(), *arguments, **{name: 1})
 
 
-def test_a_mask_of_zeros_and_ones_is_understood_and_an_empty_one_said(picture, caplog):
+OPTIONS = {
+    "negative_prompt": "fire",
+    "num_inference_steps": np.int64(2),
+    "guidance_scale": np.float32(2),
+    "num_images_per_prompt": np.uint8(2),
+    "generator": torch.Generator().manual_seed(1),
+    "seed": np.int64(1),
+    "latents": torch.ones(1, 4, 8, 8),
+    "output_type": "np",
+    "callback": lambda step, t, x: None,
+    "batch_size": np.int32(1),
+    "guidance_interval": np.array([0.1, 0.9]),
+    "guidance_rescale": np.float32(0.5),
+    "cfg_zero": np.bool_(True),
+    "zero_init": np.float32(0.1),
+    "weak": "itself",
+    "sampler": "ddim",
+}
+OPERATIONS = {
+    "image_to_image": lambda *a, **o: verbs.image_to_image(*a, "water", np.float32(0.5), **o),
+    "inpaint": lambda p, image, **o: verbs.inpaint(p, image, np.full_like(image, 255), "water", **o),
+    "invert": lambda *a, **o: verbs.invert(*a, "water", **o),
+    "edit": lambda *a, **o: verbs.edit(*a, "water", "fire", **o),
+    "interpolate": lambda p, image, **o: verbs.interpolate(p, "water", "fire", np.int16(2), **o),
+    "vary": lambda p, image, **o: verbs.vary(p, "water", amount=np.float16(0.5), number=np.int8(1), **o),
+    "compose": lambda p, image, **o: verbs.compose(p, [("water", np.float32(1)), ("fire", np.int8(-1))], **o),
+    "weigh": lambda p, image, **o: verbs.weigh(p, "(water:1.5)", **o),
+}
+
+
+def test_the_options_are_those_of_the_pipeline():
+    assert set(OPTIONS) == set(inspect.signature(Pipeline.__call__).parameters) - {"self", "prompt"}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_option_is_taken_by_every_operation_or_refused_by_name(picture, operation):
+    """Numbers may be numpy's. What `compose` says of a weak model is that its weights exclude one."""
+    pipeline = tiny_pipeline()
+    steps = {"num_inference_steps": 2}
+    for name, value in OPTIONS.items():
+        value = pipeline if name == "weak" else value
+        try:
+            OPERATIONS[operation](pipeline, picture, **{**steps, name: value})
+        except ValueError as refusal:
+            assert name in str(refusal)
+
+
+@pytest.mark.parametrize("operation", ["image_to_image", "invert", "edit"])
+def test_images_that_do_not_pair_with_the_prompts_are_refused(picture, operation):
+    with pytest.raises(ValueError, match="one for each prompt, got 2 for 4"):
+        getattr(verbs, operation)(tiny_pipeline(), [picture] * 2, ["a", "b", "c", "d"], num_inference_steps=1)
+
+
+def test_a_mask_of_zeros_and_ones_is_understood_and_an_empty_one_said(tmp_path, picture, caplog):
     pipeline, options = tiny_pipeline(), {"seed": 1, "num_inference_steps": 2, "output_type": "pt"}
     white = verbs.box_mask(picture, (8, 0, 16, 16))
     ones = verbs.inpaint(pipeline, picture, (white > 0).astype(np.uint8), "water", **options).images
-    assert torch.equal(ones, verbs.inpaint(pipeline, picture, white, "water", **options).images)
+    wanted = verbs.inpaint(pipeline, picture, white, "water", **options).images
+    assert torch.equal(ones, wanted)
+    binary = (white > 0).astype(np.uint8)
+    Image.fromarray(binary).save(tmp_path / "mask.png")
+    masks = [Image.fromarray(binary), tmp_path / "mask.png", binary.astype(np.int64), binary[..., None], white > 0]
+    masks += [Image.fromarray(white > 0), binary.astype(np.float32), np.stack([binary] * 3, -1)]
+    for mask in masks:
+        assert torch.equal(verbs.inpaint(pipeline, picture, mask, "water", **options).images, wanted)
     assert not caplog.records
+    black_on_clear = np.dstack([np.zeros((16, 16, 3), np.uint8), white])
+    verbs.inpaint(pipeline, picture, black_on_clear, "water", **options)
+    assert "the mask is white nowhere" in caplog.text
+    caplog.clear()
     verbs.inpaint(pipeline, picture, np.zeros_like(picture), "water", **options)
     assert "the mask is white nowhere" in caplog.text

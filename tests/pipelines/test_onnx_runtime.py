@@ -367,6 +367,29 @@ def test_what_it_cannot_draw_is_left_to_the_pipeline(tmp_path, model, settings):
     assert open_torch_free(resolve_model(model)) is not None and open_torch_free(resolve_model(folder)) is None
 
 
+def test_timesteps_are_those_of_diffusers_for_every_number_of_steps(model):
+    scheduler, light = load_pipeline(model).scheduler, open_torch_free(resolve_model(model))
+    for steps in range(1, 1001):
+        scheduler.set_timesteps(steps)
+        levels, timesteps = light._levels(steps)
+        assert timesteps == scheduler.timesteps.tolist()
+        assert [level.sigma for level in levels] == scheduler.sigmas.tolist()
+
+
+def test_a_shorter_tokenizer_is_followed_by_every_engine(tmp_path, model):
+    """The graphs are of the length that they were written with: with another one the network runs in torch."""
+    folder = copied(model, tmp_path)
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 8}))
+    wanted = draw(load_pipeline(folder, engine="torch"))
+    assert abs(wanted - draw(load_pipeline(model))).max() > 1e-3
+    changed = load_pipeline(model)
+    changed.tokenizer.model_max_length = 8
+    for pipeline in (load_pipeline(folder), load_pipeline(folder, engine="onnx"), changed):
+        np.testing.assert_allclose(draw(pipeline), wanted, atol=1e-4)
+    assert open_torch_free(resolve_model(folder)) is None
+
+
 def test_lost_words_are_told_as_by_the_pipeline(model, caplog):
     prompt = "water and then fire and then earth"
     caplog.set_level(logging.WARNING)

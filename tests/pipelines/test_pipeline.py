@@ -15,6 +15,7 @@ from tiny_model import COSINE, FLOW, LENGTH, tiny_folder, tiny_pipeline
 
 from ldm.config.settings import NoiseOptions
 from ldm.diffusion.guidance import Guidance, guide
+from ldm.pipelines.denoising_loop import SamplingPlan, denoise
 from ldm.pipelines.diffusers_schedulers import process_of, with_sampler
 from ldm.pipelines.loading import load_pipeline
 from ldm.utils.errors import UserError
@@ -146,6 +147,18 @@ def test_batches_do_not_change_a_stochastic_sampler(pipeline):
     )
 
 
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "ddpm", "dpmpp_2m_sde"])
+def test_one_generator_gives_the_same_noise_whatever_the_batch(sampler):
+    noisy = tiny_pipeline(COSINE)
+    options = {"num_images_per_prompt": 3, "sampler": sampler, "num_inference_steps": 5}
+
+    def drawn(batch_size):
+        return draw(noisy, "water", generator=torch.Generator().manual_seed(1), batch_size=batch_size, **options)
+
+    torch.testing.assert_close(drawn(2), drawn(64), atol=1e-3, rtol=0)
+    assert (drawn(64)[0] - drawn(64)[1]).abs().max() > 0.05
+
+
 # ---- prompts and guidance ------------------------------------------------------------------------------------------
 
 
@@ -268,6 +281,10 @@ def test_callback_sees_every_step(pipeline):
     assert [step for step, _, _ in steps] == [0, 1, 2]
     assert steps[0][1] > steps[1][1] > steps[2][1]
     assert steps[0][2] == (1, 4, 8, 8)
+    shapes = []
+    both = {"seed": 0, "num_inference_steps": 2, "batch_size": 1}
+    pipeline(["a", "b"], **both, callback=lambda step, t, x: shapes.append((step, len(x))))
+    assert shapes == [(0, 2), (1, 2)]  # of all images, however they go through the networks
 
 
 def test_numbers_of_numpy_are_numbers(pipeline):
@@ -278,6 +295,28 @@ def test_numbers_of_numpy_are_numbers(pipeline):
 
 def test_one_text_is_one_prompt(pipeline):
     assert torch.equal(pipeline.encode_prompt("water"), pipeline.encode_prompt(["water"]))
+    for call in (pipeline.encode_prompt, pipeline.denoiser):
+        with pytest.raises(ValueError, match="prompt is not Unicode text, got 'caf"):
+            call(["water", "caf\udce9"])
+
+
+@pytest.mark.parametrize("given", [(torch.float64,), ("float64",), (None, "float64"), ("cpu", torch.float64)])
+def test_a_dtype_may_be_given_in_any_way(given):
+    moved = tiny_pipeline().to(*given)
+    assert {moved.vae.dtype, moved.text_encoder.dtype, moved.unet.dtype} == {torch.float64}
+    with pytest.raises(ValueError, match="dtype must be one of float32, .* got 'half'"):
+        moved.to(dtype="half")
+    with pytest.raises(ValueError, match="dtype must be one of .* got torch.int8"):
+        moved.to(torch.int8)
+    assert moved.dtype == torch.float64
+
+
+@pytest.mark.parametrize("length", [8, 5])
+def test_a_shorter_tokenizer_is_followed(length):
+    pipeline = tiny_pipeline(pooled_text=False)
+    pipeline.tokenizer.model_max_length = length
+    assert pipeline.encode_prompt("water").shape[1] == length
+    assert pipeline("water", seed=1).images[0].size == (16, 16)
 
 
 def test_results_can_be_computed_with_gradients(pipeline):
@@ -294,6 +333,63 @@ def test_where_the_first_timesteps_are_equal_every_step_is_taken():
     assert pipeline.scheduler.timesteps[0] == pipeline.scheduler.timesteps[1]
     pipeline("a", seed=0, num_inference_steps=90, guidance_scale=1, callback=lambda step, t, x: steps.append(step))
     assert steps == list(range(90))
+
+
+@pytest.mark.parametrize(("sampler", "shift", "count"), [("unipc", 1.0, 999), ("dpmpp_2m", 3.0, 700)])
+def test_every_sampler_takes_every_step_where_timesteps_repeat(sampler, shift, count):
+    scheduler = with_sampler(tiny_pipeline(NoiseOptions(shift=shift)).scheduler, sampler)
+    noise, taken = torch.zeros(1, 1, 1, 1), []
+    plan = SamplingPlan(noise, None, noise, scheduler, count, callback=lambda step, t, x: taken.append(step))
+    assert denoise(plan, lambda x, t: torch.zeros_like(x)).isfinite().all() and len(taken) == count
+    assert (scheduler.timesteps.diff() == 0).any()
+
+
+# ---- schedulers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "IPNDM", "CMStochasticIterative"])
+@pytest.mark.parametrize("noise", [NoiseOptions(), COSINE], ids=["flow", "cosine"])
+def test_a_scheduler_that_cannot_generate_is_named_with_those_that_can(noise, name):
+    import diffusers
+
+    pipeline = tiny_pipeline(noise)
+    own = pipeline.scheduler
+    works = "UniPCMultistepScheduler"
+    with pytest.raises(ValueError, match=f"scheduler {name}Scheduler cannot generate with this model: .*{works}"):
+        pipeline.scheduler = getattr(diffusers, f"{name}Scheduler").from_config(own.config)
+    assert pipeline.scheduler is own
+    pipeline.scheduler = diffusers.UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline("a", seed=0, num_inference_steps=2)
+
+
+def test_a_scheduler_of_another_process_or_with_clipping_is_said(caplog):
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler
+
+    flow, tabled = tiny_pipeline(), tiny_pipeline(COSINE)
+    flow.scheduler = EulerDiscreteScheduler()
+    assert "another noise process than the model's (flow on RectifiedFlow here, epsilon on DiscreteVP" in caplog.text
+    caplog.clear()
+    tabled.scheduler = DDIMScheduler.from_config(tabled.scheduler.config)
+    assert "clip_sample=True, which cuts latents at 1" in caplog.text
+    caplog.clear()
+    tabled.scheduler = DDIMScheduler.from_config(tabled.scheduler.config, clip_sample=False)
+    assert not caplog.records
+
+
+def test_a_scheduler_of_ones_own_needs_what_the_loop_needs():
+    own = tiny_pipeline().scheduler
+
+    class Mine:
+        config, order = own.config, 1
+        init_noise_sigma, timesteps = 1.0, torch.tensor([900.0, 500.0])
+        set_timesteps = scale_model_input = add_noise = step = lambda self, x, *rest, **options: (x,)
+
+    pipeline = tiny_pipeline()
+    pipeline.scheduler = Mine()
+    assert pipeline.scheduler.timesteps is Mine.timesteps
+    del Mine.step
+    with pytest.raises(ValueError, match="scheduler Mine cannot generate"):
+        pipeline.scheduler = Mine()
 
 
 def test_the_denoiser_is_the_network_with_its_prompt_and_guidance(pipeline):

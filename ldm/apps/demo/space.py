@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ldm.evaluation.diagnostics.environment import tested_versions
 from ldm.hub.push import HUB_NAME, files
-from ldm.models.lora import find_lora, split_scale
+from ldm.models.lora import PEFT_FILE, find_lora, split_scale
 from ldm.utils.assets import PACKAGE, shipped_model, shipped_models
 from ldm.utils.checkpoint_files import staged
 from ldm.utils.errors import UserError
@@ -50,6 +50,8 @@ def write_space(model: str, out: Path, title: str | None = None, lora: str | Non
     title = title or folder.name
     path, strength = split_scale(lora or "")
     adapters = find_lora(path) if path else None
+    if adapters and adapters.name == PEFT_FILE:  # its settings lie in another file
+        raise UserError(f"{adapters} is a file of peft's own: save it by diffusers' save_lora_weights for a Space")
     with staged(out) as stage:
         shutil.copytree(PACKAGE, stage / "ldm", ignore=LEFT_OUT)
         for name, file in files(folder).items() if is_folder else ():

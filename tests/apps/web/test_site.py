@@ -133,6 +133,14 @@ console.log(JSON.stringify(answer));"""
         np.testing.assert_allclose(x, end, atol=2e-5)
 
 
+def test_timesteps_are_the_same_for_every_number_of_steps(node, light):
+    code = """
+import { levels } from "./sampler.js";
+console.log(JSON.stringify(Array.from({ length: 1000 }, (_, i) => levels(i + 1, told).timesteps)));"""
+    for steps, found in enumerate(node(code, {"count": 1000, "shift": light._shift}), 1):
+        assert found == light._levels(steps)[1]
+
+
 # ---- the folder -----------------------------------------------------------------------------------------------------
 
 
