@@ -240,9 +240,9 @@ class TrainOptions(Settings):
     batch_size: Count = 64
     """Global batch size: all processes and accumulation steps together."""
     gradient_accumulation_steps: Count = 1
-    """Forward and backward passes per optimizer step."""
+    """Forward and backward passes per optimizer step; if it is not set, what `accelerate launch` asks for."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """auto = bf16 where the hardware has it."""
+    """auto = what `accelerate launch` or its config file asks for, else bf16 where the hardware has it."""
     compile: bool = False
     """Compile the model with torch.compile."""
     gradient_checkpointing: bool = False

@@ -70,7 +70,10 @@ def load_vae(folder: Path) -> Autoencoder:
                 raise UserError(f"the VAE in {candidate} cannot be read: {str(error).splitlines()[0]}") from error
             _to_unit_scale(vae)
             return vae.eval().requires_grad_(False)
-    raise UserError(f"no finished VAE in {folder}: run train_vae.py first, or point --vae to a folder that holds one")
+    raise UserError(
+        f"no finished VAE in {folder}: run train_vae.py first, or give --vae a folder that holds one (config.json and "
+        "diffusion_pytorch_model.safetensors), or a Hub id such as stabilityai/sd-vae-ft-mse"
+    )
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ldm.models.lora import merge, read_lora
+from ldm.models.tokenizer import restore_normalizer
 from ldm.pipelines.autoguidance import load_weak
 from ldm.pipelines.component_classes import stock_class
 from ldm.pipelines.model_folder import COMPONENTS, ModelFolder, resolve_model
@@ -102,8 +103,8 @@ def _load(folder: ModelFolder, component: str, dtype: torch.dtype, lazily: bool)
         return _scheduler(cls, path)
     with _readable_errors(component, path):
         if component == "tokenizer":
-            tokenizer = cls
-            return tokenizer.from_pretrained(str(path), local_files_only=True)
+            tokenizer: Any = cls
+            return restore_normalizer(tokenizer.from_pretrained(str(path), local_files_only=True), path)
         config = _checked_config(cls, path)
     load = partial(_network, component, cls, path, dtype)
     return OnDisk(config, load) if lazily else load()
