@@ -53,6 +53,8 @@ def load_pipeline(
     """
     folder = path_or_id if isinstance(path_or_id, ModelFolder) else resolve_model(path_or_id)
     device, dtype = _device(device), _dtype(dtype)
+    if (device.type, dtype) == ("mps", torch.float64):
+        raise UserError("an Apple GPU (mps) has no float64: use float32, or device cpu")
     graphs = _choose_engine(folder, device, dtype, engine, lora is not None)
     parts = {name: _load(folder, name, dtype, lazily=graphs is not None) for name in COMPONENTS}
     pipeline = Pipeline(**parts, defaults=folder.defaults, folder=folder, engine=graphs, fixed=engine == "onnx")

@@ -25,7 +25,7 @@ from ldm.config.settings import ClipSettings, DataOptions, LdmSettings, RunSetti
 from ldm.data import build as build_data
 from ldm.data import is_own
 from ldm.models.pretrained import TEXT, VAE, Component, locate
-from ldm.training.distributed import checkpoint_gradients, precision
+from ldm.training.distributed import asked_for_cpu, checkpoint_gradients, precision
 from ldm.training.optimizer import build_optimizer
 from ldm.training.progress import duration_text
 from ldm.training.run_directory import sibling
@@ -146,7 +146,11 @@ def forecast(
 
 
 def training_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """As accelerate chooses it: CUDA, an Apple GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    apple = torch.backends.mps.is_available() and not asked_for_cpu()
+    return torch.device("mps" if apple else "cpu")
 
 
 def measure_cost(subject: ProbeTarget) -> CostCount:
@@ -242,6 +246,8 @@ def _update_seconds(model: nn.Module, kept: nn.Module, settings: RunSettings) ->
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 # ---- the three stages -----------------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ from ldm.utils.errors import UserError, out_of_memory
 def precision(wanted: str, device: torch.device) -> str:
     """'auto' as the launcher asks for, else bf16 where the GPU or the CPU (AMX, AVX512) has it, else fp32."""
     asked = asked_precision() if wanted == "auto" else wanted
-    if asked == "fp16" and device.type == "cpu":
+    if asked == "fp16" and device.type in ("cpu", "mps"):
         whose = "accelerate launch's mixed_precision" if wanted == "auto" else "train.mixed_precision"
-        raise UserError(f"{whose} fp16 needs a GPU; on a CPU use train.mixed_precision bf16 or no")
+        raise UserError(f"{whose} fp16 needs a GPU with CUDA; else use train.mixed_precision bf16 or no")
     return asked or ("bf16" if native_bf16(device) else "no")
 
 
@@ -33,12 +33,16 @@ def checkpoint_gradients(module: nn.Module) -> nn.Module:
     return module
 
 
+def asked_for_cpu() -> bool:
+    """Whether ACCELERATE_USE_CPU, or `accelerate launch --cpu`, keeps the training off a GPU."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+
+
 def start_world() -> PartialState:
     """Join the processes that the launcher started. Without CUDA, several processes means several CPU processes."""
-    asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     patience = {"timeout": timedelta(hours=12)} if several else {}  # others wait while one builds the caches
-    state = PartialState(cpu=asked_for_cpu or (several and not torch.cuda.is_available()), **patience)
+    state = PartialState(cpu=asked_for_cpu() or (several and not torch.cuda.is_available()), **patience)
     check_world(state.num_processes)
     return state
 
