@@ -17,6 +17,7 @@ LEVELS = 3  # '&amp;amp;lt;': once by ftfy, twice by open_clip
 TERMINAL = r"\x1b\[[\d;]*[a-zA-Z]"
 CONTROL = r"[\x00-\x08\x0b\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]"
 SINGLE_QUOTES, DOUBLE_QUOTES = "[\u02bc\u2018-\u201b]", "[\u201c-\u201f]"
+WINDOWS = sorted({*range(0x80, 0xA0)} - {0x81, 0x8D, 0x8F, 0x90, 0x9D})  # its letters, where Unicode has controls
 LIGATURES = [0x132, 0x133, 0x149, *range(0x1C4, 0x1CD), *range(0x1F1, 0x1F4), *range(0xFB00, 0xFB07)]
 WIDE = [0x3000, *range(0xFF01, 0xFFF0)]  # and narrow: characters of another width than usual
 FINAL_SIGMA = r"(?<=\p{L})\u03a3(?!\p{L})"
@@ -27,6 +28,7 @@ def open_clip_normalizer() -> Normalizer:
     """The steps in open_clip's order."""
     steps: list[Normalizer] = [Replace(Regex(_entity(38, ["amp", "AMP"])), "&") for _ in range(LEVELS)]
     steps += [Replace(Regex(pattern), text) for pattern, text in _entities()]
+    steps += [Replace(chr(code), bytes([code]).decode("cp1252")) for code in WINDOWS]
     steps += [Replace(chr(code), _ligature(code)) for code in LIGATURES]
     usual = {chr(code): unicodedata.normalize("NFKC", chr(code)) for code in WIDE}
     steps += [Replace(wide, letters) for wide, letters in usual.items() if wide != letters]

@@ -7,7 +7,7 @@ import os
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 
@@ -78,7 +78,8 @@ def asked_accumulation() -> int | None:
 
 def followed(part: str, settings: RunSettings, device: torch.device) -> tuple[RunSettings, list[str]]:
     """The settings as the launcher asks for, where they leave it open; and a line for what is not followed."""
-    train, notes, changes = settings.train, [], {}
+    train, notes = settings.train, []
+    changes: dict[str, Any] = {}
     asked = asked_precision()
     if asked == "fp16" and train.mixed_precision == "auto" and part == "vae":
         changes["mixed_precision"] = "bf16" if native_bf16(device) else "no"
@@ -101,4 +102,4 @@ def followed(part: str, settings: RunSettings, device: torch.device) -> tuple[Ru
                 f"accelerate launch asks for {count} gradient_accumulation_steps, and "
                 f"train.gradient_accumulation_steps {own} counts"
             )
-    return settings.model_copy(update={"train": train.model_copy(update=cast(dict, changes))}), notes
+    return settings.model_copy(update={"train": train.model_copy(update=changes)}), notes
