@@ -93,7 +93,7 @@ def _load_encoder(folder: Path) -> CLIPTextModel:
     for part in [{key: value for key, value in settings.items() if not key.endswith(("_config", "_dict"))}, *parts]:
         check_network(folder / "config.json", part)
     try:
-        config = CLIPTextConfig.from_pretrained(folder)
+        config = CLIPTextConfig.from_dict({key: value for part in parts for key, value in part.items()} or settings)
         with torch.device("meta"):  # takes no memory
             wanted = sum(weight.numel() for weight in CLIPTextModel(config).parameters())
         if wanted > (there := count(folder)):
