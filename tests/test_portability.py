@@ -127,7 +127,7 @@ def main():
     from accelerate.state import AcceleratorState
     from tiny_trainings import PARTS, train, write_project
 
-    from ldm.cli.main import build_parser
+    from ldm.cli.main import main as ldm
     from ldm.utils.checkpoint_files import newest
 
     folder = write_project(Path(sys.argv[1]))
@@ -137,9 +137,7 @@ def main():
             train(part, folder, run, num_steps=steps, save_every=2, num_workers=int(part == sys.argv[2]))
             AcceleratorState._reset_state(reset_partial_state=True)
         assert newest(run / "checkpoints").name == "step-00000005"
-    words = ["generate", "\\u6c34 picture 1", "-m", str(run), "-o", str(folder / "\\u6c34.png")]
-    args = build_parser(words).parse_args(words)
-    args.run(args)
+    ldm(["generate", "\\u6c34 picture 1", "-m", str(run), "-o", str(folder / "\\u6c34.png")])
 
 if __name__ == "__main__":
     main()

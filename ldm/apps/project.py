@@ -14,7 +14,7 @@ from ldm.config.yaml_io import dump, merge, read
 from ldm.utils.errors import UserError
 from ldm.utils.file_names import windows_objection
 
-PRESETS = {"cpu": "folder-cpu.yaml", "cuda": "folder.yaml"}
+PRESETS = {"cpu": "folder-cpu.yaml", "mps": "folder-cpu.yaml", "cuda": "folder.yaml"}
 TITLES = {"clip": "Text encoder", "vae": "Autoencoder", "ldm": "U-Net"}
 RESERVE, PER_MINUTE = 45.0, 1.5  # seconds for what is no training: export, report, image grid
 

@@ -59,12 +59,13 @@ def run(args: argparse.Namespace) -> int:
     from fontTools import ttLib  # noqa: F401  # a missing extra is reported before the work
 
     folder = resolve_model(args.model)
+    family = args.name or output.stem
+    _require_font(folder, lines, family, output.suffix.lower())
     job = empty_job() | {"prompt": [line.prompt for line in lines]}
     job |= {name: getattr(args, name) for name in ("seed", "steps", "guidance")}
     complete(job, folder.defaults)
     images = generate_with(folder, job, device=args.device)
     outlines = {line.code: trace(image) for line, image in zip(lines, images, strict=True)}
-    family = args.name or output.stem
     data = _font(folder, outlines, family, output.suffix.lower())
     _write(output, data, "--output")
     if proof is not None:
@@ -75,6 +76,14 @@ def run(args: argparse.Namespace) -> int:
     nodes = sum(outline.num_nodes for outline in outlines.values()) / len(outlines)
     print(f"{output}: {family}, {len(outlines)} characters of {nodes:.0f} nodes each, {len(data):,} bytes")
     return 0
+
+
+def _require_font(folder: ModelFolder, lines: list[Line], family: str, ending: str) -> None:
+    """Write a font of empty characters before the work. Raises: UserError, if that fails."""
+    try:
+        _font(folder, {line.code: Outline(1, 1, ()) for line in lines}, family, ending)
+    except Exception as error:  # fontTools has no common base for its own
+        raise UserError(f"no {ending} font can be named {family!r}: {error}; give another --name") from error
 
 
 def _font(folder: ModelFolder, outlines: dict[int, Outline], family: str, ending: str) -> bytes:
@@ -192,8 +201,10 @@ def _check(args: argparse.Namespace, output: Path, proof: Path | None) -> None:
     check_number("seed", args.seed, 0, 2**62)
     check_number("steps", args.steps, 1, 1000)
     check_guidance(args.guidance)
-    if args.name is not None and not (args.name.strip() and args.name.isprintable()):
-        raise UserError(f"--name must be a name that can be printed, got {args.name!r}")
+    name = output.stem if args.name is None else args.name
+    if not (name.strip() and name.isprintable()):
+        whose = "--name must be" if args.name is not None else "the font is called as its file: give --name,"
+        raise UserError(f"{whose} a name that can be printed, got {name!r}")
 
 
 def _write(path: Path, data: bytes, option: str) -> None:

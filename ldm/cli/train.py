@@ -99,16 +99,20 @@ def fit(
     """
     from ldm.data import build
     from ldm.training.distributed import start_world
+    from ldm.training.launcher import followed
     from ldm.training.run_directory import open_run
     from ldm.training.trainer import Trainer
 
     quiet_libraries()
     state = start_world()
+    settings, notes = followed(part, settings, state.device)
     with state.main_process_first():
         run = open_run(settings, part)
         data = build(settings.data)
         task = task_of(part, settings, data, run, state.device)
     trainer = Trainer(task, settings, run)
+    for note in notes:
+        trainer.log.say(note)
     trainer.log.began = began or trainer.log.began
     trainer.fit(resume, allow_changed)
     if part == "vae" and trainer.accelerator.is_main_process:

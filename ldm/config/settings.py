@@ -248,9 +248,9 @@ class TrainOptions(Settings):
     batch_size: Count = 64
     """Global batch size: all processes and accumulation steps together."""
     gradient_accumulation_steps: Count = 1
-    """Forward and backward passes per optimizer step."""
+    """Forward and backward passes per optimizer step; if it is not set, what `accelerate launch` asks for."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """auto = bf16 where the hardware has it."""
+    """auto = what `accelerate launch` or its config file asks for, else bf16 where the hardware has it."""
     compile: bool = False
     """Compile the model with torch.compile."""
     gradient_checkpointing: bool = False
@@ -428,9 +428,9 @@ class VaeSettings(RunSettings):
 
 class TextOptions(Settings):
     source: Named = "run"
-    """'run' = the CLIP run beside this one, the folder of a CLIP run or text encoder, 'none' = unconditional,
-    'new' = a small text encoder trained with the denoiser, or a pretrained one: 'open_clip:ARCH/TAG',
-    'open_clip:hf-hub:...' or 'open_clip:local-dir:...'."""
+    """'run' = the CLIP run beside this one, 'none' = unconditional, 'new' = a small text encoder trained with the
+    denoiser, or a pretrained one: the folder or Hub id of a CLIP model or text encoder (user/name, user/name/subfolder,
+    either with @revision), 'open_clip:ARCH/TAG', 'open_clip:hf-hub:...' or 'open_clip:local-dir:...'."""
     train: bool = False
     """Fine-tune the text encoder together with the denoiser; a new one always is."""
     width: Annotated[int, Field(ge=8, multiple_of=4)] = 64
@@ -598,7 +598,8 @@ class AlignmentOptions(Settings):
 
 class LdmSettings(RunSettings):
     vae: Named = "run"
-    """'run' = the VAE run beside this one, the folder of a VAE run or of a VAE, or 'identity' = pixel space."""
+    """'run' = the VAE run beside this one, 'identity' = pixel space, or the folder or Hub id of an autoencoder
+    (user/name, user/name/subfolder, either with @revision)."""
     text: TextOptions = TextOptions()
     """The text encoder."""
     denoiser: Literal["unet", "mlp"] = "unet"

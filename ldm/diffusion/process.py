@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ldm.diffusion.loss_weighting import LOSS_WEIGHTS
 from ldm.diffusion.parameterization import PREDICTIONS, convert
-from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS, SCHEDULES, Times
+from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS, SCHEDULES, Times, in_double
 from ldm.diffusion.time_sampling import TIME_DENSITIES
 
 Batch = Float[Tensor, "b *rest"]
@@ -102,10 +102,10 @@ class NoiseProcess:
         weight = LOSS_WEIGHTS[self.weight]
         if weight is None:
             return torch.ones_like(t)
-        alpha, sigma = (scale.double().clamp(min=1e-6) for scale in self.scales(t))
+        alpha, sigma = (in_double(scale).clamp(min=1e-6) for scale in self.scales(t))
         a, b = PREDICTIONS[self.prediction_type](alpha, sigma)
         options = {} if self.weight_parameter is None else {"c": self.weight_parameter}
-        return (weight((alpha / sigma) ** 2, **options) / (a - b * alpha / sigma) ** 2).to(t.dtype)
+        return (weight((alpha / sigma) ** 2, **options) / (a - b * alpha / sigma) ** 2).to(t)
 
     def _scales_for(self, x: Batch, t: Times) -> tuple[Tensor, Tensor]:
         alpha, sigma = self.scales(t)

@@ -21,6 +21,7 @@ from jaxtyping import Float, Real
 from torch import Tensor
 
 NUM_TRAIN_TIMESTEPS = 1000
+WITHOUT_DOUBLE = ("mps",)  # types of devices
 
 Times = Float[Tensor, "*t"]  # any shape; the results of a schedule have the same one
 Timesteps = Real[Tensor, "*t"]  # as the network takes them; those of diffusers are whole numbers
@@ -64,6 +65,11 @@ class Schedule(ABC):
     def input_scale(self, t: Times) -> Times:
         """What x_t is multiplied by before the network sees it: 1 except for karras."""
         return torch.ones_like(t)
+
+
+def in_double(values: Tensor) -> Tensor:
+    """In float64, on a device that has it: an Apple GPU has not, so from there on the CPU."""
+    return (values.cpu() if values.device.type in WITHOUT_DOUBLE else values).double()
 
 
 class RectifiedFlow(Schedule):
@@ -139,23 +145,24 @@ class DiscreteVP(Schedule):
         return self._angles[device]
 
     def _phi(self, t: Times) -> Times:
-        position = t.double().clamp(0, 1) * NUM_TRAIN_TIMESTEPS
+        position = in_double(t).clamp(0, 1) * NUM_TRAIN_TIMESTEPS
         below = position.long().clamp(max=NUM_TRAIN_TIMESTEPS - 1)
-        angles = self._angles_on(t.device)
+        angles = self._angles_on(position.device)
         return angles[below].lerp(angles[below + 1], position - below)
 
     def scales(self, t: Times) -> tuple[Times, Times]:
         phi = self._phi(t)
-        return phi.cos().to(t.dtype), phi.sin().to(t.dtype)
+        return phi.cos().to(t), phi.sin().to(t)
 
     def logsnr(self, t: Times) -> Times:
-        return (-2 * self._phi(t).tan().log()).to(t.dtype)
+        return (-2 * self._phi(t).tan().log()).to(t)
 
     def time(self, logsnr: Times) -> Times:
-        phi, angles = (-logsnr.double() / 2).exp().atan(), self._angles_on(logsnr.device)
+        phi = (-in_double(logsnr) / 2).exp().atan()
+        angles = self._angles_on(phi.device)
         below = (torch.searchsorted(angles, phi.contiguous(), right=True) - 1).clamp(0, NUM_TRAIN_TIMESTEPS - 1)
         fraction = (phi - angles[below]) / (angles[below + 1] - angles[below])
-        return ((below + fraction.clamp(0, 1)) / NUM_TRAIN_TIMESTEPS).to(logsnr.dtype)
+        return ((below + fraction.clamp(0, 1)) / NUM_TRAIN_TIMESTEPS).to(logsnr)
 
     def timestep(self, t: Times) -> Times:
         return NUM_TRAIN_TIMESTEPS * t - 1

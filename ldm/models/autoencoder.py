@@ -17,6 +17,7 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from ldm.config.settings import VaeModel
+from ldm.diffusion.schedules import in_double
 from ldm.models.latents import posterior, shift_factor
 from ldm.models.linear_autoencoder import build_linear
 from ldm.models.vector_quantizer import nearest
@@ -71,7 +72,8 @@ def load_vae(folder: Path) -> Autoencoder:
             _to_unit_scale(vae)
             return vae.eval().requires_grad_(False)
     raise UserError(
-        f"no finished VAE in {folder}: run `ldm train vae` first, or point --vae to a folder that holds one"
+        f"no finished VAE in {folder}: run `ldm train vae` first, or give --vae a folder that holds one (config.json and "
+        "diffusion_pytorch_model.safetensors), or a Hub id such as stabilityai/sd-vae-ft-mse"
     )
 
 
@@ -110,9 +112,9 @@ def latent_statistics(
     count = 0.0
     for batch in images:
         q = posterior(vae, batch.to(vae.device, vae.dtype))
-        mean = q.mean.double()
+        mean = in_double(q.mean)
         first = first + mean.sum((0, 2, 3))
-        second = second + (mean.square() + q.var.double()).sum((0, 2, 3))
+        second = second + (mean.square() + in_double(q.var)).sum((0, 2, 3))
         count += mean.numel() / mean.shape[1]
     mean = first / count
     variance = (second / count - mean.square()).clamp(min=0)

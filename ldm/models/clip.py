@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 
 from ldm.config.settings import ClipModel
 from ldm.models.text_encoder import text_config
@@ -16,7 +16,7 @@ from ldm.models.tokenizer import Vocabulary
 from ldm.utils.errors import UserError
 
 
-def build_clip(model: ClipModel, resolution: int, channels: int, tokenizer: Vocabulary) -> CLIPModel:
+def build_clip(model: ClipModel, resolution: int, channels: int, tokenizer: CLIPTokenizer | Vocabulary) -> CLIPModel:
     """Both towers, randomly initialized. Raises: UserError if the patches do not tile the image."""
     if resolution % model.patch_size:
         raise UserError(f"data.resolution {resolution} must be a multiple of model.patch_size {model.patch_size}")

@@ -1,9 +1,10 @@
 """Pretrained text towers of open_clip, converted exactly to classes of transformers.
 
 A CLIP text transformer of open_clip and `CLIPTextModel` compute the same function under other names: fused query, key
-and value weights are split, the rest is renamed. Towers that compute something else are refused. Text is cut into the
-same tokens; only the padding after the end token differs (transformers pads with the end token, open_clip with 0),
-which by the causal mask never reaches a state before it. Needs the `openclip` extra; nothing else imports open_clip.
+and value weights are split, the rest is renamed. Towers that compute something else are refused. Text is cleaned as
+open_clip does it (`text_cleaning`) and cut into the same tokens; only the padding after the end token differs
+(transformers pads with the end token, open_clip with 0), which by the causal mask never reaches a state before it.
+Needs the `openclip` extra; nothing else imports open_clip.
 
 Weights are safetensors where a model offers them; other files go through torch's weights-only reader.
 """
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from ldm.models.text_cleaning import open_clip_normalizer
 from ldm.utils.errors import UserError
 from ldm.utils.torchvision_compat import patch_torchvision
 
@@ -99,7 +101,9 @@ def convert_tokenizer(tokenizer: Any) -> CLIPTokenizer:
     renamed = {tokenizer.sot_token_id: START, tokenizer.eot_token_id: END}
     vocab = {renamed.get(index, token): index for token, index in tokenizer.encoder.items()}
     merges = sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.__getitem__)
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=tokenizer.context_length)
+    converted = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=tokenizer.context_length)
+    converted.backend_tokenizer.normalizer = open_clip_normalizer()
+    return converted
 
 
 def _require(what: str, name: str, known: list[str], source: str) -> None:

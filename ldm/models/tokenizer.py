@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,16 +12,29 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from ldm.utils.untrusted_files import read_text
+
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 
-@runtime_checkable
-class Vocabulary(Sized, Protocol):
-    """What the shape of a text encoder needs of a tokenizer: its size and its special tokens."""
+@dataclass(frozen=True)
+class Vocabulary:
+    """As much of a tokenizer as the shape of a text encoder needs, before there is one: the markers come last."""
 
-    bos_token_id: int
-    eos_token_id: int
-    pad_token_id: int
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    @property
+    def bos_token_id(self) -> int:
+        return self.size - 2
+
+    @property
+    def eos_token_id(self) -> int:
+        return self.size - 1
+
+    pad_token_id = eos_token_id
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int, context_length: int) -> CLIPTokenizer:
@@ -64,6 +77,22 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+
+
+def restore_normalizer(tokenizer: CLIPTokenizer, folder: Path) -> CLIPTokenizer:
+    """Give a tokenizer, as it was loaded from a folder, the normalizer of the file there; returns `tokenizer`.
+
+    CLIPTokenizer puts one of its own in its place. They differ where text is cleaned (`text_cleaning`).
+    """
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    kept = json.loads(read_text(file))["normalizer"] if file.is_file() else None
+    own = json.loads(tokenizer.backend_tokenizer.to_str())
+    if kept is not None and kept != own["normalizer"]:
+        empty = {**own, "normalizer": kept, "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+        tokenizer.backend_tokenizer.normalizer = Tokenizer.from_str(json.dumps(empty)).normalizer
+    return tokenizer
 
 
 def _forget_last_call(tokenizer: CLIPTokenizer) -> None:

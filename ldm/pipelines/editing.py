@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
 from ldm.diffusion.sampling import standard_normal
+from ldm.diffusion.schedules import in_double
 from ldm.pipelines.arguments import check_count, check_fraction, check_seed
 from ldm.pipelines.image_input import ImageInput, read_image, read_images
 from ldm.pipelines.pipeline import Pipeline, PipelineOutput, as_output
@@ -253,14 +254,14 @@ def slerp(first: Tensor, second: Tensor, share: float, axes: int = 1) -> Tensor:
     vectors that are nearly parallel are mixed linearly. Source: Shoemake 1985, "Animating rotation with quaternion
     curves", sec. 3.3.
     """
-    over, a, b = tuple(range(-axes, 0)), first.double(), second.double()
+    over, a, b = tuple(range(-axes, 0)), in_double(first), in_double(second)
     lengths = a.square().sum(over, keepdim=True) * b.square().sum(over, keepdim=True)
     angle = ((a * b).sum(over, keepdim=True) / lengths.sqrt().clamp(min=1e-300)).clamp(-1, 1).acos()
     near = angle.sin() < 1e-6
     left, right = (
         ((part * angle).sin() / angle.sin().where(~near, 1.0)).where(~near, part) for part in (1 - share, share)
     )
-    return (left * a + right * b).to(first.dtype)
+    return (left * a + right * b).to(first)
 
 
 # ---- prompts --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ldm.models.lora import merge, read_lora
+from ldm.models.tokenizer import restore_normalizer
 from ldm.pipelines.arguments import check_dtype
 from ldm.pipelines.autoguidance import load_weak
 from ldm.pipelines.component_classes import stock_class
@@ -52,6 +53,8 @@ def load_pipeline(
     """
     folder = path_or_id if isinstance(path_or_id, ModelFolder) else resolve_model(path_or_id)
     device, dtype = _device(device), _dtype(dtype)
+    if (device.type, dtype) == ("mps", torch.float64):
+        raise UserError("an Apple GPU (mps) has no float64: use float32, or device cpu")
     graphs = _choose_engine(folder, device, dtype, engine, lora is not None)
     parts = {name: _load(folder, name, dtype, lazily=graphs is not None) for name in COMPONENTS}
     pipeline = Pipeline(**parts, defaults=folder.defaults, folder=folder, engine=graphs, fixed=engine == "onnx")
@@ -102,8 +105,8 @@ def _load(folder: ModelFolder, component: str, dtype: torch.dtype, lazily: bool)
         return _scheduler(cls, path)
     with _readable_errors(component, path):
         if component == "tokenizer":
-            tokenizer = cls
-            return tokenizer.from_pretrained(str(path), local_files_only=True)
+            tokenizer: Any = cls
+            return restore_normalizer(tokenizer.from_pretrained(str(path), local_files_only=True), path)
         config = _checked_config(cls, path)
     load = partial(_network, component, cls, path, dtype)
     return OnDisk(config, load) if lazily else load()

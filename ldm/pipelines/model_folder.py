@@ -19,6 +19,7 @@ COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 DEFAULTS = ("num_inference_steps", "guidance_scale", "guidance_interval", "guidance_rescale")  # a run's own settings
 FALLBACKS = {"num_inference_steps": 20, "guidance_scale": 3.0}  # of a model that has none
 HUB_ID = re.compile(r"[\w][\w.\-]*/[\w][\w.\-]*(@\w[\w\-]*([./][\w\-]+)*)?")  # user/name or user/name@revision
+PARTS = {"clip text_encoder tokenizer": "train_clip.py", "vae": "train_vae.py"}  # by what they leave in final/
 VARIANT = ".fp16."  # in the names of weights that are there in fp16 too
 AGAIN = ("vocab.json", "merges.txt")  # what tokenizer.json holds too, for transformers 4
 HUB_FILES = [
@@ -119,6 +120,11 @@ def _run(run: Path) -> ModelFolder:
     """A finished training run: its final/ holds all five components."""
     final = run / "final"
     missing = [name for name in COMPONENTS if not (final / name).is_dir()]
+    held = sorted(path.name for path in final.iterdir() if path.is_dir()) if final.is_dir() else []
+    if command := PARTS.get(" ".join(held)):
+        beside = run.parent / "ldm"
+        next_step = f"name {beside}" if beside.is_dir() else "train the U-Net too (train_ldm.py) and name its run"
+        raise UserError(f"{run} is a run of {command}, which generates no images by itself: {next_step}")
     if missing:
         raise UserError(f"{run} has no {', '.join(missing)} in final/: it is no finished LDM run; finish it first")
     classes = {name: next(iter(CLASSES[name])) for name in COMPONENTS}

@@ -13,23 +13,25 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig
 
 from ldm.config.loading import load, run_dir
 from ldm.config.settings import ClipSettings, DataOptions, LdmSettings, RunSettings, VaeSettings
 from ldm.data import build as build_data
 from ldm.data import is_own
-from ldm.training.distributed import checkpoint_gradients, precision
+from ldm.models.pretrained import TEXT, VAE, Component, locate
+from ldm.training.distributed import asked_for_cpu, checkpoint_gradients, precision
 from ldm.training.optimizer import build_optimizer
 from ldm.training.progress import duration_text
 from ldm.training.run_directory import sibling
 from ldm.utils.errors import UserError
 
+TEXT_SIZES = ("max_position_embeddings", "hidden_size")  # of a config, which leaves out what is usual
 PROBE_SECONDS = 2.0
 PROBE_BATCH = 4  # to begin with: one image alone is bound by overheads
 # Measured on a CPU with U-Nets, autoencoders and CLIP, peak less start less weights: 1.2 to 1.6 times what autograd
@@ -144,7 +146,11 @@ def forecast(
 
 
 def training_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """As accelerate chooses it: CUDA, an Apple GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    apple = torch.backends.mps.is_available() and not asked_for_cpu()
+    return torch.device("mps" if apple else "cpu")
 
 
 def measure_cost(subject: ProbeTarget) -> CostCount:
@@ -240,26 +246,19 @@ def _update_seconds(model: nn.Module, kept: nn.Module, settings: RunSettings) ->
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 # ---- the three stages -----------------------------------------------------------------------------------------------
 
 
-class _Vocabulary:
-    """What the shape of a text encoder needs of a tokenizer: none is trained for a plan."""
-
-    def __init__(self, size: int):
-        self.size, self.bos_token_id, self.eos_token_id, self.pad_token_id = size, size - 2, size - 1, size - 1
-
-    def __len__(self) -> int:
-        return self.size
-
-
 def _clip(settings: ClipSettings, config: Path | None) -> ProbeTarget:
     from ldm.models.clip import ClipObjective, build_clip
+    from ldm.models.tokenizer import Vocabulary
 
     model, data, wrong = settings.model, settings.data, settings.loss.hard_negatives
-    vocabulary: Any = _Vocabulary(model.vocab_size)
+    vocabulary = Vocabulary(model.vocab_size)  # no tokenizer is trained for a plan
 
     def loss(objective: nn.Module, batch: int, device: torch.device) -> Tensor:
         ids = torch.full((batch, model.context_length), vocabulary.eos_token_id, device=device)
@@ -355,7 +354,7 @@ def _latents(settings: LdmSettings, config: Path | None) -> tuple[int, int]:
         return settings.data.channels, 1
     from ldm.models.latents import downsampling_factor
 
-    trained = _component(_run_of(settings, settings.vae, "vae"), "vae")
+    trained = _component(_run_of(settings, settings.vae, "vae", VAE), "vae")
     if trained:
         return trained["latent_channels"], downsampling_factor(trained)
     if settings.vae != "run":
@@ -382,14 +381,16 @@ def text_size(settings: LdmSettings, config: Path | None) -> tuple[int, int]:
         return 77, 512
     if source == "new":
         return ClipSettings().model.context_length, settings.text.width
-    trained = _component(_run_of(settings, source, "clip"), "text_encoder")
+    trained = _component(_run_of(settings, source, "clip", TEXT), "text_encoder")
     if trained:
-        return trained["max_position_embeddings"], trained["hidden_size"]
+        trained = trained.get("text_config") or trained  # of a whole CLIP model
+        sizes = CLIPTextConfig(**{name: trained[name] for name in TEXT_SIZES if name in trained})
+        return sizes.max_position_embeddings, sizes.hidden_size
     return planned.context_length, planned.width
 
 
-def _run_of(settings: LdmSettings, source: str, part: str) -> Path:
-    return sibling(run_dir(settings, "ldm"), part) if source == "run" else Path(source)
+def _run_of(settings: LdmSettings, source: str, part: str, component: Component) -> Path:
+    return sibling(run_dir(settings, "ldm"), part) if source == "run" else locate(source, component, weights=False)
 
 
 def _component(folder: Path, name: str) -> dict | None:

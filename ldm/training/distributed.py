@@ -6,21 +6,23 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.utils import GradientAccumulationPlugin
 from diffusers import ModelMixin
 from torch import nn
 
 from ldm.config.settings import TrainOptions
+from ldm.training.launcher import asked_precision, launcher_words, option
 from ldm.training.optimizer import native_bf16
 from ldm.utils.errors import UserError, out_of_memory
 
 
 def precision(wanted: str, device: torch.device) -> str:
-    """'auto' as the best the device does natively: bf16 where the GPU or the CPU (AMX, AVX512) has it, else fp32."""
-    if wanted == "fp16" and device.type == "cpu":
-        raise UserError("train.mixed_precision fp16 needs a GPU; on a CPU use auto, bf16 or no")
-    if wanted != "auto":
-        return wanted
-    return "bf16" if native_bf16(device) else "no"
+    """'auto' as the launcher asks for, else bf16 where the GPU or the CPU (AMX, AVX512) has it, else fp32."""
+    asked = asked_precision() if wanted == "auto" else wanted
+    if asked == "fp16" and device.type in ("cpu", "mps"):
+        whose = "accelerate launch's mixed_precision" if wanted == "auto" else "train.mixed_precision"
+        raise UserError(f"{whose} fp16 needs a GPU with CUDA; else use train.mixed_precision bf16 or no")
+    return asked or ("bf16" if native_bf16(device) else "no")
 
 
 def checkpoint_gradients(module: nn.Module) -> nn.Module:
@@ -31,12 +33,16 @@ def checkpoint_gradients(module: nn.Module) -> nn.Module:
     return module
 
 
+def asked_for_cpu() -> bool:
+    """Whether ACCELERATE_USE_CPU, or `accelerate launch --cpu`, keeps the training off a GPU."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+
+
 def start_world() -> PartialState:
     """Join the processes that the launcher started. Without CUDA, several processes means several CPU processes."""
-    asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     patience = {"timeout": timedelta(hours=12)} if several else {}  # others wait while one builds the caches
-    state = PartialState(cpu=asked_for_cpu or (several and not torch.cuda.is_available()), **patience)
+    state = PartialState(cpu=asked_for_cpu() or (several and not torch.cuda.is_available()), **patience)
     check_world(state.num_processes)
     return state
 
@@ -48,12 +54,9 @@ def end_world() -> None:
 
 def check_world(world: int) -> None:
     """`accelerate launch --cpu --num_processes 2` starts one process without a word; say so instead."""
-    try:
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode().split("\0")
-        asked = int(words[words.index("--num_processes") + 1])
-    except (OSError, ValueError, IndexError):
-        return
-    if asked > 1 and world == 1 and any("accelerate" in word for word in words):
+    given = option(launcher_words(), "num_processes") or ""
+    asked = int(given) if given.isdecimal() else 1
+    if asked > 1 and world == 1:
         raise UserError(
             f"accelerate was asked for {asked} processes and started 1; on CPU use: "
             f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {asked} ..."
@@ -68,6 +71,7 @@ def build_accelerator(train: TrainOptions, run: Path, find_unused_parameters: bo
         mixed_precision=precision(train.mixed_precision, state.device),
         log_with=[name for name in train.report_to if name != "none"] or None,
         project_dir=run / "logs",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the trainer's own: else divided twice
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
     )
     world, accumulation = accelerator.num_processes, train.gradient_accumulation_steps

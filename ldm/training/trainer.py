@@ -170,7 +170,8 @@ class Trainer:
         accumulation, device, losses = self.train.gradient_accumulation_steps, self.accelerator.device, []
         for micro in range(accumulation):
             with meter.waiting():
-                batch = {key: value.to(device, non_blocking=True) for key, value in next(micro_batches).items()}
+                pinned = device.type == "cuda"
+                batch = {key: value.to(device, non_blocking=pinned) for key, value in next(micro_batches).items()}
             with self.accelerator.no_sync(module) if micro + 1 < accumulation else nullcontext():
                 loss, metrics = module(**batch, progress=self.step / self.train.num_steps)
                 self.accelerator.backward(loss / accumulation)

@@ -25,8 +25,9 @@ OTHERS = ("adapter_config.json",)  # files that would bring them in
 def check_files(folder: Path, components: dict[str, Path]) -> None:
     """Raises: UserError if something below a component is no regular file in `folder`, or a text file is huge."""
     roots = [folder.resolve()]
-    if folder.parent.name == "snapshots":  # of the Hub client's cache, whose files are links to its blobs
-        roots.append(folder.parents[1].resolve() / "blobs")
+    for snapshot in [folder, *folder.parents]:  # of the Hub client's cache, whose files are links to its blobs
+        if snapshot.parent.name == "snapshots":
+            roots.append(snapshot.parents[1].resolve() / "blobs")
     for path in [*folder.glob("*.json"), *(each for part in components.values() for each in [part, *part.rglob("*")])]:
         real = path.resolve()
         if not any(real.is_relative_to(root) for root in roots):

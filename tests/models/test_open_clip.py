@@ -16,6 +16,7 @@ from ldm.models.open_clip import convert_text_tower, convert_tokenizer, load_tex
 
 import open_clip
 import torch
+from odd_captions import CLEANED
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -90,12 +91,13 @@ def test_a_small_tower_gives_the_same_states_with_either_gelu_and_either_class(c
     assert convert_text_tower(model, tokenizer).config.hidden_act == expected
 
 
-def test_tokens_are_open_clips_up_to_the_end_token():
+@pytest.mark.parametrize("captions", [CAPTIONS, [*CLEANED]], ids=["plain", "odd"])
+def test_tokens_are_open_clips_up_to_the_end_token(captions):
     theirs = open_clip.get_tokenizer("ViT-B-32")
     ours = convert_tokenizer(theirs)
-    ids = ours(CAPTIONS, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    expected = theirs(CAPTIONS)
-    assert ids.shape == expected.shape == (len(CAPTIONS), 77)
+    ids = ours(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    expected = theirs(captions)
+    assert ids.shape == expected.shape == (len(captions), 77)
     for row, wanted in zip(ids, expected, strict=True):
         end = int((wanted == theirs.eot_token_id).nonzero()[0])
         assert row[: end + 1].tolist() == wanted[: end + 1].tolist()

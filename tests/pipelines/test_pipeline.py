@@ -18,6 +18,7 @@ from ldm.diffusion.guidance import Guidance, guide
 from ldm.pipelines.denoising_loop import SamplingPlan, denoise
 from ldm.pipelines.diffusers_schedulers import process_of, with_sampler
 from ldm.pipelines.loading import load_pipeline
+from ldm.pipelines.model_folder import resolve_model
 from ldm.utils.errors import UserError
 
 REPO = Path(__file__).resolve().parents[2]
@@ -559,3 +560,21 @@ def test_a_seed_means_the_same_noise_on_a_gpu(tmp_path):
     folder = tiny_folder(tmp_path / "model")
     on_cpu = draw(load_pipeline(folder, "cpu"), "water", seed=1)
     torch.testing.assert_close(draw(load_pipeline(folder, "cuda"), "water", seed=1).cpu(), on_cpu, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("left", "command"), [(["vae"], "train_vae.py"), (["clip", "text_encoder", "tokenizer"], "train_clip.py")]
+)
+def test_a_run_of_another_stage_names_the_one_that_generates(tmp_path, left, command):
+    for name in left:
+        (tmp_path / "runs" / "x" / "part" / "final" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=f"is a run of {command}, which generates no images.*: train the U-Net too"):
+        resolve_model(tmp_path / "runs" / "x" / "part")
+    (tmp_path / "runs" / "x" / "ldm").mkdir()
+    with pytest.raises(UserError, match="name .*runs/x/ldm"):
+        resolve_model(tmp_path / "runs" / "x" / "part")
+
+
+def test_an_apple_gpu_has_no_float64(tmp_path):
+    with pytest.raises(UserError, match="has no float64: use float32"):
+        load_pipeline(device="mps", dtype="float64")

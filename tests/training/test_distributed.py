@@ -87,8 +87,9 @@ def test_precision_is_what_was_asked_for():
     cpu = torch.device("cpu")
     assert precision("no", cpu) == "no" and precision("bf16", cpu) == "bf16"
     assert precision("auto", torch.device("mps")) == "no"
-    with pytest.raises(UserError, match="needs a GPU"):
-        precision("fp16", cpu)
+    for device in (cpu, torch.device("mps")):
+        with pytest.raises(UserError, match="needs a GPU with CUDA"):
+            precision("fp16", device)
 
 
 @pytest.mark.parametrize("amx, avx512, found", [(False, False, "no"), (True, False, "bf16"), (False, True, "bf16")])

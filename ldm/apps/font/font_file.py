@@ -5,6 +5,7 @@ fonts of Chinese characters, with equal advances in lines across and down. The s
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ def build_font(
     Args:
         outlines: of images of equal width and height, by the code point that each is to stand for; one without
             contours becomes an empty character. A space of half an em comes by itself.
-        family: the font's name in menus; its style is Regular and its version 1.000.
+        family: the font's name in menus, in any script; its style is Regular and its version 1.000.
         kind: ".ttf" or ".otf".
         description, licence: for the name table; left out where empty.
     Returns: a font to `save`.
@@ -57,7 +58,8 @@ def build_font(
         lefts = {name: getattr(glyph, "xMin", 0) for name, glyph in glyphs.items()}
     else:
         charstrings = {name: _cubic(shapes.get(name), name, advances[name]) for name in order}
-        builder.setupCFF(names["psName"], {"FullName": names["fullName"], "FamilyName": family}, charstrings, {})
+        ascii_name = in_ascii(family)
+        builder.setupCFF(names["psName"], {"FullName": ascii_name, "FamilyName": ascii_name}, charstrings, {})
         bounds = {name: charstring.calcBounds(None) or (0, 0, 0, 0) for name, charstring in charstrings.items()}
         tops, lefts = ({name: round(box[i]) for name, box in bounds.items()} for i in (3, 0))
     builder.setupHorizontalMetrics({name: (advances[name], lefts[name]) for name in order})
@@ -99,8 +101,14 @@ def _finish(builder: Any, names: dict[str, str], quadratic: bool) -> None:
     builder.font.recalcTimestamp = False
 
 
+def in_ascii(family: str) -> str:
+    """A family's name for PostScript, which has no other letters: without accents; the name table has it as it is."""
+    plain = unicodedata.normalize("NFKD", family).encode("ascii", "ignore").decode()
+    return " ".join(re.sub(r"[^ -~]|[()<>\[\]{}/%]", "", plain).split()) or "Drawn"
+
+
 def _names(family: str, description: str, licence: str) -> dict[str, str]:
-    plain = re.sub(r"[^A-Za-z0-9]", "", family)[:50] or "Drawn"  # PostScript allows no more
+    plain = re.sub(r"[^A-Za-z0-9]", "", in_ascii(family))[:50] or "Drawn"  # PostScript allows no more
     names = {
         "familyName": family,
         "styleName": "Regular",

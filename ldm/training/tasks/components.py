@@ -13,6 +13,7 @@ from ldm.diffusion.process import NoiseProcess
 from ldm.models.autoencoder import load_vae
 from ldm.models.digests import network_digest
 from ldm.models.identity_autoencoder import IdentityAutoencoder
+from ldm.models.pretrained import TEXT, VAE, locate
 from ldm.models.text_encoder import load_text, null_text_encoder, untrained_text_encoder
 from ldm.pipelines.diffusers_schedulers import export_scheduler
 from ldm.training.data_order import derive_seed
@@ -103,7 +104,7 @@ def resolve_vae(source: str, run: Path, data: ImageTextData):
     """The autoencoder that `vae` names, in evaluation mode. Raises: UserError if there is none."""
     if source == "identity":
         return IdentityAutoencoder(data.channels, data.channels, data.channels).eval()
-    return load_vae(sibling(run, "vae") if source == "run" else Path(source))
+    return load_vae(sibling(run, "vae") if source == "run" else locate(source, VAE))
 
 
 def resolve_text_encoder(settings: LdmSettings, run: Path, data: ImageTextData) -> tuple[CLIPTextModel, CLIPTokenizer]:
@@ -120,4 +121,4 @@ def resolve_text_encoder(settings: LdmSettings, run: Path, data: ImageTextData) 
         from ldm.models.open_clip import load_text_tower
 
         return load_text_tower(options.source)
-    return load_text(sibling(run, "clip") if options.source == "run" else Path(options.source))
+    return load_text(sibling(run, "clip") if options.source == "run" else locate(options.source, TEXT))

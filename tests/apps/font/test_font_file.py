@@ -125,6 +125,50 @@ def test_a_name_without_latin_letters_has_a_postscript_name_all_the_same(outline
     assert (names[1], names[6]) == ("水字", "Drawn-Regular") and 13 not in names
 
 
+FAMILIES = {
+    "Caf\u00e9 Na\u00efve": "Cafe Naive",
+    "\u6c34 \u5b57\u4f53": "Drawn",
+    "\u0395\u03bb\u03bb\u03b7\u03bd\u03b9\u03ba\u03ac": "Drawn",
+    "\u017b\u00f3\u0142w": "Zow",
+    "\U0001f600 Emoji 2": "Emoji 2",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", [".ttf", ".otf"])
+def test_a_family_may_be_of_any_script(family, kind):
+    """PostScript's names are ASCII, those of the name table Unicode."""
+    font = opened(saved(build_font({0x41: trace(shape(square))}, family, kind)))
+    names = {name.nameID: name.toUnicode() for name in font["name"].names}
+    assert (names[1], names[4]) == (family, family)
+    assert names[6] == FAMILIES[family].replace(" ", "") + "-Regular"
+    if kind == ".otf":
+        top = font["CFF "].cff.topDictIndex[0]
+        assert (top.FamilyName, top.FullName) == (FAMILIES[family], FAMILIES[family])
+
+
+def test_a_font_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys, monkeypatch):
+    """A file whose name is no text, and whatever fontTools does not take."""
+    (tmp_path / "p.txt").write_text("a\n")
+    monkeypatch.setattr(font_cli, "generate_with", lambda *args, **options: pytest.fail("it was drawn before"))
+    for words in ([tmp_path / "caf\udce9.otf"], [tmp_path / "x.otf", "--name", "a\nb"]):
+        with pytest.raises(UserError, match=r"--name.* a name that can be printed"):
+            run_font("font", tmp_path / "p.txt", "-o", *words)
+
+    def broken(*args):
+        raise ValueError("no such table")
+
+    monkeypatch.setattr(font_cli, "build_font", broken)
+    with pytest.raises(UserError, match=r"no .otf font can be named 'x': no such table; give another --name"):
+        run_font("font", tmp_path / "p.txt", "-o", tmp_path / "x.otf")
+
+
+def run_font(*words):
+    argv = [str(word) for word in words]
+    args = cli.build_parser(argv).parse_args(argv)
+    return args.run(args)
+
+
 def test_a_font_of_nothing_is_refused(outlines):
     for wrong in (({}, "A"), (outlines, " "), (outlines, "A", ".woff")):
         with pytest.raises(ValueError, match="a font needs outlines"):
