@@ -72,8 +72,8 @@ def load_vae(folder: Path) -> Autoencoder:
             _to_unit_scale(vae)
             return vae.eval().requires_grad_(False)
     raise UserError(
-        f"no finished VAE in {folder}: run `ldm train vae` first, or give --vae a folder that holds one (config.json and "
-        "diffusion_pytorch_model.safetensors), or a Hub id such as stabilityai/sd-vae-ft-mse"
+        f"no finished VAE in {folder}: run `ldm train vae` first, or give --vae a folder that holds one "
+        "(config.json and diffusion_pytorch_model.safetensors), or a Hub id such as stabilityai/sd-vae-ft-mse"
     )
 
 
