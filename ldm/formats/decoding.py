@@ -211,7 +211,8 @@ def _scale_transparency(image: Image.Image) -> None:
     Before the pixels are loaded: afterwards the depth is not known any more. Of 16 bits the upper 8 are compared.
     """
     declared = image.info.get("transparency")
-    to_eight_bits = _TO_EIGHT_BITS.get(image.tile[0].args) if image.format == "PNG" and image.tile else None
+    tiles = getattr(image, "tile", None)  # how its file is coded; an image that was made has none
+    to_eight_bits = _TO_EIGHT_BITS.get(tiles[0].args) if image.format == "PNG" and tiles else None
     if declared is not None and to_eight_bits is not None:
         levels = tuple(map(to_eight_bits, declared if isinstance(declared, tuple) else (declared,)))
         image.info["transparency"] = levels if isinstance(declared, tuple) else levels[0]

@@ -37,7 +37,7 @@ class FolderSource:
         self._add_classes(captions, layout.classes(ids, splits), ids)
         self._offer(captions)
         repeats = [layout.repeats(name) if options.repeats else 1 for name in ids]
-        self.samples = [Sample(n, captions[n], *rest) for n, *rest in zip(ids, splits, repeats, strict=True)]
+        self.samples = [Sample(n, captions[n], split, times) for n, split, times in zip(ids, splits, repeats, strict=True)]
 
     def encoded(self) -> Iterator[tuple[int, bytes | ImageError]]:
         for index, sample in enumerate(self.samples):

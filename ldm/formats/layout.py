@@ -32,7 +32,7 @@ def paired(files: Sequence[str], images: Sequence[str]) -> dict[str, list[str]]:
         path = PurePosixPath(file)
         if path.suffix.lower() in SIDECARS:
             base = str(path.with_suffix(""))
-            for image in exact.get(base) or folded.get(_folded(base), ()):
+            for image in exact.get(base) or folded.get(_folded(base)) or []:
                 pairs[image].append(file)
     for beside in pairs.values():
         beside.sort(key=lambda file: SIDECARS.index(PurePosixPath(file).suffix.lower()))

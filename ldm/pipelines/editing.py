@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -116,7 +116,7 @@ def _masked(pipeline: Pipeline, picture: ImageInput, mask: ImageInput, resize: s
     return masked
 
 
-def _is_binary(mask: ImageInput) -> bool:
+def _is_binary(mask: ImageInput) -> TypeGuard[np.ndarray]:
     """Whether it is an array of integers of which none is anything but 0 and 1."""
     return isinstance(mask, np.ndarray) and mask.dtype.kind in "iu" and bool(((mask == 0) | (mask == 1)).all())
 

@@ -52,13 +52,13 @@ def load_pipeline(
     fit.
     """
     folder = path_or_id if isinstance(path_or_id, ModelFolder) else resolve_model(path_or_id)
-    device, dtype = _device(device), _dtype(dtype)
-    if (device.type, dtype) == ("mps", torch.float64):
+    where, dtype = _device(device), _dtype(dtype)
+    if (where.type, dtype) == ("mps", torch.float64):
         raise UserError("an Apple GPU (mps) has no float64: use float32, or device cpu")
-    graphs = _choose_engine(folder, device, dtype, engine, lora is not None)
+    graphs = _choose_engine(folder, where, dtype, engine, lora is not None)
     parts = {name: _load(folder, name, dtype, lazily=graphs is not None) for name in COMPONENTS}
     pipeline = Pipeline(**parts, defaults=folder.defaults, folder=folder, engine=graphs, fixed=engine == "onnx")
-    pipeline.to(device)
+    pipeline.to(where)
     pipeline.load_weak = partial(load_weak, load=load_pipeline)
     if lora is not None:
         merge(pipeline.components, read_lora(lora), lora_scale, lora)
