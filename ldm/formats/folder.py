@@ -36,8 +36,8 @@ class FolderSource:
         self.notes += notes
         self._add_classes(captions, layout.classes(ids, splits), ids)
         self._offer(captions)
-        repeats = [layout.repeats(name) if options.repeats else 1 for name in ids]
-        self.samples = [Sample(n, captions[n], split, times) for n, split, times in zip(ids, splits, repeats, strict=True)]
+        times = layout.repeats if options.repeats else lambda name: 1
+        self.samples = [Sample(n, captions[n], split, times(n)) for n, split in zip(ids, splits, strict=True)]
 
     def encoded(self) -> Iterator[tuple[int, bytes | ImageError]]:
         for index, sample in enumerate(self.samples):
