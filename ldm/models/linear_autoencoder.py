@@ -47,7 +47,7 @@ def build_linear(channels: int, factor: int, latent_channels: int, width: int, b
 
 
 def principal_patches(
-    batches: Iterable[Float[Tensor, "n c h w"]], factor: int, channels: int
+    batches: Iterable[Float[Tensor, "_ c h w"]], factor: int, channels: int
 ) -> tuple[Float64[Tensor, " k"], Float64[Tensor, "k d"], Float64[Tensor, " d"]]:
     """Variances (falling), unit directions and mean of the first `channels` principal components of patches.
 
@@ -88,7 +88,7 @@ def pca_psnr(train: Float[Tensor, "n c h w"], held_out: Float[Tensor, "m c h w"]
 
 
 @torch.no_grad()
-def fit_encoder(vae: AutoencoderTiny, batches: Iterable[Float[Tensor, "n c h w"]]) -> None:
+def fit_encoder(vae: AutoencoderTiny, batches: Iterable[Float[Tensor, "_ c h w"]]) -> None:
     """Put the projection on the principal patches of these batches of images into the encoder, in place.
 
     z times the config's `scaling_factor` has mean 0 and a mean variance of 1.
