@@ -14,6 +14,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from accelerate.state import AcceleratorState
+
 from ldm.utils.runtime import run_main
 
 
@@ -74,6 +76,7 @@ def world(work: Callable[[], object], output: Path, size: int) -> list[Child]:
     def ranked(rank: int) -> Callable[[], object]:
         def run():
             os.environ.update(shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+            AcceleratorState._reset_state(reset_partial_state=True)  # else a world of one that this process was in
             return work()
 
         return run

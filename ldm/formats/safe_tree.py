@@ -52,7 +52,7 @@ class Folder:
         """The contents of a file. Raises: OSError: as `check`, and if it has more than `most` bytes."""
         self.check(name)
         with open(self.root / name, "rb") as stream:
-            data = stream.read(most + 1)
+            data = stream.read(min(most, os.fstat(stream.fileno()).st_size) + 1)  # memory for what is asked is taken
         if len(data) > most:
             raise OSError(f"the file has more than {most} bytes")
         return data

@@ -203,7 +203,6 @@ def crafted() -> dict[str, tuple[bytes, str]]:
         "one_byte.png": (b"\x89", cut),
         "text.png": (b"This is no picture.\n" * 50, cut),
         "page.jpg": (b"<!doctype html><title>404</title>", cut),
-        "drawing.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", cut),
         "eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", cut),
         "pdf.png": (b"%PDF-1.7\n", cut),
         "zip.png": (b"PK\3\4" + bytes(30), cut),

@@ -91,13 +91,13 @@ def test_an_export_killed_between_its_two_renames_gets_its_name_back(tmp_path, s
     good = contents(out)
 
     def die_at_second_rename():
-        rename, calls = Path.rename, []
+        rename, folders = Path.replace, []
 
         def counted(path, target):
-            calls.append(path)
-            return os.kill(os.getpid(), 9) if len(calls) == 2 else rename(path, target)
+            folders.extend([path] * path.is_dir())
+            return os.kill(os.getpid(), 9) if len(folders) == 2 else rename(path, target)
 
-        Path.rename = counted
+        Path.replace = counted
         export_module.export(model, out)
 
     assert ended(fork(die_at_second_rename, tmp_path / "told")) == -9

@@ -61,7 +61,7 @@ def test_an_export_draws_like_its_run_and_says_where_it_comes_from(tmp_path, mod
     run = finished_run(model, tmp_path / "runs")
     out = tmp_path / "models" / "demo"
     assert call("export", run, "-o", out) in (None, 0)
-    assert f"{out}: 16 files" in capsys.readouterr().out
+    assert f"{out}: 18 files" in capsys.readouterr().out
     exported = load_pipeline(out)
     assert exported.defaults["num_inference_steps"] == 5 and exported.defaults["name"] == "demo"
     ours, theirs = (each("a", seed=0, output_type="pt").images for each in (exported, load_pipeline(run)))
