@@ -26,7 +26,8 @@ def launcher_words() -> list[str]:
         words = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
         return []
-    started = " ".join(Path(word).name for word in words[:4])  # accelerate launch, accelerate-launch, python -m ...
+    names = [Path(word).name for word in words[:4]]  # accelerate launch, accelerate-launch, python -m ...
+    started = " ".join(name for name in names if " " not in name)  # a shell's script is one word
     return words if re.search(r"\baccelerate\S*[ .-]launch\b", started) else []
 
 

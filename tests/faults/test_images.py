@@ -149,6 +149,7 @@ def odd_folder(tmp_path):
         (folder / hidden).write_bytes(b"junk")
     os.mkfifo(folder / "fifo.png")
     os.mkfifo(folder / "fifo_text.txt")
+    (folder / "a.txt").write_text("a word")
     with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(folder):  # a short path: they are limited
         server.bind("socket.png")
     links = {"loop.png": "loop.png", "gone.png": "nothing.png", "out.png": private, "device.png": "/dev/zero"}

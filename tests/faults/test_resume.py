@@ -88,7 +88,7 @@ def test_looking_at_a_training_does_not_change_it(part, project, undisturbed, tm
 def train_and_tell(part, project, run, steps):
     """Train up to `steps`, noting which items each step saw."""
     start_world()
-    settings = settings_of(part, project, run, save_every=1, num_steps=9)
+    settings = settings_of(part, project, run, save_every=1, num_steps=9, patience=0)
     task = task_of(part, settings, run)
     batch, rank = task.batch, os.environ.get("RANK", "0")
 

@@ -63,9 +63,10 @@ def test_a_lock_is_waited_for(system, tmp_path, monkeypatch):
     monkeypatch.setattr(file_locks, "RETRY_SECONDS", 0.01)
     first, second = opened(tmp_path / "lock"), opened(tmp_path / "lock")
     file_locks.lock(first)
-    timer = threading.Timer(0.1, os.close, [first])
+    freed: list[int] = []
+    timer = threading.Timer(0.1, lambda: (freed.append(first), os.close(first)))
     timer.start()
-    assert file_locks.lock(second, wait=True) and (system == "neither" or not timer.is_alive())
+    assert file_locks.lock(second, wait=True) and (system == "neither" or freed == [first])
     timer.join()
     os.close(second)
 

@@ -204,7 +204,7 @@ def project(tmp_path_factory):
     write_pictures(folder / "pictures")
     splits = build(data_options(folder))
     train_clip(folder, splits)
-    train_vae(folder, splits, steps=30)
+    train_vae(folder, splits, steps=60)
     train_ldm(ldm_settings(folder, steps=30, text={"source": "run"}, model=small()), splits)
     plain = {"output_dir": folder / "plain" / "ldm", "vae": str(folder / "vae"), "text": {"source": "none"}}
     train_ldm(ldm_settings(folder, steps=4, model=small(), **plain), splits)
