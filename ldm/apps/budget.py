@@ -21,7 +21,7 @@ from ldm.config.loading import load
 from ldm.config.settings import ClipSettings, DataOptions, LdmSettings, RunSettings, TrainOptions, VaeSettings
 from ldm.evaluation.training_hook import COPIES, COPY_STEPS
 from ldm.training import validation
-from ldm.training.cost_estimate import CostCount, Forecast, forecast, size_text, training_device, training_samples
+from ldm.training.cost_estimate import Forecast, forecast, size_text, training_device, training_samples
 from ldm.utils.errors import UserError
 
 SHARES = {"clip": 0.12, "vae": 0.15}  # of the time, at most, unless `LEAST` takes more
@@ -230,11 +230,10 @@ class Planner:
                 return None
             settings = halved(self.part, settings)
             sized = replace(sized, local=max(1, sized.local // 2))
-        cost: CostCount = sized.cost
-        found = forecast(self.part, settings, self.config, cost=cost)
+        found = forecast(self.part, settings, self.config, cost=sized.cost)
         speed = speed_text(found, settings.train.batch_size)
         self.say(
-            f"measured {self.part} {shape_text(settings)}: {cost.exported / 1e6:.2f} M parameters, "
+            f"measured {self.part} {shape_text(settings)}: {sized.cost.exported / 1e6:.2f} M parameters, "
             f"{speed}{found.speed.remark}"
         )
         self.found[index] = settings, found

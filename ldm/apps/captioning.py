@@ -196,13 +196,9 @@ def missing_captions(tree: Tree) -> dict[str, str]:
             "move it away to have captions written"
         )
     pairs = paired([name for name in tree.files if not name.lower().endswith(".json")], images)
-    stems = Counter(str(PurePosixPath(name).with_suffix("")) for name in images)
-    todo = [name for name in images if name not in pairs]
-    return {
-        name: f"{name}.txt" if stems[stem] > 1 else f"{stem}.txt"  # a.png beside a.jpg
-        for name in todo
-        for stem in [str(PurePosixPath(name).with_suffix(""))]
-    }
+    stems = {name: str(PurePosixPath(name).with_suffix("")) for name in images}
+    shared = Counter(stems.values())  # a.png beside a.jpg
+    return {name: f"{name if shared[stem] > 1 else stem}.txt" for name, stem in stems.items() if name not in pairs}
 
 
 def caption_folder(root: Path, load: Callable[[], Captioner], wording: Wording, batch_size: int = 8) -> dict[str, int]:

@@ -38,9 +38,8 @@ def copy_hook(settings: LdmSettings, data: Splits) -> Callable[[Pipeline], float
 
     None where nobody asks, or where too few images are held out to say how near an image of another subject may be.
     """
-    if not wanted(settings) or settings.train.max_copies == 1 or is_own(settings.data.source):
-        return None
-    if len(data.validation) < FEWEST_HELD_OUT:
+    asked = wanted(settings) and settings.train.max_copies < 1 and not is_own(settings.data.source)
+    if not asked or len(data.validation) < FEWEST_HELD_OUT:
         return None
     detectors: list[CopyDetector] = []  # made at the first call
     rng = np.random.default_rng(0)

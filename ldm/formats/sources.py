@@ -23,9 +23,8 @@ def open_source(options: DataOptions) -> Source:
     Raises: UserError: if it is neither, or holds no images.
     """
     root = Path(options.source)
-    source: Source
     if root.is_dir():
-        source = _open_folder(root, options)
+        source: Source = _open_folder(root, options)
     elif root.exists():
         source = _open_file(root, options)
     elif re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", options.source):
