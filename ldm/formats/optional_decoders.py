@@ -5,6 +5,7 @@ An SVG is a program that may name other files. One that names anything outside i
 
 import functools
 import io
+from functools import partial
 from importlib.util import find_spec
 
 from PIL import Image
@@ -43,11 +44,11 @@ def _drawn(data: bytes, side: int) -> bytes:
 
     text = data.decode("utf-8-sig")
     _check_references(text)
-    options = {"svg_string": text, "skip_system_fonts": "<text" not in text}  # to look fonts up takes a while
-    png = bytes(svg_to_bytes(width=side, **options))
+    drawn = partial(svg_to_bytes, svg_string=text, skip_system_fonts="<text" not in text)  # looking fonts up takes long
+    png = bytes(drawn(width=side))
     with Image.open(io.BytesIO(png)) as image:
         wide = image.height < side
-    return bytes(svg_to_bytes(height=side, **options)) if wide else png
+    return bytes(drawn(height=side)) if wide else png
 
 
 def _check_references(text: str) -> None:
