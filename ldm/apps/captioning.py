@@ -175,11 +175,10 @@ class _Chosen:
     def __init__(self, folder: FolderSource, names: set[str]):
         self.notes: list[str] = []
         self._folder = folder
-        self._rows = [row for row, sample in enumerate(folder.samples) if sample.id in names]
-        self.samples: list[Sample] = [folder.samples[row] for row in self._rows]
+        self.samples: list[Sample] = [sample for sample in folder.samples if sample.id in names]
 
     def encoded(self) -> Iterator[tuple[int, bytes | ImageError]]:
-        return ((index, self._folder.read(self.samples[index].id)) for index in range(len(self.samples)))
+        return ((index, self._folder.read(sample.id)) for index, sample in enumerate(self.samples))
 
 
 def missing_captions(tree: Tree) -> dict[str, str]:

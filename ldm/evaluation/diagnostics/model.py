@@ -187,10 +187,8 @@ def check_text(context: RunContext) -> Finding:
     text = f"of {len(captions)} captions the nearest two differ by {apart.min():.2g} of an embedding's size"
     if not alike:
         return ok(text)
-    i, advice = (
-        alike[0],
-        "`ldm train clip` longer or with a lower optim.lr, or text.train: true; then the denoiser again",
-    )
+    i = alike[0]
+    advice = "`ldm train clip` longer or with a lower optim.lr, or text.train: true; then the denoiser again"
     pair = f"{captions[i]!r} and {captions[index[i]]!r} for one"
     text = f"{len(alike)} of {len(captions)} captions cannot be told from another ({pair}): {text}"
     return fail(text, advice) if len(alike) > ALIKE * len(captions) else warn(text, advice)
