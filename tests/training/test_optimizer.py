@@ -6,7 +6,15 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from ldm.config.settings import OptimOptions
-from ldm.training.optimizer import build_optimizer, hidden_matrices, lr_factor, orthogonal, parameter_groups
+from ldm.training.optimizer import (
+    _bf16_pays,
+    build_optimizer,
+    hidden_matrices,
+    lr_factor,
+    native_bf16,
+    orthogonal,
+    parameter_groups,
+)
 
 
 def test_weight_decay_touches_matrices_only():
@@ -80,3 +88,14 @@ def test_learning_rates_by_formula():
     cosine = OptimOptions(schedule="cosine", warmup_steps=0)
     assert lr_factor(cosine, 50, 100) == pytest.approx(0.5)
     assert lr_factor(OptimOptions(schedule="constant", warmup_steps=0), 99, 100) == 1
+
+
+@pytest.mark.parametrize("bf16, fp32, pays", [(0.6, 1.0, True), (2.0, 1.0, False)])
+def test_bf16_by_avx512_is_taken_where_it_is_not_slower(monkeypatch, bf16, fp32, pays):
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    seconds = iter([[bf16, 9.0], [fp32, 9.0]])  # the first repetitions are not counted
+    monkeypatch.setattr("ldm.training.optimizer.timeit.repeat", lambda *args, **kwargs: next(seconds))
+    _bf16_pays.cache_clear()
+    assert native_bf16(torch.device("cpu")) == pays
+    _bf16_pays.cache_clear()
