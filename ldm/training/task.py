@@ -56,10 +56,8 @@ class Task(Protocol):
         """Whether there are items to validate on that are not trained on."""
         ...
 
-    def validate(self) -> tuple[float, float | None]:
-        """Validation loss of the model as it is now, and which fraction of the images that it generates are near
-        copies of training images, None if unknown; main process only.
-        """
+    def validate(self) -> dict[str, float]:
+        """Validation of the model as it is now, as in `ldm.training.validation`, without its step; main process."""
         ...
 
     def finish(self, folder: Path) -> None:

@@ -25,7 +25,7 @@ from ldm.training.run_directory import record
 from ldm.training.run_log import RunLog, shortened
 from ldm.training.state import TrainingState, find, rewind
 from ldm.training.task import BatchSlice, LossAndMetrics, Task
-from ldm.training.validation import best_of, due, reason_to_stop, summary, wanted
+from ldm.training.validation import VALUES, best_of, due, reason_to_stop, summary, wanted
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import remove_stale
 from ldm.utils.errors import UserError
@@ -261,15 +261,19 @@ class Trainer:
         if not self.validates or not due(self.step, self.state.validations, self.train):
             return
         self.accelerator.wait_for_everyone()
-        numbers = torch.zeros(2, dtype=torch.float64)
+        numbers = torch.full((len(VALUES),), math.nan, dtype=torch.float64)
         if self.accelerator.is_main_process:
             self.task.module.eval()
             with self.ema_weights():
-                loss, copies = self.task.validate()
-            numbers = torch.tensor([loss, math.nan if copies is None else copies], dtype=torch.float64)
+                values = self.task.validate()
+            numbers = torch.tensor([values.get(name, math.nan) for name in VALUES], dtype=torch.float64)
         if self._agreement is not None:
             torch.distributed.broadcast(numbers, 0, group=self._agreement)
-        found = {"loss": numbers[0].item()} | ({} if numbers[1].isnan() else {"copies": numbers[1].item()})
+        found = {
+            name: value
+            for name, value in zip(VALUES, numbers.tolist(), strict=True)
+            if name == "loss" or value == value
+        }
         self.state.validations.append({"step": self.step} | found)
         if self.accelerator.is_main_process:
             self.log.write({"step": self.step} | {f"validation/{name}": value for name, value in found.items()})

@@ -1,7 +1,8 @@
 """Which checkpoint is exported and when a training ends early, by what its checkpoints reached on held-out data.
 
-A validation is a dictionary {"step", "loss"} and, of images that can be compared, "copies": the fraction of generated
-images that are near copies of training images. They are part of the training state, so a resumed run decides alike.
+A validation is a dictionary {"step", "loss"}, with "error", the standard error of a loss that is a mere count, and with
+"copies", the fraction of generated images that are near copies of training images, where images can be compared. They
+are part of the training state, so a resumed run decides alike.
 """
 
 import json
@@ -14,6 +15,8 @@ from ldm.data import is_own
 from ldm.utils import checkpoint_files as checkpoint
 
 Validation = dict[str, float]
+
+VALUES = ("loss", "error", "copies")  # beside the step; all but the loss may be missing
 
 MOST = 10  # validations in a training, about: each takes a moment
 LEAST = 3  # of them without improvement before a training ends
@@ -32,9 +35,13 @@ def due(step: int, done: list[Validation], train: TrainOptions) -> bool:
 
 
 def best_of(done: list[Validation], train: TrainOptions) -> Validation | None:
-    """The validation with the lowest loss, the latest of equal ones; of those with few copies, where there are any."""
+    """The latest validation within the error of the lowest loss; of those with few copies, where there are any."""
     original = [one for one in done if one.get("copies", 0) <= train.max_copies] or done
-    return min(reversed(original), key=lambda one: (math.isnan(one["loss"]), one["loss"]), default=None)
+    lowest = min(reversed(original), key=lambda one: (math.isnan(one["loss"]), one["loss"]), default=None)
+    if lowest is None:
+        return None
+    equal = (one for one in reversed(original) if one["loss"] <= lowest["loss"] + lowest.get("error", 0))
+    return next(equal, lowest)
 
 
 def reason_to_stop(done: list[Validation], train: TrainOptions) -> str | None:

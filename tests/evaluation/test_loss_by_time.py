@@ -224,9 +224,9 @@ def test_the_gap_is_logged_by_quarters_and_is_nothing_between_equal_splits(tmp_p
     other, _ = task_of(tmp_path / "other", Splits(Shades(64), Shades(40, first=5)))
     found = other.report(tmp_path, "y")
     assert found["gap"] == pytest.approx(found["loss"] - found["train_loss"]) and math.isfinite(found["gap"])
-    assert other.validate() == (found["loss"], None)
+    assert other.validate() == {"loss": found["loss"]}
     other.copy_rate = lambda pipeline: 0.5 if pipeline.unet is other.module.unet else 0.0
-    assert other.validate() == (found["loss"], 0.5)
+    assert other.validate() == {"loss": found["loss"], "copies": 0.5}
 
 
 def test_measuring_the_gap_does_not_disturb_training(tmp_path):

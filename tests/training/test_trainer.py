@@ -241,7 +241,8 @@ class Validated(LineTask):
     def validate(self):
         torch.rand(7)
         self.seen[self.trainer.step] = [p.sum().item() for p in self.model.parameters()]
-        return self.losses[self.trainer.step], self.copies.get(self.trainer.step)
+        step = self.trainer.step
+        return {"loss": self.losses[step]} | ({"copies": self.copies[step]} if step in self.copies else {})
 
 
 def validated(run, losses, num_steps=20, resume="auto", copies=None, held_out=True, **train):

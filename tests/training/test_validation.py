@@ -34,6 +34,14 @@ def test_the_lowest_loss_is_best_and_of_equal_ones_the_last(losses, step):
     assert best_of(validated(*losses), TRAIN)["step"] == step
 
 
+def test_of_losses_within_the_error_of_the_lowest_the_last_is_best():
+    done = validated(0.8, 0.77, 0.78, 0.83)
+    assert best_of(done, TRAIN)["step"] == 200
+    for one in done:
+        one["error"] = 0.02
+    assert best_of(done, TRAIN)["step"] == 300
+
+
 def test_weights_that_copy_are_not_the_best_unless_all_do():
     assert best_of(validated(3, 2, 1, copies=[0, 0.1, 0.5]), TRAIN)["step"] == 200
     assert best_of(validated(3, 1, copies=[0.9, 0.9]), TRAIN)["step"] == 200

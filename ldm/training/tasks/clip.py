@@ -1,5 +1,6 @@
 """The training of CLIP, whose text encoder conditions the denoiser; and the tokenizer of a run."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from ldm.utils.errors import UserError
 from ldm.utils.image_tensors import to_images
 
 CAPTIONS_FOR_TOKENIZER = 100_000
+RETRIEVED = 512  # validation pairs at most
 CAPTIONS_FOR_SWAPS = 1000  # whose words replace those of others
 
 
@@ -109,11 +111,11 @@ class ClipTask:
         return self.recalls()
 
     @torch.no_grad()
-    def recalls(self, limit: int = 512) -> dict[str, float]:
-        """Retrieval among (at most 512) validation pairs, each with one fixed caption."""
+    def recalls(self) -> dict[str, float]:
+        """Retrieval among `RETRIEVED` validation pairs at most, each with one fixed caption."""
         data, device = self.data.validation, self.model.device
         images, texts = [], []
-        chosen = evenly_spaced_indices(len(data), limit).tolist()
+        chosen = evenly_spaced_indices(len(data), RETRIEVED).tolist()
         for start in range(0, len(chosen), 64):
             indices = chosen[start : start + 64]
             captions = [caption_of(data, SampleRef(i, 0), self.settings.seed) for i in indices]
@@ -126,10 +128,11 @@ class ClipTask:
     def has_validation(self) -> bool:
         return apart(self.data.train, self.data.validation)
 
-    def validate(self) -> tuple[float, None]:
+    def validate(self) -> dict[str, float]:
         """One minus the mean recall: the contrastive loss rises as the temperature falls, though no order changes."""
-        recalls = self.recalls().values()
-        return 1 - sum(recalls) / len(recalls), None
+        recalls, pairs = self.recalls().values(), min(RETRIEVED, len(self.data.validation))
+        loss = 1 - sum(recalls) / len(recalls)
+        return {"loss": loss, "error": math.sqrt(loss * (1 - loss) / pairs)}
 
     def finish(self, folder: Path) -> None:
         """`clip` (both towers), `text_encoder` (the text tower alone) and `tokenizer`, as transformers saves them."""

@@ -149,10 +149,11 @@ class LdmTask:
         return apart(self.components.train.data, self.components.validation.data)
 
     @torch.no_grad()
-    def validate(self) -> tuple[float, float | None]:
+    def validate(self) -> dict[str, float]:
         """The denoising loss of `report`, and the copies among generated images."""
         _, losses = self.fixed_losses(self.components.validation)
-        return losses.mean().item(), self.copy_rate(self.pipeline()) if self.copy_rate else None
+        copies = {"copies": self.copy_rate(self.pipeline())} if self.copy_rate else {}
+        return {"loss": losses.mean().item()} | copies
 
     def _image_grid(self) -> Image.Image:
         prompts, each = self._prompts(), self.settings.sampling.per_prompt

@@ -203,10 +203,10 @@ class VaeTask:
         return apart(self.data.train, self.data.validation)
 
     @torch.no_grad()
-    def validate(self) -> tuple[float, None]:
+    def validate(self) -> dict[str, float]:
         """The mean squared error of reconstructions."""
         errors = [(decoded - images).square().mean((1, 2, 3)).cpu() for images, _, decoded in self._reconstructions()]
-        return torch.cat(errors).mean().item(), None
+        return {"loss": torch.cat(errors).mean().item()}
 
     def finish(self, folder: Path) -> None:
         if self.settings.model.kind != "linear":

@@ -1,5 +1,7 @@
 """A run trains its tokenizer once, and its batches hold the mixture's images with the mixture's captions."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -105,6 +107,8 @@ def test_without_hard_negatives_a_batch_is_as_before(tmp_path):
 def test_the_validation_loss_is_one_minus_the_mean_recall(tmp_path):
     settings = ClipSettings(model=MODEL.model_copy(update={"patch_size": 8}), data={"resolution": 16})
     task = ClipTask(settings, Splits(Dark(), Dark()), tmp_path)
-    loss, copies = task.validate()
+    found = task.validate()
+    loss = found["loss"]
     recalls = task.report(tmp_path, "x").values()
-    assert 0 < loss < 1 and loss == pytest.approx(1 - sum(recalls) / 6) and copies is None
+    assert 0 < loss < 1 and loss == pytest.approx(1 - sum(recalls) / 6)
+    assert found == {"loss": loss, "error": pytest.approx(math.sqrt(loss * (1 - loss) / len(Dark())))}
