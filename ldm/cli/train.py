@@ -291,7 +291,7 @@ def finished(part: str, settings: "RunSettings", earlier: Sequence[Path] = ()) -
     done, steps = load(part, run / "config.yaml"), settings.train.num_steps
     last = checkpoint.saved(run / "checkpoints")[-1:]  # none where they were removed to save space
     before_end = any(one.name < checkpoint.name(steps) for one in last)
-    if done.train.num_steps < steps or (before_end and not reason_to_stop(validations(last[0]), settings.train)):
+    if done.train.num_steps < steps or (before_end and not reason_to_stop(validations(last[0]), settings)):
         return False
     if not all(newer(run / "final", one) for one in earlier):
         return False

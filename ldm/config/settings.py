@@ -269,8 +269,8 @@ class TrainOptions(Settings):
     """Validate checkpoints, keep the one with the lowest validation loss and export its weights; null = for your own
     images. Without held-out images, the last weights are exported."""
     patience: Fraction = 0.25
-    """With keep_best: end the training once the validation loss has not fallen for this fraction of all steps; 0 =
-    never."""
+    """With keep_best: once the validation loss has not fallen for this fraction of all steps, begin the fall of the
+    learning rate that wsd ends with, and with it end the training; 0 = never."""
     max_copies: Fraction = 0.25
     """With keep_best: end the training once a larger fraction of generated images are near copies of training images;
     1 = never."""

@@ -25,7 +25,7 @@ from ldm.training.run_directory import record
 from ldm.training.run_log import RunLog, shortened
 from ldm.training.state import TrainingState, find, rewind
 from ldm.training.task import BatchSlice, LossAndMetrics, Task
-from ldm.training.validation import VALUES, best_of, due, reason_to_stop, summary, wanted
+from ldm.training.validation import VALUES, best_of, due, last_step, summary, wanted
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import remove_stale
 from ldm.utils.errors import UserError
@@ -134,13 +134,16 @@ class Trainer:
                 worker_init_fn=ignore_interrupts,
             )
         )
-        while self.step < self.train.num_steps:
-            if self.validates and reason_to_stop(self.state.validations, self.train):
-                return
+        while self.step < self.last_step:
             yield (next(loader) for _ in range(self.train.gradient_accumulation_steps))
 
+    @property
+    def last_step(self) -> int:
+        """The step to end with: `train.num_steps`, or an earlier one where validation ends the training."""
+        return last_step(self.state.validations, self.settings) if self.validates else self.train.num_steps
+
     def _step(self, module: nn.Module, optimizer, micro_batches: Iterator[Batch], meter: Meter) -> None:
-        rate = self.settings.optim.lr * lr_factor(self.settings.optim, self.step, self.train.num_steps)
+        rate = self.settings.optim.lr * lr_factor(self.settings.optim, self.step, self.last_step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(derive_seed(self.settings.seed, self.step, self.accelerator.process_index))  # dropout
@@ -186,7 +189,7 @@ class Trainer:
 
     def _after_step(self, meter: Meter) -> None:
         """Log, report and save where this step is due."""
-        last = self.step == self.train.num_steps
+        last = self.step == self.last_step
         if self.step % self.train.log_every == 0 or last:
             meter.show()
         if last or (self.train.sample_every and self.step % self.train.sample_every == 0):
@@ -258,7 +261,7 @@ class Trainer:
 
     def _validate(self) -> None:
         """Validate the weights that would be exported now, where that is due: main process, for all processes."""
-        if not self.validates or not due(self.step, self.state.validations, self.train):
+        if not self.validates or not due(self.step, self.state.validations, self.settings):
             return
         self.accelerator.wait_for_everyone()
         numbers = torch.full((len(VALUES),), math.nan, dtype=torch.float64)
@@ -303,5 +306,5 @@ class Trainer:
                 self.state.take_weights(found)
             except UserError as error:
                 return self.log.say(f"the last weights are exported, not those of step {best['step']}: {error}")
-        if text := summary(self.state.validations, self.train):
+        if text := summary(self.state.validations, self.settings):
             self.log.say(text)

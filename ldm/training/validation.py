@@ -7,6 +7,7 @@ are part of the training state, so a resumed run decides alike.
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ def wanted(settings: RunSettings) -> bool:
     return not is_own(settings.data.source) if chosen is None else chosen
 
 
-def due(step: int, done: list[Validation], train: TrainOptions) -> bool:
+def due(step: int, done: list[Validation], settings: RunSettings) -> bool:
     """Whether the checkpoint of this step is validated."""
-    last = done[-1]["step"] if done else 0
-    return step == train.num_steps or (step % train.save_every == 0 and MOST * (step - last) >= train.num_steps)
+    train, last = settings.train, done[-1]["step"] if done else 0
+    often = step % train.save_every == 0 and MOST * (step - last) >= train.num_steps
+    return often or step == last_step(done, settings)
 
 
 def best_of(done: list[Validation], train: TrainOptions) -> Validation | None:
@@ -44,36 +46,66 @@ def best_of(done: list[Validation], train: TrainOptions) -> Validation | None:
     return next(equal, lowest)
 
 
-def reason_to_stop(done: list[Validation], train: TrainOptions) -> str | None:
-    """Why a training ends before its last step; None if it does not."""
-    best = best_of(done, train)
-    if train.keep_best is False or best is None:
+def last_step(done: list[Validation], settings: RunSettings) -> int:
+    """The step that a training ends with: earlier than planned once its loss has not fallen for its patience.
+
+    Where the learning rate was to fall at the end (schedule wsd), its fall begins then, and takes the fraction of all
+    steps that was planned: without it, the weights would be worse than they need to be.
+    """
+    train, optim = settings.train, settings.optim
+    last = done[-1]["step"] if done else 0
+    if train.keep_best is not False and done and done[-1].get("copies", 0) > train.max_copies:
+        return int(last)
+    stable = 1 - optim.decay_fraction if optim.schedule == "wsd" else 1.0
+    stalled = next((one for one in _stalled(done, train) if one <= stable * train.num_steps), None)
+    return train.num_steps if stalled is None else min(train.num_steps, math.ceil(stalled / stable))
+
+
+def _stalled(done: list[Validation], train: TrainOptions) -> Iterator[int]:
+    """The steps of validations at which the loss had not fallen for the patience."""
+    if train.keep_best is False or not train.patience:
+        return
+    for count in range(1, len(done) + 1):
+        known = done[:count]
+        best, last = best_of(known, train), known[-1]["step"]
+        assert best is not None
+        since = [one for one in known if one["step"] > best["step"]]
+        if len(since) >= LEAST and last - best["step"] >= train.patience * train.num_steps:
+            yield int(last)
+
+
+def reason_to_stop(done: list[Validation], settings: RunSettings) -> str | None:
+    """Why a training ends before its last step, after these validations; None if it does not."""
+    train = settings.train
+    if not done or done[-1]["step"] < last_step(done, settings) or train.keep_best is False:
         return None
-    last = done[-1]
-    if last.get("copies", 0) > train.max_copies:
+    if (copies := done[-1].get("copies", 0)) > train.max_copies:
         return (
-            f"{last['copies']:.0%} of the images that it generates are near copies of training images "
+            f"{copies:.0%} of the images that it generates are near copies of training images "
             f"(train.max_copies {train.max_copies:g})"
         )
-    since = [one for one in done if one["step"] > best["step"]]
-    waited = last["step"] - best["step"]
-    if train.patience and len(since) >= LEAST and waited >= train.patience * train.num_steps:
-        return (
-            f"the validation loss has not fallen since step {best['step']}: {best['loss']:.4g} then, "
-            f"{last['loss']:.4g} now (train.patience {train.patience:g})"
-        )
-    return None
+    if done[-1]["step"] >= train.num_steps:
+        return None
+    stalled = next(_stalled(done, train))
+    known = [one for one in done if one["step"] <= stalled]
+    best = best_of(known, train)
+    assert best is not None
+    return (
+        f"at step {stalled} the validation loss had not fallen since step {best['step']}: {best['loss']:.4g} then, "
+        f"{known[-1]['loss']:.4g} later (train.patience {train.patience:g})"
+    )
 
 
-def summary(done: list[Validation], train: TrainOptions) -> str | None:
+def summary(done: list[Validation], settings: RunSettings) -> str | None:
     """One or two sentences on the weights that a run exports; None where no checkpoints were compared."""
+    train = settings.train
     best = best_of(done, train)
     if best is None or train.keep_best is False:
         return None
     text = f"The exported weights are those of step {best['step']}, with a validation loss of {best['loss']:.4g}"
     if best is not done[-1]:
         text += f" (step {done[-1]['step']}: {done[-1]['loss']:.4g})"
-    reason = reason_to_stop(done, train)
+    reason = reason_to_stop(done, settings)
     ended = f" Training ended at step {done[-1]['step']} of {train.num_steps}: {reason}." if reason else ""
     return f"{text}, the best of {len(done)} checkpoints.{ended}"
 

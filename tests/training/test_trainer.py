@@ -80,7 +80,8 @@ class LineTask:
 def settings(**train):
     options = {"num_steps": 12, "batch_size": 4, "log_every": 1, "sample_every": 0, "save_every": 4} | train
     options = {"mixed_precision": "no", "report_to": ["none"], "ema_decay": 0.9} | options
-    optim = OptimOptions(warmup_steps=2, lr=2e-2, name=options.pop("optimizer", "adamw"))
+    schedule, name = options.pop("schedule", "wsd"), options.pop("optimizer", "adamw")
+    optim = OptimOptions(warmup_steps=2, lr=2e-2, name=name, schedule=schedule)
     return VaeSettings(train=TrainOptions(**options), optim=optim)
 
 
@@ -247,7 +248,7 @@ class Validated(LineTask):
 
 def validated(run, losses, num_steps=20, resume="auto", copies=None, held_out=True, **train):
     task = Validated(losses, copies, held_out)
-    options = {"save_every": 2, "keep_best": True, "patience": 0.2} | train
+    options = {"save_every": 2, "keep_best": True, "patience": 0.2, "schedule": "constant"} | train
     task.trainer = Trainer(task, settings(num_steps=num_steps, **options), run)
     task.trainer.fit(resume)
     return task
@@ -267,11 +268,23 @@ def test_the_best_weights_are_exported_and_training_ends_early(tmp_path, capsys)
     kept = [path.name for path in checkpoint.saved(tmp_path / "checkpoints")]
     assert kept == [checkpoint.name(step) for step in (10, 14, 16)]  # the best, beside the two newest
     said = capsys.readouterr().out
-    assert "ended at step 16 of 20: the validation loss has not fallen since step 10: 2 then, 9 now" in said
+    assert (
+        "ended at step 16 of 20: at step 16 the validation loss had not fallen since step 10: 2 then, 9 later" in said
+    )
     assert "those of step 10, with a validation loss of 2 (step 16: 9)" in said
     made = (tmp_path / "final" / "manifest.json").stat().st_mtime_ns
     again = validated(tmp_path, VALLEY)
     assert again.trainer.step == 16 and (tmp_path / "final" / "manifest.json").stat().st_mtime_ns == made
+
+
+def test_an_early_end_has_its_fall_of_the_rate(tmp_path, capsys):
+    valley = {2: 3.0, 4: 2.0} | dict.fromkeys(range(6, 21), 4.0)
+    task = validated(tmp_path, valley, schedule="wsd")
+    assert task.trainer.step == 15  # the loss had not fallen for long at step 10: 0.7 of 15 steps, rounded up
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    rates = [one["lr"] for one in log if "lr" in one]
+    assert rates[11] == rates[5] == 2e-2 > rates[12] > rates[13] > rates[14] > 0
+    assert exported(tmp_path) == task.seen[4] and "ended at step 15 of 20" in capsys.readouterr().out
 
 
 def test_without_an_ema_the_weights_themselves_are_taken(tmp_path):

@@ -50,7 +50,7 @@ def _ended_early(context: RunContext) -> str | None:
     """Why validation ended the training before its last step; None if it did not."""
     if context.state is None or context.settings is None:
         return None
-    return reason_to_stop(context.state.get("validations", []), context.settings.train)
+    return reason_to_stop(context.state.get("validations", []), context.settings)
 
 
 def _log_entries(path: Path) -> list[dict]:

@@ -392,7 +392,7 @@ def notes(metrics: dict, captions: list[str], clip: ClipEmbedder | None, guided:
     count = metrics["pictures"]["training"]
     if count > TRAINING:
         found.append(f"Of {count:,} training images {TRAINING:,} were compared: a copy of another one is not found.")
-    if opened.checkpoint and (weights := summary(validations(opened.checkpoint), opened.settings.train)):
+    if opened.checkpoint and (weights := summary(validations(opened.checkpoint), opened.settings)):
         found.append(weights)
     if changed(opened):
         found.append("The training images have changed since the last checkpoint: so may have the held-out ones.")
