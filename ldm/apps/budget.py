@@ -404,12 +404,12 @@ def sampling_calls(settings: LdmSettings) -> int:
 
 
 def device_memory() -> float:
-    """Bytes of the GPU, or what the system has free."""
+    """Bytes of the GPU, or the share of what the system has free that each of its processes has."""
     if training_device().type == "cuda":
         return torch.cuda.get_device_properties(0).total_memory
     import psutil
 
-    return psutil.virtual_memory().available
+    return psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def program_memory() -> float:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 STAGES = {"clip": "text encoder", "vae": "autoencoder", "ldm": "U-Net"}
 MINUTES = 180.0
 YAML = (".yaml", ".yml")
-FLAGS: dict[str, Any] = {"minutes": str, "memory": str, "output": str}
+FLAGS: dict[str, Any] = {"minutes": str, "memory": str, "output": str, "processes": int}
 EVALUATED = 128  # held-out images, at most
 PROMPTS, PER_PROMPT = 12, 4  # of the image grid
 
@@ -48,6 +48,12 @@ def add_parser(subparsers) -> None:
     parser.add_argument("-o", "--output", metavar="DIR", help="folder of the exported model (default: NAME-model)")
     parser.add_argument("--name", help="of the project: NAME.yaml and runs/NAME (default: the folder's name)")
     parser.add_argument("--memory", metavar="SIZE", help="8GiB, 900MiB, ... (default: the GPU's, or what RAM is free)")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="CPU processes that share each batch (default: one for each core, at most 8; 1 if OMP_NUM_THREADS is set)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -163,6 +169,11 @@ def train_all(words: Sequence[str]) -> None:
 
     given, source = parse_words(words, "ldm train")
     output, threads = given.pop("output", None), given.get("train", {}).get("threads", 0)
+    if (count := processes_of(given, source)) > 1:
+        from ldm.training.cpu_processes import run
+
+        print(f"training in {count} processes, one for each core; --processes 1 for one", flush=True)
+        sys.exit(run(count, words))
     plans = {"minutes", "memory"} & given.keys()
     limits = limits_of(given)
     if plans and source.endswith(YAML):
@@ -190,6 +201,29 @@ def parse_words(words: Sequence[str], program: str) -> tuple[dict, str]:
         what = "give a folder of images" if not names else f"give one folder, got {' and '.join(names[:3])}"
         raise UserError(f"{program}: {what}, such as `{program} my-images`; see {program} --help")
     return given, names[0]
+
+
+def processes_of(given: dict, source: str) -> int:
+    """How many CPU processes to start, by the option --processes, which is taken out of `given`. Raises: UserError."""
+    from ldm.apps.budget import MIN_BATCH
+    from ldm.apps.project import name_of
+    from ldm.config.loading import load
+    from ldm.training.cpu_processes import useful
+
+    chosen = given.pop("processes", None)
+    if "RANK" in os.environ:  # this is one of them
+        return 1
+    if chosen is not None and chosen < 1:
+        raise UserError(f"--processes {chosen} must be 1 or more")
+    if chosen is not None or given.get("train", {}).get("threads"):
+        return chosen or 1
+    project = Path(source if source.endswith(YAML) else f"{given.get('name') or name_of(source)}.yaml")
+    if not project.is_file():  # the plan halves batches down to MIN_BATCH, or takes those given
+        sections = [given, *(given.get(part, {}) for part in STAGES)]
+        chosen_sizes = [one.get("train", {}).get("batch_size") for one in sections]
+        return useful([*MIN_BATCH.values(), *filter(None, chosen_sizes)])
+    trained = [load(part, project).train for part in STAGES]
+    return useful(one.batch_size // one.gradient_accumulation_steps for one in trained)
 
 
 def limits_of(given: dict) -> tuple[float, float | None]:

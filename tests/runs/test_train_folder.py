@@ -9,6 +9,7 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 from commands import BIN, ROOT, run
 from PIL import Image
@@ -50,9 +51,9 @@ def discs(folder) -> None:
         (folder / f"{i:02}.txt").write_text(f"a {name} disc\n{name} circle\n")
 
 
-def start(cwd) -> subprocess.Popen:
+def start(cwd, *more) -> subprocess.Popen:
     values = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    words = [sys.executable, "-m", "ldm", "train", "discs", *OPTIONS]
+    words = [sys.executable, "-m", "ldm", "train", "discs", *OPTIONS, *more]
     with open(cwd / "said", "ab") as said:
         return subprocess.Popen(words, cwd=cwd, env=values, stdout=said, stderr=said)
 
@@ -119,3 +120,22 @@ def test_two_processes_plan_once_train_all_stages_and_export_once(tmp_path):
         assert (tmp_path / "discs-model" / name).is_file()
     again = run(*words, cwd=tmp_path, ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT))
     assert again.count("finished before") == 3 and "export:" not in again
+
+
+@pytest.mark.slow
+def test_processes_that_it_starts_itself_end_with_it_and_go_on(tmp_path):
+    discs(tmp_path / "discs")
+    first = start(tmp_path, "--processes", "2")
+    log, children = tmp_path / "runs/discs/ldm/log.jsonl", []
+    while not (log.is_file() and '"step": 4' in log.read_text()):
+        children = psutil.Process(first.pid).children()
+        assert first.poll() is None, (tmp_path / "said").read_text()[-4000:]
+        time.sleep(0.1)
+    first.send_signal(signal.SIGKILL)
+    assert len(psutil.wait_procs(children, timeout=10)[0]) == 2
+    second = start(tmp_path, "--processes", "2")
+    assert second.wait() == 0, (tmp_path / "said").read_text()[-4000:]
+    assert "2 processes, " in (tmp_path / "said").read_text()
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
+    assert (tmp_path / "discs-model" / "model_index.json").is_file()
