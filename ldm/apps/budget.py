@@ -404,7 +404,7 @@ def sampling_calls(settings: LdmSettings) -> int:
 
 
 def device_memory() -> float:
-    """Bytes of the GPU, or the share of what the system has free that each of its processes has."""
+    """Bytes of the GPU, or its part of what the system has free, of several processes."""
     if training_device().type == "cuda":
         return torch.cuda.get_device_properties(0).total_memory
     import psutil
