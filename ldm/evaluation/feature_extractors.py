@@ -160,7 +160,7 @@ class VisionModel:
 
 
 def coarse_colours(images: np.ndarray) -> np.ndarray:
-    """uint8 (n, h, w, c) -> the mean colour of each of 8 x 8 cells, float32 in [-1, 1], (n, 64 c); (n, 384) with alpha."""
+    """uint8 (n, h, w, c) -> the mean colour of each of 8 x 8 cells, float32 in [-1, 1], (n, 64 c); of alpha (n, 384)."""
     if len(grounds := on_grounds(images)) > 1:
         return np.concatenate([coarse_colours(part) for part in grounds], axis=1)
     size = (COARSE, COARSE)
