@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldm.formats.decoding import fit_image
 from ldm.utils.errors import UserError
 from ldm.utils.image_tensors import premultiplied
 from ldm.utils.transparency import on_grounds
@@ -94,6 +95,8 @@ class ClipEmbedder:
     def _pixels(self, images: np.ndarray) -> Tensor:
         """(n, channels, size, size) in [-1, 1], as the image encoder was trained on."""
         config = self.clip.config.vision_config
+        if images.shape[3:] == (4,) and images.shape[1] != config.image_size:  # hidden colours would bleed into edges
+            images = np.stack([fit_image(each, config.image_size, "stretch") for each in images])
         x = torch.from_numpy(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2).float() / 127.5 - 1
         if config.num_channels == 4 and x.shape[1] < 4:  # opaque
             x = torch.cat([x.expand(-1, 3, -1, -1), torch.ones_like(x[:, :1])], dim=1)
@@ -160,7 +163,7 @@ class VisionModel:
 
 
 def coarse_colours(images: np.ndarray) -> np.ndarray:
-    """uint8 (n, h, w, c) -> the mean colour of each of 8 x 8 cells, float32 in [-1, 1], (n, 64 c); of alpha (n, 384)."""
+    """uint8 (n, h, w, c) -> the mean colour of each of 8 x 8 cells, float32 in [-1, 1], (n, 64 c or 384)."""
     if len(grounds := on_grounds(images)) > 1:
         return np.concatenate([coarse_colours(part) for part in grounds], axis=1)
     size = (COARSE, COARSE)

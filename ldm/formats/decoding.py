@@ -14,7 +14,7 @@ import struct
 import warnings
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -108,7 +108,7 @@ def decode_described(
         with opened as image:
             _check_size(image, max_pixels)
             _scale_transparency(image)
-            about = {"format": kind, "mode": image.mode}
+            about: dict[str, Any] = {"format": kind, "mode": image.mode}
             if enough:
                 image.draft(None, (enough, enough))
             image.load()

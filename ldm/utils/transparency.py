@@ -1,6 +1,6 @@
 """Images with transparency, on a ground: what is seen of them.
 
-Such an image has 4 channels, red, green, blue and alpha, last. Alpha is straight: colours are not multiplied by it, as
+Such an image has 4 channels: red, green, blue and, last, alpha. Alpha is straight: colours are not multiplied by it, as
 in a PNG. Colours where alpha is 0 are never seen, and may be anything.
 """
 

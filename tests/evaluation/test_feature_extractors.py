@@ -72,6 +72,9 @@ def test_an_encoder_that_takes_alpha_sees_it_and_no_hidden_colours(tmp_path):
     other[:, :8, :, :3] = 255 - other[:, :8, :, :3]
     assert judge.embed(images).shape == (3, 8)
     np.testing.assert_allclose(judge.embed(images), judge.embed(other), atol=1e-5)
+    torch.testing.assert_close(judge(images, CAPTIONS)[0], judge(other, CAPTIONS)[0])
+    large = np.repeat(np.repeat(other, 2, 1), 2, 2)  # scaled down, hidden colours do not bleed into what is seen
+    np.testing.assert_allclose(judge.embed(large), judge.embed(np.repeat(np.repeat(images, 2, 1), 2, 2)), atol=1e-5)
     opaque = images.copy()
     opaque[..., 3] = 255
     np.testing.assert_allclose(judge.embed(opaque), judge.embed(opaque[..., :3]), atol=1e-5)

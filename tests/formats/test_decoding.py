@@ -80,11 +80,12 @@ def test_an_image_is_transparent_if_a_pixel_is():
     assert json.loads(look(white))["blank"] and not json.loads(look(white, 4))["blank"]
 
 
-@pytest.mark.parametrize("size", [8, 24])
-def test_hidden_colours_do_not_bleed_into_edges_when_resized(size):
+@pytest.mark.parametrize(("size", "times"), [(8, 1), (24, 1), (8, 12)])
+def test_hidden_colours_do_not_bleed_into_edges_when_resized(size, times):
     """A red square on transparent green: every visible pixel of it stays red, whatever the size."""
     image = np.zeros((16, 16, 4), np.uint8)
     image[...], image[4:12, 3:12] = (0, 255, 0, 0), (255, 0, 0, 255)
+    image = image.repeat(times, 0).repeat(times, 1)
     for resize in ("crop", "stretch", "pad"):
         pixels = fit_image(image, size, resize).astype(int)
         seen = pixels[..., 3] > 25
