@@ -43,13 +43,14 @@ def write_project(path: Path, source: str, minutes: float, memory: float | None,
     import tempfile
 
     from ldm.apps.budget import propose
+    from ldm.data.inspection import transparency_text
     from ldm.utils.atomic_files import atomic_write, readable_io_errors
 
     with readable_io_errors(path, "start it in a folder that can be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
     report = look_at(source, given)
     say(f"data: {facts(report)}")
-    for note in report["notes"]:
+    for note in filter(None, [*report["notes"], transparency_text(report)]):
         say(f"note: {note}")
     logging.getLogger("ldm.data").setLevel(logging.ERROR)  # else each stage says them again
     document = base_document(path.stem, source, report, given)
@@ -76,7 +77,8 @@ def look_at(source: str, given: dict) -> dict[str, Any]:
         raise UserError(f"{source!r} is a built-in data set: `ldm train CONFIG` with one of its presets in configs/")
     checked = {part: load(part, preset(), settings_for(part, given)).data for part in TITLES}  # of ranges and names
     options = checked["vae"].model_copy(update={"source": source})
-    report = inspect(open_source(options), options, ClipModel().context_length, chosen=False)
+    keeps = options.channels == 4  # which is never chosen for anyone
+    report = inspect(open_source(options), options, ClipModel().context_length, chosen=keeps)
     if len(report["skipped"]) == report["pictures"]:
         first = report["skipped"][0]
         raise UserError(f"{source}: none of {report['pictures']} images can be read; {first['id']}: {first['reason']}")
@@ -111,7 +113,8 @@ def facts(report: dict[str, Any]) -> str:
     usable, captions = report["pictures"] - len(report["skipped"]), report["captions"]["total"]
     words = f"captions: {captions}" if captions else "no captions (the model will be unconditional)"
     left_out = f", {len(report['skipped'])} left out" if report["skipped"] else ""
-    return f"{usable} images ({divided}{left_out}), {'grey' if report['channels'] == 1 else 'colour'}, {words}"
+    kinds = {1: "grey", 3: "colour", 4: "colour and transparency"}
+    return f"{usable} images ({divided}{left_out}), {kinds[report['channels']]}, {words}"
 
 
 def base_document(name: str, source: str, report: dict[str, Any], given: dict) -> dict[str, Any]:

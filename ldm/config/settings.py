@@ -140,7 +140,7 @@ class FileOptions(Settings):
     resize: Literal["crop", "pad", "stretch"] = "crop"
     """Centre crop, pad with the background colour, or stretch to a square."""
     background: Annotated[int, Field(ge=0, le=255)] = 255
-    """Grey level that replaces transparency and fills padding."""
+    """Grey level that replaces transparency and fills padding; with `data.channels` 4 both are transparent."""
     horizontal_flip: bool = False
     """Flip half of the training images."""
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -207,8 +207,8 @@ class DataOptions(Settings):
     """'glyphs', 'digits', 'toy', a folder, a .parquet file, or a Hub data set id (user/name)."""
     resolution: Annotated[int, Field(ge=16, le=1024, multiple_of=8)] = 64
     """Height and width of the images, in pixels."""
-    channels: Literal[1, 3] = 1
-    """1 = grey, 3 = RGB."""
+    channels: Literal[1, 3, 4] = 1
+    """1 = grey, 3 = RGB, 4 = RGB and alpha: transparent images, of one's own."""
     cache_dir: Place = Path("cache")
     """Folder of rendered glyphs, decoded images and latents."""
     glyphs: GlyphOptions = GlyphOptions()

@@ -28,7 +28,8 @@ def inspect(source: "Source", options: "DataOptions", text_length: int, chosen: 
 
     samples = source.samples
     skipped, looks, used = [], [], []
-    for index, look in tqdm(map_pictures(source, "look"), "checking", len(samples), unit="img", disable=None):
+    seen = map_pictures(source, "look", channels=4 if chosen and options.channels == 4 else 3)
+    for index, look in tqdm(seen, "checking", len(samples), unit="img", disable=None):
         if isinstance(look, ImageError):
             skipped.append({"id": samples[index].id, "reason": str(look)})
         else:
@@ -71,6 +72,7 @@ def _pictures(samples: "list[Sample]", looks: list[dict], resolution: int) -> di
         "formats": dict(Counter(look["format"] for look in looks).most_common()),
         "modes": dict(Counter(look["mode"] for look in looks).most_common()),
         "grey": sum(look["grey"] for look in looks),
+        "transparent": sum(look["transparent"] for look in looks),
         "blank": [sample.id for sample, look in zip(samples, looks, strict=True) if look["blank"]],
     }
 
@@ -145,6 +147,17 @@ def divided_text(report: dict[str, Any]) -> str:
     return divided + ("" if report["held_out"] else "; none is held out: validation images are trained on")
 
 
+def transparency_text(report: dict[str, Any]) -> str:
+    """What becomes of transparency, where most images have some or it was asked for; else ""."""
+    count, usable = report["transparent"], report["pictures"] - len(report["skipped"])
+    if report["channels"] == 4:
+        return f"transparency: kept (data.channels is 4); {count} of {usable} images have some"
+    if 2 * count <= usable:
+        return ""
+    kept = "data.channels 4 keeps it, else data.files.background fills it"
+    return f"transparency: {count} of {usable} images have some; {kept}"
+
+
 def _picture_lines(report: dict[str, Any], usable: int, most: int) -> list[str]:
     resolution, duplicates = report["resolution"], report["duplicates"]
     sizes = ", ".join(f"{name} {w:g}x{h:g}" for name, (w, h) in report["sizes"].items())
@@ -156,6 +169,7 @@ def _picture_lines(report: dict[str, Any], usable: int, most: int) -> list[str]:
         lines.append(f"colour: {usable - report['grey']} images lose it (data.channels is 1)")
     elif report["channels"] == 3 and report["grey"] == usable:
         lines.append("colour: none has any; data.channels 1 would do")
+    lines += filter(None, [transparency_text(report)])
     small, long, blank = report["too_small"], report["elongated"], report["blank"]
     lines += _listed(f"smaller than {resolution} pixels, to be enlarged: {len(small)}", small, most)
     lines += _listed(f"more than {ELONGATED:g} times as long as wide, or the reverse: {len(long)}", long, most)

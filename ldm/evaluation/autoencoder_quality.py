@@ -13,7 +13,8 @@ import torch
 from ldm.data import ImageTextData, evenly_spaced_indices
 from ldm.models.latents import is_vector_quantized
 from ldm.models.linear_autoencoder import FITTED_PIXELS, pca_psnr
-from ldm.utils.image_tensors import to_images
+from ldm.utils.image_tensors import as_seen, to_images
+from ldm.utils.transparency import on_grounds
 
 # dB above the linear reference. Trainings that lost colours lay from -6 to +0.7, those that kept them from +2 to +12;
 # the mean over 300 images is uncertain by some 0.4.
@@ -37,13 +38,15 @@ class Complaint(NamedTuple):
 def colour_gains(before: np.ndarray, after: np.ndarray) -> dict[str, Any] | None:
     """How far the mean colours of 8 x 8 pixels survive, of images uint8 (n, h, w, c); None without colours (c < 3).
 
+    Images with alpha are compared on black and on white.
+
     Returns: "error", root mean square over the channels' differences with their mean, the brightness, taken off, in
         [-1, 1]; "gains", of each of DIRECTIONS, in which greys are 0, the slope of reconstructed against original;
         None where the originals do not vary in it.
     """
     if before.shape[3] < 3:
         return None
-    x, y = (_cells(images[..., :3]) for images in (before, after))
+    x, y = (_cells(np.concatenate(on_grounds(images))) for images in (before, after))
     apart = y - x
     error = np.sqrt(((apart - apart.mean(1, keepdims=True)) ** 2).mean())
     gains: dict[str, float | None] = {}
@@ -77,7 +80,8 @@ def quality(
         count = min(TRAINING, max(1, FITTED_PIXELS // before[0, ..., 0].size))
         known = np.stack([train.image(int(i)) for i in evenly_spaced_indices(len(train), count)])
         every = before.shape[3] * factor**2  # of a patch: with as many numbers nothing is lost
-        found = round(pca_psnr(to_images(known), to_images(before), factor, min(channels, every)), 2)
+        seen = (as_seen(to_images(images)) for images in (known, before))
+        found = round(pca_psnr(*seen, factor, min(channels, every)), 2)
         floor = {"psnr": found, "channels": channels, "factor": factor, "margin": MARGIN}
     return {"floor": floor, "chroma": colour_gains(before, after)}
 

@@ -17,7 +17,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldm.formats.decoding import fit_image
 from ldm.utils.errors import UserError
+from ldm.utils.image_tensors import premultiplied
+from ldm.utils.transparency import on_grounds
 from ldm.utils.untrusted_files import read_json, validated
 
 SIZE = 224  # of the images that a vision model takes, where its settings do not say
@@ -27,7 +30,11 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet: l
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """By what images are compared. `embed`: uint8 (n, h, w) or (n, h, w, c) -> float (n, d)."""
+    """By what images are compared. `embed`: uint8 (n, h, w) or (n, h, w, c) -> float (n, d).
+
+    Images with alpha, c = 4, are seen on black and on white, and the features of both are concatenated; an encoder
+    that takes alpha sees them as they are.
+    """
 
     name: str
     digest: str
@@ -61,23 +68,38 @@ class ClipEmbedder:
         features = []
         for start in range(0, len(images), 64):
             batch = slice(start, start + 64)
-            features.append(both.features(self._pixels(images[batch]), encode(self.tokenizer, prompts[batch])))
+            tokens = encode(self.tokenizer, prompts[batch])
+            grounds = [both.features(self._pixels(part), tokens) for part in self._seen(images[batch])]
+            image = F.normalize(sum(image for image, _ in grounds), dim=-1) if len(grounds) > 1 else grounds[0][0]
+            features.append((image, grounds[0][1]))
         return torch.cat([image for image, _ in features]), torch.cat([text for _, text in features])
 
     @torch.no_grad()
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Features of images alone, float32 (n, d), each of length sqrt(d): KID's kernel is then (cosine + 1)^3."""
+        return np.concatenate([self._embed(part) for part in self._seen(images)], axis=1)
+
+    def _embed(self, images: np.ndarray) -> np.ndarray:
         batches = []
         for start in range(0, len(images), 64):
-            pooled = self.clip.vision_model(pixel_values=self._pixels(images[start : start + 64])).pooler_output
+            pixels = premultiplied(self._pixels(images[start : start + 64]))
+            pooled = self.clip.vision_model(pixel_values=pixels).pooler_output
             batches.append(F.normalize(self.clip.visual_projection(pooled).float(), dim=-1))
         features = torch.cat(batches)
         return (features * features.shape[1] ** 0.5).numpy()
 
+    def _seen(self, images: np.ndarray) -> list[np.ndarray]:
+        """Images with alpha on both grounds, unless the encoder takes alpha; others as they are."""
+        return [images] if self.clip.config.vision_config.num_channels == 4 else on_grounds(images)
+
     def _pixels(self, images: np.ndarray) -> Tensor:
         """(n, channels, size, size) in [-1, 1], as the image encoder was trained on."""
         config = self.clip.config.vision_config
+        if images.shape[3:] == (4,) and images.shape[1] != config.image_size:  # hidden colours would bleed into edges
+            images = np.stack([fit_image(each, config.image_size, "stretch") for each in images])
         x = torch.from_numpy(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        if config.num_channels == 4 and x.shape[1] < 4:  # opaque
+            x = torch.cat([x.expand(-1, 3, -1, -1), torch.ones_like(x[:, :1])], dim=1)
         x = x.mean(1, keepdim=True) if config.num_channels == 1 else x.expand(-1, config.num_channels, -1, -1)
         size = (config.image_size, config.image_size)
         return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True)
@@ -121,6 +143,9 @@ class VisionModel:
     @torch.no_grad()
     def embed(self, images: np.ndarray) -> np.ndarray:
         """float32 (n, d) of images uint8 (n, h, w[, c]): the pooled output, or the mean of the last hidden state."""
+        return np.concatenate([self._embed(part) for part in on_grounds(images)], axis=1)
+
+    def _embed(self, images: np.ndarray) -> np.ndarray:
         batches = []
         for start in range(0, len(images), 32):
             small = [
@@ -138,7 +163,9 @@ class VisionModel:
 
 
 def coarse_colours(images: np.ndarray) -> np.ndarray:
-    """uint8 (n, h, w, c) -> the mean colour of each of 8 x 8 cells, float32 in [-1, 1], (n, 64 c)."""
+    """uint8 (n, h, w, c) -> the mean colour of each of 8 x 8 cells, float32 in [-1, 1], (n, 64 c or 384)."""
+    if len(grounds := on_grounds(images)) > 1:
+        return np.concatenate([coarse_colours(part) for part in grounds], axis=1)
     size = (COARSE, COARSE)
     small = [Image.fromarray(x.squeeze()).resize(size, Image.Resampling.BOX) for x in images]
     return np.stack([np.asarray(x, np.float32).ravel() / 127.5 - 1 for x in small])

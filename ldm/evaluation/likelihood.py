@@ -83,9 +83,11 @@ def measure(
     if is_vector_quantized(pipeline.vae.config):
         raise UserError("a model over a VQ autoencoder gives no density: its latents are codes, not noised numbers")
     points = is_points(test)
+    latent = not isinstance(pipeline.vae, IdentityAutoencoder)
+    if latent and test.channels == 4:
+        raise UserError("a latent model of transparent images gives no density: colours that nobody sees have none")
     own, ode = (1000, 100) if points else (100, 40)
     own, ode = plan.steps or own, plan.ode_steps or ode
-    latent = not isinstance(pipeline.vae, IdentityAutoencoder)
     std = decoder_std(pipeline.vae, _pictures(train, plan.limit, pipeline)) if latent else None
     items, kind = (
         _items(pipeline, test, plan, std),

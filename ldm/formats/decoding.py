@@ -1,8 +1,8 @@
 """Any image file in, uint8 pixels out: one function decides how, for training and for `ldm data check` alike.
 
 What is applied, in this order: the pixel cap, the first frame of an animation, the full scale of 16-bit and float
-images, transparency (composited on a grey level the caller names), colour to RGB or grey (ITU-R 601 luma), and the
-EXIF orientation. Colour profiles are not applied: values are taken as sRGB. Whatever a decoder raises becomes an
+images, transparency (composited on a grey level the caller names, or kept), colour to RGB or grey (ITU-R 601 luma),
+and the EXIF orientation. Colour profiles are not applied: values are taken as sRGB. Whatever a decoder raises is an
 `ImageError` with a short reason, because decoders raise far more than OSError (TypeError, SyntaxError, ...).
 """
 
@@ -14,7 +14,7 @@ import struct
 import warnings
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -30,6 +30,7 @@ SUFFIXES = frozenset(
 )
 MAX_PIXELS = 89_478_485  # a quarter GiB of RGB; also where Pillow begins to warn
 MAX_BYTES = 2**29  # of one encoded image: MAX_PIXELS of six bytes, uncompressed
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by channels
 DECODE_VERSION = 3  # part of every cache key: raise it when the same file would give other pixels
 REDUCING_GAP = 3.0  # down to this many times the final size an image may be shrunk by cheaper means
 
@@ -76,8 +77,8 @@ def decode_image(
 
     Args:
         source: the encoded file, as bytes or as a path; or an image that Pillow has opened or made.
-        channels: 1 for grey, 3 for RGB.
-        background: grey level 0..255 on which transparent pixels are composited.
+        channels: 1 for grey, 3 for RGB, 4 for RGB and straight alpha, where invisible pixels are black.
+        background: grey level 0..255 on which transparent pixels are composited, unless alpha is kept.
         max_pixels: more than this many pixels are refused before anything is decompressed.
         enough: a JPEG may come out a whole fraction smaller, but with no side below this; 0 = always at full size.
     Returns: uint8 array (H, W, channels), upright.
@@ -94,26 +95,32 @@ def decode_described(
     enough: int = 0,
     extras: bool = False,
 ) -> tuple[np.ndarray, dict]:
-    """As `decode_image`, and what the file was: {"format": "PNG", "mode": "RGBA"}.
+    """As `decode_image`, and what the file was: {"format": "PNG", "mode": "RGBA", "transparent": True}.
+
+    It is transparent if any pixel is not opaque.
 
     With `extras`, bytes may be in a format of `optional_decoders` too: for processes under limits.
     """
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 or 3, got {channels}")
+    if channels not in (1, 3, 4):
+        raise ValueError(f"channels must be 1, 3 or 4, got {channels}")
     try:
         opened, kind = _opened(source, enough, extras)
         with opened as image:
             _check_size(image, max_pixels)
             _scale_transparency(image)
-            about = {"format": kind, "mode": image.mode}
+            about: dict[str, Any] = {"format": kind, "mode": image.mode}
             if enough:
                 image.draft(None, (enough, enough))
             image.load()
             _check_size(image, max_pixels)
-            flat = _flatten(image, "L" if channels == 1 else "RGB", background)
+            colour, alpha = _colour_and_alpha(image)
+            about["transparent"] = alpha is not None and alpha.getextrema()[0] < 255
+            flat = _flatten(colour, alpha, MODES[channels], background)
             turn = _TURNS.get(_orientation(image))
             upright = flat if turn is None else flat.transpose(turn)
             pixels = np.array(upright, dtype=np.uint8)
+            if channels == 4:
+                pixels[pixels[..., 3] == 0] = 0
     except ImageError:
         raise
     except Exception as error:
@@ -127,8 +134,11 @@ def fit_image(pixels: np.ndarray, resolution: int, resize: str, background: int 
     "crop" takes the centred square, "pad" keeps the complete image and fills up with the background, "stretch"
     distorts. Shrinking is antialiased (Lanczos), enlarging is bicubic; an image of the right size is not touched.
 
+    Alpha is padded with transparency, and resized with the colours multiplied by it, so that invisible ones do not
+    bleed into the edges.
+
     Args:
-        pixels: uint8 (H, W, 1 or 3).
+        pixels: uint8 (H, W, 1, 3 or 4).
     Returns: uint8 (resolution, resolution, same channels).
     """
     height, width, channels = pixels.shape
@@ -142,7 +152,8 @@ def fit_image(pixels: np.ndarray, resolution: int, resize: str, background: int 
     elif resize == "pad":
         scale = resolution / max(width, height)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        square = Image.new(image.mode, (resolution, resolution), (background,) * channels)
+        fill = (background,) * channels if channels < 4 else (0,) * 4
+        square = Image.new(image.mode, (resolution, resolution), fill)
         corner = ((resolution - size[0]) // 2, (resolution - size[1]) // 2)
         square.paste(_resized(image, size, (0, 0, width, height)), corner)
     else:
@@ -170,13 +181,18 @@ def shrink(data: bytes, side: int) -> bytes:
     return struct.pack("<II", *image.size) + image.tobytes()
 
 
-def look(data: bytes) -> bytes:
-    """What one image is like, as JSON: sides, digest of the pixels, blank, grey, format, mode. Raises: ImageError."""
-    pixels, about = decode_described(data, extras=True)
+def look(data: bytes, channels: int = 3) -> bytes:
+    """What one image is like, as JSON: sides, digest of the pixels, blank, grey, and what `decode_described` says.
+
+    Args:
+        channels: 3, or 4 if transparency is kept.
+    Raises: ImageError.
+    """
+    pixels, about = decode_described(data, channels, extras=True)
     height, width, _ = pixels.shape
     digest = hashlib.sha256(f"{width}x{height}".encode() + pixels.tobytes()).hexdigest()
     blank = bool((pixels == pixels[0, 0]).all())
-    grey = bool((pixels == pixels[..., :1]).all())
+    grey = bool((pixels[..., :3] == pixels[..., :1]).all())
     return json.dumps(
         {"width": width, "height": height, "digest": digest, "blank": blank, "grey": grey, **about}
     ).encode()
@@ -187,6 +203,8 @@ def _resized(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int
         return image.crop(box)
     shrinks = size[0] * size[1] < (box[2] - box[0]) * (box[3] - box[1])
     kernel = Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
+    if image.mode == "RGBA":  # Pillow multiplies by alpha itself, but then reduces nothing first
+        return _resized(image.convert("RGBa"), size, box).convert("RGBA")
     # photos are first reduced to three times the size: ten times faster, at most about 2/255 different
     return image.resize(size, kernel, box=box, reducing_gap=REDUCING_GAP)
 
@@ -233,17 +251,23 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         raise ImageError("has no pixels")
 
 
-def _flatten(image: Image.Image, mode: str, background: int) -> Image.Image:
-    """An opaque image in mode "L" or "RGB"."""
-    alpha = None
+def _colour_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Colours in mode "1", "L" or "RGB", and alpha in mode "L", None where there is none."""
     if image.mode == "F" or image.mode.startswith("I"):
-        colour, alpha = _eight_bits(image)
-    elif image.has_transparency_data:
+        return _eight_bits(image)
+    if image.has_transparency_data:
         whole = image.convert("LA") if image.mode == "La" else image
         whole = whole.convert("RGBA")
-        colour, alpha = whole.convert("RGB"), whole.getchannel("A")
-    else:
-        colour = image if image.mode in ("1", "L", "RGB") else image.convert("RGB")
+        return whole.convert("RGB"), whole.getchannel("A")
+    return image if image.mode in ("1", "L", "RGB") else image.convert("RGB"), None
+
+
+def _flatten(colour: Image.Image, alpha: Image.Image | None, mode: str, background: int) -> Image.Image:
+    """An opaque image in mode "L" or "RGB", or one with its alpha in mode "RGBA"."""
+    if mode == "RGBA":
+        whole = colour.convert("RGB")
+        whole.putalpha(255 if alpha is None else alpha)
+        return whole
     colour = colour if colour.mode == mode else colour.convert(mode)
     if alpha is None:
         return colour

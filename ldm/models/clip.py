@@ -14,6 +14,7 @@ from ldm.config.settings import ClipModel
 from ldm.models.text_encoder import text_config
 from ldm.models.tokenizer import Vocabulary
 from ldm.utils.errors import UserError
+from ldm.utils.image_tensors import premultiplied
 
 
 def build_clip(model: ClipModel, resolution: int, channels: int, tokenizer: CLIPTokenizer | Vocabulary) -> CLIPModel:
@@ -89,7 +90,7 @@ class ClipObjective(nn.Module):
         self, images: Float[Tensor, "b C H W"], input_ids: Int64[Tensor, "n L"]
     ) -> tuple[Float[Tensor, "b D"], Float[Tensor, "n D"]]:
         """Unit features of images in [-1, 1] and of captions, float32."""
-        vision = self.clip.vision_model(pixel_values=images).pooler_output
+        vision = self.clip.vision_model(pixel_values=premultiplied(images)).pooler_output
         text = self.clip.text_model(input_ids=input_ids).pooler_output
         return (
             F.normalize(self.clip.visual_projection(vision).float(), dim=-1),

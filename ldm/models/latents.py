@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ldm.utils.image_tensors import premultiplied
+
 
 @dataclass(frozen=True)
 class DeterministicPosterior:
@@ -51,9 +53,17 @@ def posterior(vae: Any, images: Float[Tensor, "b C H W"]) -> Any:
     Args:
         images: in [-1, 1], of the autoencoder's device and dtype.
     """
-    encoded = vae.encode(images)
+    encoded = vae.encode(encoder_input(images, vae.config))
     point = is_vector_quantized(vae.config) or is_tiny(vae.config)
     return DeterministicPosterior(encoded.latents) if point else encoded.latent_dist
+
+
+def encoder_input(images: Float[Tensor, "b C H W"], config: Mapping[str, Any]) -> Float[Tensor, "b C H W"]:
+    """What an encoder is shown of images in [-1, 1]: `premultiplied` ones. Pixels that are their own latents are kept.
+
+    Decoders give straight alpha, which is what diffusers makes images of.
+    """
+    return premultiplied(images) if images.shape[1] == 4 and downsampling_factor(config) > 1 else images
 
 
 def downsampling_factor(config: Mapping[str, Any]) -> int:

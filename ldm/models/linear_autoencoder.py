@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.models.latents import downsampling_factor
+from ldm.models.latents import downsampling_factor, encoder_input
 
 FITTED_PIXELS = 2**23  # of the images that components are computed from: more hardly change them
 WHITENING = 0.5  # a component of deviation s gets s ** (1 - WHITENING); 1 = white
@@ -76,7 +76,7 @@ def _patches(images: Tensor, factor: int) -> Tensor:
 def pca_psnr(train: Float[Tensor, "n c h w"], held_out: Float[Tensor, "m c h w"], factor: int, channels: int) -> float:
     """PSNR in dB, mean over `held_out`, of the best linear code of f x f patches in `channels` numbers.
 
-    The floor of any autoencoder with latents of that size. Images in [-1, 1].
+    The floor of any autoencoder with latents of that size. Images in [-1, 1], those with alpha `as_seen`.
     """
     _, directions, mean = principal_patches(train.split(64), factor, channels)
     errors = []
@@ -93,9 +93,8 @@ def fit_encoder(vae: AutoencoderTiny, batches: Iterable[Float[Tensor, "_ c h w"]
 
     z times the config's `scaling_factor` has mean 0 and a mean variance of 1.
     """
-    variances, directions, mean = principal_patches(
-        batches, downsampling_factor(vae.config), vae.config.latent_channels
-    )
+    seen = (encoder_input(images, vae.config) for images in batches)
+    variances, directions, mean = principal_patches(seen, downsampling_factor(vae.config), vae.config.latent_channels)
     variances = variances.clamp(min=LEAST)
     scales = variances ** (-WHITENING / 2)
     weights = scales[:, None] * directions / (variances * scales.square()).mean().sqrt() / vae.config.scaling_factor

@@ -16,6 +16,7 @@ from transformers import CLIPModel
 
 from ldm.models.unet import inner_unet
 from ldm.utils.errors import UserError
+from ldm.utils.image_tensors import premultiplied
 from ldm.utils.untrusted_files import validated
 
 
@@ -44,7 +45,9 @@ class Alignment(nn.Module):
         """
         assert self._middle is not None, "the U-Net is called first"
         with torch.no_grad():
-            patches = self.tower(pixel_values=images).last_hidden_state[:, 1:]  # the first is the class token
+            patches = self.tower(pixel_values=premultiplied(images)).last_hidden_state[
+                :, 1:
+            ]  # the first is the class token
         side = round(patches.shape[1] ** 0.5)
         projected = (
             F.interpolate(self.network(self._middle), size=(side, side), mode="bilinear").flatten(2).transpose(1, 2)

@@ -110,7 +110,7 @@ def _masked(pipeline: Pipeline, picture: ImageInput, mask: ImageInput, resize: s
         high, wide = levels.shape[:2]
         raise ValueError(f"the mask must have the picture's size {width} x {height}, got {wide} x {high}")
     levels = levels * 255 if levels.max() == 1 else levels
-    masked = read_images(pipeline, levels, resize, 0).mean(1, keepdim=True) > 0.5
+    masked = read_images(pipeline, levels, resize, 0)[:, :3].mean(1, keepdim=True) > 0.5  # what else there is, is alpha
     if not masked.any():
         log.warning("the mask is white nowhere, so nothing is generated: white is generated, black and clear are kept")
     return masked

@@ -359,7 +359,7 @@ class Pipeline:
         return embeds[[unique.index(prompt) for prompt in prompts]]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1], float32, of model latents (B, c, h, w)."""
+        """Images (B, C, H, W) in [0, 1], float32, of model latents (B, c, h, w); alpha is straight."""
         latents = from_model_latents(latents.to(self.networks.dtype("vae")), self.networks.config("vae"))
         return (self.networks.decode(latents) / 2 + 0.5).clamp(0, 1)
 
@@ -438,7 +438,7 @@ def _check_latents(weak: tuple[int, ...], main: tuple[int, ...]) -> None:
 
 
 def as_output(images: Tensor, output_type: str) -> Any:
-    """Images (B, C, H, W) in [0, 1] as the caller wants them; grey ones become mode "L"."""
+    """Images (B, C, H, W) in [0, 1] as the caller wants them; one channel becomes mode "L", 4 become mode "RGBA"."""
     if output_type in ("latent", "pt"):
         return images
     pixels = images.permute(0, 2, 3, 1).cpu().numpy()
@@ -448,5 +448,5 @@ def as_output(images: Tensor, output_type: str) -> Any:
 
 
 def to_pil(pixels: np.ndarray) -> Image.Image:
-    """uint8 (H, W, C) as an image; one channel is mode "L"."""
+    """uint8 (H, W, C) as an image in mode "L", "RGB" or, with straight alpha, "RGBA"."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

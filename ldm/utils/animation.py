@@ -1,12 +1,14 @@
 """Pictures one after the other: as a GIF, or as an MP4 that every browser plays.
 
 The MP4 is H.264 in yuv420p, the one kind that every player knows: colours have half as many pixels each way as
-brightness. PyAV brings the encoder in its wheel.
+brightness. PyAV brings the encoder in its wheel. Neither holds partial transparency: it is shown on a checkerboard.
 """
 
 import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from ldm.utils.transparency import on_checkerboard
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,8 +26,9 @@ def forth_and_back(images: "Sequence[Image.Image]") -> "list[Image.Image]":
 def gif(images: "Sequence[Image.Image]", about: str = "") -> bytes:
     """A GIF that plays for ever, with `about` as its comment."""
     buffer = io.BytesIO()
-    rest = {"append_images": images[1:], "duration": MILLISECONDS, "loop": 0}
-    images[0].save(buffer, "GIF", save_all=True, comment=about, **rest)
+    first, *others = map(on_checkerboard, images)
+    rest = {"append_images": others, "duration": MILLISECONDS, "loop": 0}
+    first.save(buffer, "GIF", save_all=True, comment=about, **rest)
     return buffer.getvalue()
 
 
@@ -52,7 +55,7 @@ def mp4(images: "Sequence[Image.Image]", about: str = "") -> bytes:
         )
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for image in images:
-            large = image.convert("RGB").resize(size, Resampling.NEAREST)
+            large = on_checkerboard(image).convert("RGB").resize(size, Resampling.NEAREST)
             film.mux(stream.encode(av.VideoFrame.from_image(large)))
         film.mux(stream.encode())
     return buffer.getvalue()

@@ -10,6 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ldm.utils.atomic_files import atomic_write
 from ldm.utils.errors import UserError
+from ldm.utils.transparency import on_checkerboard
 
 Picture = np.ndarray | Image.Image
 FONT_SIZE = 11
@@ -29,15 +30,16 @@ def image_grid(
     """Lay pictures out row by row in a grid.
 
     Args:
-        images: PIL pictures or uint8 arrays, (h, w), (h, w, 1) or (h, w, 3), of any sizes; every cell is as large
-            as the largest picture.
+        images: PIL pictures or uint8 arrays, (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), of any sizes; every cell is as
+            large as the largest picture.
         columns: pictures per row, >= 1; the last row may be shorter.
         labels: one line of text under each picture; a text wider than its cell is cut.
         pad: pixels around each picture; borders are drawn inside it.
         scale: each pixel is drawn as scale x scale (nearest neighbour, so nothing is smoothed).
         borders: a colour name per picture, or None for no border.
         background: colour between the pictures.
-        mode: of the grid; None = that of the first picture.
+        mode: of the grid, where transparency shows a checkerboard; None = that of the first picture, and transparency
+            is kept.
     Raises: UserError for no images, columns < 1, or labels and borders of another length.
     """
     if not len(images) or columns < 1 or scale < 1:
@@ -51,7 +53,8 @@ def image_grid(
     width = max(tile.width for tile in tiles) + 2 * pad
     height = max(tile.height for tile in tiles) + 2 * pad + (LINE if labels is not None else 0)
     columns = min(columns, len(tiles))
-    page = Image.new(tiles[0].mode, (columns * width, -(-len(tiles) // columns) * height), background)
+    fill = (0, 0, 0, 0) if tiles[0].mode == "RGBA" else background
+    page = Image.new(tiles[0].mode, (columns * width, -(-len(tiles) // columns) * height), fill)
     draw = ImageDraw.Draw(page)
     for i, tile in enumerate(tiles):
         x, y = i % columns * width, i // columns * height
@@ -87,7 +90,8 @@ def _tile(image: Picture, scale: int, mode: str | None) -> Image.Image:
                 f"a contact sheet takes uint8 arrays or PIL images, got {image.dtype}: scale to 0..255 first"
             )
         image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-    return enlarged(image if mode is None else image.convert(mode), scale)
+    large = enlarged(image, scale)
+    return large if mode is None else on_checkerboard(large).convert(mode)
 
 
 def _text(text: str, width: int, background: str) -> Image.Image:

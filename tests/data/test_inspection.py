@@ -79,6 +79,23 @@ def test_a_clean_folder_gives_exit_code_0(tmp_path, capsys):
     assert "colour: data.channels 3, as the images have them" in text
 
 
+def test_transparency_is_announced_where_most_images_have_it(tmp_path, capsys):
+    config, data = tmp_path / "mine.yaml", tmp_path / "data"
+    config.write_text("data: {channels: 4}")
+    data.mkdir()
+    for i in range(3):
+        noise(i, mode="RGBA").save(data / f"{i}.png")
+        noise(i).save(data / f"opaque-{i}.png")
+    assert check(data) == 0 and "transparency" not in capsys.readouterr().out
+    noise(3, mode="RGBA").save(data / "3.png")
+    assert check(data) == 0
+    told = "transparency: 4 of 7 images have some; data.channels 4 keeps it, else data.files.background fills it\n"
+    text = capsys.readouterr().out
+    assert told in text and "data.channels 3, as the images have them" in text
+    assert check(data, "--config", config) == 0
+    assert "transparency: kept (data.channels is 4); 4 of 7 images have some\n" in capsys.readouterr().out
+
+
 def test_long_lists_are_cut_on_the_terminal(tmp_path, capsys):
     for i in range(12):
         (tmp_path / f"{i:02d}.png").write_bytes(b"junk")

@@ -37,6 +37,17 @@ def test_of_white_noise_the_linear_map_keeps_as_much_as_the_latents_have_numbers
     assert quality(KL, Split(train), held, held, torch.zeros(100, 16, 8, 8))["floor"]["psnr"] > 90  # more than pixels
 
 
+def test_the_linear_map_of_transparent_images_loses_nothing_that_is_seen():
+    """All pixels have one colour and alpha varies: a number for each pixel of a patch is enough."""
+    train, held = (np.concatenate([flat([[200, 100, 50]] * 40), noise(40, 16, 1, i, 60)], 3) for i in (0, 1))
+    found = quality(KL, Split(train), held, held, torch.zeros(40, 4, 8, 8))
+    assert found["floor"]["psnr"] > 60 and found["floor"]["channels"] == 4
+    assert all(gain == 1 for gain in found["chroma"]["gains"].values())
+    hidden = held.copy()
+    hidden[..., :3][held[..., 3] == 0] = 0
+    assert colour_gains(held, hidden)["error"] == 0
+
+
 def without(direction) -> np.ndarray:
     """The matrix that takes a direction of colour away."""
     unit = np.array(direction) / np.linalg.norm(direction)

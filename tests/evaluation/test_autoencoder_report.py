@@ -80,6 +80,19 @@ def test_ssim_of_equal_constant_and_reference_pictures():
     np.testing.assert_allclose(ssim(a, b), reference, atol=1e-9)
 
 
+def test_transparent_images_are_compared_on_both_grounds():
+    a = np.full((1, 16, 16, 4), (200, 100, 50, 255), np.uint8)
+    a[:, :8] = (9, 9, 9, 0)
+    b = a.copy()
+    b[:, :8, :, :3] = 250  # nobody sees it
+    np.testing.assert_allclose([psnr(a, b), ssim(a, b)], [[99], [1]])
+    b[:, :8, :, 3] = 51  # on black 250 / 5, on white 1 less of it
+    error = (50**2 + 1**2) / 2 / 2
+    np.testing.assert_allclose(psnr(a, b), 10 * np.log10(255**2 / error))
+    assert ssim(a, b) < 1
+    assert ink(a) == pytest.approx((1 - 350 / 3 / 255) / 2)  # on white
+
+
 def test_ink_is_the_black_share():
     image = np.full((1, 4, 4, 1), 255, np.uint8)
     image[0, 0] = 0

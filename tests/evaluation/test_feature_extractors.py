@@ -8,10 +8,11 @@ import torch
 from transformers import Dinov2Config, Dinov2Model
 
 from ldm.config.settings import ClipModel
-from ldm.evaluation.feature_extractors import ClipEmbedder, VisionModel
+from ldm.evaluation.feature_extractors import ClipEmbedder, VisionModel, coarse_colours
 from ldm.models.clip import build_clip
 from ldm.models.tokenizer import train_tokenizer
 from ldm.utils.errors import UserError
+from ldm.utils.transparency import on_grounds
 
 CAPTIONS = ["horizontal stacked glyph", "vertical stacked glyph", "single glyph"]
 
@@ -41,6 +42,43 @@ def test_both_towers_give_unit_features_that_tell_pictures_and_prompts_apart(cli
     larger = np.repeat(np.repeat(images[:2], 2, 1), 2, 2)
     assert ((judge(larger, prompts[:2])[0] * image[:2]).sum(1) > 0.97).all()  # scaled down as a picture is
     assert len(judge.digest) == 16
+
+
+def test_transparent_images_are_seen_on_black_and_on_white(clip_run):
+    judge, rng = ClipEmbedder(clip_run), np.random.default_rng(0)
+    images = rng.integers(0, 256, (5, 16, 16, 4), dtype=np.uint8)
+    black, white = on_grounds(images)
+    for embed in (judge.embed, coarse_colours):
+        np.testing.assert_array_equal(embed(images), np.concatenate([embed(black), embed(white)], axis=1))
+    prompts = CAPTIONS[:1] * 5
+    image, text = judge(images, prompts)
+    torch.testing.assert_close(image.norm(dim=1), torch.ones(5))
+    both = sum(judge(part, prompts)[0] for part in (black, white))
+    torch.testing.assert_close(image, both / both.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(text, judge(black, prompts)[1])
+
+
+def test_an_encoder_that_takes_alpha_sees_it_and_no_hidden_colours(tmp_path):
+    torch.manual_seed(0)
+    small = ClipModel(vocab_size=560, context_length=8, width=16, layers=1, heads=2, vision_width=16, vision_layers=1,
+                      vision_heads=2, embed_dim=8)  # fmt: skip
+    tokenizer = train_tokenizer(CAPTIONS, 560, 8)
+    build_clip(small, 16, 4, tokenizer).save_pretrained(tmp_path / "clip")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    judge = ClipEmbedder(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 4), dtype=np.uint8)
+    images[:, :8, :, 3] = 0
+    other = images.copy()
+    other[:, :8, :, :3] = 255 - other[:, :8, :, :3]
+    assert judge.embed(images).shape == (3, 8)
+    np.testing.assert_allclose(judge.embed(images), judge.embed(other), atol=1e-5)
+    torch.testing.assert_close(judge(images, CAPTIONS)[0], judge(other, CAPTIONS)[0])
+    large = np.repeat(np.repeat(other, 2, 1), 2, 2)  # scaled down, hidden colours do not bleed into what is seen
+    np.testing.assert_allclose(judge.embed(large), judge.embed(np.repeat(np.repeat(images, 2, 1), 2, 2)), atol=1e-5)
+    opaque = images.copy()
+    opaque[..., 3] = 255
+    np.testing.assert_allclose(judge.embed(opaque), judge.embed(opaque[..., :3]), atol=1e-5)
+    assert np.abs(judge.embed(opaque) - judge.embed(images)).max() > 1e-3
 
 
 def test_a_folder_without_clip_is_refused(tmp_path):

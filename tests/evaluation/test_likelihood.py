@@ -121,6 +121,9 @@ def test_what_has_no_density_is_refused(tmp_path):
             Pictures(1),
             Plan(),
         )
+    clear = SimpleNamespace(channels=4, resolution=16)
+    with pytest.raises(UserError, match="transparent images gives no density"):
+        measure(SimpleNamespace(vae=SimpleNamespace(config={})), NoiseProcess(), clear, clear, Plan())
     with pytest.raises(UserError, match="has no config.yaml: name a finished run"):
         likelihood_of_run(tmp_path, Plan())
     parser = argparse.ArgumentParser()

@@ -1,6 +1,7 @@
 """Golden pixels: every kind of picture file becomes the levels its format says, or an `ImageError` with a reason."""
 
 import io
+import json
 import random
 import struct
 import zlib
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.formats.decoding import ImageError, decode_image, fit_image, quiet_decoders
+from ldm.formats.decoding import ImageError, decode_described, decode_image, fit_image, look, quiet_decoders
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -54,6 +55,54 @@ def test_alpha_is_composited_on_the_background_and_never_turns_black(background)
     assert row(encoded(ink, "TIFF"), 3, background) == expected
     grey = colours([(0, 0), (0, 255), (200, 128)], "LA")
     assert row(encoded(grey), 1, background) == [background, 0, mixed[0]]
+
+
+def test_alpha_is_kept_where_it_is_asked_for_and_colours_that_nobody_sees_are_not():
+    ink = [(9, 8, 7, 0), (0, 0, 0, 255), (200, 100, 50, 128)]
+    kept = [(0, 0, 0, 0), *ink[1:]]
+    for kind, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True, "exact": True})):
+        assert row(encoded(colours(ink, "RGBA"), kind, **options), 4, 9) == kept, kind
+    assert row(encoded(colours([(0, 0), (9, 0), (200, 128)], "LA")), 4) == [(0,) * 4, (0,) * 4, (200, 200, 200, 128)]
+    assert row(encoded(colours([(1, 2, 3)], "RGB")), 4) == [(1, 2, 3, 255)]
+    assert row(encoded(colours([7], "L")), 4) == [(7, 7, 7, 255)]
+    assert row(encoded(colours([7, 9], "L"), transparency=9), 4) == [(7, 7, 7, 255), (0, 0, 0, 0)]
+    levels = Image.fromarray(np.array([[0, 257, 65535]], np.uint16))
+    assert row(encoded(levels, "PNG", transparency=257), 4) == [(0, 0, 0, 255), (0, 0, 0, 0), (255,) * 4]
+
+
+def test_an_image_is_transparent_if_a_pixel_is():
+    half, full = (encoded(colours([(1, 2, 3, 255), (1, 2, 3, alpha)], "RGBA")) for alpha in (254, 255))
+    assert decode_described(half)[1] == {"format": "PNG", "mode": "RGBA", "transparent": True}
+    assert not decode_described(full)[1]["transparent"]
+    seen = [json.loads(look(encoded(Image.new("RGBA", (4, 4), (255, 255, 255, 0))), channels)) for channels in (3, 4)]
+    assert seen[0]["blank"] and seen[1]["blank"] and seen[0]["digest"] != seen[1]["digest"]
+    white = encoded(colours([(255, 255, 255, 0), (255, 255, 255, 255)], "RGBA"))
+    assert json.loads(look(white))["blank"] and not json.loads(look(white, 4))["blank"]
+
+
+@pytest.mark.parametrize(("size", "times"), [(8, 1), (24, 1), (8, 12)])
+def test_hidden_colours_do_not_bleed_into_edges_when_resized(size, times):
+    """A red square on transparent green: every visible pixel of it stays red, whatever the size."""
+    image = np.zeros((16, 16, 4), np.uint8)
+    image[...], image[4:12, 3:12] = (0, 255, 0, 0), (255, 0, 0, 255)
+    image = image.repeat(times, 0).repeat(times, 1)
+    for resize in ("crop", "stretch", "pad"):
+        pixels = fit_image(image, size, resize).astype(int)
+        seen = pixels[..., 3] > 25
+        assert seen.any() and not seen.all()
+        assert pixels[seen, 0].min() > 245 and pixels[seen, 1].max() == 0
+
+
+def test_alpha_is_padded_with_transparency():
+    image = np.full((4, 8, 4), 255, np.uint8)
+    square = fit_image(image, 8, "pad", background=200)
+    assert (square[2:6] == 255).all() and (square[:2] == 0).all() and (square[6:] == 0).all()
+
+
+def test_a_turned_image_keeps_its_alpha():
+    image, exif = colours([(1, 2, 3, 4), (5, 6, 7, 8)], "RGBA"), Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    assert decode_image(encoded(image, exif=exif), 4).tolist() == [[[1, 2, 3, 4]], [[5, 6, 7, 8]]]
 
 
 def test_palette_with_and_without_transparency():
@@ -306,8 +355,8 @@ def test_a_flat_picture_stays_flat_at_any_size(level):
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(ValueError, match="channels must be 1 or 3, got 4"):
-        decode_image(b"", 4)
+    with pytest.raises(ValueError, match="channels must be 1, 3 or 4, got 2"):
+        decode_image(b"", 2)
     with pytest.raises(ValueError, match="resize must be"):
         fit_image(np.zeros((2, 2, 1), np.uint8), 2, "zoom")
 

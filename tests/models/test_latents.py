@@ -35,6 +35,16 @@ def test_every_autoencoder_has_a_posterior_of_its_latents_size(kind):
     torch.testing.assert_close(q.var, q.std**2)
 
 
+@torch.no_grad()
+def test_an_encoder_sees_colours_multiplied_by_alpha_and_pixels_stay_as_they_are():
+    vae = build_vae(VaeModel(**SMALL), 4, 16).eval()
+    images = torch.rand(3, 4, 16, 16) * 2 - 1
+    share = (images[:, 3:] + 1) / 2
+    seen = torch.cat([((images[:, :3] + 1) / 2 * share) * 2 - 1, images[:, 3:]], 1)
+    torch.testing.assert_close(posterior(vae, images).mean, vae.encode(seen).latent_dist.mean)
+    assert torch.equal(posterior(IdentityAutoencoder(4, 4, 4), images).mean, images)
+
+
 VQ = VaeModel(kind="vq", codebook_size=16, block_out_channels=[8, 16], norm_num_groups=8, latent_channels=3)
 
 

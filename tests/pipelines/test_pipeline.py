@@ -63,6 +63,7 @@ def draw(pipeline, *args, **options):
 CASES = {
     "flow, grey, pooled text": (FLOW, {}, 0.0),
     "v-prediction, colour, rescaled guidance": (COSINE, {"channels": 3, "pooled_text": False}, 0.7),
+    "flow, transparency": (FLOW, {"channels": 4}, 0.0),
 }
 
 

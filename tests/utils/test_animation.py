@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from ldm.utils.animation import LEAST, MILLISECONDS, forth_and_back, gif, mp4
+from ldm.utils.transparency import DARK, LIGHT
 
 
 def noise(size: tuple[int, int], count: int = 3) -> list[Image.Image]:
@@ -36,6 +37,21 @@ def test_a_gif_plays_for_ever_and_tells_what_it_shows():
         assert (film.n_frames, film.info["loop"], film.info["comment"]) == (3, 0, b"about")
         film.seek(2)
         np.testing.assert_array_equal(film.convert("L"), images[2])
+
+
+def test_transparent_frames_do_not_pile_up():
+    frames = [np.zeros((16, 16, 4), np.uint8) for _ in range(2)]
+    for i, frame in enumerate(frames):
+        frame[:, 8 * i : 8 * i + 8] = (255, 0, 0, 255)
+    images = [Image.fromarray(frame) for frame in frames]
+    with Image.open(io.BytesIO(gif(images))) as film:
+        film.seek(1)
+        second = np.asarray(film.convert("RGB"))
+    assert (second[:, 8:] == (255, 0, 0)).all() and set(second[:, :8].ravel()) == {DARK, LIGHT}
+    av = pytest.importorskip("av")
+    with av.open(io.BytesIO(mp4(images))) as film:
+        first = next(film.decode(video=0)).to_ndarray(format="rgb24").astype(int)
+    assert np.abs(first[:, 144:] - DARK).min(2).max() < 60 and first[:, :112, 0].min() > 200
 
 
 def test_there_and_back_shows_the_ends_once():

@@ -6,6 +6,7 @@ from PIL import Image
 
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import LINE, image_grid
+from ldm.utils.transparency import DARK, LIGHT
 
 
 def flat(value, size=(4, 6)):
@@ -35,6 +36,17 @@ def test_borders_surround_only_their_picture():
 def test_takes_pil_colour_and_one_channel_alike():
     images = [Image.new("L", (5, 5), 7), np.full((5, 5, 1), 7, np.uint8), np.full((5, 5, 3), 7, np.uint8)]
     assert (np.asarray(image_grid(images, columns=3, pad=0)) == 7).all()
+
+
+def test_transparency_shows_a_checkerboard_or_is_kept():
+    clear, red = np.zeros((8, 8, 4), np.uint8), np.full((8, 8, 4), (255, 0, 0, 255), np.uint8)
+    shown = np.asarray(image_grid([clear, red], columns=2, pad=0, scale=2))
+    assert shown.shape == (16, 32, 3) and set(shown[:, :16].ravel()) == {DARK, LIGHT}
+    assert (shown[:, 16:] == (255, 0, 0)).all()
+    images = [Image.fromarray(pixels) for pixels in (clear, red, red)]
+    kept = np.asarray(image_grid(images, columns=2, pad=0, mode=None))
+    assert kept.shape == (16, 16, 4) and (kept[:8, 8:] == red).all() and (kept[8:, :8] == red).all()
+    assert (kept[:8, :8] == 0).all() and (kept[8:, 8:] == 0).all()  # the last cell is empty
 
 
 def test_a_long_label_never_enters_the_next_cell():

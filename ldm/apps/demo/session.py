@@ -25,6 +25,7 @@ from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline, PipelineOutput
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import enlarged
+from ldm.utils.transparency import on_white
 from ldm.utils.untrusted_files import read_yaml
 
 OWN = "the model's own"  # sampler
@@ -246,7 +247,7 @@ class Session:
         options["negative_prompt"] = job["negative"]
         with self._busy:
             image, words, maps = word_maps(self._in_torch, job["prompt"], job["seed"], **options)
-        ink = 1 - np.asarray(image.convert("L").resize(maps.shape[1:]), float) / 255
+        ink = 1 - np.asarray(on_white(image).convert("L").resize(maps.shape[1:]), float) / 255
         drawn = [(Image.fromarray((overlay(each, ink) * 255).astype(np.uint8)), each.mean()) for each in maps]
         pairs = [(enlarged(tinted, 4), f"{word}: {share:.0%}") for word, (tinted, share) in zip(words, drawn)]
         return [(remembering(image, job), "the picture"), *pairs]

@@ -42,6 +42,11 @@ CSS = """
 .curves svg { max-width: 100%; height: auto; }
 footer { display: none !important; }
 """
+TRANSPARENT = """
+.pixels img, .pixels .thumbnail-item:has(.caption-label) img, .film img {
+    background: repeating-conic-gradient(#808080 0 25%, #b0b0b0 0 50%) 0 0 / 16px 16px;
+}
+"""
 
 
 def launch(session: Session, runs: Path | None, host: str, port: int | None) -> str:
@@ -69,7 +74,7 @@ def launch(session: Session, runs: Path | None, host: str, port: int | None) -> 
             state_session_capacity=100,
             app_kwargs={"middleware": [guard]},
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-            css=CSS,
+            css=CSS + (TRANSPARENT if session.pipeline.image_shape[0] == 4 else ""),
         )
     except OSError as error:
         raise UserError(f"cannot listen on {host}, port {port}: {error}; choose another --port") from None

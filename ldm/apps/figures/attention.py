@@ -13,6 +13,7 @@ from ldm.apps.figures.figure import Drawing, Setting
 from ldm.apps.figures.inputs import model
 from ldm.apps.figures.plot_style import HEAT, grey, strip
 from ldm.pipelines.pipeline import Pipeline
+from ldm.utils.transparency import on_white
 
 PROMPTS = ("vertical stacked glyph with the grass radical", "horizontal stacked glyph with the water radical")
 START, END = "(start)", "(end)"
@@ -94,7 +95,7 @@ def attention(setting: Setting) -> Drawing:
     rows: list[list[np.ndarray | None]] = []
     numbers = {}
     for prompt, (image, words, maps) in zip(PROMPTS, drawn):
-        ink = 1 - np.asarray(image.convert("L").resize(maps.shape[1:])) / 255
+        ink = 1 - np.asarray(on_white(image).convert("L").resize(maps.shape[1:])) / 255
         rows.append([grey(1 - ink, 0, 1), *(overlay(weights, ink) for weights in maps)])
         for word, weights in zip(words, maps):
             numbers[f"{prompt}: {word}"] = f"{weights.mean():.1%} of the attention, {centre(weights)}"

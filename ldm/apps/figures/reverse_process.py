@@ -16,8 +16,9 @@ from ldm.diffusion.sampling import Denoise, sample, trajectory
 from ldm.diffusion.schedules import Schedule
 from ldm.diffusion.time_grids import TIME_GRIDS
 from ldm.pipelines.diffusers_schedulers import process_of
-from ldm.pipelines.pipeline import Pipeline
+from ldm.pipelines.pipeline import Pipeline, to_pil
 from ldm.utils.image_tensors import to_pixels
+from ldm.utils.transparency import on_white
 
 PROMPT = "vertical stacked glyph with the grass radical"
 SECOND = "horizontal stacked glyph with the water radical"
@@ -69,10 +70,10 @@ def _channels(latents: Tensor, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _decoded(pipeline: Pipeline, latents: Tensor) -> np.ndarray:
-    """uint8 (H, W) or (H, W, 3) of one item's latents (1, c, h, w)."""
+    """uint8 (H, W) or (H, W, 3), on white, of one item's latents (1, c, h, w)."""
     with torch.no_grad():
         pixels = to_pixels(2 * pipeline.decode(latents) - 1)[0]
-    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    return np.asarray(on_white(to_pil(pixels)))
 
 
 def _film(pipeline: Pipeline, states: list[tuple[float, Tensor, Tensor]], scale: int = 3) -> list[Image.Image]:

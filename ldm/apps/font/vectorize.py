@@ -146,14 +146,16 @@ def ink_of(image: "Image.Image | np.ndarray") -> np.ndarray:
     """How far each pixel is from the ground to the ink, float32 (H, W) in [0, 1].
 
     The ground is the median colour along the image's edge, and the ink what differs from it most. All zeros for a
-    image in which nothing differs by a quarter of the range.
+    image in which nothing differs by a quarter of the range. Of an image with transparency it is what is opaque.
     """
     from PIL import Image
 
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)):
-            raise ValueError(f"an image must be uint8 (H, W) or (H, W, 1 or 3), got {image.dtype} {image.shape}")
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,), (4,)):
+            raise ValueError(f"an image must be uint8 (H, W) or (H, W, 1, 3 or 4), got {image.dtype} {image.shape}")
         image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
+    if image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 255:
+        image = image.getchannel("A")
     pixels = np.asarray(image.convert("RGB"), np.float32) / 255
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     distance = np.sqrt(((pixels - np.median(edge, axis=0)) ** 2).mean(axis=2))

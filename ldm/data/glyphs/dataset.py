@@ -117,6 +117,10 @@ def splits(options: DataOptions) -> dict[str, "GlyphData"]:
     Raises: UserError: no font package, unreadable font, unwritable cache, or a split that comes out empty.
     """
     glyphs = options.glyphs
+    if options.channels == 4:
+        raise UserError(
+            "glyphs are black on white: data.channels must be 1 or 3, got 4 (transparent images of your own)"
+        )
     splits = split_characters(glyphs.characters, glyphs.limit, glyphs.hold_out_later)
     every = sorted(row.codepoint for members in splits.values() for row in members)
     place = {codepoint: i for i, codepoint in enumerate(every)}

@@ -12,6 +12,7 @@ from ldm.evaluation.diagnostics.findings import Finding, fail, ok, skip, warn
 from ldm.evaluation.loss_by_time import channel_moments
 from ldm.models.latents import from_model_latents
 from ldm.pipelines.diffusers_schedulers import export_scheduler, process_of
+from ldm.utils.image_tensors import as_seen
 
 LEFT, LEFT_A_LITTLE = 4.0, 1.0  # signal to noise of the image's mean at t = 1
 SIGNAL_LEFT = 0.2  # alpha / sigma at t = 1
@@ -176,5 +177,5 @@ def _beyond(context: RunContext, latents: Tensor) -> float:
     """Fraction of decoded values that clipping changes by more than a twentieth of the range."""
     vae = context.pipeline.vae
     raw = from_model_latents(latents.to(context.pipeline.device, vae.dtype), vae.config)
-    decoded = vae.decode(raw, return_dict=False)[0]
+    decoded = as_seen(vae.decode(raw, return_dict=False)[0])
     return (decoded.abs() > 1.1).float().mean().item()

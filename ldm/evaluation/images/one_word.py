@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ldm.evaluation.metrics.proportions import proportion
+from ldm.utils.transparency import on_grounds
 
 FUNCTION_WORDS = frozenset("a an the of in on at and or with is are to for from by".split())
 CHANGED = 32  # of 255: a pixel that differs by more in any channel has changed
@@ -100,5 +101,6 @@ def section(
 
 
 def changed_pixels(first: np.ndarray, second: np.ndarray) -> float:
-    """The fraction of pixels of two sets of images, uint8 (n, h, w, c), that differ by more than CHANGED."""
+    """The fraction of pixels of two sets of images, uint8 (n, h, w, c), that differ by more than CHANGED as seen."""
+    first, second = (np.concatenate(on_grounds(images), axis=3) for images in (first, second))
     return float((np.abs(first.astype(int) - second.astype(int)).max(3) > CHANGED).mean())

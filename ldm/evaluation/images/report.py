@@ -240,6 +240,9 @@ def sections(
 def blurred(images: np.ndarray) -> np.ndarray:
     """Images, uint8 (n, h, w, c), of which hardly more than the colours can be made out."""
     soft = ImageFilter.GaussianBlur(images.shape[1] / BLUR)
+    if images.shape[3] == 4:  # colours multiplied by alpha, so that those that nobody sees are not mixed in
+        straight = (Image.fromarray(x).convert("RGBa").filter(soft).convert("RGBA") for x in images)
+        return np.stack([np.asarray(x) for x in straight])
     return np.stack([np.asarray(Image.fromarray(x.squeeze()).filter(soft)).reshape(x.shape) for x in images])
 
 

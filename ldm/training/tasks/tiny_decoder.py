@@ -25,7 +25,7 @@ from ldm.models.tiny_decoder import build_tiny
 from ldm.training.data_order import generator_for, image_batches
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
-from ldm.utils.image_tensors import to_images
+from ldm.utils.image_tensors import as_seen, to_images
 from ldm.utils.untrusted_files import read_yaml
 
 Latents = Callable[[int], Tensor]  # step -> model latents (B, c, h, w)
@@ -46,7 +46,7 @@ def distil(vae, latents: Latents, steps: int, width: int = 32, seed: int = 0, lr
         z = latents(step)
         with torch.no_grad():
             wanted = vae.decode(z).sample.clamp(-1, 1)
-        got = tiny.decode(to_model_latents(z, vae.config)).sample
+        got, wanted = as_seen(tiny.decode(to_model_latents(z, vae.config)).sample), as_seen(wanted)
         loss = (got - wanted).abs().mean() + edge_loss(got, wanted)
         loss.backward()
         optimizer.step()
@@ -68,7 +68,7 @@ def agreement(vae, tiny: AutoencoderTiny, images: Tensor) -> dict[str, float]:
             started = time.perf_counter()
             decoded = decoder.decode(latents).sample
             seconds.append(time.perf_counter() - started)
-        outputs.append(decoded.clamp(-1, 1))
+        outputs.append(as_seen(decoded.clamp(-1, 1)))
         milliseconds.append(round(1000 * min(seconds) / len(images), 3))
     error = (outputs[0] - outputs[1]).square().mean((1, 2, 3)).clamp(min=1e-10)
     ratio = (10 * torch.log10(4 / error)).mean().item()

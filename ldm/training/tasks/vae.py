@@ -21,7 +21,7 @@ from ldm.models.autoencoder import (
     unfreeze,
 )
 from ldm.models.digests import network_digest
-from ldm.models.latents import is_tiny, posterior
+from ldm.models.latents import encoder_input, is_tiny, posterior
 from ldm.models.linear_autoencoder import FITTED_PIXELS, fit_encoder
 from ldm.models.reconstruction_losses import (
     PatchDiscriminator,
@@ -37,7 +37,7 @@ from ldm.training.data_order import batch_noise, derive_seed, image_batches
 from ldm.training.task import BatchSlice, LossAndMetrics, SampleRef
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import image_grid
-from ldm.utils.image_tensors import to_images, to_pixels
+from ldm.utils.image_tensors import as_seen, seen_channels, to_images, to_pixels
 
 
 def _fitted(resolution: int) -> int:
@@ -80,7 +80,7 @@ class VaeObjective(nn.Module):
     def __init__(self, vae: Autoencoder, loss: VaeLoss):
         super().__init__()
         self.vae, self.weights = vae, loss
-        channels = vae.config.in_channels
+        channels = seen_channels(vae.config.in_channels)
         self.codebook = None
         if isinstance(vae, VQModel):
             self.codebook = Codebook(vae.config.num_vq_embeddings, loss.codebook_decay, loss.revive_after)
@@ -89,7 +89,8 @@ class VaeObjective(nn.Module):
 
     def forward(self, images: Tensor, noise: Tensor | None = None, progress: float = 0.0) -> LossAndMetrics:
         """Images (B, C, H, W) in [-1, 1] and the posterior's standard normal noise (B, c, h, w), None for a VQModel."""
-        decoded, bottleneck, numbers = self._code(images, noise)
+        decoded, bottleneck, numbers = self._code(encoder_input(images, self.vae.config), noise)
+        images, decoded = as_seen(images), as_seen(decoded)
         error = decoded - images
         terms = {"l1": error.abs().mean(), "edge": edge_loss(decoded, images)} | bottleneck
         if self.weights.mse:
@@ -106,7 +107,10 @@ class VaeObjective(nn.Module):
         return loss, terms | numbers
 
     def _code(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Reconstructions, the loss terms of the bottleneck, and scalars to log that are not in the loss."""
+        """Reconstructions, the loss terms of the bottleneck, and scalars to log that are not in the loss.
+
+        `images`: as the encoder is shown them.
+        """
         if self.codebook is not None:
             vectors = self.vae.encode(images).latents
             quantised, commitment, numbers = self.codebook(vectors, self.vae.quantize.embedding.weight)
@@ -185,7 +189,7 @@ class VaeTask:
         strip: list[np.ndarray] = []
         for images, latents, decoded in self._reconstructions():
             counts += code_counts(self.model, latents).cpu() if isinstance(self.model, VQModel) else 0
-            errors.append((decoded - images).square().mean((1, 2, 3)).cpu())
+            errors.append((as_seen(decoded) - as_seen(images)).square().mean((1, 2, 3)).cpu())
             strip += [to_pixels(images), to_pixels(decoded)] if len(strip) < 2 else []
         pairs = [image for pixels in strip for image in pixels[:16]]
         image_grid(pairs, columns=16).save(folder / f"{label}.png")
@@ -205,7 +209,8 @@ class VaeTask:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """The mean squared error of reconstructions."""
-        errors = [(decoded - images).square().mean((1, 2, 3)).cpu() for images, _, decoded in self._reconstructions()]
+        pairs = ((as_seen(images), as_seen(decoded)) for images, _, decoded in self._reconstructions())
+        errors = [(decoded - images).square().mean((1, 2, 3)).cpu() for images, decoded in pairs]
         return {"loss": torch.cat(errors).mean().item()}
 
     def finish(self, folder: Path) -> None:

@@ -235,6 +235,21 @@ def test_a_picture_that_was_enlarged_is_worked_on_as_it_was_before(session, tmp_
     assert (shrunk(last.images[0])[:, 2:] == pixels[:, 2:]).all()
 
 
+def test_transparency_is_kept_on_the_way_in_and_out(tmp_path):
+    session = Session(str(tiny_folder(tmp_path / "model", channels=4)))
+    *previews, last = session.draw("me", job(session), 1)
+    assert {image.mode for shown in (*previews, last) for image in (*shown.previews, *shown.images)} == {"RGBA"}
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 4), np.uint8)
+    pixels[:4] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    seen = session.seen(str(tmp_path / "a.png"))
+    assert seen.mode == "RGBA" and (shrunk(seen) == pixels).all()
+    *_, last = session.draw_on("me", job(session), 1, str(tmp_path / "a.png"), [paint(tmp_path / "b.png")], 1)
+    assert (shrunk(last.images[0])[:, :8] == pixels[:, :8]).all()
+    (image, _), *_ = session.attention(job(session))
+    assert image.mode == "RGBA"
+
+
 def test_at_full_strength_a_picture_is_forgotten(session, picture):
     *_, plain = session.draw("me", job(session), 1)
     *_, forgotten = session.draw_on("me", job(session), 1, picture, None, 1)

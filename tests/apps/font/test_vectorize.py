@@ -104,6 +104,13 @@ def test_colours_do_not_matter():
     assert trace(Image.fromarray(255 - np.asarray(shape(ring)))).path() == expected
 
 
+@pytest.mark.parametrize("colour", [0, 255])
+def test_of_transparent_images_the_shape_is_what_is_opaque(colour):
+    pixels = np.full((64, 64, 4), colour, np.uint8)
+    pixels[..., 3] = 255 - np.asarray(shape(square))
+    assert trace(pixels).contours == trace(pixels[..., 3]).contours != ()
+
+
 def test_a_shape_may_touch_the_edge():
     outline = trace(shape(lambda x, y: (x < 20.5) & (abs(y - 30) < 9)))
     assert pen_area(outline) == pytest.approx(20.5 * 18, rel=0.01)

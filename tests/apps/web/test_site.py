@@ -141,6 +141,24 @@ console.log(JSON.stringify(Array.from({ length: 1000 }, (_, i) => levels(i + 1, 
         assert found == light._levels(steps)[1]
 
 
+def test_pixels_have_the_alpha_of_the_decoder_or_are_opaque(node):
+    code = """
+import { Model } from "./model.js";
+const found = [];
+for (const [channels, values] of told) {
+  const data = Float32Array.from(values);
+  const vae = { run: async () => ({ picture: { data, dims: [1, channels, 1, 2] } }) };
+  const model = Object.assign(new Model(), { vae, settings: { scale: 1, shape: [1] }, tensor: () => null });
+  found.push([...(await model.decode(data))]);
+}
+console.log(JSON.stringify(found));"""
+    clear = [1, -1, -1, 0, 0, 1, 1, -1]  # red and opaque, then blue, half green and clear
+    found = node(code, [[1, [-1, 1]], [3, [1, -1, -1, 0, 0, 1]], [4, clear]])
+    assert found[0] == [0, 0, 0, 255, 255, 255, 255, 255]
+    assert found[1] == [255, 0, 128, 255, 0, 128, 255, 255]
+    assert found[2] == [255, 0, 128, 255, 0, 128, 255, 0]
+
+
 # ---- the folder -----------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from ldm.data.glyphs.dataset import load_table, split_characters, split_of
 from ldm.data.glyphs.dataset import splits as glyph_splits
 from ldm.data.glyphs.heldout import HELD_OUT, LATER
 from ldm.data.glyphs.rendering import style_font
+from ldm.utils.errors import UserError
 
 pytest.importorskip("pylopdf_fonts_zh_cn", reason="needs the extra 'glyphs'")
 
@@ -29,6 +30,11 @@ def options(tmp_path_factory):
 @pytest.fixture(scope="module")
 def splits(options):
     return glyph_splits(options)
+
+
+def test_glyphs_have_no_transparency(tmp_path):
+    with pytest.raises(UserError, match="data.channels must be 1 or 3, got 4"):
+        glyph_splits(DataOptions(channels=4, cache_dir=tmp_path))
 
 
 def test_table_is_complete_and_well_formed(table):

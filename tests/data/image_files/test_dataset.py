@@ -42,6 +42,22 @@ def test_nothing_but_bad_pictures_is_an_error_at_any_limit(root, options):
         file_splits(options(root, max_bad_fraction=1.0))
 
 
+def test_transparency_is_kept_through_the_cache(root, options):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 4), np.uint8)
+    pixels[..., :2, 3] = 0
+    for i, each in enumerate(pixels):
+        Image.fromarray(each).save(root / f"{i}.png")
+    pixels[..., :2, :3] = 0  # what nobody sees
+    for _ in range(2):  # the second time from the cache
+        data = file_splits(options(root, channels=4, validation_fraction=0, horizontal_flip=True))["train"]
+        assert data.channels == 4 and len(data) == 4
+        for i, name in enumerate(data.ids):
+            expected = pixels[int(name[0])]
+            assert (data.image(i) == (expected[:, ::-1] if "flip" in name else expected)).all()
+    flat = file_splits(options(root, channels=3, validation_fraction=0))["train"]
+    assert flat.fingerprint != data.fingerprint and (flat.image(0)[:, :2] == 255).all()
+
+
 def test_a_transparent_drawing_does_not_become_black(root, options):
     image = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
     image.paste((0, 0, 0, 255), (0, 0, 8, 16))

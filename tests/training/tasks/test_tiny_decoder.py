@@ -12,11 +12,15 @@ from ldm.training.tasks.tiny_decoder import agreement, distil
 from ldm.utils.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def vae():
+def teacher(channels=1):
     torch.manual_seed(0)
     model = VaeModel(block_out_channels=[8, 8, 16], norm_num_groups=4, latent_channels=3)
-    return build_vae(model, 1, 16).eval().requires_grad_(False)
+    return build_vae(model, channels, 16).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return teacher()
 
 
 def latents(step):
@@ -29,8 +33,10 @@ def test_it_has_the_latents_and_pictures_of_its_teacher(vae):
     assert tiny.config.scaling_factor == 1 and len(tiny.config.block_out_channels) == 3  # f = 4 to a stock pipeline
 
 
-def test_it_comes_nearer_to_its_teacher_by_training(vae):
-    images = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+@pytest.mark.parametrize("channels", [1, 4])
+def test_it_comes_nearer_to_its_teacher_by_training(channels):
+    vae = teacher(channels)
+    images = torch.rand(4, channels, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
     before = agreement(vae, build_tiny(vae, width=16), images)["psnr"]
     after = agreement(vae, distil(vae, latents, steps=60, width=16), images)["psnr"]
     assert after > before + 6

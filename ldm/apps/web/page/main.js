@@ -96,8 +96,9 @@ async function download() {
 }
 
 function fillIn() {
-  const [, height, width] = settings.picture;
+  const [channels, height, width] = settings.picture;
   Object.assign(canvas, { width, height });
+  canvas.classList.toggle("transparent", channels === 4);
   document.title = `${settings.name}: pictures from words`;
   $("about").textContent = `Model ${settings.name}, weights ${settings.digest}.`;
   $("steps").value = settings.steps;

@@ -107,7 +107,7 @@ export class Model {
     const [, channels, height, width] = dims;
     const pixels = new Uint8ClampedArray(4 * height * width).fill(255);
     for (let k = 0; k < height * width; k++)
-      for (let c = 0; c < 3; c++)
+      for (let c = 0; c < Math.max(3, channels); c++)
         pixels[4 * k + c] = Math.round(255 * Math.min(1, Math.max(0, data[(c % channels) * height * width + k] / 2 + 0.5)));
     return pixels;
   }
