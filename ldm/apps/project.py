@@ -125,7 +125,8 @@ def base_document(name: str, source: str, report: dict[str, Any], given: dict) -
         text = {"source": "none", "train": False}
         document = merge(document, {"ldm": {"text": text, "sampling": {"guidance_scale": 1.0}}})
     resolution = given.get("data", {}).get("resolution", document["data"]["resolution"])
-    if "vae" in document and document["vae"].get("crop", 0) >= resolution:
+    smallest = min(resolution) if isinstance(resolution, list) else resolution
+    if "vae" in document and document["vae"].get("crop", 0) >= smallest:
         document["vae"]["crop"] = 0  # the images are small themselves
     document = merge(document, given)
     for part in TITLES.keys() & document.keys():  # what is given for all stages wins over the preset's for one

@@ -67,19 +67,22 @@ class ClipEmbedder:
     @torch.no_grad()
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Features of images alone, float32 (n, d), each of length sqrt(d): KID's kernel is then (cosine + 1)^3."""
+        from ldm.models.clip import encode_images
+
         batches = []
         for start in range(0, len(images), 64):
-            pooled = self.clip.vision_model(pixel_values=self._pixels(images[start : start + 64])).pooler_output
+            pooled = encode_images(self.clip.vision_model, self._pixels(images[start : start + 64])).pooler_output
             batches.append(F.normalize(self.clip.visual_projection(pooled).float(), dim=-1))
         features = torch.cat(batches)
         return (features * features.shape[1] ** 0.5).numpy()
 
     def _pixels(self, images: np.ndarray) -> Tensor:
-        """(n, channels, size, size) in [-1, 1], as the image encoder was trained on."""
+        """(n, channels, h, w) in [-1, 1] of as many pixels as the image encoder was trained on, in whole patches."""
         config = self.clip.config.vision_config
         x = torch.from_numpy(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2).float() / 127.5 - 1
         x = x.mean(1, keepdim=True) if config.num_channels == 1 else x.expand(-1, config.num_channels, -1, -1)
-        size = (config.image_size, config.image_size)
+        stretch, patch = (images.shape[1] / images.shape[2]) ** 0.5, config.patch_size
+        size = tuple(max(1, round(config.image_size * by / patch)) * patch for by in (stretch, 1 / stretch))
         return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True)
 
 

@@ -14,6 +14,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "frames": (2, 24),
     "strength": (0, 1),
+    "height": (16, 1024),
+    "width": (16, 1024),
 }
 MAX_LETTERS = 300  # of a prompt; a model reads far fewer tokens
 MAX_WAITING = 16  # in the queue
