@@ -73,6 +73,19 @@ class BucketOrder:
         self._epoch += 1
 
 
+def small_buckets(buckets: np.ndarray | None, batch_size: int) -> str:
+    """A remark if there are buckets with fewer items than a batch, else ""."""
+    counts = np.bincount(buckets) if buckets is not None else np.empty(0, int)
+    counts = counts[counts > 0]
+    if not (few := (counts < batch_size).sum()):
+        return ""
+    return (
+        f"{few} of {len(counts)} buckets hold fewer images than a batch of {batch_size}, the smallest {counts.min()}: "
+        f"its images are trained on several times in one batch, once in {-(-batch_size // counts.min())} epochs; "
+        "lower train.batch_size, or raise data.files.bucket_step for fewer buckets"
+    )
+
+
 class Batches(Dataset):
     """A data set of batches, indexed by `BatchSlice`.
 

@@ -9,13 +9,12 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ldm.config.settings import DataOptions
-from ldm.data.image_files.pixel_cache import Pixels, load_pixels, open_pixels, transform
+from ldm.data.image_files.pixel_cache import FlatRows, Pixels, load_pixels, open_pixels, transform
 from ldm.formats.records import Sample, first_few
 from ldm.formats.sources import open_source
 from ldm.utils.errors import UserError
@@ -78,7 +77,7 @@ class FileData:
         return i % len(self)
 
     @functools.cached_property
-    def _array(self) -> Sequence[np.ndarray] | np.ndarray:
+    def _array(self) -> np.ndarray | FlatRows:
         return open_pixels(self._path, self._shapes)
 
     def __getstate__(self) -> dict:

@@ -13,7 +13,6 @@ import io
 import json
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ class Pixels:
         return [each[index] for index in self.sizes]
 
 
-class FlatRows(Sequence[np.ndarray]):
+class FlatRows:
     """Images of several shapes (h, w, C) that lie one after another in a flat array."""
 
     def __init__(self, flat: np.ndarray, shapes: list[tuple[int, int, int]]):
@@ -63,12 +62,12 @@ class FlatRows(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self._shapes)
 
-    def __getitem__(self, row: Any) -> np.ndarray:
+    def __getitem__(self, row: int) -> np.ndarray:
         shape, end = self._shapes[row], int(self._ends[row])
         return self._flat[end - math.prod(shape) : end].reshape(shape)
 
 
-def open_pixels(path: Path, shapes: list[tuple[int, int, int]]) -> Sequence[np.ndarray] | np.ndarray:
+def open_pixels(path: Path, shapes: list[tuple[int, int, int]]) -> np.ndarray | FlatRows:
     """The rows at a path, mapped from disk: uint8 of these shapes."""
     array = np.load(path, mmap_mode="r")
     return FlatRows(array, shapes) if array.ndim == 1 else array
@@ -171,7 +170,7 @@ def _open(stem: Path, key: str, samples: list[Sample], options: DataOptions) -> 
         with path.open("rb") as stream:
             whole = whole and stream.read(header.tell()) == header.getvalue() and array.shape == shape
         images = open_pixels(path, pixels.shapes(options)) if whole else []
-        whole = whole and [hashlib.sha256(row).hexdigest() for row in images] == digests
+        whole = whole and [hashlib.sha256(images[row]).hexdigest() for row in range(len(rows))] == digests
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
