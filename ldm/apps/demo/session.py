@@ -20,7 +20,7 @@ from ldm.models.lora import as_options, split_scale
 from ldm.pipelines.diffusers_schedulers import samplers_for
 from ldm.pipelines.editing import image_to_image, inpaint, interpolate
 from ldm.pipelines.generation import generate_job
-from ldm.pipelines.image_metadata import EDIT_KEY, KEY, complete, entries
+from ldm.pipelines.image_metadata import EDIT_KEY, KEY, SIZE, complete, entries
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline, PipelineOutput
 from ldm.utils.errors import UserError
@@ -107,7 +107,12 @@ class Session:
     def job(self, prompt, negative, guidance, steps, sampler, seed, height=None, width=None) -> dict[str, Any]:
         """The settings of one image, as `ldm generate` writes them into it. Raises: UserError."""
         sampler = limits.choice("sampler", sampler, self.samplers)
+        size = {
+            name: None if side in (None, its) else limits.whole(name, side)
+            for name, side, its in zip(SIZE, (height, width), self.size, strict=True)
+        }
         job = {
+            **size,
             **self.known_as,
             "prompt": limits.text("prompt", prompt),
             "negative": limits.text("negative prompt", negative),
@@ -115,9 +120,7 @@ class Session:
             "steps": limits.whole("steps", steps),
             "guidance": limits.real("guidance", guidance),
             "sampler": None if sampler == OWN else sampler,
-            "scale": self.scale,
-            "height": None if height in (None, self.size[0]) else limits.whole("height", height),
-            "width": None if width in (None, self.size[1]) else limits.whole("width", width),
+            "scale": max(1, SIDE // max(self._size_of(size))),
             "digest": self.pipeline.digest,
         }
         job |= JOB
@@ -138,7 +141,17 @@ class Session:
 
         A visitor who goes away, or whose `stop` is called, ends it at the next step. Raises: UserError.
         """
-        return self._drawing(visitor, job, limits.whole("number", number))
+        count, size = limits.whole("number", number), self._size_of(job)
+        if size != self.size:
+            limits.check_pixels(count, *size)
+        return self._drawing(visitor, job, count)
+
+    def _size_of(self, job: dict) -> Size:
+        """(height, width) of the images of a job. Raises: UserError for a size that the model cannot generate."""
+        try:
+            return size_of(self.pipeline.image_shape_of(job["height"], job["width"])[1:])
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
     def draw_on(
         self, visitor: str, job: dict, number: Any, picture: Sent, layers: Sequence[str] | None, strength: Any
