@@ -287,10 +287,9 @@ def test_no_canvas_but_two_pictures_of_one_size_is_painted_on(app, place):
 
 @pytest.mark.slow
 def test_a_flood_is_answered_or_told_that_the_queue_is_full(app):
+    data = [*DRAW[:3], 100, *DRAW[4:6], 16, *DRAW[7:]]
     with ThreadPoolExecutor(60) as pool:
-        answers = list(
-            pool.map(lambda i: app.post("call/draw", {"data": [*DRAW[:3], 100, *DRAW[4:6], 16, *DRAW[7:]]}), range(60))
-        )
+        answers = list(pool.map(lambda i: app.post("call/draw", {"data": data}), range(60)))
     full = [body for status, body in answers if status != 200]
     assert full and all(b"ueue" in body and b"full" in body for body in full)
     assert len(answers) - len(full) >= 16
