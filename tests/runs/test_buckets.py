@@ -66,6 +66,7 @@ def train(part, project, run, stop=STEPS):
 
 def run(part, project, folder, size=1, stop=STEPS):
     """As `size` processes."""
+    folder.parent.mkdir(exist_ok=True)
     work = partial(train, part, project, folder, stop)
     for child in world(work, folder.with_name(f"said-{folder.name}-{size}-{stop}"), size):
         assert child.wait() == (0 if stop == STEPS else 143), child.said()

@@ -154,7 +154,7 @@ class Dots(Grey):
 
 def test_pictures_come_in_their_range_and_points_as_single_pixels():
     pictures, noise = Uncached(Grey()), torch.randn(2, 1, 8, 8)
-    assert pictures.shape == (3, 1, 8, 8) and len(pictures) == 3
+    assert pictures.shape_of(0) == (1, 8, 8) and len(pictures) == 3
     found = pictures.sample([0, 2], noise)
     assert (
         found.shape == noise.shape and found[0].unique() == -1 and torch.isclose(found[1].unique(), torch.tensor(1 / 3))
