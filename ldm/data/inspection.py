@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from ldm.formats.records import Sample, Source
     from ldm.utils.image_sizes import Size
 
-ELONGATED = (
-    2.0  # aspect ratio, over that of what an image becomes, beyond which a centre crop loses more than half of an image
-)
+ELONGATED = 2.0  # an image's aspect ratio over its size's, beyond which a crop loses more than half of it
 COMMON_WORDS = 15
 
 
