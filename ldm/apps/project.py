@@ -13,6 +13,7 @@ from ldm.config.loading import load
 from ldm.config.yaml_io import dump, merge, read
 from ldm.utils.errors import UserError
 from ldm.utils.file_names import windows_objection
+from ldm.utils.image_sizes import bucket_sizes, size_of
 
 PRESETS = {"cpu": "folder-cpu.yaml", "mps": "folder-cpu.yaml", "cuda": "folder.yaml"}
 TITLES = {"clip": "Text encoder", "vae": "Autoencoder", "ldm": "U-Net"}
@@ -127,8 +128,10 @@ def base_document(name: str, source: str, report: dict[str, Any], given: dict) -
         document.pop("clip", None)
         text = {"source": "none", "train": False}
         document = merge(document, {"ldm": {"text": text, "sampling": {"guidance_scale": 1.0}}})
-    resolution = given.get("data", {}).get("resolution", document["data"]["resolution"])
-    if "vae" in document and document["vae"].get("crop", 0) >= resolution:
+    chosen = merge(document["data"], given.get("data", {}))
+    size, step = size_of(chosen["resolution"]), chosen["files"].get("bucket_step")
+    smallest = min(map(min, bucket_sizes(size, step) if step else [size]))
+    if "vae" in document and document["vae"].get("crop", 0) >= smallest:
         document["vae"]["crop"] = 0  # the images are small themselves
     document = merge(document, given)
     for part in TITLES.keys() & document.keys():  # what is given for all stages wins over the preset's for one

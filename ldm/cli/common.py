@@ -16,6 +16,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "guidance": {"type": float, "metavar": "SCALE", "help": "guidance scale of the prompt, 1 = off (default: model's)"},
     "steps": {"type": int, "metavar": "N", "help": "number of inference (denoising) steps (default: the model's)"},
     "sampler": {"metavar": "NAME", "help": "sampler, such as dpmpp_2m, unipc, ddim or euler (default: the model's)"},
+    "height": {"type": int, "metavar": "PIXELS", "help": "height of each image (default: the model's)"},
+    "width": {"type": int, "metavar": "PIXELS", "help": "width of each image (default: the model's)"},
     "seed": {"type": int, "metavar": "N", "help": "random seed; image i is generated from seed + i (default: 0)"},
     "number": {"type": int, "metavar": "N", "help": "number of images, side by side"},
     "scale": {"type": int, "metavar": "N", "help": "repeat every pixel N x N times for viewing (default: 1)"},

@@ -23,10 +23,12 @@ OPTIONS = {
     "guidance": "guidance_scale",
     "negative": "negative_prompt",
     "sampler": "sampler",
+    "height": "height",
+    "width": "width",
     "seed": "seed",
     "number": "num_images_per_prompt",
 }
-IMAGE: dict[str, Any] = {"help": "image file of any size; it is brought to the model's square"}
+IMAGE: dict[str, Any] = {"help": "image file of any size; it is brought to the size of what is generated"}
 PROMPT: dict[str, Any] = {"nargs": "?", "help": "what the image should show"}
 
 
@@ -81,7 +83,7 @@ def _parser(subparsers: Any, name: str, description: str, draw: Callable) -> arg
     """A parser with the options that every operation has."""
     parser = subparsers.add_parser(name, help=description, description=description)
     parser.add_argument("-o", "--output", default="out.png", help="file to write (default: out.png)")
-    add_options(parser, "model", "negative", "guidance", "steps", "sampler", "seed", "number")
+    add_options(parser, "model", "negative", "guidance", "steps", "sampler", "height", "width", "seed", "number")
     add_options(parser, "scale", default=1)
     add_options(parser, "device")
     parser.set_defaults(run=run, draw=draw, verb=name)

@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("prompt", nargs="?", help="what the images should show")
     parser.add_argument("-o", "--output", help="PNG to write; '{seed}' in it = one file per image (default: out.png)")
-    add_options(parser, "model", "negative", "guidance", "steps", "sampler", "seed")
+    add_options(parser, "model", "negative", "guidance", "steps", "sampler", "height", "width", "seed")
     many = parser.add_mutually_exclusive_group()
     many.add_argument("--grid", metavar="CxR", help="image grid of C columns and R rows, for example 6x6")
     add_options(many, "number", help="number of images (side by side, or one file each)")
@@ -116,7 +116,7 @@ def _job(args: argparse.Namespace) -> dict[str, Any]:
     if given["grid"] is not None or given["number"] is not None:
         job |= {"grid": None, "number": None}
     job |= {name: value for name, value in given.items() if value is not None}
-    for name, least in (("seed", 0), ("scale", 1), ("number", 1), ("steps", 1)):
+    for name, least in (("seed", 0), *((name, 1) for name in ("scale", "number", "steps", "height", "width"))):
         check_number(name, job[name], least)
     if job["scale"] > MAX_SCALE:
         raise UserError(f"--scale must be {MAX_SCALE} or less, got {job['scale']}")

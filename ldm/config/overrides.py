@@ -170,12 +170,21 @@ def _takes(annotation: Any, values: list[str], word: str) -> bool:
     """Whether an option that has `values` takes one more word."""
     if annotation is bool:
         return not values and word.lower() in ("true", "false")
+    if values and (several := _several(annotation)):  # as many as there are numbers: the next word may be a folder
+        return len(values) < len(get_args(several)) and word.isdecimal()
     sizes = {list: sys.maxsize, tuple: len(get_args(annotation))}
     return len(values) < sizes.get(get_origin(annotation), 1)
 
 
+def _several(annotation: Any) -> Any:
+    """The tuple among the types of `int | tuple[int, int]`; None of another type."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
+    return next((one for one in members if get_origin(one) is tuple), None)
+
+
 def _value(path: str, annotation: Any, values: list[str]) -> Any:
     """The words as a value of a setting's type. Raises: ValueError."""
+    annotation = _several(annotation) if len(values) > 1 and _several(annotation) else annotation
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is list:
         return [_scalar(path, inner[0], value) for value in values]

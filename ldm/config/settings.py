@@ -17,9 +17,13 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    TypeAdapter,
+    WrapValidator,
     model_validator,
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from ldm.utils.image_sizes import Size, bucket_sizes, resolution_of, size_of
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -29,6 +33,19 @@ Widths = Annotated[list[Count], Field(min_length=1)]
 Weight = Annotated[float, Field(ge=0)]
 Place = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]  # "~/runs" is not a folder "~"
 Named = Annotated[str, AfterValidator(os.path.expanduser)]  # a place, or one of a few words, or a Hub id
+Side = Annotated[int, Field(ge=16, le=1024, multiple_of=8)]
+
+
+def _one_or_two_sides(value: Any, _: Any) -> int | Size:
+    """A side or [height, width], checked as that alone: a union's errors would be about both."""
+    if not isinstance(value, list | tuple):
+        return _SIDE.validate_python(value, strict=True)
+    return resolution_of(_SIDES.validate_python(tuple(value), strict=True))
+
+
+_SIDE: TypeAdapter[int] = TypeAdapter(Side)
+_SIDES: TypeAdapter[Size] = TypeAdapter(tuple[Side, Side])
+Resolution = Annotated[Side | tuple[Side, Side], WrapValidator(_one_or_two_sides)]
 
 
 @dataclass(frozen=True)
@@ -138,7 +155,10 @@ class FileOptions(Settings):
     keep_tags: Annotated[int, Field(ge=0)] = 0
     """Number of tags at the start that shuffle_tags leaves in place."""
     resize: Literal["crop", "pad", "stretch"] = "crop"
-    """Centre crop, pad with the background colour, or stretch to a square."""
+    """Centre crop, pad with the background colour, or stretch to the size."""
+    bucket_step: Annotated[int, Field(ge=0, le=512, multiple_of=8)] = 0
+    """Aspect-ratio buckets: sizes of about as many pixels as `data.resolution`, with sides that are multiples of this
+    many pixels; each image gets the one nearest to its shape. 0 = all images have one size."""
     background: Annotated[int, Field(ge=0, le=255)] = 255
     """Grey level that replaces transparency and fills padding; with `data.channels` 4 both are transparent."""
     horizontal_flip: bool = False
@@ -205,8 +225,8 @@ class MixtureOptions(Settings):
 class DataOptions(Settings):
     source: Named = "glyphs"
     """'glyphs', 'digits', 'toy', a folder, a .parquet file, or a Hub data set id (user/name)."""
-    resolution: Annotated[int, Field(ge=16, le=1024, multiple_of=8)] = 64
-    """Height and width of the images, in pixels."""
+    resolution: Resolution = 64
+    """Side of square images in pixels, or [height, width]."""
     channels: Literal[1, 3, 4] = 1
     """1 = grey, 3 = RGB, 4 = RGB and alpha: transparent images, of one's own."""
     cache_dir: Place = Path("cache")
@@ -221,6 +241,23 @@ class DataOptions(Settings):
     """Settings of the source 'digits'."""
     mixture: MixtureOptions = MixtureOptions()
     """How synthetic images are mixed in."""
+
+    @model_validator(mode="after")
+    def _sides_fit_buckets(self) -> Self:
+        step = self.files.bucket_step
+        if step and any(side % step for side in self.size):
+            raise ValueError(f"resolution {self.resolution} must be a multiple of files.bucket_step {step}")
+        return self
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the images; with buckets, of those of the most usual shape."""
+        return size_of(self.resolution)
+
+    @property
+    def sizes(self) -> list[Size]:
+        """The sizes that images may have: one, or those of all buckets."""
+        return bucket_sizes(self.size, self.files.bucket_step) if self.files.bucket_step else [self.size]
 
 
 class OptimOptions(Settings):

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ldm.utils.errors import UserError
+
 if TYPE_CHECKING:  # else every process that decodes images would import all settings
     from ldm.config.settings import DataOptions
 
 
 class ImageTextData(Protocol):
-    """Images of one size with a random caption at each call. Plain NumPy: torch is not needed to read data."""
+    """Images with a random caption at each call. Plain NumPy: torch is not needed to read data.
+
+    All have one size, or each one of a few: see `ldm.data.buckets`.
+    """
 
     ids: list[str]  # stable and unique: 'U+6C34/hei', 'photos/cat.jpg'
-    resolution: int
+    resolution: int | tuple[int, int]  # side of a square, or (height, width); with buckets the most usual
     channels: int
     has_captions: bool
 
@@ -28,7 +33,7 @@ class ImageTextData(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, i: int) -> np.ndarray:
-        """uint8 of shape (resolution, resolution, channels)."""
+        """uint8 of shape (height, width, channels)."""
         ...
 
     def caption(self, i: int, rng: np.random.Generator) -> str:
@@ -79,6 +84,8 @@ def sampling_weights(data: ImageTextData) -> np.ndarray | None:
 def build(options: "DataOptions") -> Splits:
     """The splits of `options.source`. Raises: UserError for a source that is missing, empty or unreadable."""
     if is_own(options.source):
+        if not isinstance(options.resolution, int):
+            raise UserError(f"data.source {options.source} makes square images: set data.resolution to one number")
         maker = _maker(options.source)
         splits, mixture = maker.splits(options), getattr(maker, "mixture", None)
         return Splits(**splits, mixture=mixture(options, splits["train"]) if mixture else None)

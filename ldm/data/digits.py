@@ -268,7 +268,7 @@ class DigitData:
 
     def __init__(self, items: list[Item], writing: dict[int, Handwriting], options: DataOptions):
         self.items, self.writing = items, writing
-        self.resolution = options.resolution
+        self.resolution = options.size[0]
         self.captions = DigitCaptions(options.digits)
         self.ids = [f"digit-{item.original:04d}/{item.copy}" for item in items]
 

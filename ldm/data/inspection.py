@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ldm.config.settings import DataOptions
     from ldm.formats.records import Sample, Source
+    from ldm.utils.image_sizes import Size
 
-ELONGATED = 2.0  # sides' ratio beyond which a centre crop loses more than half of an image
+ELONGATED = 2.0  # an image's aspect ratio over its size's, beyond which a crop loses more than half of it
 COMMON_WORDS = 15
 
 
@@ -48,17 +49,25 @@ def inspect(source: "Source", options: "DataOptions", text_length: int, chosen: 
         "skipped": skipped,
         "splits": {name: len(rows) for name, rows in splits.items()},
         "held_out": not set(splits.get("train", ())) & set(splits.get("validation", ())),
-        **_pictures(used, looks, options.resolution),
+        **_pictures(used, looks, options.sizes),
         "duplicates": _duplicates(used, looks, splits),
         "captions": _captions(used, text_length),
     }
 
 
-def _pictures(samples: "list[Sample]", looks: list[dict], resolution: int) -> dict[str, Any]:
-    """Sizes, types, and suspicious images."""
+def _pictures(samples: "list[Sample]", looks: list[dict], buckets: "list[Size]") -> dict[str, Any]:
+    """Sizes, types, and suspicious images; `buckets`: the sizes that images are brought to."""
+    from ldm.utils.image_sizes import nearest_size
+
+    chosen = [buckets[nearest_size(buckets, (look["height"], look["width"]))] for look in looks]
 
     def those(test) -> list[str]:
-        return [sample.id for sample, look in zip(samples, looks, strict=True) if test(look["width"], look["height"])]
+        rows = zip(samples, looks, chosen, strict=True)
+        return [sample.id for sample, look, size in rows if test(look["height"], look["width"], *size)]
+
+    def elongated(height: int, width: int, its_height: int, its_width: int) -> bool:
+        shapes = height * its_width, width * its_height
+        return max(shapes) > ELONGATED * min(shapes)
 
     widths, heights = [look["width"] for look in looks], [look["height"] for look in looks]
     sizes = {}
@@ -67,8 +76,9 @@ def _pictures(samples: "list[Sample]", looks: list[dict], resolution: int) -> di
     return {
         "sizes": sizes,
         "common_sizes": Counter(f"{w}x{h}" for w, h in zip(widths, heights, strict=True)).most_common(5),
-        "too_small": those(lambda w, h: min(w, h) < resolution),
-        "elongated": those(lambda w, h: max(w, h) > ELONGATED * min(w, h)),
+        "buckets": Counter(f"{w}x{h}" for h, w in chosen).most_common() if len(buckets) > 1 else [],
+        "too_small": those(lambda height, width, *size: height < size[0] or width < size[1]),
+        "elongated": those(elongated),
         "formats": dict(Counter(look["format"] for look in looks).most_common()),
         "modes": dict(Counter(look["mode"] for look in looks).most_common()),
         "grey": sum(look["grey"] for look in looks),
@@ -159,7 +169,11 @@ def transparency_text(report: dict[str, Any]) -> str:
 
 
 def _picture_lines(report: dict[str, Any], usable: int, most: int) -> list[str]:
-    resolution, duplicates = report["resolution"], report["duplicates"]
+    from ldm.utils.image_sizes import size_of
+
+    duplicates, buckets = report["duplicates"], report["buckets"]
+    height, width = size_of(report["resolution"])
+    size = "their bucket" if buckets else f"{height} pixels" if height == width else f"{width}x{height} pixels"
     sizes = ", ".join(f"{name} {w:g}x{h:g}" for name, (w, h) in report["sizes"].items())
     lines = [f"sizes (each side by itself): {sizes}; commonest {_counts(report['common_sizes'])}"]
     lines.append(f"formats: {_counts(report['formats'].items())}; modes: {_counts(report['modes'].items())}")
@@ -171,8 +185,10 @@ def _picture_lines(report: dict[str, Any], usable: int, most: int) -> list[str]:
         lines.append("colour: none has any; data.channels 1 would do")
     lines += filter(None, [transparency_text(report)])
     small, long, blank = report["too_small"], report["elongated"], report["blank"]
-    lines += _listed(f"smaller than {resolution} pixels, to be enlarged: {len(small)}", small, most)
-    lines += _listed(f"more than {ELONGATED:g} times as long as wide, or the reverse: {len(long)}", long, most)
+    lines += [f"buckets (width x height): {_counts(buckets)}"] if buckets else []
+    lines += _listed(f"smaller than {size}, to be enlarged: {len(small)}", small, most)
+    wide = "wide" if height == width and not buckets else "their size is"
+    lines += _listed(f"more than {ELONGATED:g} times as long as {wide}, or the reverse: {len(long)}", long, most)
     lines += _listed(f"one colour all over: {len(blank)}", blank, most)
     remarks = {"captions_differ": "captions differ", "across_splits": "in more than one split"}
     groups = [

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ldm.config.loading import load
 from ldm.data import ImageTextData, build, evenly_spaced_indices
+from ldm.data.buckets import at_one_size
 from ldm.evaluation.feature_extractors import ClipEmbedder
 from ldm.evaluation.html import render
 from ldm.evaluation.metrics.proportions import proportion
@@ -34,7 +35,7 @@ def evaluate_clip(run: Path, options: EvaluationOptions) -> dict:
     """
     started, clip = time.monotonic(), ClipEmbedder(run)
     settings: Any = load("clip", run / "config.yaml")
-    data = build(settings.data)
+    data = at_one_size(build(settings.data))
     if len(data.validation) < 2:
         raise UserError(f"{run} holds out {len(data.validation)} image: measuring takes two")
     swaps = caption_swaps(data.train, settings.seed)

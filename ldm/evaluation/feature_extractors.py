@@ -80,10 +80,12 @@ class ClipEmbedder:
         return np.concatenate([self._embed(part) for part in self._seen(images)], axis=1)
 
     def _embed(self, images: np.ndarray) -> np.ndarray:
+        from ldm.models.clip import encode_images
+
         batches = []
         for start in range(0, len(images), 64):
             pixels = premultiplied(self._pixels(images[start : start + 64]))
-            pooled = self.clip.vision_model(pixel_values=pixels).pooler_output
+            pooled = encode_images(self.clip.vision_model, pixels).pooler_output
             batches.append(F.normalize(self.clip.visual_projection(pooled).float(), dim=-1))
         features = torch.cat(batches)
         return (features * features.shape[1] ** 0.5).numpy()
@@ -93,7 +95,7 @@ class ClipEmbedder:
         return [images] if self.clip.config.vision_config.num_channels == 4 else on_grounds(images)
 
     def _pixels(self, images: np.ndarray) -> Tensor:
-        """(n, channels, size, size) in [-1, 1], as the image encoder was trained on."""
+        """(n, channels, h, w) in [-1, 1] of as many pixels as the image encoder was trained on, in whole patches."""
         config = self.clip.config.vision_config
         if images.shape[3:] == (4,) and images.shape[1] != config.image_size:  # hidden colours would bleed into edges
             images = np.stack([fit_image(each, config.image_size, "stretch") for each in images])
@@ -101,7 +103,8 @@ class ClipEmbedder:
         if config.num_channels == 4 and x.shape[1] < 4:  # opaque
             x = torch.cat([x.expand(-1, 3, -1, -1), torch.ones_like(x[:, :1])], dim=1)
         x = x.mean(1, keepdim=True) if config.num_channels == 1 else x.expand(-1, config.num_channels, -1, -1)
-        size = (config.image_size, config.image_size)
+        stretch, patch = (images.shape[1] / images.shape[2]) ** 0.5, config.patch_size
+        size = tuple(max(1, round(config.image_size * by / patch)) * patch for by in (stretch, 1 / stretch))
         return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldm.config.loading import load
 from ldm.data import ImageTextData, build, evenly_spaced_indices, is_points
+from ldm.data.buckets import at_one_size
 from ldm.data.toy import ToyData
 from ldm.diffusion.likelihood import Bound, bits_per_dim, dequantise, log_likelihood, squared_errors, variational_bound
 from ldm.diffusion.process import NoiseProcess
@@ -67,7 +68,7 @@ def likelihood_of_run(run: Path, plan: Plan, device: str | None = None) -> dict[
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} has no config.yaml: name a finished run of `ldm train ldm`, such as runs/<name>/ldm")
     settings = load("ldm", run / "config.yaml")
-    splits = build(settings.data)
+    splits = at_one_size(build(settings.data))
     process = NoiseProcess(**settings.noise.model_dump())
     test = splits.validation if splits.test is None else splits.test
     return measure(load_pipeline(run, device=device), process, splits.train, test, plan)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ldm.config.loading import load
 from ldm.config.settings import LdmSettings
 from ldm.data import Splits, build
+from ldm.data.buckets import at_one_size
 from ldm.diffusion.process import NoiseProcess
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.model_folder import DEFAULTS
@@ -34,7 +35,7 @@ class OpenRun:
 
     @cached_property
     def data(self) -> Splits:
-        return build(self.settings.data)
+        return at_one_size(build(self.settings.data))
 
     @cached_property
     def process(self) -> NoiseProcess:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ldm.config.settings import LdmSettings
 from ldm.data import Splits, evenly_spaced_indices, is_own
+from ldm.data.buckets import at_one_size
 from ldm.evaluation.images.copies import CopyDetector
 from ldm.pipelines.generation import SamplingOptions, generate_pixels
 from ldm.pipelines.pipeline import Pipeline
@@ -48,7 +49,8 @@ def copy_hook(settings: LdmSettings, data: Splits) -> Callable[[Pipeline], float
 
     def count(pipeline: Pipeline) -> float:
         if not detectors:
-            detectors.append(CopyDetector(data.train, data.validation))
+            shown = at_one_size(data)
+            detectors.append(CopyDetector(shown.train, shown.validation))
         images = generate_pixels(pipeline, prompts, range(SEED, SEED + len(prompts)), options)
         return float(detectors[0](images).mean())
 

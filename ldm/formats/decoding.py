@@ -12,6 +12,7 @@ import io
 import json
 import struct
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,6 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ldm.formats.optional_decoders import open_extra
+from ldm.utils.image_sizes import Size, nearest_size, size_of
 
 # Formats that Pillow decodes itself and that a signature identifies: nothing that starts another program (EPS), and
 # nothing so loosely marked that any file may pass for it (TGA, PCX).
@@ -128,43 +130,51 @@ def decode_described(
     return pixels.reshape(*pixels.shape[:2], channels), about
 
 
-def fit_image(pixels: np.ndarray, resolution: int, resize: str, background: int = 255) -> np.ndarray:
-    """Bring an image to a square of `resolution` pixels.
+def fit_image(pixels: np.ndarray, resolution: int | Size, resize: str, background: int = 255) -> np.ndarray:
+    """Bring an image to a square of `resolution` pixels, or to this height and width.
 
-    "crop" takes the centred square, "pad" keeps the complete image and fills up with the background, "stretch"
-    distorts. Shrinking is antialiased (Lanczos), enlarging is bicubic; an image of the right size is not touched.
+    "crop" takes the largest centred part of that aspect ratio, "pad" keeps the complete image and fills up with the
+    background, "stretch" distorts. Shrinking is antialiased (Lanczos), enlarging is bicubic; an image of the right size
+    is not touched.
 
     Alpha is padded with transparency, and resized with the colours multiplied by it, so that invisible ones do not
     bleed into the edges.
 
     Args:
         pixels: uint8 (H, W, 1, 3 or 4).
-    Returns: uint8 (resolution, resolution, same channels).
+    Returns: uint8 (height, width, same channels).
     """
-    height, width, channels = pixels.shape
+    rows, columns, channels = pixels.shape
+    height, width = size_of(resolution)
     image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-    if resize == "crop":
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2  # whole pixels: no blur when side == resolution
-        square = _resized(image, (resolution, resolution), (left, top, left + side, top + side))
+    if resize == "crop":  # whole pixels: no blur when the part has the size already
+        across = min(columns, max(1, round(rows * width / height)))
+        down = min(rows, max(1, round(columns * height / width)))
+        left, top = (columns - across) // 2, (rows - down) // 2
+        fitted = _resized(image, (width, height), (left, top, left + across, top + down))
     elif resize == "stretch":
-        square = _resized(image, (resolution, resolution), (0, 0, width, height))
+        fitted = _resized(image, (width, height), (0, 0, columns, rows))
     elif resize == "pad":
-        scale = resolution / max(width, height)
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        scale = min(width / columns, height / rows)
+        size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
         fill = (background,) * channels if channels < 4 else (0,) * 4
-        square = Image.new(image.mode, (resolution, resolution), fill)
-        corner = ((resolution - size[0]) // 2, (resolution - size[1]) // 2)
-        square.paste(_resized(image, size, (0, 0, width, height)), corner)
+        fitted = Image.new(image.mode, (width, height), fill)
+        corner = ((width - size[0]) // 2, (height - size[1]) // 2)
+        fitted.paste(_resized(image, size, (0, 0, columns, rows)), corner)
     else:
         raise ValueError(f"resize must be 'crop', 'pad' or 'stretch', got {resize!r}")
-    return np.asarray(square, dtype=np.uint8).reshape(resolution, resolution, channels)
+    return np.asarray(fitted, dtype=np.uint8).reshape(height, width, channels)
 
 
-def fit(data: bytes, resolution: int, channels: int, resize: str, background: int) -> bytes:
-    """An image as training takes it: the bytes of uint8 (resolution, resolution, channels). Raises: ImageError."""
-    decoded, _ = decode_described(data, channels, background, enough=round(REDUCING_GAP * resolution), extras=True)
-    return fit_image(decoded, resolution, resize, background).tobytes()
+def fit(data: bytes, sizes: Sequence[Size], channels: int, resize: str, background: int) -> bytes:
+    """An image as training takes it: a byte, the index of its size (see `nearest_size`), and uint8 (h, w, channels).
+
+    Raises: ImageError.
+    """
+    enough = round(REDUCING_GAP * max(map(max, sizes)))
+    decoded, _ = decode_described(data, channels, background, enough=enough, extras=True)
+    index = nearest_size(sizes, decoded.shape[:2])
+    return bytes([index]) + fit_image(decoded, sizes[index], resize, background).tobytes()
 
 
 def shrink(data: bytes, side: int) -> bytes:

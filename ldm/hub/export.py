@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ldm.models.latents import downsampling_factor, is_tiny, shift_factor
+from ldm.models.latents import is_tiny, shift_factor
 from ldm.models.saving import save_component
 from ldm.models.tokenizer import save_tokenizer
 from ldm.pipelines.component_classes import CLASSES, LIBRARY
@@ -24,6 +24,7 @@ from ldm.pipelines.model_folder import COMPONENTS, resolve_model
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.atomic_files import exclusive_lock, readable_io_errors, staged
 from ldm.utils.errors import UserError
+from ldm.utils.image_sizes import resolution_of
 from ldm.utils.untrusted_files import read_json
 
 log = logging.getLogger(__name__)
@@ -154,10 +155,9 @@ def model_index(pipeline: Pipeline) -> dict[str, Any]:
 
 def describe(pipeline: Pipeline) -> dict[str, Any]:
     """What ldm.json says beside the sampling defaults."""
-    factor = downsampling_factor(pipeline.vae.config)
     return {
         "format": FORMAT,
-        "resolution": pipeline.latent_shape[1] * factor,
+        "resolution": resolution_of(pipeline.image_shape[1:]),
         "channels": pipeline.vae.config.out_channels,
         "dtype": {dtype: name for name, dtype in DTYPES.items()}.get(pipeline.dtype, str(pipeline.dtype)),
     }

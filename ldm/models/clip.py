@@ -4,29 +4,46 @@ Loss: InfoNCE over the global batch, symmetric (Radford et al. 2021, arXiv 2103.
 for every image if there are any (Yuksekgonul et al. 2023, arXiv 2210.01936, section 4).
 """
 
+import math
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ldm.config.settings import ClipModel
 from ldm.models.text_encoder import text_config
 from ldm.models.tokenizer import Vocabulary
 from ldm.utils.errors import UserError
+from ldm.utils.image_sizes import Size, resolution_of, size_of
 from ldm.utils.image_tensors import premultiplied
 
 
-def build_clip(model: ClipModel, resolution: int, channels: int, tokenizer: CLIPTokenizer | Vocabulary) -> CLIPModel:
-    """Both towers, randomly initialized. Raises: UserError if the patches do not tile the image."""
-    if resolution % model.patch_size:
-        raise UserError(f"data.resolution {resolution} must be a multiple of model.patch_size {model.patch_size}")
+def build_clip(
+    model: ClipModel,
+    resolution: int | Size,
+    channels: int,
+    tokenizer: CLIPTokenizer | Vocabulary,
+    sizes: Iterable[Size] = (),
+) -> CLIPModel:
+    """Both towers, randomly initialized, for images of this side or (height, width), and of `sizes`.
+
+    Raises: UserError if the patches do not tile the images.
+    """
+    for size in (size_of(resolution), *sizes):
+        if any(side % model.patch_size for side in size):
+            raise UserError(
+                f"data.resolution {resolution_of(size)} must be a multiple of model.patch_size {model.patch_size}"
+            )
     vision = CLIPVisionConfig(
         hidden_size=model.vision_width,
         intermediate_size=4 * model.vision_width,
         num_hidden_layers=model.vision_layers,
         num_attention_heads=model.vision_heads,
-        image_size=resolution,
+        image_size=position_side(resolution, model.patch_size),
         patch_size=model.patch_size,
         num_channels=channels,
         projection_dim=model.embed_dim,
@@ -35,6 +52,20 @@ def build_clip(model: ClipModel, resolution: int, channels: int, tokenizer: CLIP
     return CLIPModel(
         CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=model.embed_dim)
     )
+
+
+def position_side(resolution: int | Size, patch_size: int) -> int:
+    """Side in pixels of the square that position embeddings are of: as many pixels, a multiple of `patch_size`."""
+    return max(1, round(math.sqrt(math.prod(size_of(resolution))) / patch_size)) * patch_size
+
+
+def encode_images(tower: nn.Module, images: Float[Tensor, "b C H W"]) -> BaseModelOutputWithPooling:
+    """What the vision part of a CLIPModel gives for images in [-1, 1].
+
+    For images of another size than that of its position embeddings, these are interpolated.
+    """
+    other = any(side != tower.config.image_size for side in images.shape[2:])
+    return tower(pixel_values=images, interpolate_pos_encoding=other)
 
 
 def gather(local: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
@@ -90,7 +121,7 @@ class ClipObjective(nn.Module):
         self, images: Float[Tensor, "b C H W"], input_ids: Int64[Tensor, "n L"]
     ) -> tuple[Float[Tensor, "b D"], Float[Tensor, "n D"]]:
         """Unit features of images in [-1, 1] and of captions, float32."""
-        vision = self.clip.vision_model(pixel_values=premultiplied(images)).pooler_output
+        vision = encode_images(self.clip.vision_model, premultiplied(images)).pooler_output
         text = self.clip.text_model(input_ids=input_ids).pooler_output
         return (
             F.normalize(self.clip.visual_projection(vision).float(), dim=-1),

@@ -14,8 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPModel
 
+from ldm.models.clip import encode_images, position_side
 from ldm.models.unet import inner_unet
 from ldm.utils.errors import UserError
+from ldm.utils.image_sizes import Size
 from ldm.utils.image_tensors import premultiplied
 from ldm.utils.untrusted_files import validated
 
@@ -45,17 +47,13 @@ class Alignment(nn.Module):
         """
         assert self._middle is not None, "the U-Net is called first"
         with torch.no_grad():
-            patches = self.tower(pixel_values=premultiplied(images)).last_hidden_state[
-                :, 1:
-            ]  # the first is the class token
-        side = round(patches.shape[1] ** 0.5)
-        projected = (
-            F.interpolate(self.network(self._middle), size=(side, side), mode="bilinear").flatten(2).transpose(1, 2)
-        )
+            patches = encode_images(self.tower, premultiplied(images)).last_hidden_state[:, 1:]  # 0 is the class token
+        grid = [side // self.tower.config.patch_size for side in images.shape[2:]]
+        projected = F.interpolate(self.network(self._middle), size=grid, mode="bilinear").flatten(2).transpose(1, 2)
         return 1 - F.cosine_similarity(projected.float(), patches.float(), dim=-1).mean(1)
 
 
-def load_tower(run: Path, resolution: int, channels: int) -> nn.Module:
+def load_tower(run: Path, resolution: int | Size, channels: int) -> nn.Module:
     """The image encoder of a finished CLIP run, for images of this size. Raises: UserError if there is none."""
     folder = next((path for path in (run / "final" / "clip", run / "clip", run) if _is_clip(path)), None)
     if folder is None:
@@ -64,7 +62,7 @@ def load_tower(run: Path, resolution: int, channels: int) -> nn.Module:
         )
     tower = CLIPModel.from_pretrained(validated(folder), use_safetensors=True, dtype=torch.float32).vision_model
     takes = tower.config.num_channels, tower.config.image_size
-    if takes != (channels, resolution):
+    if takes != (channels, position_side(resolution, tower.config.patch_size)):
         raise UserError(f"{folder} sees images of {takes[0]} x {takes[1]}, and the data have {channels} x {resolution}")
     return tower
 

@@ -21,24 +21,23 @@ from torch import Tensor, nn
 from ldm.config.settings import UNetModel
 from ldm.models.conditioning import CONDITIONINGS
 from ldm.utils.errors import UserError
+from ldm.utils.image_sizes import Size, size_of
 
 log = logging.getLogger(__name__)
 
 
 def build_unet(
-    model: UNetModel, latent_channels: int, latent_size: int, text_width: int, learned_variance: bool = False
+    model: UNetModel, latent_channels: int, latent_size: int | Size, text_width: int, learned_variance: bool = False
 ) -> nn.Module:
-    """A U-Net for latents (b, latent_channels, latent_size, latent_size) and text features (b, L, text_width).
+    """A U-Net for latents (b, latent_channels, h, w) and text features (b, L, text_width).
 
     With `learned_variance` it has twice the output channels, the reverse variance in the second half.
+
+    Args:
+        latent_size: h = w, or (h, w): of the images that it makes unless others are asked for.
     Raises: UserError if the latents cannot be halved once per level below the first.
     """
-    levels = len(model.block_out_channels)
-    if latent_size % 2 ** (levels - 1):
-        raise UserError(
-            f"latents of {latent_size} x {latent_size} cannot be halved {levels - 1} times: use fewer "
-            "model.block_out_channels, or another data.resolution"
-        )
+    check_halvings(size_of(latent_size), len(model.block_out_channels))
     settings = {
         "sample_size": latent_size,
         "in_channels": latent_channels,
@@ -59,11 +58,23 @@ def build_unet(
     return UNet2DConditionModel(**settings)
 
 
+def check_halvings(latent_size: Size, levels: int) -> None:
+    """Raises: UserError if latents of this (h, w) cannot be halved once per level below the first."""
+    height, width = latent_size
+    if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
+        raise UserError(
+            f"latents of {height} x {width} cannot be halved {levels - 1} times: use fewer model.block_out_channels, "
+            "or another data.resolution or data.files.bucket_step"
+        )
+
+
 class ConcatenatedUNet(ModelMixin, ConfigMixin):
     """A U-Net whose input is x and, beside it, attention-pooled text as a constant map of `text_channels` channels."""
 
     @register_to_config
-    def __init__(self, in_channels: int, sample_size: int, text_width: int, inner: dict, text_channels: int = 16):
+    def __init__(
+        self, in_channels: int, sample_size: int | Size, text_width: int, inner: dict, text_channels: int = 16
+    ):
         super().__init__()
         self.pool = TextTimeEmbedding(text_width, text_channels, num_heads=math.gcd(text_width, 4))
         self.unet = UNet2DConditionModel(**inner | {"in_channels": in_channels + text_channels})

@@ -11,6 +11,7 @@ from ldm.diffusion.sampling import standard_normal
 
 WHOLE: Any = Integral  # numpy's too
 NUMBER: Any = Real
+MOST_PIXELS = 2048  # of a side
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -28,6 +29,15 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None) 
         allowed = f"{least} or more" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} must be a whole number, {allowed}, got {value!r}")
     return int(value)
+
+
+def check_side(name: str, value: Any, step: int) -> int:
+    """`value` as an int, a multiple of `step` up to `MOST_PIXELS`. Raises: ValueError."""
+    side = check_count(name, value, step, MOST_PIXELS)
+    if side % step:
+        below = side // step * step
+        raise ValueError(f"{name} must be a multiple of {step}, got {side}: {below} and {below + step} are the nearest")
+    return side
 
 
 def check_number(name: str, value: Any) -> float:

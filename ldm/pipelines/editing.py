@@ -1,15 +1,15 @@
 """Editing operations: what a trained model can do beside generating from a prompt. Each changes a `SamplingPlan`.
 
 All take the pipeline's own options too (negative_prompt, num_inference_steps, guidance and its refinements, seed or
-generator, num_images_per_prompt, output_type, callback, batch_size, sampler), but for those that an operation decides
-itself, which it refuses by name; and give a `PipelineOutput`. An image is a path, a PIL image, or an array: uint8, bool
-or float 0 to 1, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), of any size.
+generator, num_images_per_prompt, output_type, callback, batch_size, sampler, height and width), but for those that an
+operation decides itself, which it refuses by name; and give a `PipelineOutput`. An image is a path, a PIL image, or an
+array: uint8, bool or float 0 to 1, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), of any size.
 """
 
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeGuard
 
@@ -22,6 +22,7 @@ from ldm.diffusion.sampling import standard_normal
 from ldm.diffusion.schedules import in_double
 from ldm.pipelines.arguments import check_count, check_fraction, check_seed
 from ldm.pipelines.image_input import ImageInput, read_image, read_images
+from ldm.pipelines.image_metadata import SIZE
 from ldm.pipelines.pipeline import Pipeline, PipelineOutput, as_output
 
 log = logging.getLogger(__name__)
@@ -48,15 +49,15 @@ def image_to_image(
     Args:
         picture: one for all prompts, or a list of one for each.
         strength: 0 to 1. 0 gives the image through the autoencoder, 1 ignores it: plain generation.
-        resize, background: how the image becomes the model's square, see `fit_image`; the grey level 0 to 255 of
-            what is transparent or filled up.
+        resize, background: how the image comes to the size that is generated, see `fit_image`; the grey level 0 to 255
+            of what is transparent or filled up.
 
     Raises: ValueError as the pipeline; UserError for an image that cannot be read.
     Source: SDEdit, Meng et al. 2022, arXiv 2108.01073; as diffusers' `StableDiffusionImg2ImgPipeline`, but that the
         latents are the posterior's mean, and for strength 1 (see `ldm.pipelines.denoising_loop.SamplingPlan`).
     """
     strength = check_fraction("strength", strength)
-    latents = pipeline.encode(read_images(pipeline, picture, resize, background))
+    latents = pipeline.encode(read_images(pipeline, picture, resize, background, options))
     plan = pipeline.plan(prompt, **options)
     return pipeline.run(replace(plan, init_latents=plan.expand(latents), strength=strength))
 
@@ -90,7 +91,8 @@ def inpaint(
     Raises: ValueError as the pipeline, or for a mask of another size; UserError for a file that cannot be read.
     """
     strength, resample = check_fraction("strength", strength), check_count("resample", resample)
-    pixels, masked = read_images(pipeline, picture, resize, background), _masked(pipeline, picture, mask, resize)
+    pixels = read_images(pipeline, picture, resize, background, options)
+    masked = _masked(pipeline, picture, mask, resize, options)
     latents = pipeline.encode(pixels)
     coarse = adaptive_max_pool2d(masked.float(), latents.shape[-2:]).bool().to(pipeline.device)
     plan = pipeline.plan(prompt, output_type="pt" if output_type in ("pil", "np") else output_type, **options)
@@ -102,15 +104,16 @@ def inpaint(
     return PipelineOutput(as_output(images.where(masked.to(images.device), pixels.to(images.device)), output_type))
 
 
-def _masked(pipeline: Pipeline, picture: ImageInput, mask: ImageInput, resize: str) -> Tensor:
-    """Which pixels of the model's square are generated: bool (1, 1, H, W). Raises: ValueError for another size."""
+def _masked(pipeline: Pipeline, picture: ImageInput, mask: ImageInput, resize: str, size: Mapping[str, Any]) -> Tensor:
+    """Which pixels are generated: bool (1, 1, H, W); `size`: see `read_images`. Raises: ValueError for another size."""
     levels = read_image(mask.astype(bool) if _is_binary(mask) else mask, 1, 0)
     height, width = read_image(picture, 1, 0).shape[:2]
     if levels.shape[:2] != (height, width):
         high, wide = levels.shape[:2]
         raise ValueError(f"the mask must have the picture's size {width} x {height}, got {wide} x {high}")
     levels = levels * 255 if levels.max() == 1 else levels
-    masked = read_images(pipeline, levels, resize, 0)[:, :3].mean(1, keepdim=True) > 0.5  # what else there is, is alpha
+    levels_read = read_images(pipeline, levels, resize, 0, size)[:, :3]  # what else there is, is alpha
+    masked = levels_read.mean(1, keepdim=True) > 0.5
     if not masked.any():
         log.warning("the mask is white nowhere, so nothing is generated: white is generated, black and clear are kept")
     return masked
@@ -154,7 +157,7 @@ def invert(
     """
     options = _refuse("invert", "the steps are DDIM's and the noise is its result", options, *NOISE, "output_type")
     rounds = check_count("rounds", rounds)
-    latents = pipeline.encode(read_images(pipeline, picture, resize, background))
+    latents = pipeline.encode(read_images(pipeline, picture, resize, background, options))
     plan = pipeline.plan(prompt, guidance_scale=guidance_scale, sampler="ddim", **options)
     return pipeline.run(replace(plan, init_latents=plan.expand(latents), inverse=True, rounds=rounds)).images
 
@@ -181,7 +184,7 @@ def edit(
     options = _refuse("edit", "the image decides the noise, and DDIM the steps", options, *NOISE, COUNT)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     old = [was or ""] * len(prompts) if was is None or isinstance(was, str) else was
-    steps = {name: options[name] for name in ("num_inference_steps", "batch_size") if name in options}
+    steps = {name: options[name] for name in ("num_inference_steps", "batch_size", *SIZE) if name in options}
     noise = invert(pipeline, picture, old, rounds, resize, background, **steps)
     return pipeline(prompts, latents=noise, sampler="ddim", **options)
 
@@ -215,12 +218,12 @@ def interpolate(
         raise ValueError(f"words must be one of {', '.join(MIXES)}, got {words!r}")
     fractions = torch.linspace(0, 1, frames).tolist()
     mix: Callable[..., Tensor] = slerp if words == "slerp" else torch.lerp
-    ends = [_noise(pipeline, each)[0] for each in (seed, seed if last_seed is None else last_seed)]
+    ends = [_noise(pipeline, each, options)[0] for each in (seed, seed if last_seed is None else last_seed)]
     plan = pipeline.plan(
         second if first is None else first,
         num_images_per_prompt=frames,
         latents=torch.cat([slerp(ends[0], ends[1], fraction, axes=3) for fraction in fractions]),
-        generator=[_noise(pipeline, seed)[1] for _ in fractions],
+        generator=[_noise(pipeline, seed, options)[1] for _ in fractions],
         **options,
     )
     embeds = pipeline.encode_prompt([first or "", (first if second is None else second) or ""]).split(1)
@@ -240,10 +243,10 @@ def variations(
     """
     options = _refuse("vary", "seed and number say it", options, "generator", "latents", COUNT)
     amount, number = check_fraction("amount", amount), check_count("number", number)
-    centre = _noise(pipeline, seed)[0]
-    others = torch.cat([_noise(pipeline, seed + 1 + i)[0] for i in range(number)])
+    centre = _noise(pipeline, seed, options)[0]
+    others = torch.cat([_noise(pipeline, seed + 1 + i, options)[0] for i in range(number)])
     noise = math.sqrt(1 - amount**2) * centre + amount * others
-    own = [_noise(pipeline, seed)[1] for _ in range(number)]
+    own = [_noise(pipeline, seed, options)[1] for _ in range(number)]
     return pipeline(prompt, num_images_per_prompt=number, latents=noise, generator=own, **options)
 
 
@@ -347,7 +350,8 @@ def _refuse(operation: str, reason: str, options: dict[str, Any], *names: str) -
     return {name: value for name, value in options.items() if name not in names}
 
 
-def _noise(pipeline: Pipeline, seed: int) -> tuple[Tensor, torch.Generator]:
-    """What the pipeline starts from for a seed, (1, c, h, w), and the generator after that."""
+def _noise(pipeline: Pipeline, seed: int, options: Mapping[str, Any]) -> tuple[Tensor, torch.Generator]:
+    """What the pipeline starts from for a seed and its options, (1, c, h, w), and the generator after that."""
     generator = torch.Generator().manual_seed(check_seed(seed))
-    return standard_normal(torch.empty(1, *pipeline.latent_shape), generator), generator
+    shape = pipeline.latent_shape_of(options.get("height"), options.get("width"))
+    return standard_normal(torch.empty(1, *shape), generator), generator

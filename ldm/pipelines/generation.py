@@ -49,6 +49,8 @@ def generate_job(
         weak=job["weak"],
         num_images_per_prompt=count,
         seed=job["seed"],
+        height=job["height"],
+        width=job["width"],
         callback=callback,
     )
 
@@ -85,7 +87,7 @@ def _without_torch(model: TorchFreePipeline, job: dict, count: int, callback: "C
 
 def suits_torch_free(job: dict) -> bool:
     """Whether a complete job is in range and in reach of `torch_free`; the pipeline says what is wrong with others."""
-    if any(job[name] for name in ("sampler", "weak", "lora", "cfg_zero", "zero_init", "rescale")):
+    if any(job[name] for name in ("sampler", "weak", "lora", "cfg_zero", "zero_init", "rescale", "height", "width")):
         return False
     prompts = job["prompt"] if isinstance(job["prompt"], list) else [job["prompt"]]
     if any("\ud800" <= letter <= "\udfff" for text in (*prompts, job["negative"]) for letter in text or ""):

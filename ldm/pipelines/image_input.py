@@ -1,7 +1,8 @@
 """Images that people give (a path, a PIL image or an array of any size and mode) as the autoencoder wants them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,20 +13,27 @@ from torch import Tensor
 from ldm.formats.decoding import MAX_BYTES, ImageError, decode_image, fit_image
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.errors import UserError
+from ldm.utils.image_sizes import size_of
 
 ImageInput: TypeAlias = str | Path | Image.Image | np.ndarray
 
 
 def read_images(
-    pipeline: Pipeline, image: ImageInput | Sequence[ImageInput], resize: str = "pad", background: int = 255
+    pipeline: Pipeline,
+    image: ImageInput | Sequence[ImageInput],
+    resize: str = "pad",
+    background: int = 255,
+    size: Mapping[str, Any] = MappingProxyType({}),
 ) -> Tensor:
-    """Images (n, C, H, W) in [0, 1], float32, brought to the model's square by `ldm.formats.decoding.fit_image`."""
-    channels, height, width = pipeline.image_shape
-    if height != width:
-        raise ValueError(f"images are brought to squares, and this model generates {width} x {height}")
+    """Images (n, C, H, W) in [0, 1], float32, brought by `ldm.formats.decoding.fit_image` to the model's size.
+
+    Or to the "height" and "width" in `size`. Raises: ValueError for a size that the model cannot generate.
+    """
+    channels, *shape = pipeline.image_shape_of(size.get("height"), size.get("width"))
     many: Sequence[Any] = image if isinstance(image, list | tuple) else [image]
-    square = np.stack([fit_image(read_image(each, channels, background), height, resize, background) for each in many])
-    return torch.from_numpy(square).permute(0, 3, 1, 2).float() / 255
+    read = (read_image(each, channels, background) for each in many)
+    fitted = np.stack([fit_image(each, size_of(shape), resize, background) for each in read])
+    return torch.from_numpy(fitted).permute(0, 3, 1, 2).float() / 255
 
 
 def read_image(image: ImageInput, channels: int, background: int) -> np.ndarray:

@@ -14,11 +14,12 @@ KEY = "ldm"  # of the PNG text entry with the settings, as JSON
 EDIT_KEY = "ldm-edit"  # of the PNG text entry, or in the comment of a GIF or MP4
 KINDS: dict[str, Any] = {  # of the settings in a PNG, which may be anyone's
     **dict.fromkeys(("model", "prompt", "negative", "grid", "sampler", "weak", "lora", "digest"), str),
-    **dict.fromkeys(("seed", "number", "steps", "scale"), int),
+    **dict.fromkeys(("seed", "number", "steps", "scale", "height", "width"), int),
     **dict.fromkeys(("guidance", "rescale", "zero_init"), int | float),
     "interval": list,
     "cfg_zero": bool,
 }
+SIZE = ("height", "width")  # in pixels, remembered where they are not the model's own
 GUIDANCE = ("interval", "rescale", "cfg_zero", "zero_init", "weak")  # refinements, remembered where they are used
 
 
@@ -26,7 +27,7 @@ def empty_job() -> dict[str, Any]:
     """A job with nothing asked for yet."""
     job: dict[str, Any] = {"model": None, "prompt": None, "negative": None, "grid": None, "number": None, "seed": 0}
     job |= {"steps": None, "sampler": None, "guidance": None, "scale": 1, "digest": None, "lora": None}
-    return job | dict.fromkeys(GUIDANCE)
+    return job | dict.fromkeys((*SIZE, *GUIDANCE))
 
 
 def complete(job: dict, defaults: dict) -> None:
@@ -39,7 +40,7 @@ def complete(job: dict, defaults: dict) -> None:
 
 def entries(job: dict, key: str = KEY) -> dict[str, str]:
     """The text entries of a PNG: all of `job` under `key`, and the best known settings one by one for other viewers."""
-    used = {name: value for name, value in job.items() if name not in (*GUIDANCE, "sampler", "lora") or value}
+    used = {name: value for name, value in job.items() if name not in (*SIZE, *GUIDANCE, "sampler", "lora") or value}
     single = ("prompt", "negative", "seed", "steps", "guidance", "digest")
     told = {name: str(job[name]) for name in single if job.get(name) is not None}
     return {key: json.dumps(used, ensure_ascii=False), **told}

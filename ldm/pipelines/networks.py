@@ -100,7 +100,8 @@ class Networks:
     def predict(self, x_t: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
         """The U-Net's prediction (B, c, h, w) of noisy latents, one timestep for all or (B,), embeddings (B, L, D)."""
         engine = self._graph("unet")
-        if engine and engine.length == prompt_embeds.shape[1]:  # torch takes prompts of any length
+        # torch takes prompts of any length and images of any size
+        if engine and engine.length == prompt_embeds.shape[1] and engine.takes("unet", x_t.shape):
             timesteps = timestep.expand(len(x_t)).float()
             return torch.from_numpy(engine.predict(x_t.numpy(), timesteps.numpy(), prompt_embeds.numpy()))
         return self.predict_in_torch(x_t, timestep, prompt_embeds)
@@ -112,7 +113,7 @@ class Networks:
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, C, H, W), about -1 to 1, float32, of the VAE's own latents (B, c, h, w); gradients flow."""
         engine = None if latents.requires_grad else self._graph("vae")
-        if engine:
+        if engine and engine.takes("vae", latents.shape):
             return torch.from_numpy(engine.decode(latents.numpy()))
         return self.module("vae").decode(latents, return_dict=False)[0].float()
 

@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,11 @@ class Engine:
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Images (B, C, H, W), about -1 to 1, of the VAE's latents (B, c, h, w)."""
         return _run(self._vae, {"latents": latents})
+
+    def takes(self, component: str, shape: Sequence[int]) -> bool:
+        """Whether the "unet" or "vae" takes latents of this shape (B, c, h, w): graphs are of one size."""
+        session = self._unet if component == "unet" else self._vae
+        return list(session.get_inputs()[0].shape[1:]) == list(shape[1:])
 
     @cached_property
     def length(self) -> int:

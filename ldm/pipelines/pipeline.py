@@ -28,6 +28,7 @@ from ldm.pipelines.arguments import (
     check_dtype,
     check_number,
     check_scale,
+    check_side,
     check_texts,
     initial_noise,
     prompts_of,
@@ -154,6 +155,29 @@ class Pipeline:
         config = self.networks.config("vae")
         return config.in_channels, *(side * downsampling_factor(config) for side in self.latent_shape[1:])
 
+    @property
+    def size_step(self) -> int:
+        """What heights and widths are multiples of: the VAE's factor, times 2 for each halving in the U-Net."""
+        config = self.networks.config("unet")
+        widths = getattr(config, "block_out_channels", None) or getattr(config, "inner")["block_out_channels"]  # noqa: B009
+        return downsampling_factor(self.networks.config("vae")) * 2 ** (len(widths) - 1)
+
+    def image_shape_of(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        """(C, H, W) of an image of this size in pixels, None = the model's. Raises: ValueError."""
+        channels, *sides = self.image_shape
+        for i, (name, side) in enumerate((("height", height), ("width", width))):
+            if side is not None and side != sides[i]:
+                if sides[i] == 1:
+                    raise ValueError(f"{name} must be None for a model of points, got {side!r}")
+                sides[i] = check_side(name, side, self.size_step)
+        return channels, sides[0], sides[1]
+
+    def latent_shape_of(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        """(c, h, w) of the latents of such an image. Raises: ValueError."""
+        _, *sides = self.image_shape_of(height, width)
+        rows, columns = (side // downsampling_factor(self.networks.config("vae")) for side in sides)
+        return self.latent_shape[0], rows, columns
+
     @cached_property
     def digest(self) -> str:
         """The model folder's digest, with that of the adapters; "" for a pipeline put together from objects."""
@@ -200,6 +224,8 @@ class Pipeline:
         zero_init: float = 0.0,
         weak: Weak = None,
         sampler: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
     ) -> PipelineOutput:
         """Generate images.
 
@@ -224,6 +250,8 @@ class Pipeline:
                 a pipeline, a denoiser with this one's text encoder, or a path or Hub id. It is conditioned on the
                 prompt too, or on the negative prompt where there is one.
             sampler: a name in `SAMPLERS` that a scheduler of diffusers takes the steps of; None = the model's.
+            height, width: of the images in pixels, multiples of `size_step` up to 2048; None = the model's. Images far
+                from the sizes that a model was trained on have faults.
 
         Raises: ValueError naming the argument, what it was and what is allowed; UserError for a sampler without one.
         """
@@ -250,6 +278,8 @@ class Pipeline:
         zero_init: float = 0.0,
         weak: Weak = None,
         sampler: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
     ) -> SamplingPlan:
         """What `__call__` does with these arguments, which are its own; `run` does it. For changes in between."""
         steps = self._default("num_inference_steps", num_inference_steps)
@@ -262,7 +292,8 @@ class Pipeline:
         prompts, negatives = prompts_of(prompt, negative_prompt, num_images_per_prompt)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
-        noise, generators = initial_noise((len(prompts), *self.latent_shape), latents, generator, seed)
+        shape = len(prompts), *self.latent_shape_of(height, width)
+        noise, generators = initial_noise(shape, latents, generator, seed)
         predict, encode = (None, self.encode_prompt) if weak is None or rule.scale == 1 else self._weak(weak)
         uncond = prompts if predict is not None and negative_prompt is None else negatives
         return SamplingPlan(

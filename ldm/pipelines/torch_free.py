@@ -21,6 +21,7 @@ import numpy as np
 from ldm.pipelines.model_folder import ModelFolder
 from ldm.pipelines.onnx_runtime import Engine, open_engine
 from ldm.utils.errors import UserError
+from ldm.utils.image_sizes import size_of
 from ldm.utils.untrusted_files import read_json
 
 log = logging.getLogger(__name__)
@@ -177,15 +178,21 @@ def open_torch_free(folder: ModelFolder) -> TorchFreePipeline | None:
         return None
     unet, vae = (read_json(folder.paths[name] / "config.json") for name in ("unet", "vae"))
     vocabulary = folder.paths["tokenizer"] / "tokenizer.json"
-    if vae.get("shift_factor") or not isinstance(unet.get("sample_size"), int) or not vocabulary.is_file():
+    if vae.get("shift_factor") or not _is_size(unet.get("sample_size")) or not vocabulary.is_file():
         return None
     if "in_channels" not in unet or unet.get("out_channels") != unet["in_channels"]:
         return None
     tokenizer = _tokenizer(folder, vocabulary)
     if tokenizer.padding["length"] != engine.length:
         return None
-    shape = (unet["in_channels"], unet["sample_size"], unet["sample_size"])
+    shape = (unet["in_channels"], *size_of(unet["sample_size"]))
     return TorchFreePipeline(engine, tokenizer, scheduler, shape, vae.get("scaling_factor", 1.0))
+
+
+def _is_size(value: Any) -> bool:
+    """Whether it is a side, or [height, width]."""
+    sides = value if isinstance(value, list) and len(value) == 2 else [value]
+    return all(isinstance(side, int) for side in sides)
 
 
 def _tokenizer(folder: ModelFolder, vocabulary: Path) -> Any:

@@ -31,6 +31,7 @@ from ldm.training.optimizer import build_optimizer
 from ldm.training.progress import duration_text
 from ldm.training.run_directory import sibling
 from ldm.utils.errors import UserError
+from ldm.utils.image_sizes import resolution_of, size_of
 
 TEXT_SIZES = ("max_position_embeddings", "hidden_size")  # of a config, which leaves out what is usual
 PROBE_SECONDS = 2.0
@@ -263,14 +264,14 @@ def _clip(settings: ClipSettings, config: Path | None) -> ProbeTarget:
 
     def loss(objective: nn.Module, batch: int, device: torch.device) -> Tensor:
         ids = torch.full((batch, model.context_length), vocabulary.eos_token_id, device=device)
-        pixels = torch.zeros(batch, data.channels, data.resolution, data.resolution, device=device)
+        pixels = torch.zeros(batch, data.channels, *data.size, device=device)
         return objective(pixels, ids, 1.0, ids.repeat(wrong, 1) if wrong else None)[0]
 
-    shape = f"images {data.channels} x {data.resolution} x {data.resolution}, captions of {model.context_length} tokens"
+    shape = f"images {data.channels} x {data.size[0]} x {data.size[1]}, captions of {model.context_length} tokens"
     shape += f", {wrong} wrong ones of each" if wrong else ""
 
     def build() -> nn.Module:
-        clip = build_clip(model, data.resolution, data.channels, vocabulary)
+        clip = build_clip(model, data.resolution, data.channels, vocabulary, data.sizes)
         if training_device().type == "cpu":  # as `ldm.training.tasks.clip.ClipTask` does
             clip.set_attn_implementation("eager")
         return ClipObjective(clip)
@@ -286,16 +287,16 @@ def _vae(settings: VaeSettings, config: Path | None) -> ProbeTarget:
     if settings.start.model:
         initial, settings = initial_vae(settings, data.channels)
     model = settings.model
-    check_shapes(settings, data.channels, data.resolution)
-    side = settings.crop or data.resolution
-    latents = (model.latent_channels, side // model.factor, side // model.factor)
+    check_shapes(settings, data.channels, data.resolution, data.sizes)
+    height, width = size_of(settings.crop or data.resolution)
+    latents = (model.latent_channels, height // model.factor, width // model.factor)
 
     def loss(objective: nn.Module, batch: int, device: torch.device) -> Tensor:
-        pixels = torch.zeros(batch, data.channels, side, side, device=device)
+        pixels = torch.zeros(batch, data.channels, height, width, device=device)
         noise = None if model.kind == "vq" else torch.zeros(batch, *latents, device=device)
         return objective(pixels, noise, 1.0)[0]
 
-    shape = f"{data.channels} x {side} x {side} pixels to {' x '.join(map(str, latents))}"
+    shape = f"{data.channels} x {height} x {width} pixels to {' x '.join(map(str, latents))}"
     if model.kind == "vq":
         shape += f", of {model.codebook_size} codes"
 
@@ -319,16 +320,16 @@ def _ldm(settings: LdmSettings, config: Path | None) -> ProbeTarget:
     tokens, width = text_size(settings, config)
     learned = settings.noise.learned_variance
     if settings.denoiser == "mlp":
-        channels, size = _point_dims(settings.data), 1
+        channels, size = _point_dims(settings.data), (1, 1)
     else:
         channels, factor = _latents(settings, config)
-        size = settings.data.resolution // factor
+        size = settings.data.size[0] // factor, settings.data.size[1] // factor
 
     def build() -> nn.Module:
         if settings.denoiser == "mlp":
             return build_mlp(settings.mlp, channels, width, learned)
         if initial is None:
-            unet = build_unet(settings.model, channels, size, width, learned)
+            unet = build_unet(settings.model, channels, resolution_of(size), width, learned)
         else:
             unet = type(initial).from_config(initial.config)
         if start.lora_rank:
@@ -338,11 +339,11 @@ def _ldm(settings: LdmSettings, config: Path | None) -> ProbeTarget:
         return unet
 
     def loss(unet: nn.Module, batch: int, device: torch.device) -> Tensor:
-        latents = torch.zeros(batch, channels, size, size, device=device)
+        latents = torch.zeros(batch, channels, *size, device=device)
         text = torch.zeros(batch, tokens, width, device=device)
         return unet(latents, torch.zeros(batch, device=device), text).sample.float().square().mean()
 
-    shape = f"latents {channels} x {size} x {size}, text {tokens} x {width}"
+    shape = f"latents {channels} x {size[0]} x {size[1]}, text {tokens} x {width}"
     return ProbeTarget(build, loss, shape)
 
 

@@ -1,6 +1,6 @@
 """Which samples a step sees, and the seeds of all that is random in it: functions of (seed, step) alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from ldm.config.settings import TrainOptions
 from ldm.data import ImageTextData, evenly_spaced_indices
+from ldm.data.buckets import of_one_size
 from ldm.training.task import BatchSlice, SampleRef, Task
 from ldm.utils.image_tensors import to_images
 
@@ -29,24 +30,90 @@ def batch_noise(rows: BatchSlice, shape: tuple[int, ...], *seed: int) -> Tensor:
     return torch.randn(rows.batch_size, *shape, generator=generator_for(*seed, rows.step))[rows.start : rows.stop]
 
 
+class BucketOrder:
+    """Batches of one bucket each, from an endless sequence of shuffled epochs.
+
+    The sequence is dealt out to its buckets, and a bucket makes a batch when it has `batch_size` samples; those that
+    it has left at the end of an epoch begin its next batch. So each sample of each epoch is in exactly one batch, and
+    where there is one bucket, batch s is positions s * batch_size to (s + 1) * batch_size of the sequence.
+    """
+
+    def __init__(self, buckets: np.ndarray, batch_size: int, order: Callable[[int], np.ndarray]):
+        """`order`: epoch -> the indices of its samples."""
+        self.buckets, self.batch_size, self.order = buckets, batch_size, order
+        self._start()
+
+    def _start(self) -> None:
+        self._epoch, self._first = 0, 0  # the next epoch to deal out; the step of the first batch kept
+        self._waiting, self._batches = np.empty((0, 2), int), np.empty((0, self.batch_size, 2), int)
+
+    def batch(self, step: int) -> np.ndarray:
+        """(index, epoch) of the samples of a step, (batch_size, 2). Cheapest in the order of the steps."""
+        if step < self._first:
+            self._start()
+        while step >= self._first + len(self._batches):
+            self._first += len(self._batches)
+            self._deal_out()
+        return self._batches[step - self._first]
+
+    def _deal_out(self) -> None:
+        """The batches that one more epoch completes, in the order in which it does."""
+        indices = self.order(self._epoch)
+        new = np.stack([indices, np.full(len(indices), self._epoch)], 1)
+        samples, ends, made, left = np.concatenate([self._waiting, new]), [], [], []
+        for bucket in np.unique(self.buckets):
+            (at,) = np.nonzero(self.buckets[samples[:, 0]] == bucket)
+            full = len(at) // self.batch_size * self.batch_size
+            batches = at[:full].reshape(-1, self.batch_size)
+            ends.append(batches[:, -1])
+            made.append(samples[batches])
+            left.append(at[full:])
+        self._batches = np.concatenate(made)[np.argsort(np.concatenate(ends))]
+        self._waiting = samples[np.sort(np.concatenate(left))]
+        self._epoch += 1
+
+
+def small_buckets(buckets: np.ndarray | None, batch_size: int) -> str:
+    """A remark if there are buckets with fewer items than a batch, else ""."""
+    counts = np.bincount(buckets) if buckets is not None else np.empty(0, int)
+    counts = counts[counts > 0]
+    if not (few := (counts < batch_size).sum()):
+        return ""
+    return (
+        f"{few} of {len(counts)} buckets hold fewer images than a batch of {batch_size}, the smallest {counts.min()}: "
+        f"its images are trained on several times in one batch, once in {-(-batch_size // counts.min())} epochs; "
+        "lower train.batch_size, or raise data.files.bucket_step for fewer buckets"
+    )
+
+
 class Batches(Dataset):
     """A data set of batches, indexed by `BatchSlice`.
 
     Sample j of step s is at position s * batch_size + j of an endless sequence of shuffled epochs; where the task has
-    weights, an epoch is as many independent draws by them.
+    weights, an epoch is as many independent draws by them. With buckets it is that of `BucketOrder`.
     """
 
     def __init__(self, task: Task, seed: int):
         self.task, self.seed = task, seed
         self._orders: dict[int, np.ndarray] = {}
+        self._bucketed: BucketOrder | None = None
 
     def __getitem__(self, rows: BatchSlice) -> dict[str, Tensor]:
         return self.task.batch(self.samples(rows), rows)
 
     def samples(self, rows: BatchSlice) -> list[SampleRef]:
+        if self.task.buckets is not None:
+            chosen = self._bucket_order(rows.batch_size).batch(rows.step)[rows.start : rows.stop]
+            return [SampleRef(index, epoch) for index, epoch in chosen.tolist()]
         first = rows.step * rows.batch_size
         positions = [divmod(first + j, self.task.num_samples) for j in range(rows.start, rows.stop)]
         return [SampleRef(int(self._order(epoch)[position]), epoch) for epoch, position in positions]
+
+    def _bucket_order(self, batch_size: int) -> BucketOrder:
+        if self._bucketed is None or self._bucketed.batch_size != batch_size:
+            assert self.task.buckets is not None
+            self._bucketed = BucketOrder(self.task.buckets, batch_size, self._order)
+        return self._bucketed
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
@@ -69,7 +136,6 @@ def batch_slices(train: TrainOptions, first_step: int, rank: int, world: int) ->
 def image_batches(
     data: ImageTextData, batch_size: int = 64, limit: int | None = None
 ) -> Iterator[Float32[Tensor, "b C H W"]]:
-    """The images of a data set (or `limit` of them, evenly spaced) in order, in [-1, 1], batch by batch."""
-    chosen = evenly_spaced_indices(len(data), limit or len(data))
-    for start in range(0, len(chosen), batch_size):
-        yield to_images(np.stack([data.image(int(i)) for i in chosen[start : start + batch_size]]))
+    """The images of a data set (or `limit` of them, evenly spaced) in [-1, 1], in order; with buckets size by size."""
+    for part in of_one_size(data, evenly_spaced_indices(len(data), limit or len(data)), batch_size):
+        yield to_images(np.stack([data.image(i) for i in part]))

@@ -20,12 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.data import ImageTextData, is_points
+from ldm.data.buckets import buckets_of, by_size, sizes_of
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.digests import network_digest
 from ldm.models.latents import downsampling_factor, posterior, to_model_latents
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import NO_SPACE, exclusive_lock, readable_io_errors, require_free_space
 from ldm.utils.errors import UserError
+from ldm.utils.image_sizes import Size, size_of
 from ldm.utils.image_tensors import to_images
 
 DTYPE = "<f2"
@@ -56,10 +58,36 @@ class Latents:
             return open_latents, (Path(self.mean.filename).parent,)
         return Latents, (self.mean, self.std)
 
+    def shape_of(self, i: int) -> tuple[int, ...]:
+        """(c, h, w) of an item."""
+        return self.shape[1:]
+
     def sample(self, indices: list[int], noise: Tensor) -> Tensor:
         """mean + std * noise of these items: float32 (B, c, h, w) for standard normal noise of that shape."""
         mean, std = (torch.from_numpy(array[indices].astype(np.float32)) for array in (self.mean, self.std))
         return mean + std * noise
+
+
+class BucketLatents:
+    """Latents of items of several sizes: those of each bucket, in place of one array for all."""
+
+    def __init__(self, parts: dict[int, Latents], buckets: np.ndarray):
+        """`buckets`: (N,) int, the key in `parts` of each item; within a part they are in their order."""
+        self.parts, self.buckets = parts, buckets
+        self.positions = np.zeros(len(buckets), int)
+        for bucket in parts:
+            self.positions[buckets == bucket] = np.arange((buckets == bucket).sum())
+
+    def __len__(self) -> int:
+        return len(self.buckets)
+
+    def shape_of(self, i: int) -> tuple[int, ...]:
+        """(c, h, w) of an item."""
+        return self.parts[self.buckets[i]].shape[1:]
+
+    def sample(self, indices: list[int], noise: Tensor) -> Tensor:
+        """As `Latents.sample`, of items of one size."""
+        return self.parts[self.buckets[indices[0]]].sample(self.positions[indices].tolist(), noise)
 
 
 def latents_folder(digest: str, data: ImageTextData, cache_dir: Path) -> Path:
@@ -68,31 +96,45 @@ def latents_folder(digest: str, data: ImageTextData, cache_dir: Path) -> Path:
     return cache_dir / "latents" / key
 
 
-def encoding_batch_size(vae: Autoencoder, resolution: int) -> int:
+def encoding_batch_size(vae: Autoencoder, resolution: int | Size) -> int:
     """How many images to encode together: 64, but on a CPU as many as its caches hold, which is 1.3 times as fast."""
     if vae.device.type != "cpu":
         return 64
-    return max(1, CACHED_BYTES // (4 * resolution**2 * vae.config.block_out_channels[0]))
+    return max(1, CACHED_BYTES // (4 * math.prod(size_of(resolution)) * vae.config.block_out_channels[0]))
 
 
 def cached_latents(
     vae: Autoencoder, data: ImageTextData, cache_dir: Path, batch_size: int | None = None, digest: str | None = None
-) -> Latents:
+) -> Latents | BucketLatents:
     """The latents of a data set, encoded now unless a valid cache of exactly these pixels and weights exists.
 
     Args:
         batch_size: images encoded together; None = what suits the device.
         digest: the VAE's `network_digest`, where it is known: that of a large VAE takes a second.
+    Returns: with buckets, `BucketLatents` of one cache for each of them.
     Raises: UserError if the VAE takes other images than these.
     """
+    digest = network_digest(vae) if digest is None else digest
+    if (buckets := buckets_of(data)) is not None:
+        parts = by_size(data).items()
+        return BucketLatents(
+            {k: _cached_latents(vae, part, cache_dir, batch_size, digest) for k, part in parts}, buckets
+        )
+    return _cached_latents(vae, data, cache_dir, batch_size, digest)
+
+
+def _cached_latents(
+    vae: Autoencoder, data: ImageTextData, cache_dir: Path, batch_size: int | None, digest: str
+) -> Latents:
+    """As `cached_latents`, of data of one size."""
     if vae.config.in_channels != data.channels:
         raise UserError(
             f"the VAE takes {vae.config.in_channels}-channel images and the data has {data.channels}: "
             "set data.channels to match, or train a VAE on this data"
         )
-    if data.resolution % (factor := downsampling_factor(vae.config)):
+    if any(side % (factor := downsampling_factor(vae.config)) for side in size_of(data.resolution)):
         raise UserError(f"data.resolution {data.resolution} is no multiple of the VAE's factor {factor}")
-    folder = latents_folder(network_digest(vae) if digest is None else digest, data, cache_dir)
+    folder = latents_folder(digest, data, cache_dir)
     if checkpoint.verify(folder):
         with readable_io_errors(folder, NO_SPACE), exclusive_lock(folder):
             _rebuild(vae, data, folder, batch_size or encoding_batch_size(vae, data.resolution))
@@ -112,8 +154,8 @@ def _rebuild(vae: Autoencoder, data: ImageTextData, folder: Path, batch_size: in
     if folder.exists():
         print(f"latent cache {folder} cannot be used ({error}); rebuilding it", flush=True)
         shutil.rmtree(folder)
-    side = data.resolution // downsampling_factor(vae.config)
-    shape = (len(data), vae.config.latent_channels, side, side)
+    factor = downsampling_factor(vae.config)
+    shape = (len(data), vae.config.latent_channels, *(side // factor for side in size_of(data.resolution)))
     require_free_space(folder.parent, len(NAMES) * math.prod(shape) * np.dtype(DTYPE).itemsize, "the latent cache")
     header = {"descr": DTYPE, "fortran_order": False, "shape": shape}
     with checkpoint.with_manifest(folder) as stage, ExitStack() as open_files:
@@ -133,9 +175,10 @@ def _encoded(vae: Autoencoder, data: ImageTextData, batch_size: int) -> Iterator
             indices = range(start, min(start + batch_size, len(data)))
             pair = _encode(vae, data, indices)
             if pair is None and batch_size == 1:
+                height, width = size_of(data.resolution)
                 raise UserError(
-                    f"not enough memory to encode one image of {data.resolution} x {data.resolution} pixels: lower "
-                    "data.resolution, or free the memory that other programs use"
+                    f"not enough memory to encode one image of {width} x {height} pixels: lower data.resolution, or "
+                    "free the memory that other programs use"
                 )
             if pair is None:
                 batch_size = len(indices) // 2 or 1
@@ -167,16 +210,19 @@ def _encode(vae: Autoencoder, data: ImageTextData, indices: range) -> tuple[np.n
 
 
 class Uncached:
-    """The data themselves in place of cached latents: float32 (N, c, h, w)."""
+    """The data themselves in place of cached latents: float32 (c, h, w) each."""
 
     def __init__(self, data: ImageTextData):
-        self.data = data
-        self.shape = (len(data), data.channels, data.resolution, data.resolution)
+        self.data, self._sizes, self._buckets = data, sizes_of(data), buckets_of(data)
         points = [data.image(i) for i in range(len(data))] if is_points(data) else []
         self._points = np.stack(points) if points else None  # few numbers, and many in a batch: kept in memory
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def shape_of(self, i: int) -> tuple[int, ...]:
+        """(c, h, w) of an item."""
+        return self.data.channels, *self._sizes[0 if self._buckets is None else self._buckets[i]]
 
     def sample(self, indices: list[int], noise: Tensor) -> Tensor:
         """These items, (B, c, h, w); there is no posterior for the noise to be of."""

@@ -38,6 +38,7 @@ class Task(Protocol):
     fingerprints: dict[str, str]  # what -> digest: of all that decides the training and is in no checkpoint
     num_samples: int
     weights: np.ndarray | None  # (num_samples,) with sum 1: how often each sample is drawn; None = all alike
+    buckets: np.ndarray | None  # (num_samples,) int: a batch holds samples of one bucket; None = any
     find_unused_parameters: bool
     channels_last: bool  # whether that layout pays on a CPU in bf16; on CUDA it does
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ldm.config.settings import RunSettings
-from ldm.training.data_order import Batches, batch_slices, derive_seed
+from ldm.training.data_order import Batches, batch_slices, derive_seed, small_buckets
 from ldm.training.distributed import build_accelerator, checkpoint_gradients, explain_out_of_memory
 from ldm.training.ema import EMA
 from ldm.training.optimizer import build_optimizer, lr_factor
@@ -102,6 +102,8 @@ class Trainer:
             f"{self.run}: step {self.step} of {self.train.num_steps}, {f'{world} processes, ' if world > 1 else ''}"
             f"{'fp32' if precision == 'no' else precision}, {self.accelerator.device}"
         )
+        if remark := small_buckets(self.task.buckets, self.train.batch_size):
+            self.log.say(remark)
         if self.step == 0:
             self._report()
         for micro_batches in self._steps():

@@ -72,6 +72,23 @@ def test_metadata_is_enough_to_draw_it_again(tmp_path, model):
     assert (pixels(other) != pixels(first)).any()
 
 
+def test_a_size_is_remembered(tmp_path, model):
+    first, again, other = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"
+    call("water", "-m", model, "-o", first, "--height", 24, "--width", 40, "--steps", 2)
+    job = read_png(first)
+    assert (job["height"], job["width"]) == (24, 40) and pixels(first).shape == (24, 40)
+    expected = load_pipeline(model)("water", seed=0, height=24, width=40, num_inference_steps=2).images[0]
+    np.testing.assert_array_equal(pixels(first), np.asarray(expected))
+    call("--from", first, "-o", again)
+    np.testing.assert_array_equal(pixels(again), pixels(first))
+    call("--from", first, "-o", other, "--height", 16)
+    assert pixels(other).shape == (16, 40)
+    with pytest.raises(UserError, match="height must be a multiple of 4, got 18"):
+        call("water", "-m", model, "-o", first, "--height", 18)
+    with pytest.raises(UserError, match="--width must be a whole number, 1 or more, got -8"):
+        call("water", "-m", model, "-o", first, "--width", -8)
+
+
 def test_defaults_are_written_out(tmp_path, model):
     call("-m", model, "-o", tmp_path / "a.png")  # unconditional
     job = read_png(tmp_path / "a.png")

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from ldm.config.introspection import nearest, paths
 from ldm.config.json_schema import schema, text
 from ldm.config.loading import load, part_of, run_dir, to_yaml
-from ldm.config.overrides import Invocation, parse, parse_overrides, usage
-from ldm.config.settings import PARTS, NoiseOptions, RunSettings, SamplingOptions
+from ldm.config.overrides import Invocation, parse, parse_overrides, parse_project, usage
+from ldm.config.settings import PARTS, DataOptions, NoiseOptions, RunSettings, SamplingOptions
 from ldm.config.yaml_io import merge
 from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
@@ -241,6 +241,10 @@ def test_a_typo_in_any_section_is_told_with_its_path_and_the_right_name(part, ow
         ("train: {num_steps: 0}", "train.num_steps: must be greater than or equal to 1, got 0"),
         ("train: {mixed_precision: fp8}", "train.mixed_precision: must be 'auto', 'no', 'bf16' or 'fp16', got 'fp8'"),
         ("data: {resolution: 60}", "data.resolution: must be a multiple of 8, got 60"),
+        ("data: {resolution: [64, 60]}", "data.resolution.1: must be a multiple of 8, got 60"),
+        ("data: {resolution: '64'}", "data.resolution: must be a valid integer, got '64'"),
+        ("data: {resolution: [64]}", "data.resolution: has too few values, got"),
+        ("data: {files: {bucket_step: 48}}", "data: resolution 64 must be a multiple of files.bucket_step 48"),
         ("data: {glyphs: {styles: [kai]}}", "data.glyphs.styles.0: must be 'hei' or 'song', got 'kai'"),
         ("data: 3", "data: must be a section of 'key: value' lines, got 3"),
         ("vae: 3", "vae: must be a section of 'key: value' lines, got 3"),
@@ -282,6 +286,25 @@ def test_a_missing_file_names_the_nearest_presets(tmp_path):
 def test_a_file_that_is_not_text(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00\x01")
     assert "cannot be read as a text file" in fault("ldm", tmp_path / "x.yaml")
+
+
+def test_a_resolution_is_one_number_or_two():
+    for words, expected in (
+        (["--data.resolution", "32"], 32),
+        (["--data.resolution", "32", "64"], (32, 64)),
+        (["--data.resolution", "64", "64"], 64),  # a square, whichever way it is written
+    ):
+        settings = parse("ldm", [str(shipped_configs() / "smoke.yaml"), *words])[0]
+        assert settings.data.resolution == expected
+        assert settings.data.size == (expected if isinstance(expected, tuple) else (expected, expected))
+    given, others = parse_project(["--data.resolution", "32", "photos"], {})
+    assert (given, others) == ({"data": {"resolution": 32}}, ["photos"])
+
+
+def test_buckets_are_sizes_around_the_resolution():
+    data = DataOptions(resolution=64, files={"bucket_step": 16})
+    assert data.sizes == [(32, 128), (48, 80), (64, 64), (80, 48), (128, 32)]
+    assert DataOptions(resolution=[32, 64]).sizes == [(32, 64)]
 
 
 @pytest.mark.parametrize(

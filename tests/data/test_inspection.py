@@ -139,6 +139,23 @@ def test_columns_and_resolution_come_from_the_config_or_the_options(tmp_path, ca
     assert "hello (1), there (1)" in text
 
 
+def test_what_becomes_of_images_that_are_not_square(root, tmp_path, capsys):
+    config = tmp_path / "mine.yaml"
+    config.write_text("data:\n  resolution: 64\n  channels: 3\n  files: {bucket_step: 16}\n")
+    check(root, "--config", config, "--json", tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["buckets"] == [["64x64", 4], ["32x128", 1], ["80x48", 1]]
+    assert (report["too_small"], report["elongated"]) == (["thin.png"], [])  # 20 x 90, in a bucket of 32 x 128
+    text = capsys.readouterr().out
+    assert "buckets (width x height): 64x64 (4), 32x128 (1), 80x48 (1)" in text
+    assert "smaller than their bucket, to be enlarged: 1" in text
+    config.write_text("data:\n  resolution: [64, 16]\n  channels: 3\n")
+    check(root, "--config", config, "--json", tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["too_small"] == [] and "thin.png" not in report["elongated"] and len(report["elongated"]) == 5
+    assert "more than 2 times as long as their size is, or the reverse: 5" in capsys.readouterr().out
+
+
 def test_control_characters_in_names_do_not_reach_the_terminal(tmp_path, capsys):
     (tmp_path / "x\x1b[31m.png").write_bytes(b"junk")
     noise(0).save(tmp_path / "b.png")

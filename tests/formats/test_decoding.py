@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.formats.decoding import ImageError, decode_described, decode_image, fit_image, look, quiet_decoders
+from ldm.formats.decoding import ImageError, decode_described, decode_image, fit, fit_image, look, quiet_decoders
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -315,6 +315,26 @@ def test_a_picture_of_the_right_size_is_not_touched():
         np.testing.assert_array_equal(fit_image(pixels, 16, resize), pixels)
     wide = np.concatenate([pixels * 0, pixels, pixels * 0], axis=1)
     np.testing.assert_array_equal(fit_image(wide, 16, "crop"), pixels)  # the centre
+
+
+@pytest.mark.parametrize("size", [(16, 32), (32, 16), (8, 24)])
+def test_a_size_that_is_not_square_is_cropped_to_its_shape(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    for resize in ("crop", "pad", "stretch"):
+        np.testing.assert_array_equal(fit_image(pixels, size, resize), pixels)
+    for axis in (0, 1):  # the centre, whichever side is too long
+        longer = np.concatenate([pixels * 0, pixels, pixels * 0], axis=axis)
+        np.testing.assert_array_equal(fit_image(longer, size, "crop"), pixels)
+    padded = fit_image(np.full((8, 8, 1), 50, np.uint8), size, "pad", 200)[..., 0]
+    assert (padded == 50).sum() == min(size) ** 2 and set(np.unique(padded)) == {50, 200}
+
+
+def test_an_image_goes_to_the_size_of_its_shape():
+    sizes = [(8, 32), (16, 16), (32, 8)]
+    for index, shape in enumerate([(20, 70), (300, 270), (90, 31)]):
+        levels = np.full(shape, 40 * index, np.uint8)
+        found = fit(encoded(Image.fromarray(levels), "PNG"), sizes, 1, "crop", 255)
+        assert found == bytes([index]) + bytes([40 * index]) * 256
 
 
 def test_pad_keeps_everything_and_fills_with_the_background():

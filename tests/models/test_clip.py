@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm.config.settings import ClipModel
-from ldm.models.clip import build_clip, contrastive_loss, recall_at
+from ldm.models.clip import build_clip, contrastive_loss, encode_images, position_side, recall_at
 from ldm.models.tokenizer import train_tokenizer
 from ldm.utils.errors import UserError
 
@@ -54,6 +54,32 @@ def test_recall_counts_ranks():
 def test_patches_must_tile_the_image(tokenizer):
     with pytest.raises(UserError, match="patch_size"):
         build_clip(MODEL, 36, 1, tokenizer)
+
+
+def test_patches_must_tile_every_size(tokenizer):
+    build_clip(MODEL, 32, 1, tokenizer, [(16, 64), (64, 16)])
+    with pytest.raises(UserError, match=r"data.resolution \(16, 36\) must be a multiple of model.patch_size 8"):
+        build_clip(MODEL, 32, 1, tokenizer, [(16, 36)])
+
+
+@pytest.mark.parametrize("resolution, side", [(32, 32), ((16, 64), 32), ((24, 40), 32), ((48, 96), 64)])
+def test_position_embeddings_are_of_a_square_of_as_many_pixels(tokenizer, resolution, side):
+    clip = build_clip(MODEL, resolution, 1, tokenizer)
+    assert clip.vision_model.config.image_size == position_side(resolution, 8) == side
+
+
+def test_images_of_other_shapes_are_encoded_with_interpolated_positions(tokenizer):
+    """Of one colour, and with equal positions, an image has the same features at any size."""
+    tower = build_clip(MODEL, 32, 1, tokenizer).vision_model.eval()
+    square = torch.rand(2, 1, 32, 32)
+    assert torch.equal(encode_images(tower, square).pooler_output, tower(pixel_values=square).pooler_output)
+    with torch.no_grad():
+        positions = tower.embeddings.position_embedding.weight
+        positions[1:] = positions[1]
+        shapes = [(32, 32), (16, 64), (40, 24)]
+        features = [encode_images(tower, torch.full((1, 1, *shape), 0.3)).pooler_output for shape in shapes]
+    for other in features[1:]:
+        torch.testing.assert_close(other, features[0], atol=1e-5, rtol=1e-5)
 
 
 def test_hard_negatives_by_hand():

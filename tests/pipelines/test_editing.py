@@ -13,6 +13,7 @@ from tiny_model import COSINE, FLOW, tiny_folder, tiny_pipeline
 from ldm.config.settings import NoiseOptions
 from ldm.diffusion.guidance import Guidance, guide
 from ldm.diffusion.parameterization import convert
+from ldm.formats.decoding import fit_image
 from ldm.pipelines import editing as verbs
 from ldm.pipelines.denoising_loop import SamplingPlan, _renoise
 from ldm.pipelines.denoising_loop import invert as invert_plan
@@ -61,6 +62,20 @@ def test_strength_one_is_plain_drawing(pipeline, picture, sampler):
 def test_strength_zero_is_the_picture_through_the_autoencoder(pipeline, picture):
     drawn = verbs.image_to_image(pipeline, picture, "water", 0, seed=0, **STEPS).images
     assert torch.allclose(drawn, pipeline.decode(pipeline.encode(as_pt(picture))), atol=1e-6)
+
+
+def test_an_image_comes_to_the_size_that_is_asked_for(pipeline, picture):
+    size = {"height": 24, "width": 40}
+    stretched = fit_image(picture[..., None], (24, 40), "stretch")[..., 0]
+    options = {"resize": "stretch", "seed": 0, **size, **STEPS}
+    drawn = verbs.image_to_image(pipeline, picture, "water", 0, **options).images
+    torch.testing.assert_close(drawn, pipeline.decode(pipeline.encode(as_pt(stretched))), atol=1e-6, rtol=0)
+    whole = verbs.image_to_image(pipeline, picture, "water", 1, **options).images
+    assert torch.equal(whole, pipeline("water", seed=0, **size, **STEPS).images)
+    kept = verbs.inpaint(pipeline, picture, np.zeros_like(picture), "water", **options).images
+    torch.testing.assert_close(kept, as_pt(stretched))
+    with pytest.raises(ValueError, match="height must be a multiple of 4, got 18"):
+        verbs.image_to_image(pipeline, picture, "water", height=18)
 
 
 def test_encoding_is_the_posteriors_mean_and_undone_by_decoding():
@@ -565,6 +580,8 @@ OPTIONS = {
     "zero_init": np.float32(0.1),
     "weak": "itself",
     "sampler": "ddim",
+    "height": np.int64(24),
+    "width": np.int32(40),
 }
 OPERATIONS = {
     "image_to_image": lambda *a, **o: verbs.image_to_image(*a, "water", np.float32(0.5), **o),

@@ -70,6 +70,15 @@ def test_every_network_gives_what_torch_gives(tmp_path, options):
         np.testing.assert_allclose(ours, its.numpy(), atol=2e-5 * its.abs().max().item())
 
 
+def test_images_of_another_size_are_generated_in_torch(model):
+    """Graphs are of one size; only what cannot be computed by them is not."""
+    pipeline, options = load_pipeline(model, engine="onnx"), {"height": 24, "width": 40}
+    wanted = draw(load_pipeline(model, engine="torch"), **options)
+    assert wanted.shape == (2, 24, 40, 1)
+    np.testing.assert_allclose(draw(pipeline, **options), wanted, atol=1e-4)
+    assert set(pipeline.engines.values()) == {"onnx"}  # for the images of the model's own size
+
+
 def test_graphs_hold_no_weights(model):
     for component in GRAPHS:
         inside = onnx.load(graph(resolve_model(model), component), load_external_data=False).graph.initializer

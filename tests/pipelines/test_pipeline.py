@@ -15,6 +15,7 @@ from tiny_model import COSINE, FLOW, LENGTH, tiny_folder, tiny_pipeline
 
 from ldm.config.settings import NoiseOptions
 from ldm.diffusion.guidance import Guidance, guide
+from ldm.hub.export import save_folder
 from ldm.pipelines.denoising_loop import SamplingPlan, denoise
 from ldm.pipelines.diffusers_schedulers import process_of, with_sampler
 from ldm.pipelines.loading import load_pipeline
@@ -37,8 +38,13 @@ except ModuleNotFoundError:
     pass
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
-noise, *cases = sys.argv[1:]
-latents = load_file(noise)["latents"]
+noise, wide, *cases = sys.argv[1:]
+latents, oblong = load_file(noise)["latents"], load_file(noise)["oblong"]
+pipeline = DiffusionPipeline.from_pretrained(wide)
+assert pipeline("water", num_inference_steps=1).images[0].size == (24, 16)
+images = pipeline(["water"] * 2, negative_prompt=["fire"] * 2, latents=oblong, num_inference_steps=6,
+                  guidance_scale=3.0, height=40, width=24, output_type="pt").images
+save_file({"images": images.contiguous()}, f"{wide}.safetensors")
 count = len(latents)
 for folder, rescale in zip(cases[::2], cases[1::2], strict=True):
     pipeline = DiffusionPipeline.from_pretrained(folder)
@@ -72,24 +78,68 @@ def stock(tmp_path_factory):
     """Latents, and a folder for each case beside what stock diffusers draws from it: one process for all."""
     place = tmp_path_factory.mktemp("stock")
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    save_file({"latents": latents}, place / "noise.safetensors")
+    oblong = torch.randn(2, 4, 20, 12, generator=torch.Generator().manual_seed(2))
+    save_file({"latents": latents, "oblong": oblong}, place / "noise.safetensors")
+    wide = tiny_pipeline()
+    wide.unet.register_to_config(sample_size=(8, 12))
+    (place / "wide").mkdir()
+    save_folder(wide, place / "wide", "wide")
     folders = {case: tiny_folder(place / f"model{i}", CASES[case][0], **CASES[case][1]) for i, case in enumerate(CASES)}
     words = [word for case, folder in folders.items() for word in (folder, str(CASES[case][2]))]
-    command = [sys.executable, "-c", STOCK, place / "noise.safetensors", *words]
+    command = [sys.executable, "-c", STOCK, place / "noise.safetensors", place / "wide", *words]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "ldm.json" not in done.stderr  # ignored silently
-    return latents, folders
+    return latents, folders, oblong
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_stock_diffusers_without_ldm_draws_the_same_pictures(stock, case):
-    latents, folders = stock
+    latents, folders, _ = stock
     drawn = load_file(f"{folders[case]}.safetensors")["images"]
     settings = {"num_inference_steps": 6, "guidance_scale": 3.0, "latents": latents}
     ours = draw(load_pipeline(folders[case]), ["water"] * 2, "fire", guidance_rescale=CASES[case][2], **settings)
     assert ours.std() > 0.01  # a picture, not a constant
     assert (ours - drawn).abs().max() <= 2 / 255
+
+
+def test_sizes_are_those_of_stock_diffusers(stock):
+    """A model of 16 x 24 images, which stock diffusers made of that size, and of 40 x 24 when it was asked to."""
+    _, folders, oblong = stock
+    folder = next(iter(folders.values())).with_name("wide")
+    ours = load_pipeline(folder)
+    assert (ours.image_shape, ours.latent_shape) == ((1, 16, 24), (4, 8, 12))
+    assert json.loads((folder / "ldm.json").read_text())["resolution"] == [16, 24]
+    assert ours("water", seed=0, num_inference_steps=1).images[0].size == (24, 16)
+    options = {"num_inference_steps": 6, "guidance_scale": 3.0, "latents": oblong, "height": 40, "width": 24}
+    found = draw(ours, ["water"] * 2, "fire", **options)
+    assert found.shape == (2, 1, 40, 24) and found.std() > 0.01
+    assert (found - load_file(f"{folder}.safetensors")["images"]).abs().max() <= 2 / 255
+
+
+def test_height_and_width_are_multiples_of_what_the_networks_halve(pipeline):
+    assert pipeline.size_step == 4
+    wide = draw(pipeline, "water", seed=3, height=16, width=32)
+    assert wide.shape == (1, 1, 16, 32)
+    assert torch.equal(draw(pipeline, "water", seed=3, width=32), wide)  # the other side is the model's
+    assert torch.equal(draw(pipeline, "water", seed=3, height=16, width=16), draw(pipeline, "water", seed=3))
+    for size, words in (
+        ({"height": 18}, "height must be a multiple of 4, got 18: 16 and 20 are the nearest"),
+        ({"width": 0}, "width must be a whole number, from 4 to 2048, got 0"),
+        ({"width": 4096}, "from 4 to 2048, got 4096"),
+        ({"height": 16.0 + 8.5}, "height must be a whole number"),
+        ({"width": "32"}, "width must be a whole number"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            pipeline("water", **size)
+    with pytest.raises(ValueError, match=r"latents must be a tensor of shape \(1, 4, 8, 16\)"):
+        pipeline("water", width=32, latents=torch.zeros(1, 4, 8, 8))
+
+
+def test_1024_pixels_are_generated(pipeline):
+    latents = pipeline("water", seed=0, height=1024, width=8, num_inference_steps=1, output_type="latent").images
+    assert latents.shape == (1, 4, 512, 4)
+    assert pipeline.latent_shape_of(1024, 1024) == (4, 512, 512)
 
 
 def test_loading_leaves_the_libraries_whole(tmp_path):

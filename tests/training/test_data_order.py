@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
 from ldm.config.settings import TrainOptions
-from ldm.training.data_order import Batches, batch_noise, batch_slices, derive_seed
+from ldm.training.data_order import Batches, batch_noise, batch_slices, derive_seed, small_buckets
 from ldm.training.task import BatchSlice
 
 
@@ -46,7 +47,7 @@ class Picture(nn.Module):
 
 class LineTask:
     fingerprints = {"data": "ten points"}
-    num_samples, weights = 10, None
+    num_samples, weights, buckets = 10, None, None
     find_unused_parameters = False
 
     def __init__(self, module=Line):
@@ -105,3 +106,64 @@ def test_mixed_seeds_differ_and_repeat():
     assert derive_seed(1, 2) == derive_seed(1, 2)
     assert len({derive_seed(a, b) for a in range(20) for b in range(20)}) == 400
     assert all(0 <= derive_seed(a, 7) < 2**63 for a in range(100))
+
+
+# ---- buckets -------------------------------------------------------------------------------------------------------
+
+
+class Bucketed(LineTask):
+    """Thirty samples in buckets of 17, 10 and 3."""
+
+    buckets = np.random.default_rng(0).permutation(np.repeat([0, 2, 5], [17, 10, 3]))
+    num_samples = 30
+
+    def batch(self, samples, rows):
+        return [(sample.epoch, sample.index) for sample in samples]
+
+
+def test_with_buckets_every_epoch_shows_every_sample_once_in_batches_of_one_bucket():
+    batches = Batches(Bucketed(), seed=3)
+    seen = [batches[BatchSlice(step, 0, 4, 4)] for step in range(300)]
+    assert all(len({int(Bucketed.buckets[index]) for _, index in batch}) == 1 for batch in seen)
+    places = [place for batch in seen for place in batch]
+    assert len(places) == len(set(places)) == 1200
+    early = [place for place in places if place[0] < 35]  # of 40 epochs, the last ones may wait for their batches
+    assert sorted(early) == [(epoch, index) for epoch in range(35) for index in range(30)]
+    assert max(epoch for batch in seen[:15] for epoch, _ in batch) <= 2  # and they come in their turn
+
+
+def test_one_bucket_is_none():
+    class One(Bucketed):
+        buckets = np.zeros(30, int)
+
+    class Plain(Bucketed):
+        buckets = None
+
+    for size in (4, 7, 64):
+        pair = [Batches(task(), seed=1) for task in (One, Plain)]
+        for step in range(20):
+            one, plain = (batches[BatchSlice(step, 0, size, size)] for batches in pair)
+            assert one == plain
+
+
+def test_bucket_batches_are_found_from_any_step_and_by_any_number_of_processes():
+    whole = Batches(Bucketed(), seed=5)
+    for step in (40, 3, 3, 41, 0):  # forwards, backwards, twice
+        resumed = [Batches(Bucketed(), seed=5)[BatchSlice(step, start, start + 2, 8)] for start in range(0, 8, 2)]
+        assert sum(resumed, []) == whole[BatchSlice(step, 0, 8, 8)]
+
+
+def test_bucket_batches_follow_the_weights():
+    class Weighted(Bucketed):
+        weights = np.where(np.arange(30) < 15, 3.0, 1.0) / 60
+
+    batches = Batches(Weighted(), seed=0)
+    drawn = np.array([index for step in range(600) for _, index in batches[BatchSlice(step, 0, 4, 4)]])
+    counts = np.bincount(drawn, minlength=30) / len(drawn)
+    np.testing.assert_allclose(counts, Weighted.weights, atol=0.0133)  # 3 standard deviations
+
+
+def test_buckets_smaller_than_a_batch_are_told_of():
+    assert small_buckets(None, 64) == small_buckets(Bucketed.buckets, 3) == ""
+    assert small_buckets(Bucketed.buckets, 12).startswith("2 of 3 buckets hold fewer images than a batch of 12")
+    assert "once in 4 epochs" in small_buckets(Bucketed.buckets, 12)

@@ -1,5 +1,7 @@
 """The latent cache meets only the pixels and weights it was made of."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +70,41 @@ def test_other_weights_and_other_pixels_make_other_caches(vae, tmp_path):
     assert len(folders(tmp_path)) == 3
 
 
+class Oblong(Pictures):
+    """Ten pictures in three sizes."""
+
+    resolution, sizes = (8, 24), [(8, 24), (16, 16), (24, 8)]
+    buckets = np.array([2, 0, 1, 1, 2, 0, 0, 2, 1, 0])
+
+    def __init__(self):
+        rng, self.fingerprint = np.random.default_rng(0), "oblong"
+        self.pixels = [rng.integers(0, 256, (*self.sizes[k], 1), dtype=np.uint8) for k in self.buckets]
+        self.ids = [str(i) for i in range(10)]
+
+
+def test_buckets_are_encoded_each_at_its_size(vae, tmp_path, monkeypatch):
+    data, items = Oblong(), [7, 0, 4]
+    latents = cached_latents(vae, data, tmp_path, batch_size=2)
+    assert len(latents) == 10 and len(folders(tmp_path)) == 3
+    assert [latents.shape_of(i) for i in range(3)] == [(2, 12, 4), (2, 4, 12), (2, 8, 8)]
+    with torch.no_grad():
+        posterior = vae.encode(to_images(np.stack([data.image(i) for i in items]))).latent_dist
+    noise = torch.randn(3, 2, 12, 4)
+    expected = posterior.mean + posterior.std * noise
+    torch.testing.assert_close(latents.sample(items, noise), expected, atol=5e-3, rtol=0)
+    again = pickle.loads(pickle.dumps(latents))
+    assert torch.equal(again.sample(items, noise), latents.sample(items, noise))
+    monkeypatch.setattr(vae, "encode", lambda *_: pytest.fail("encoded again"))
+    assert torch.equal(cached_latents(vae, data, tmp_path).sample(items, noise), latents.sample(items, noise))
+
+
+def test_pixels_of_buckets_are_trained_on_at_their_size():
+    data = Oblong()
+    assert Uncached(data).shape_of(0) == (1, 24, 8)
+    found = Uncached(data).sample([1, 5], torch.zeros(2, 1, 8, 24))
+    assert torch.equal(found, to_images(np.stack([data.image(1), data.image(5)])))
+
+
 def test_a_damaged_cache_is_built_anew(vae, tmp_path, capsys):
     good = cached_latents(vae, Pictures(), tmp_path).mean.copy()
     file = tmp_path / "latents" / folders(tmp_path)[0] / "mean.npy"
@@ -117,7 +154,7 @@ class Dots(Grey):
 
 def test_pictures_come_in_their_range_and_points_as_single_pixels():
     pictures, noise = Uncached(Grey()), torch.randn(2, 1, 8, 8)
-    assert pictures.shape == (3, 1, 8, 8) and len(pictures) == 3
+    assert pictures.shape_of(0) == (1, 8, 8) and len(pictures) == 3
     found = pictures.sample([0, 2], noise)
     assert (
         found.shape == noise.shape and found[0].unique() == -1 and torch.isclose(found[1].unique(), torch.tensor(1 / 3))

@@ -54,7 +54,7 @@ class Picture(nn.Module):
 
 class LineTask:
     fingerprints = {"data": "ten points"}
-    num_samples, weights = 10, None
+    num_samples, weights, buckets = 10, None, None
     find_unused_parameters = False
 
     def __init__(self, module=Line):

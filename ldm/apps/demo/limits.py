@@ -14,7 +14,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "frames": (2, 24),
     "strength": (0, 1),
+    "height": (16, 1024),
+    "width": (16, 1024),
 }
+MAX_DRAWN = 4 * 2**20  # pixels of all images of one request with a size of its own
 MAX_LETTERS = 300  # of a prompt; a model reads far fewer tokens
 MAX_WAITING = 16  # in the queue
 MAX_BYTES = 4 * 2**20  # of an uploaded image
@@ -38,6 +41,12 @@ def real(name: str, value: Any) -> float:
     if not is_number or not least <= value <= most:
         raise UserError(f"{name} must be a number from {least:g} to {most:.10g}, got {_short(value)}")
     return float(value)
+
+
+def check_pixels(count: int, height: int, width: int) -> None:
+    """Raises: UserError if so many images of this size are too many."""
+    if count > (most := max(1, MAX_DRAWN // (height * width))):
+        raise UserError(f"{count} images of {width} x {height} pixels are too many at once: {most} are allowed")
 
 
 def text(name: str, value: Any) -> str | None:

@@ -20,11 +20,12 @@ from ldm.models.lora import as_options, split_scale
 from ldm.pipelines.diffusers_schedulers import samplers_for
 from ldm.pipelines.editing import image_to_image, inpaint, interpolate
 from ldm.pipelines.generation import generate_job
-from ldm.pipelines.image_metadata import EDIT_KEY, KEY, complete, entries
+from ldm.pipelines.image_metadata import EDIT_KEY, KEY, SIZE, complete, entries
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline, PipelineOutput
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import enlarged
+from ldm.utils.image_sizes import Size, size_of
 from ldm.utils.transparency import on_white
 from ldm.utils.untrusted_files import read_yaml
 
@@ -104,10 +105,15 @@ class Session:
 
     # ---- generating -------------------------------------------------------------------------------------------------
 
-    def job(self, prompt, negative, guidance, steps, sampler, seed) -> dict[str, Any]:
+    def job(self, prompt, negative, guidance, steps, sampler, seed, height=None, width=None) -> dict[str, Any]:
         """The settings of one image, as `ldm generate` writes them into it. Raises: UserError."""
         sampler = limits.choice("sampler", sampler, self.samplers)
+        size = {
+            name: None if side in (None, its) else limits.whole(name, side)
+            for name, side, its in zip(SIZE, (height, width), self.size, strict=True)
+        }
         job = {
+            **size,
             **self.known_as,
             "prompt": limits.text("prompt", prompt),
             "negative": limits.text("negative prompt", negative),
@@ -115,7 +121,7 @@ class Session:
             "steps": limits.whole("steps", steps),
             "guidance": limits.real("guidance", guidance),
             "sampler": None if sampler == OWN else sampler,
-            "scale": self.scale,
+            "scale": max(1, SIDE // max(self._size_of(size))),
             "digest": self.pipeline.digest,
         }
         job |= JOB
@@ -123,20 +129,30 @@ class Session:
         return job
 
     @cached_property
-    def side(self) -> int:
-        """Height of an image in pixels."""
-        return self.pipeline.image_shape[1]
+    def size(self) -> Size:
+        """(height, width) of an image in pixels, unless another is asked for."""
+        return size_of(self.pipeline.image_shape[1:])
 
     @property
     def scale(self) -> int:
-        return max(1, SIDE // self.side)
+        return max(1, SIDE // max(self.size))
 
     def draw(self, visitor: str, job: dict, number: Any) -> Iterator[Shown]:
         """Generate `number` images from seeds job["seed"] + i: previews, then all of them, or why there are none.
 
         A visitor who goes away, or whose `stop` is called, ends it at the next step. Raises: UserError.
         """
-        return self._drawing(visitor, job, limits.whole("number", number))
+        count, size = limits.whole("number", number), self._size_of(job)
+        if size != self.size:
+            limits.check_pixels(count, *size)
+        return self._drawing(visitor, job, count)
+
+    def _size_of(self, job: dict) -> Size:
+        """(height, width) of the images of a job. Raises: UserError for a size that the model cannot generate."""
+        try:
+            return size_of(self.pipeline.image_shape_of(job["height"], job["width"])[1:])
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
     def draw_on(
         self, visitor: str, job: dict, number: Any, picture: Sent, layers: Sequence[str] | None, strength: Any
@@ -152,13 +168,13 @@ class Session:
         told: dict[str, Any] = {"verb": "image-to-image", "strength": share}
         verb: Verb = partial(image_to_image, self.pipeline, self._fitted(decoded), strength=share)
         if layers is not None:
-            mask = fit_image(painted(layers, decoded.shape[:2]), self.side, "pad", 0)
+            mask = fit_image(painted(layers, decoded.shape[:2]), self.size, "pad", 0)
             told |= {"verb": "inpaint", "painted": round(float((mask > 127).mean()), 4)}
             verb = partial(inpaint, self.pipeline, self._fitted(decoded), mask, strength=share)
         return self._drawing(visitor, job, limits.whole("number", number), verb, told)
 
     def seen(self, picture: Sent) -> Image.Image:
-        """A file as the model sees it, a square, enlarged as its own images are."""
+        """A file as the model sees it, of the model's size, enlarged as its own images are."""
         pixels = self._fitted(self._decoded(picture))
         return enlarged(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), self.scale)
 
@@ -178,11 +194,11 @@ class Session:
         return decoded(picture, self.pipeline.image_shape[0], 255)
 
     def _fitted(self, pixels: np.ndarray) -> np.ndarray:
-        """An image as uint8 (side, side, C), padded with white; one that we enlarged, exactly as it was."""
-        times = len(pixels) // self.side
+        """An image as uint8 (height, width, C), padded with white; one that we enlarged, exactly as it was."""
+        times = len(pixels) // self.size[0]
         if times and np.array_equal(pixels[::times, ::times].repeat(times, 0).repeat(times, 1), pixels):
             pixels = pixels[::times, ::times]
-        return fit_image(pixels, self.side, "pad", 255)
+        return fit_image(pixels, self.size, "pad", 255)
 
     def _drawing(
         self, visitor: str, job: dict, count: int, verb: Verb | None = None, told: dict | None = None

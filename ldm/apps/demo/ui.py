@@ -111,8 +111,8 @@ def build(session: Session, runs: Path | None) -> gr.Blocks:
 
 
 def _draw_tab(session: Session) -> None:
-    def answer(prompt, negative, guidance, steps, sampler, seed, number, request: gr.Request):
-        yield from _shown(session, request, number, prompt, negative, guidance, steps, sampler, seed)
+    def answer(prompt, negative, guidance, steps, sampler, seed, number, height, width, request: gr.Request):
+        yield from _shown(session, request, number, prompt, negative, guidance, steps, sampler, seed, height, width)
 
     with gr.Row():
         with gr.Column(min_width=280):
@@ -121,10 +121,11 @@ def _draw_tab(session: Session) -> None:
             _examples(session, prompt)
             negative = _prompt("Negative prompt: what the images should not show")
             guidance, number, seed = _guidance(session), _number(), _seed()
+            height, width = _size(session)
             steps, sampler = _steps(session)
         with gr.Column(min_width=280):
             outputs = _easel()
-    inputs = [prompt, negative, guidance, steps, sampler, seed, number]
+    inputs = [prompt, negative, guidance, steps, sampler, seed, number, height, width]
     gr.on([go.click, prompt.submit], answer, inputs, outputs, api_name="draw", show_progress_on=outputs[0], **ALONE)
     stop.click(_stop(session), None, None, **HIDDEN)
 
@@ -335,6 +336,16 @@ def _steps(session: Session, samplers: bool = True) -> tuple[gr.Slider, gr.Dropd
     with gr.Accordion("More", open=False):
         steps = _slider("steps", "Steps", session.pipeline.defaults["num_inference_steps"])
         return steps, gr.Dropdown(session.samplers, value=OWN, label="Sampler") if samplers else None
+
+
+def _size(session: Session) -> list[gr.Slider]:
+    """Height and width of the pictures, in steps that the model can generate."""
+    step = session.pipeline.size_step
+    with gr.Row():
+        return [
+            gr.Slider(step, limits.RANGES[name][1], value=side, step=step, label=f"{name.title()} in pixels")
+            for name, side in zip(("height", "width"), session.size, strict=True)
+        ]
 
 
 def _seed(label: str = "Seed of the first picture", value: int = 0) -> gr.Number:

@@ -85,7 +85,7 @@ def describe(folder: ModelFolder, model: TorchFreePipeline) -> dict:
     from ldm.models.latents import downsampling_factor
 
     vae, defaults = read_json(folder.paths["vae"] / "config.json"), {**FALLBACKS, **folder.defaults}
-    side = model.latent_shape[1] * downsampling_factor(vae)
+    sides = [side * downsampling_factor(vae) for side in model.latent_shape[1:]]
     tokens = model.tokenizer.padding
     prompts = defaults.get("training", {}).get("prompts", [])
     return {
@@ -97,7 +97,7 @@ def describe(folder: ModelFolder, model: TorchFreePipeline) -> dict:
         "guidance": defaults["guidance_scale"],
         "interval": list(defaults.get("guidance_interval") or (0, 1)),
         "shape": list(model.latent_shape),
-        "picture": [vae["out_channels"], side, side],
+        "picture": [vae["out_channels"], *sides],
         "scale": model.scale,
         "order": model.scheduler["solver_order"],
         "count": model.scheduler["num_train_timesteps"],

@@ -128,7 +128,7 @@ def splits(options: DataOptions) -> dict[str, "GlyphData"]:
     text = "".join(map(chr, every))
     files, bad = {}, {}
     for style, font in fonts.items():
-        folder, indices = cached_glyphs(font, text, options.resolution, options.cache_dir)
+        folder, indices = cached_glyphs(font, text, options.size[0], options.cache_dir)
         files[style], bad[style] = folder / "images.npy", set(indices)
     data = {}
     for name, members in splits.items():
@@ -165,7 +165,7 @@ class GlyphData:
         self.items = items
         self.files = files
         self.channels: int = options.channels
-        self.resolution = options.resolution
+        self.resolution = options.size[0]
         self.captions = GlyphCaptions(options.glyphs.captions)
         self.balance = options.glyphs.balance
         self.ids = [f"U+{row.codepoint:04X}/{style}" for row, style, _ in items]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm.config.settings import DataOptions
-from ldm.data.image_files.pixel_cache import Pixels, load_pixels, transform
+from ldm.data.image_files.pixel_cache import FlatRows, Pixels, load_pixels, open_pixels, transform
 from ldm.formats.records import Sample, first_few
 from ldm.formats.sources import open_source
 from ldm.utils.errors import UserError
@@ -29,7 +29,10 @@ class FileData:
 
     Attributes:
         ids: unique, stable sample ids.
-        channels, resolution: of every image.
+        channels: of every image.
+        resolution: of every image; with buckets the most usual.
+        sizes, buckets: (height, width) of the buckets, and the index of each image's, None where there are none; see
+            `ldm.data.buckets`.
         has_captions: whether any sample of the source has a caption.
         fingerprint: hex digest of ids, pixels and transform; captions have no part in it.
         captions_fingerprint: hex digest of the captions of each image, in order.
@@ -40,12 +43,15 @@ class FileData:
         chosen = [samples[pixels.rows[row]] for row in rows]
         self.ids = [sample.id for sample in chosen] + [f"{sample.id}|flip" for sample in chosen if flip]
         self.channels: int = options.channels
-        self.resolution = options.resolution
+        self.resolution, self.sizes = options.resolution, options.sizes
+        of_rows = np.array([pixels.sizes[row] for row in rows] * (2 if flip else 1))
+        self.buckets = of_rows if options.files.bucket_step else None
         self.has_captions = any(sample.captions for sample in samples)
         self._captions = [sample.captions for sample in chosen]
         self._shuffle, self._keep = options.files.shuffle_tags, options.files.keep_tags
         self.weights = _weights([sample.repeats for sample in chosen] * (2 if flip else 1))
         self._path, self._rows = pixels.path, rows
+        self._shapes = pixels.shapes(options)
         parts = [transform(options), flip, [(samples[pixels.rows[r]].id, pixels.digests[r]) for r in rows]]
         self.fingerprint = _digest(parts)
         self.captions_fingerprint = _digest(self._captions)
@@ -54,7 +60,7 @@ class FileData:
         return len(self.ids)
 
     def image(self, i: int) -> np.ndarray:
-        """Image i, uint8 (resolution, resolution, channels), a copy of its own."""
+        """Image i, uint8 (height, width, channels), a copy of its own."""
         flipped, place = divmod(self._place(i), len(self._rows))
         pixels = self._array[self._rows[place]]
         return np.array(pixels[:, ::-1] if flipped else pixels)
@@ -71,8 +77,8 @@ class FileData:
         return i % len(self)
 
     @functools.cached_property
-    def _array(self) -> np.ndarray:
-        return np.load(self._path, mmap_mode="r")
+    def _array(self) -> np.ndarray | FlatRows:
+        return open_pixels(self._path, self._shapes)
 
     def __getstate__(self) -> dict:
         # a worker process opens the map itself instead of receiving a copy of all images

@@ -1,5 +1,7 @@
 """Images decoded once: uint8 rows in a memory-mapped .npy, found again by what the files contain.
 
+Rows of one size make an array (N, h, w, C); with buckets, rows of several sizes lie one after another in a flat one.
+
 The key is a digest of every sample's id and encoded bytes and of the transform, so a changed image or setting makes
 a new cache and a touched or moved folder does not. The .npy is written first and the checksummed manifest last, each
 atomically, by one process at a time; a cache without a manifest, of another size or with other bytes than the
@@ -10,6 +12,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,23 +38,51 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pixels:
-    """Decoded images: row r of the array at `path` is sample `rows[r]`; `bad` are the (id, reason) left out."""
+    """Decoded images: row r at `path` is sample `rows[r]`; `bad` are the (id, reason) left out."""
 
     path: Path
     rows: list[int]
     digests: list[str]  # sha256 of each row's pixels
     bad: list[tuple[str, str]]
+    sizes: list[int]  # index of each row's size in `DataOptions.sizes`
+
+    def shapes(self, options: DataOptions) -> list[tuple[int, int, int]]:
+        """(h, w, C) of each row."""
+        each = [(*size, options.channels) for size in options.sizes]
+        return [each[index] for index in self.sizes]
+
+
+class FlatRows:
+    """Images of several shapes (h, w, C) that lie one after another in a flat array."""
+
+    def __init__(self, flat: np.ndarray, shapes: list[tuple[int, int, int]]):
+        self._flat, self._shapes = flat, shapes
+        self._ends = np.cumsum([math.prod(shape) for shape in shapes], dtype=int)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        shape, end = self._shapes[row], int(self._ends[row])
+        return self._flat[end - math.prod(shape) : end].reshape(shape)
+
+
+def open_pixels(path: Path, shapes: list[tuple[int, int, int]]) -> np.ndarray | FlatRows:
+    """The rows at a path, mapped from disk: uint8 of these shapes."""
+    array = np.load(path, mmap_mode="r")
+    return FlatRows(array, shapes) if array.ndim == 1 else array
 
 
 def transform(options: DataOptions) -> dict[str, Any]:
     """Everything besides the files that decides the pixels."""
-    return {
+    chosen = {
         "decode": DECODE_VERSION,
         "resolution": options.resolution,
         "channels": options.channels,
         "resize": options.files.resize,
         "background": options.files.background,
     }
+    return chosen | ({"buckets": options.sizes} if options.files.bucket_step else {})
 
 
 def load_pixels(source: Source, options: DataOptions) -> Pixels:
@@ -64,7 +95,7 @@ def load_pixels(source: Source, options: DataOptions) -> Pixels:
     kept = _open(stem, key, source.samples, options)
     if kept is not None:
         return kept
-    size = options.resolution**2 * options.channels * len(source.samples)
+    size = max(map(math.prod, options.sizes)) * options.channels * len(source.samples)
     advice = f"it needs {size / 2**20:.1f} MiB: {NO_SPACE}"
     with readable_io_errors(stem.with_suffix(".npy"), advice), exclusive_lock(stem):
         kept = _open(stem, key, source.samples, options)
@@ -85,30 +116,39 @@ def _key(source: Source, options: DataOptions) -> str:
 def _build(stem: Path, key: str, source: Source, options: DataOptions) -> Pixels:
     from tqdm import tqdm
 
-    size, channels, files = options.resolution, options.channels, options.files
+    files = options.files
     rows: list[int] = []
+    sizes: list[int] = []
     digests: list[str] = []
     bad: list[tuple[str, str]] = []
     path = stem.with_suffix(".npy")
-    shape = (len(source.samples), size, size, channels)
     with atomic_open(path) as stream:  # appended, not mapped: a full disk is then an error and not a crash
-        _write_header(stream, shape)
-        work = map_pictures(
-            source, "fit", resolution=size, channels=channels, resize=files.resize, background=files.background
-        )
+        _write_header(stream, _shape(options, [0] * len(source.samples)))
+        fit = {"sizes": options.sizes, "channels": options.channels}
+        work = map_pictures(source, "fit", **fit, resize=files.resize, background=files.background)
         for index, result in tqdm(work, "decoding", len(source.samples), unit="img", disable=None):
             if isinstance(result, ImageError):
                 bad.append((source.samples[index].id, str(result)))
                 continue
-            stream.write(result)
+            pixels = memoryview(result)[1:]
+            stream.write(pixels)
             rows.append(index)
-            digests.append(hashlib.sha256(result).hexdigest())
+            sizes.append(result[0])
+            digests.append(hashlib.sha256(pixels).hexdigest())
         stream.seek(0)
-        _write_header(stream, (len(rows), *shape[1:]))
+        _write_header(stream, _shape(options, sizes))
     manifest = {"format": 2, "key": key, "rows": rows, "digests": digests, "bad": bad}
+    manifest |= {"sizes": sizes} if files.bucket_step else {}
     write_checksummed(stem.with_suffix(".manifest"), json.dumps(manifest).encode())
     log.info("decoded %d images into %s", len(rows), path)
-    return Pixels(path, rows, digests, bad)
+    return Pixels(path, rows, digests, bad, sizes)
+
+
+def _shape(options: DataOptions, sizes: list[int]) -> tuple[int, ...]:
+    """Of the array that holds rows of these sizes."""
+    if not options.files.bucket_step:
+        return len(sizes), *options.size, options.channels
+    return (sum(math.prod(options.sizes[index]) for index in sizes) * options.channels,)
 
 
 def _write_header(stream, shape: tuple[int, ...]) -> None:
@@ -122,20 +162,21 @@ def _open(stem: Path, key: str, samples: list[Sample], options: DataOptions) -> 
     try:
         manifest = json.loads(read_checksummed(stem.with_suffix(".manifest")))
         rows, digests, bad = manifest["rows"], manifest["digests"], [tuple(pair) for pair in manifest["bad"]]
-        array = np.load(path, mmap_mode="r")
-        size = (len(rows), options.resolution, options.resolution, options.channels)
+        pixels = Pixels(path, rows, digests, bad, manifest.get("sizes", [0] * len(rows)))
+        array, shape = np.load(path, mmap_mode="r"), _shape(options, pixels.sizes)
         header = io.BytesIO()
-        _write_header(header, size)
+        _write_header(header, shape)
         whole = manifest["format"] == 2 and manifest["key"] == key and len(rows) + len(bad) == len(samples)
         with path.open("rb") as stream:
-            whole = whole and stream.read(header.tell()) == header.getvalue() and array.shape == size
-        whole = whole and [hashlib.sha256(row).hexdigest() for row in array] == digests
+            whole = whole and stream.read(header.tell()) == header.getvalue() and array.shape == shape
+        images = open_pixels(path, pixels.shapes(options)) if whole else []
+        whole = whole and [hashlib.sha256(images[row]).hexdigest() for row in range(len(rows))] == digests
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         log.warning("the image cache %s is damaged (%s) and is built again", path, error)
         return None
     if not whole:
         log.warning("the image cache %s is damaged and is built again", path)
         return None
-    return Pixels(path, rows, digests, bad)
+    return pixels

@@ -13,6 +13,7 @@ from torch import Tensor
 from ldm.config.loading import load
 from ldm.config.settings import LdmSettings
 from ldm.data import Splits, build, evenly_spaced_indices
+from ldm.data.buckets import at_one_size
 from ldm.diffusion.process import NoiseProcess
 from ldm.evaluation import loss_by_time
 from ldm.evaluation.run_loading import OpenRun, checkpoint_state, open_run
@@ -81,7 +82,7 @@ class RunContext:
             raise UserError("it does not say which data it was trained on")
         if self.opened:
             return self.opened.data
-        return build(self.settings.data)
+        return at_one_size(build(self.settings.data))
 
     @cached_property
     def readable(self) -> Splits | None:

@@ -9,6 +9,7 @@ from ldm.models.latents import downsampling_factor
 from ldm.training.task import SampleRef
 from ldm.training.tasks.denoising import caption_or_null
 from ldm.utils.errors import UserError
+from ldm.utils.image_sizes import size_of
 
 SMALLEST_RANGE = 32  # of 256 grey levels
 EXAMINED = 256
@@ -58,7 +59,8 @@ def _levels(images: np.ndarray, total: int) -> Finding:
 def check_channels(context: RunContext) -> Finding:
     """Data, autoencoder and denoiser agree about channels and sizes."""
     vae, unet = context.pipeline.vae.config, context.pipeline.unet.config
-    (channels, height, _), factor = context.pipeline.latent_shape, downsampling_factor(vae)
+    (channels, *size), factor = context.pipeline.latent_shape, downsampling_factor(vae)
+    its = tuple(side * factor for side in size)
     errors = []
     if context.readable is not None:
         resolution, wanted = context.readable.train.resolution, context.readable.train.channels
@@ -67,10 +69,10 @@ def check_channels(context: RunContext) -> Finding:
                 f"the images have {wanted} channel(s) and the VAE takes {vae.in_channels}: set data.channels: "
                 f"{vae.in_channels}, or train the VAE again"
             )
-        if height * factor != resolution:
+        if its != size_of(resolution):
             errors.append(
-                f"the denoiser's {height} x {height} latents are images of {height * factor} pixels and the data "
-                f"has {resolution}: set data.resolution: {height * factor}"
+                f"the denoiser's {size[0]} x {size[1]} latents are images of {its[0]} x {its[1]} pixels and the data "
+                f"has {resolution}: set data.resolution: {list(its) if its[0] != its[1] else its[0]}"
             )
     if vae.latent_channels != channels:
         errors.append(
@@ -83,8 +85,8 @@ def check_channels(context: RunContext) -> Finding:
     if errors:
         what, _, advice = errors[0].partition(": ")
         return fail(what, advice)
-    side, what = height * factor, "points" if context.scale > 1 else "pictures"
-    text = f"{what} {vae.in_channels} x {side} x {side}, latents {channels} x {height} x {height}"
+    what = "points" if context.scale > 1 else "pictures"
+    text = f"{what} {vae.in_channels} x {its[0]} x {its[1]}, latents {channels} x {size[0]} x {size[1]}"
     return ok(text)
 
 

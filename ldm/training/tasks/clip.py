@@ -11,6 +11,7 @@ from transformers import CLIPTokenizer
 
 from ldm.config.settings import ClipModel, ClipSettings
 from ldm.data import ImageTextData, Splits, apart, dataset_fingerprint, evenly_spaced_indices
+from ldm.data.buckets import buckets_of, of_one_size, sizes_of
 from ldm.models.caption_swaps import CaptionSwaps
 from ldm.models.clip import ClipObjective, build_clip, recall_at
 from ldm.models.text_encoder import text_tower
@@ -76,13 +77,15 @@ class ClipTask:
         if data.mixture is not None:
             self.fingerprints["mixture"] = data.mixture.fingerprint
         torch.manual_seed(derive_seed(settings.seed, 1))
-        self.model = build_clip(settings.model, data.train.resolution, data.train.channels, self.tokenizer)
+        shape = data.train.resolution, data.train.channels
+        self.model = build_clip(settings.model, *shape, self.tokenizer, sizes_of(data.train))
         if not torch.cuda.is_available():  # torch's fused attention has a backward five times slower in bf16 on CPU
             self.model.set_attn_implementation("eager")
         self.module = ClipObjective(self.model)
         self.swaps = caption_swaps(data.train, settings.seed) if settings.loss.hard_negatives else None
         self.num_samples = len(data.train)
         self.weights: np.ndarray | None = None
+        self.buckets = buckets_of(data.train)
 
     def __getstate__(self) -> dict:
         """What `batch` needs, for the data loader's workers."""
@@ -115,9 +118,8 @@ class ClipTask:
         """Retrieval among `RETRIEVED` validation pairs at most, each with one fixed caption."""
         data, device = self.data.validation, self.model.device
         images, texts = [], []
-        chosen = evenly_spaced_indices(len(data), RETRIEVED).tolist()
-        for start in range(0, len(chosen), 64):
-            indices = chosen[start : start + 64]
+        chosen = evenly_spaced_indices(len(data), RETRIEVED)
+        for indices in of_one_size(data, chosen, 64):
             captions = [caption_of(data, SampleRef(i, 0), self.settings.seed) for i in indices]
             pixels = to_images(np.stack([data.image(i) for i in indices]))
             pair = self.module.features(pixels.to(device), encode(self.tokenizer, captions).to(device))

@@ -9,6 +9,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldm.config.settings import ClipModel, LdmSettings
 from ldm.data import ImageTextData, Splits, is_points
+from ldm.data.buckets import of_one_size
 from ldm.diffusion.process import NoiseProcess
 from ldm.models.autoencoder import load_vae
 from ldm.models.digests import network_digest
@@ -17,10 +18,11 @@ from ldm.models.pretrained import TEXT, VAE, locate
 from ldm.models.text_encoder import load_text, null_text_encoder, untrained_text_encoder
 from ldm.pipelines.diffusers_schedulers import export_scheduler
 from ldm.training.data_order import derive_seed
-from ldm.training.latent_cache import Latents, Uncached, cached_latents
+from ldm.training.latent_cache import BucketLatents, Latents, Uncached, cached_latents
 from ldm.training.run_directory import sibling
 from ldm.training.tasks.clip import run_tokenizer
 from ldm.utils.errors import UserError
+from ldm.utils.image_sizes import Size, size_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,21 @@ class EncodedSplit:
     """A split of the data set and its latents, in the same order."""
 
     data: ImageTextData
-    latents: Latents | Uncached
+    latents: Latents | BucketLatents | Uncached
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(c, h, w) of an image of `data.resolution`."""
+        channels, height, _ = self.latents.shape_of(0)
+        factor = self.data.image(0).shape[0] // height
+        rows, columns = size_of(self.data.resolution)
+        return channels, rows // factor, columns // factor
+
+    @property
+    def latent_sizes(self) -> list[Size]:
+        """(h, w) of the items' latents, each once."""
+        firsts = [part[0] for part in of_one_size(self.data, range(len(self.data)), len(self.data))]
+        return [(height, width) for _, height, width in map(self.latents.shape_of, firsts)]
 
 
 @dataclass(frozen=True)

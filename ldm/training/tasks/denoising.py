@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from ldm.config.settings import LdmSettings
 from ldm.data import ImageTextData, Splits, apart, dataset_fingerprint, evenly_spaced_indices, sampling_weights
+from ldm.data.buckets import buckets_of, of_one_size
 from ldm.models.digests import network_digest
 from ldm.models.mlp import build_mlp
 from ldm.models.representation_alignment import Alignment, load_tower
 from ldm.models.saving import save_component
 from ldm.models.tokenizer import TokenRows, save_tokenizer, tokenizer_digest
-from ldm.models.unet import build_unet, choose_attention
+from ldm.models.unet import build_unet, check_halvings, choose_attention, inner_unet
 from ldm.pipelines.model_folder import DEFAULTS
 from ldm.pipelines.pipeline import Pipeline
 from ldm.training.data_order import batch_noise, derive_seed, generator_for
@@ -26,6 +27,7 @@ from ldm.training.task import BatchSlice, SampleRef, caption_of, from_mixture
 from ldm.training.tasks.components import Components, EncodedSplit, load_components, scheduler_of
 from ldm.training.tasks.denoising_loss import DenoisingObjective, LdmObjective
 from ldm.utils.image_grid import image_grid, points_image
+from ldm.utils.image_sizes import resolution_of
 from ldm.utils.image_tensors import to_images
 
 QUARTERS = 4  # of the times, in which the gap between validation and training is logged
@@ -65,12 +67,16 @@ class LdmTask:
         self.settings, self.components, self.module = settings, components, objective
         self.final_pipeline, self.watch, self.validation_items = final_pipeline, watch, validation_items
         half = precision(settings.train.mixed_precision, components.device) != "no"
+        if buckets_of(components.train.data) is not None:
+            for size in components.train.latent_sizes + components.validation.latent_sizes:
+                check_halvings(size, len(inner_unet(objective.unet).config.block_out_channels))
         choose_attention(objective.unet, settings.model.attention, components.device, half)
         self.model = exported or self._exported()
         self.fingerprints = self._fingerprints() | (fingerprints or {})
         self.process, self.aligned = objective.process, objective.alignment is not None
         self.token_rows = TokenRows(components.tokenizer)
         self.num_samples, self.weights = len(components.train.data), sampling_weights(components.train.data)
+        self.buckets = buckets_of(components.train.data)
         self.find_unused_parameters = self.aligned  # alignment stops before the training does
         self.copy_rate: Callable[[Pipeline], float] | None = None  # measures `validate`'s copies, where it is set
 
@@ -94,11 +100,11 @@ class LdmTask:
 
     def __getstate__(self) -> dict:
         """What `batch` needs, for the data loader's workers."""
-        needed = ("settings", "components", "process", "aligned", "token_rows", "num_samples", "weights")
+        needed = ("settings", "components", "process", "aligned", "token_rows", "num_samples", "weights", "buckets")
         return {name: getattr(self, name) for name in needed}
 
     def batch(self, samples: list[SampleRef], rows: BatchSlice) -> dict[str, Tensor]:
-        seed, shape = self.settings.seed, self.components.train.latents.shape[1:]
+        seed, shape = self.settings.seed, self.components.train.latents.shape_of(samples[0].index)
         times = self.process.draw_times(rows.batch_size, generator_for(seed, 5, rows.step))
         items = self._mixed(samples, rows, times)
         batch = {
@@ -136,13 +142,14 @@ class LdmTask:
         """
         (self._points_image() if self.components.points else self._image_grid()).save(folder / f"{label}.png")
         times, held_out = self.fixed_losses(self.components.validation)
-        _, trained = self.fixed_losses(self.components.train)
+        its_times, trained = self.fixed_losses(self.components.train)
         count = min(len(held_out), len(trained))
         numbers = {"loss": held_out.mean().item(), "train_loss": trained.mean().item()}
         numbers["gap"] = numbers["loss"] - numbers["train_loss"]
-        gaps, quarters = held_out[:count] - trained[:count], (times[:count] * QUARTERS).long().clamp(max=QUARTERS - 1)
-        for k in quarters.unique().tolist():
-            numbers[f"gap/{k / QUARTERS:.2f}-{(k + 1) / QUARTERS:.2f}"] = gaps[quarters == k].mean().item()
+        quarters, its = ((t[:count] * QUARTERS).long().clamp(max=QUARTERS - 1) for t in (times, its_times))
+        for k in sorted({*quarters.tolist()} & {*its.tolist()}):  # with buckets the splits share no times
+            gap = held_out[:count][quarters == k].mean() - trained[:count][its == k].mean()
+            numbers[f"gap/{k / QUARTERS:.2f}-{(k + 1) / QUARTERS:.2f}"] = gap.item()
         return numbers | (self.watch(self.pipeline()) if self.watch else {})
 
     def has_validation(self) -> bool:
@@ -173,12 +180,12 @@ class LdmTask:
     def fixed_losses(self, split: EncodedSplit) -> tuple[Tensor, Tensor]:
         """Times and losses, (N,) each, of evenly spaced items; as many of each split, so that they share the noise."""
         limit = min(self.validation_items, len(self.components.validation.data))
-        chosen, shape = evenly_spaced_indices(len(split.data), limit).tolist(), split.latents.shape[1:]
+        chosen, start = evenly_spaced_indices(len(split.data), limit), 0
         times, losses = [], []
-        for start in range(0, len(chosen), 64):
-            indices = chosen[start : start + 64]
+        for indices in of_one_size(split.data, chosen, 64):
             generator = generator_for(0, 8, start)
-            noise = torch.randn(2, len(indices), *shape, generator=generator)
+            noise = torch.randn(2, len(indices), *split.latents.shape_of(indices[0]), generator=generator)
+            start += len(indices)
             times.append(self.process.draw_times(len(indices), generator))
             input_ids = self._input_ids(caption_of(split.data, SampleRef(i, 0), 0) for i in indices)
             batch = (split.latents.sample(indices, noise[0]), noise[1], times[-1], input_ids)
@@ -232,12 +239,12 @@ def denoising_task(
 
 def build_denoiser(settings: LdmSettings, components: Components) -> nn.Module:
     """An untrained U-Net or MLP for the latents, the text encoder and the noise process of `components`."""
-    _, channels, size, _ = components.train.latents.shape
+    channels, *size = components.train.latent_shape
     process, width = components.process, components.text_encoder.config.hidden_size
     if components.points:
         ends = process.timestep(torch.tensor([process.schedule.first_time, 1.0]))
         return build_mlp(settings.mlp, channels, width, process.learned_variance, (ends[1] - ends[0]).item())
-    return build_unet(settings.model, channels, size, width, process.learned_variance)
+    return build_unet(settings.model, channels, resolution_of(size), width, process.learned_variance)
 
 
 def build_alignment(settings: LdmSettings, data: ImageTextData, run: Path, unet: nn.Module) -> Alignment | None:

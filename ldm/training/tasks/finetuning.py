@@ -25,6 +25,7 @@ from ldm.training.tasks.components import load_components
 from ldm.training.tasks.denoising import LdmTask, Watch, build_alignment
 from ldm.training.tasks.denoising_loss import LdmObjective
 from ldm.utils.errors import UserError
+from ldm.utils.image_sizes import size_of
 
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
@@ -36,12 +37,10 @@ def finetuning_task(
     unet, settings = initial_model(settings)
     components = load_components(settings, data, run, device)
     torch.manual_seed(derive_seed(settings.seed, 1))
-    _, channels, size, _ = components.train.latents.shape
-    if (unet.config.in_channels, unet.config.sample_size) != (channels, size):
-        raise UserError(
-            f"start.model has latents {unet.config.in_channels} x {unet.config.sample_size} x "
-            f"{unet.config.sample_size}, these images {channels} x {size} x {size}: set data.resolution"
-        )
+    its, wanted = (unet.config.in_channels, *size_of(unet.config.sample_size)), components.train.latent_shape
+    if its != wanted:
+        its_text, wanted_text = (" x ".join(map(str, shape)) for shape in (its, wanted))
+        raise UserError(f"start.model has latents {its_text}, these images {wanted_text}: set data.resolution")
     fingerprints, start = {"start": network_digest(unet)}, settings.start
     unet.requires_grad_(True)
     if start.lora_rank:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ldm.config.settings import VaeSettings
 from ldm.data import build
+from ldm.data.buckets import at_one_size
 from ldm.models.autoencoder import load_vae
 from ldm.models.latents import posterior, to_model_latents
 from ldm.models.reconstruction_losses import edge_loss
@@ -83,7 +84,7 @@ def teach(args: argparse.Namespace) -> None:
     vae = load_vae(args.folder)
     if torch.cuda.is_available():
         vae = vae.cuda()
-    data = build(_settings(args.folder).data)
+    data = at_one_size(build(_settings(args.folder).data))
 
     def latents(step: int) -> Tensor:
         generator = generator_for(0, 21, step)

@@ -1,6 +1,7 @@
 """The autoencoder's training: reconstruction losses, KL term, codebook or fixed encoder, perhaps a discriminator."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ldm.config.settings import VaeLoss, VaeSettings
 from ldm.data import Splits, apart, dataset_fingerprint
+from ldm.data.buckets import buckets_of, sizes_of
 from ldm.models.autoencoder import (
     Autoencoder,
     build_vae,
@@ -37,21 +39,27 @@ from ldm.training.data_order import batch_noise, derive_seed, image_batches
 from ldm.training.task import BatchSlice, LossAndMetrics, SampleRef
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import image_grid
+from ldm.utils.image_sizes import Size, resolution_of, size_of
 from ldm.utils.image_tensors import as_seen, seen_channels, to_images, to_pixels
 
 
-def _fitted(resolution: int) -> int:
+def _fitted(resolution: int | Size) -> int:
     """Number of images that a linear encoder is computed from."""
-    return max(200, FITTED_PIXELS // resolution**2)
+    return max(200, FITTED_PIXELS // math.prod(size_of(resolution)))
 
 
-def check_shapes(settings: VaeSettings, channels: int, resolution: int) -> None:
-    """Raises: UserError: images, crops, patches and latents that do not go together."""
+def check_shapes(settings: VaeSettings, channels: int, resolution: int | Size, sizes: Iterable[Size] = ()) -> None:
+    """Images of this side or (height, width), and of `sizes`.
+
+    Raises: UserError: images, crops, patches and latents that do not go together.
+    """
     model = settings.model
-    if resolution % model.factor:
-        raise UserError(f"data.resolution {resolution} must be a multiple of the VAE's factor {model.factor}")
-    if settings.crop % model.factor or settings.crop > resolution:
-        raise UserError(f"vae.crop {settings.crop} must be a multiple of {model.factor} of at most {resolution}")
+    for size in (size_of(resolution), *sizes):
+        if any(side % model.factor for side in size):
+            shown = resolution_of(size)
+            raise UserError(f"data.resolution {shown} must be a multiple of the VAE's factor {model.factor}")
+        if settings.crop % model.factor or settings.crop > min(size):
+            raise UserError(f"vae.crop {settings.crop} must be a multiple of {model.factor} of at most {min(size)}")
     if model.kind == "linear" and model.latent_channels > (most := channels * model.factor**2):
         raise UserError(
             f"vae.model.latent_channels {model.latent_channels} is more than the {most} numbers of a patch of "
@@ -141,6 +149,7 @@ class VaeTask:
         self.module = VaeObjective(self.model, settings.loss)
         self.num_samples = len(data.train)
         self.weights: np.ndarray | None = None
+        self.buckets = None if self.settings.crop else buckets_of(data.train)
         self.channels_last = True  # measured: 1.3 times the images/s at these few channels and large maps
         self.find_unused_parameters = settings.loss.adversarial > 0 and settings.loss.adversarial_start > 0
 
@@ -154,10 +163,10 @@ class VaeTask:
         if self.settings.start.model:
             vae, self.settings = initial_vae(self.settings, data.channels)
             self.fingerprints["start"] = network_digest(vae)
-        check_shapes(self.settings, data.channels, data.resolution)
+        check_shapes(self.settings, data.channels, data.resolution, sizes_of(data))
         if self.settings.start.model:
             return vae
-        vae = build_vae(self.settings.model, data.channels, data.resolution)
+        vae = build_vae(self.settings.model, data.channels, max(size_of(data.resolution)))
         if self.settings.model.kind == "linear":
             fit_encoder(vae, image_batches(data, limit=_fitted(data.resolution)))
         return vae
@@ -166,8 +175,8 @@ class VaeTask:
         images = to_images(np.stack([self._pixels(sample) for sample in samples]))
         if self.settings.model.kind == "vq":
             return {"images": images}
-        side = images.shape[-1] // self.settings.model.factor
-        shape = (self.settings.model.latent_channels, side, side)
+        sides = (side // self.settings.model.factor for side in images.shape[2:])
+        shape = (self.settings.model.latent_channels, *sides)
         noise = batch_noise(rows, shape, self.settings.seed, 2)
         if self.settings.model.kind == "linear":
             uniform = torch.special.ndtr(batch_noise(rows, (1, 1, 1), self.settings.seed, 3))
@@ -179,7 +188,7 @@ class VaeTask:
         if not crop:
             return pixels
         rng = np.random.default_rng([self.settings.seed, sample.epoch, sample.index])
-        top, left = rng.integers(0, pixels.shape[0] - crop + 1, 2)
+        top, left = rng.integers(0, np.array(pixels.shape[:2]) - crop + 1)
         return pixels[top : top + crop, left : left + crop]
 
     @torch.no_grad()

@@ -64,6 +64,22 @@ def test_a_picture_of_the_app_tells_the_command_line_how_to_draw_it_again(sessio
         assert read_png(tmp_path / "b.png") == told
 
 
+def test_a_size_is_drawn_and_told(session):
+    def sized(height, width):
+        return session.job("water", None, 2, 2, OWN, 5, height, width)
+
+    *_, last = session.draw("me", sized(24, 32), 2)
+    told = json.loads(last.images[0].info["ldm"])
+    assert (told["height"], told["width"], told["scale"]) == (24, 32, 8) and last.images[0].size == (256, 192)
+    assert sized(16, 16) == sized(None, None) | {"seed": 5} and sized(16, 16)["height"] is None
+    with pytest.raises(UserError, match="height must be a multiple of 4, got 18"):
+        sized(18, 16)
+    with pytest.raises(UserError, match="width must be a number from 16 to 1024, got 4096"):
+        sized(16, 4096)
+    with pytest.raises(UserError, match="16 images of 1024 x 1024 pixels are too many at once: 4 are allowed"):
+        session.draw("me", sized(1024, 1024), 16)
+
+
 def test_what_is_drawn_with_adapters_tells_of_them_and_is_drawn_again_with_them(session, model, tmp_path):
     told = f"{tiny_lora(tmp_path)}:0.5"
     adapted = Session(str(model), lora=told)

@@ -26,7 +26,7 @@ from tests.apps.demo.test_session import a_run
 pytest.importorskip("gradio", reason="the app extra is not installed")
 CHROMIUM = Path("/usr/bin/chromium")
 OWN = "the model's own"
-DRAW = ["water", "", 2, 3, OWN, 5, 1]  # prompt, negative, guidance, steps, sampler, seed, number
+DRAW = ["water", "", 2, 3, OWN, 5, 1, 16, 16]  # prompt, negative, guidance, steps, sampler, seed, number, height, width
 
 
 class Served:
@@ -287,8 +287,9 @@ def test_no_canvas_but_two_pictures_of_one_size_is_painted_on(app, place):
 
 @pytest.mark.slow
 def test_a_flood_is_answered_or_told_that_the_queue_is_full(app):
+    data = [*DRAW[:3], 100, *DRAW[4:6], 16, *DRAW[7:]]
     with ThreadPoolExecutor(60) as pool:
-        answers = list(pool.map(lambda i: app.post("call/draw", {"data": [*DRAW[:3], 100, *DRAW[4:6], 16]}), range(60)))
+        answers = list(pool.map(lambda i: app.post("call/draw", {"data": data}), range(60)))
     full = [body for status, body in answers if status != 200]
     assert full and all(b"ueue" in body and b"full" in body for body in full)
     assert len(answers) - len(full) >= 16
@@ -304,7 +305,7 @@ def test_two_hundred_requests_from_four_clients_see_no_fault_and_leave_no_memory
 
     def client(number: int) -> None:
         for i in range(50):
-            data = [f"glyph {number} {i}", *DRAW[1:5], 100 * number + i, 2]
+            data = [f"glyph {number} {i}", *DRAW[1:5], 100 * number + i, 2, *DRAW[7:]]
             status, events = app.call("draw", data)
             with lock:
                 seen.append((status, events[-1][0]))

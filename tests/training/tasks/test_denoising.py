@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel
 
@@ -236,9 +237,10 @@ def test_alignment_is_the_cosine_distance_of_the_middle_and_the_towers_patches()
     from ldm.models.representation_alignment import Alignment
 
     class Tower(nn.Module):
-        config = SimpleNamespace(hidden_size=3)
+        config = SimpleNamespace(hidden_size=3, image_size=4, patch_size=2)
 
-        def forward(self, pixel_values):
+        def forward(self, pixel_values, interpolate_pos_encoding):
+            assert not interpolate_pos_encoding
             return SimpleNamespace(last_hidden_state=torch.cat([torch.zeros(2, 1, 3), self.patches], 1))
 
     class UNet(nn.Module):
@@ -258,6 +260,19 @@ def test_alignment_is_the_cosine_distance_of_the_middle_and_the_towers_patches()
     tower.patches = torch.randn(2, 4, 3, generator=generator)
     found(torch.zeros(2, 1, 4, 4)).sum().backward()
     assert unet.mid_block.weight.grad.abs().sum() > 0
+
+
+def test_images_of_any_shape_are_aligned_patch_by_patch(tmp_path):
+    from ldm.models.representation_alignment import Alignment, load_tower
+
+    aligned(tmp_path)
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    small = {"block_out_channels": (4, 8), "norm_num_groups": 2, "cross_attention_dim": 8}
+    unet = UNet2DConditionModel(in_channels=1, out_channels=1, **blocks, **small).train()
+    found = Alignment(load_tower(tmp_path / "clip", (8, 32), 1), unet, 0.5).train()
+    images = torch.rand(2, 1, 8, 32)
+    unet(images, 0.0, torch.zeros(2, 1, 8))
+    assert found(images).shape == (2,) and found(images).isfinite().all()
 
 
 def test_a_run_is_aligned_for_a_while_and_resumes_bit_for_bit(tmp_path):
