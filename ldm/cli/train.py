@@ -52,7 +52,7 @@ def add_parser(subparsers) -> None:
         "--processes",
         type=int,
         metavar="N",
-        help="CPU processes that divide each batch (default: one for each core, at most 8; 1 if OMP_NUM_THREADS is set)",
+        help="CPU processes that divide each batch (default: one a core, at most 8; 1 if OMP_NUM_THREADS is set)",
     )
 
 
