@@ -29,6 +29,14 @@ _SCHEDULERS = {
     "PNDMScheduler": "pndm",
     "EDMDPMSolverMultistepScheduler": "edm_dpmsolver_multistep",
     "EDMEulerScheduler": "edm_euler",
+    "DPMSolverSinglestepScheduler": "dpmsolver_singlestep",
+    "DEISMultistepScheduler": "deis_multistep",
+    "SASolverScheduler": "sasolver",
+    "LMSDiscreteScheduler": "lms_discrete",
+    "KDPM2DiscreteScheduler": "k_dpm_2_discrete",
+    "KDPM2AncestralDiscreteScheduler": "k_dpm_2_ancestral_discrete",
+    "LCMScheduler": "lcm",
+    "TCDScheduler": "tcd",
 }
 
 # component -> class name -> module: nothing else is ever imported because a file says so
