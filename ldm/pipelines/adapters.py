@@ -163,7 +163,7 @@ class LoraMethods:
     def set_adapters(
         self: "Pipeline", adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] | None = None
     ) -> None:
-        """Which adapters are active, and how strongly; None = 1. Raises: ValueError for unknown names or other counts."""
+        """Which adapters are active, and how strongly; None = 1. Raises: ValueError for unknown names or too few."""
         names = self._known_adapters([adapter_names] if isinstance(adapter_names, str) else list(adapter_names))
         given = 1.0 if adapter_weights is None else adapter_weights
         weights = [float(given)] * len(names) if isinstance(given, int | float) else [float(each) for each in given]

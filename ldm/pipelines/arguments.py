@@ -84,8 +84,6 @@ def check_embeds(width: int, given: Any) -> None:
 def check_size(height: Any, width: Any, own_height: int, own_width: int) -> None:
     """Raises: ValueError for a size in pixels other than the model's own, which None means."""
     for name, value, own in (("height", height, own_height), ("width", width, own_width)):
-        if isinstance(value, str):
-            raise ValueError(f"{name} must be a number, got {value!r}: give negative_prompt by its name")
         if value is not None and value != own:
             raise ValueError(f"{name} must be {own}, which is what the model generates, got {value!r}")
 

@@ -105,14 +105,9 @@ class DiffusersMethods(LoraMethods):
         made: Any = cls(**found)
         if isinstance(pipeline, DiffusersMethods):
             other: Any = pipeline
-            made.defaults, made.folder, made.lora, made.load_weak = (
-                other.defaults,
-                other.folder,
-                other.lora,
-                other.load_weak,
-            )
-            made._bar = other._bar
-            if all(found[name] is getattr(other, name) for name in ("unet", "text_encoder")):
+            for name in ("defaults", "folder", "lora", "load_weak", "_bar"):
+                setattr(made, name, getattr(other, name))
+            if components.keys().isdisjoint(("unet", "text_encoder")):
                 made.adapters = other.adapters
         wanted = torch_dtype or dtype
         return made if wanted is None else made.to(dtype=wanted)

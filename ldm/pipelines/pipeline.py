@@ -271,8 +271,8 @@ class Pipeline(DiffusersMethods):
             guidance_interval, guidance_rescale, cfg_zero, zero_init: see `Guidance`; None = the model's
                 default, which is (0, 1) and 0 unless it has others.
             clip_skip: number of the text encoder's last layers to leave out for the prompt, not for the negative one.
-            callback_on_step_end: called after every step with (pipeline, step, timestep, dict of tensors); the dict that
-                it returns replaces the tensors. `pipeline._guidance_scale` may be set and `pipeline._interrupt = True`
+            callback_on_step_end: called after every step with (pipeline, step, timestep, dict of tensors); the dict it
+                returns replaces the tensors. `pipeline._guidance_scale` may be set and `pipeline._interrupt = True`
                 ends the loop. With guidance the negative prompts' rows come first in prompt_embeds; without them it
                 turns guidance off.
             callback_on_step_end_tensor_inputs: which of latents, prompt_embeds and negative_prompt_embeds it gets.
@@ -296,6 +296,8 @@ class Pipeline(DiffusersMethods):
         bound = inspect.signature(self.__call__).bind(prompt, **options)
         bound.apply_defaults()
         a = SimpleNamespace(**bound.arguments)
+        if isinstance(a.height, str | list):  # the second argument was the negative prompt before version 0.3
+            a.height, a.negative_prompt = None, a.height
         check_size(a.height, a.width, *self.image_shape[1:])
         scheduler = self.scheduler if a.sampler is None else with_sampler(self.scheduler, a.sampler)
         check_scheduler(scheduler, self._own_scheduler)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from ldm.config.settings import TrainOptions
-from ldm.training.progress import Meter, duration_text
+from ldm.training.progress import Meter
 from ldm.training.run_log import shortened
+from ldm.utils.terminal import duration_text
 
 
 @pytest.mark.parametrize(
