@@ -248,9 +248,10 @@ def _put_in_place(scheduler: Any, values: np.ndarray, name: str, device: Any) ->
     scheduler.set_timesteps(len(values), device=device)
     shift, train_steps = scheduler.config.get("flow_shift") or 1.0, scheduler.config.num_train_timesteps
     sigmas = values / train_steps if name == "timesteps" else shift * values / (1 + (shift - 1) * values)
+    sigmas = sigmas.clip(max=1 - 1e-6)
     scheduler.timesteps = torch.as_tensor(sigmas * train_steps + 1e-6).to(scheduler.timesteps)
     last = sigmas[-1] if scheduler.sigmas[-1] else 0.0  # some end at their last sigma
-    scheduler.sigmas = torch.as_tensor([*sigmas.clip(max=1 - 1e-6), last]).to(scheduler.sigmas)
+    scheduler.sigmas = torch.as_tensor([*sigmas, last]).to(scheduler.sigmas)
 
 
 def warn_of_changes(scheduler: Any, own: Any) -> None:
