@@ -81,6 +81,9 @@ def train_stage(part: str, argv: Sequence[str] | None = None) -> None:
         print(f"{STAGES[part]}: {invocation.config}, in {run}", flush=True)
     patch_torchvision()
     if invocation.dry_run:
+        from ldm.pipelines.component_classes import defer_packages
+
+        defer_packages()  # a few steps need one class of them
         from ldm.training.cost_estimate import plan
 
         return print(plan(part, settings, invocation.config))

@@ -66,9 +66,14 @@ LIBRARY = {"text_encoder": "transformers", "tokenizer": "transformers"}  # the o
 def stock_class(component: str, name: str) -> type[Any]:
     """The class `name` for `component` ("vae", "unet", ...). Raises KeyError for a class not in `CLASSES` or `OWN`."""
     module = {**CLASSES[component], **OWN.get(component, {})}[name]
+    defer_packages()
+    return getattr(importlib.import_module(module), name)
+
+
+def defer_packages() -> None:
+    """Have the packages that import much run only when something of them is asked for."""
     for package in _LAZY:
         _defer(package)
-    return getattr(importlib.import_module(module), name)
 
 
 def _defer(package: str) -> None:

@@ -338,6 +338,7 @@ def test_adapters_do_what_they_do_in_diffusers(files):
         ("unfuse_lora",),
         ("disable_lora",),
         ("enable_lora",),
+        ("set_adapters", "attention"),
         ("delete_adapters", "default_0"),
         ("unload_lora_weights",),
     )
@@ -377,7 +378,7 @@ def test_wrong_adapters_are_named(files, ours, tmp_path):
     for call, kind, message in (
         (lambda: pipeline.load_lora_weights(files[1], adapter_name="one"), ValueError, "'one' is in use"),
         (lambda: pipeline.set_adapters("two"), ValueError, "no adapter 'two': loaded are one"),
-        (lambda: pipeline.set_adapters("one", [1, 2]), ValueError, "one number or 1"),
+        (lambda: pipeline.set_adapters("one", [1, 2]), ValueError, "must be one number, or as many as names"),
         (lambda: pipeline.fuse_lora(components=["unet"]), ValueError, "components must be both"),
         (lambda: pipeline.load_lora_weights(tmp_path), UserError, "no such file"),
         (lambda: pipeline.load_lora_weights({"a.lora_A.weight": LATENTS}), UserError, "only LoRA weights"),
