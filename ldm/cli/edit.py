@@ -90,7 +90,12 @@ def _parser(subparsers: Any, name: str, description: str, draw: Callable) -> arg
 
 
 def run(args: argparse.Namespace) -> int:
-    start, output, live = time.perf_counter(), Path(args.output).expanduser(), LiveLine()
+    with LiveLine() as live:
+        return _edit(args, live)
+
+
+def _edit(args: argparse.Namespace, live: LiveLine) -> int:
+    start, output = time.perf_counter(), Path(args.output).expanduser()
     check_writable(output, (".png", ".gif", ".mp4") if args.verb == "interpolate" else (".png",))
     if output.suffix.lower() == ".mp4":
         import av  # noqa: F401  # a missing extra is reported before the work

@@ -48,7 +48,12 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    start, live = time.perf_counter(), LiveLine()
+    with LiveLine() as live:
+        return _generate(args, live)
+
+
+def _generate(args: argparse.Namespace, live: LiveLine) -> int:
+    start = time.perf_counter()
     live.show("loading the model ...", now=True)
     args.prompt = " ".join(args.prompt) if args.prompt else None
     job = _job(args)

@@ -68,8 +68,12 @@ def negatives_of(negative_prompt: Any, count: int) -> list[str]:
     return negatives
 
 
-def check_embeds(width: int, given: Any) -> None:
-    """Embeddings are (B, L, width) and stand alone. Raises: ValueError. Args: given: has a call's arguments."""
+def check_embeds(text: Any, given: Any) -> None:
+    """Embeddings are (B, L, D) and stand alone. Raises: ValueError.
+
+    Args: text: config of the text encoder; given: has a call's arguments.
+    """
+    width, most = text.hidden_size, text.max_position_embeddings
     for name in ("prompt", "negative_prompt"):
         embeds = getattr(given, f"{name}_embeds")
         if embeds is None:
@@ -79,6 +83,9 @@ def check_embeds(width: int, given: Any) -> None:
         if not isinstance(embeds, Tensor) or embeds.ndim != 3 or not len(embeds) or embeds.shape[2] != width:
             got = tuple(embeds.shape) if isinstance(embeds, Tensor) else type(embeds).__name__
             raise ValueError(f"{name}_embeds must be a tensor (prompts, tokens, {width}), got {got}")
+    if given.negative_prompt_embeds is None and given.prompt_embeds is not None and given.prompt_embeds.shape[1] > most:
+        tokens = given.prompt_embeds.shape[1]
+        raise ValueError(f"the text encoder takes {most} tokens, got {tokens}: give negative_prompt_embeds as long")
 
 
 def check_size(height: Any, width: Any, own_height: int, own_width: int) -> None:

@@ -245,8 +245,8 @@ class Pipeline(DiffusersMethods):
         zero_init: float = 0.0,
         weak: Weak = None,
         sampler: str | None = None,
-    ) -> "PipelineOutput | tuple[Any, None]":
-        """Generate images. The arguments up to `callback_on_step_end_tensor_inputs` are those of diffusers.
+    ) -> Any:
+        """Generate images: a `PipelineOutput`, or a tuple. The arguments up to `callback_on_step_end_tensor_inputs` are those of diffusers.
 
         Args:
             prompt: one or several; None or "" alone is the trained null caption. None also turns guidance off (unless
@@ -298,7 +298,8 @@ class Pipeline(DiffusersMethods):
         a = SimpleNamespace(**bound.arguments)
         if isinstance(a.height, str | list):  # the second argument was the negative prompt before version 0.3
             a.height, a.negative_prompt = None, a.height
-        check_size(a.height, a.width, *self.image_shape[1:])
+        if a.height is not None or a.width is not None:
+            check_size(a.height, a.width, *self.image_shape[1:])
         scheduler = self.scheduler if a.sampler is None else with_sampler(self.scheduler, a.sampler)
         check_scheduler(scheduler, self._own_scheduler)
         steps = check_steps(scheduler, self._default("num_inference_steps", a.num_inference_steps))
@@ -337,7 +338,7 @@ class Pipeline(DiffusersMethods):
     def _conditions(self, a: SimpleNamespace, guided: bool) -> tuple[Tensor, Tensor | None, Callable | None]:
         """Embeddings of the prompts and, if guided, of the negative ones, a row for each image; the weak network."""
         each = check_count("num_images_per_prompt", a.num_images_per_prompt)
-        check_embeds(self.networks.config("text_encoder").hidden_size, a)
+        check_embeds(self.networks.config("text_encoder"), a)
         prompts = check_texts("prompt", a.prompt)
         embeds, negative = a.prompt_embeds, a.negative_prompt_embeds
         embeds = self.encode_prompt(prompts, a.clip_skip) if embeds is None else embeds
@@ -443,8 +444,6 @@ class Pipeline(DiffusersMethods):
         unique = list(dict.fromkeys(prompts))
         texts = [with_all_vectors(prompt, self.tokenizer) for prompt in unique]
         length = self.tokenizer.model_max_length if length is None else length
-        if length > (most := self.networks.config("text_encoder").max_position_embeddings):
-            raise ValueError(f"the text encoder takes {most} tokens, got {length}: give negative_prompt_embeds as long")
         for prompt, ids in zip(unique, self.tokenizer(texts, verbose=False).input_ids, strict=True):
             if len(ids) > length:  # said here, with the words
                 lost = self.tokenizer.decode(ids[length - 1 : -1]).strip()

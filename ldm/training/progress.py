@@ -101,7 +101,7 @@ class Meter:
         self._clear()
 
     def _trend(self, loss: float) -> str:
-        """Whether the loss falls: an arrow beside it, from the second line on."""
+        """Whether the loss fell since the last one."""
         before, self._loss_before = self._loss_before, loss
         return "" if before is None else " down" if loss < before else " up"
 

@@ -75,7 +75,7 @@ class Trainer:
             resume: 'auto' (the newest valid checkpoint, or a fresh start), 'never', or a checkpoint's folder.
             allow_changed: settings that may differ from the checkpoint's though that makes it another training.
         """
-        with self.held:
+        with self.held, self.log.live:
             self._resume(resume, allow_changed)
             self.validates = wanted(self.settings) and self._has_validation()
             if self.accelerator.is_main_process:

@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import time
-from typing import IO
+from typing import IO, Self
 
 REFRESH = 0.1  # seconds
 
@@ -23,6 +23,12 @@ class LiveLine:
         if self.visible and due:
             self._shown = time.monotonic()
             self._write("\r\033[K" + text[: shutil.get_terminal_size().columns - 1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.clear()
 
     def clear(self) -> None:
         if self.visible and self._shown:
