@@ -246,7 +246,9 @@ class Pipeline(DiffusersMethods):
         weak: Weak = None,
         sampler: str | None = None,
     ) -> Any:
-        """Generate images: a `PipelineOutput`, or a tuple. The arguments up to `callback_on_step_end_tensor_inputs` are those of diffusers.
+        """Generate images: a `PipelineOutput`, or a tuple.
+
+        The arguments up to `callback_on_step_end_tensor_inputs` are those of diffusers.
 
         Args:
             prompt: one or several; None or "" alone is the trained null caption. None also turns guidance off (unless
