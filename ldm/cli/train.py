@@ -89,7 +89,7 @@ def train_stage(part: str, argv: Sequence[str] | None = None) -> None:
         return print(plan(part, settings, invocation.config))
     from ldm.training.distributed import end_world
 
-    fit(part, settings, invocation.resume, invocation.allow_changed)
+    fit(part, settings, resume=invocation.resume, allow_changed=invocation.allow_changed)
     if main_process and (run / "final").is_dir():
         print(next_step(part, settings, invocation.config, run), flush=True)
     end_world()

@@ -420,6 +420,22 @@ def test_offloading_needs_a_gpu(ours, method):
         getattr(ours, method)(device="cpu")
 
 
+@pytest.mark.parametrize("method", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_weights_that_lie_elsewhere_are_brought_where_they_compute(method, monkeypatch, files):
+    """The hooks with the CPU in place of a GPU: layer by layer the weights lie on the meta device in between."""
+    expected, pipeline = draw(tiny_pipeline()), tiny_pipeline()
+    monkeypatch.setattr(Pipeline, "_prepare_offload", lambda self, *names: torch.device("cpu"))
+    getattr(pipeline, method)()
+    for _ in range(2):
+        torch.testing.assert_close(draw(pipeline), expected)
+        assert pipeline.device.type == "cpu" and pipeline.unet.conv_in.weight.is_meta == ("sequential" in method)
+    if "sequential" in method:
+        with pytest.raises(UserError, match="load adapters before"):
+            pipeline.load_lora_weights(files[0])
+    pipeline.remove_all_hooks()
+    torch.testing.assert_close(draw(pipeline), expected)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
 def test_offloaded_networks_generate_the_same(method):

@@ -50,7 +50,8 @@ def test_elsewhere_there_is_none(stream, clock, monkeypatch):
     assert not live.visible and not stream.getvalue() and progress(3, live) is None
 
 
-def test_steps_have_a_bar_and_the_time_left(clock):
+def test_steps_have_a_bar_and_the_time_left(clock, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     stream = Terminal()
     step = progress(4, LiveLine(stream))
     for index in range(4):
