@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,6 @@ from ldm.models.lora import Adapter, adapted_layers, adapters_from, read_lora
 from ldm.pipelines.model_folder import HUB_ID
 from ldm.utils.errors import UserError
 from ldm.utils.hub_client import pull
-
-if TYPE_CHECKING:
-    from ldm.pipelines.pipeline import Pipeline
 
 Adapters = Mapping[str, Adapter]
 
@@ -105,7 +102,7 @@ class LoraMethods:
     adapters: LoadedAdapters
 
     def load_lora_weights(
-        self: "Pipeline",
+        self: Any,
         pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Tensor],
         adapter_name: str | None = None,
         weight_name: str | None = None,
@@ -133,12 +130,12 @@ class LoraMethods:
         parts = {key.partition(".")[0] for key in found}
         self.adapters.add(name, found, {part: self.networks.hand_out(part) for part in parts}, source)
 
-    def unload_lora_weights(self: "Pipeline") -> None:
+    def unload_lora_weights(self: Any) -> None:
         """Take all adapters out of the weights again; fused ones stay in them, as in diffusers."""
         self.adapters.remove(list(self.adapters.loaded))
 
     def fuse_lora(
-        self: "Pipeline",
+        self: Any,
         components: Sequence[str] = ("unet", "text_encoder"),
         lora_scale: float = 1.0,
         safe_fusing: bool = False,
@@ -155,13 +152,13 @@ class LoraMethods:
         self.adapters.fused = {name: lora_scale * self.adapters.active.get(name, 1.0) for name in names}
         self.adapters.apply()
 
-    def unfuse_lora(self: "Pipeline", components: Sequence[str] = ("unet", "text_encoder")) -> None:
+    def unfuse_lora(self: Any, components: Sequence[str] = ("unet", "text_encoder")) -> None:
         """Undo `fuse_lora`; the adapters are active as they were before it."""
         self.adapters.fused = {}
         self.adapters.apply()
 
     def set_adapters(
-        self: "Pipeline", adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] | None = None
+        self: Any, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] | None = None
     ) -> None:
         """Which adapters are active, and how strongly; None = 1. Raises: ValueError for unknown names or too few."""
         names = self._known_adapters([adapter_names] if isinstance(adapter_names, str) else list(adapter_names))
@@ -174,24 +171,24 @@ class LoraMethods:
         self.adapters.active = dict(zip(names, weights, strict=True))
         self.adapters.apply()
 
-    def disable_lora(self: "Pipeline") -> None:
+    def disable_lora(self: Any) -> None:
         """Generate without the active adapters, until `enable_lora`."""
         self.adapters.enabled = False
         self.adapters.apply()
 
-    def enable_lora(self: "Pipeline") -> None:
+    def enable_lora(self: Any) -> None:
         self.adapters.enabled = True
         self.adapters.apply()
 
-    def delete_adapters(self: "Pipeline", adapter_names: str | Sequence[str]) -> None:
+    def delete_adapters(self: Any, adapter_names: str | Sequence[str]) -> None:
         """Forget adapters. Raises: ValueError for unknown names."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         self.adapters.remove(self._known_adapters(names))
 
-    def get_active_adapters(self: "Pipeline") -> list[str]:
+    def get_active_adapters(self: Any) -> list[str]:
         return list(self.adapters.active)
 
-    def get_list_adapters(self: "Pipeline") -> dict[str, list[str]]:
+    def get_list_adapters(self: Any) -> dict[str, list[str]]:
         """Component -> names of the adapters that it has."""
         found: dict[str, list[str]] = {}
         for name, adapters in self.adapters.loaded.items():
@@ -199,7 +196,7 @@ class LoraMethods:
                 found.setdefault(part, []).append(name)
         return found
 
-    def _known_adapters(self: "Pipeline", names: list[str]) -> list[str]:
+    def _known_adapters(self: Any, names: list[str]) -> list[str]:
         if unknown := [name for name in names if name not in self.adapters.loaded]:
             loaded = ", ".join(self.adapters.loaded) or "none"
             raise ValueError(f"there is no adapter {', '.join(map(repr, unknown))}: loaded are {loaded}")

@@ -1,8 +1,8 @@
 """The methods that users of diffusers know, with the same meaning; differences are listed in docs/use/diffusers.md."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,9 +11,6 @@ from ldm.pipelines.adapters import LoraMethods
 from ldm.pipelines.model_folder import COMPONENTS
 from ldm.pipelines.textual_inversion import add_token, read_embedding
 from ldm.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from ldm.pipelines.pipeline import Pipeline
 
 ABSENT = ("safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker")  # None or False
 OFFLOAD_ORDER = ("text_encoder", "unet", "vae")
@@ -27,6 +24,9 @@ class DiffusersMethods(LoraMethods):
     _guidance_scale, _num_timesteps, _interrupt = 1.0, 0, False
     _bar: dict[str, Any] = {"disable": True}
     _offload_hooks: tuple[Any, ...] = ()
+    _load: ClassVar[Callable[..., Any] | None] = (
+        None  # `load_pipeline`, which its module puts here: it imports this one
+    )
 
     # ---- loading and saving -----------------------------------------------------------------------------------------
 
@@ -42,7 +42,7 @@ class DiffusersMethods(LoraMethods):
         revision: str | None = None,
         use_safetensors: bool | None = None,
         **components: Any,
-    ) -> "Pipeline":
+    ) -> Any:
         """`load_pipeline` as diffusers spells it: on the CPU until `.to(...)`, and with a progress bar.
 
         Args:
@@ -54,13 +54,12 @@ class DiffusersMethods(LoraMethods):
 
         Raises: UserError as `load_pipeline`; ValueError for a variant that is not there; TypeError for other names.
         """
-        from ldm.pipelines.loading import load_pipeline
-
+        assert cls._load is not None, "from ldm import Pipeline"
         check_absent(components)
         if use_safetensors is False:
             raise UserError("use_safetensors=False: only .safetensors files are read, since others can run code")
         where = pretrained_model_name_or_path if revision is None else f"{pretrained_model_name_or_path}@{revision}"
-        pipeline = load_pipeline(where, device_map or "cpu", torch_dtype or dtype, variant=variant)
+        pipeline = cls._load(where, device_map or "cpu", torch_dtype or dtype, variant=variant)
         for name in COMPONENTS:
             if components.get(name) is not None:
                 setattr(pipeline, name, components[name])
@@ -68,7 +67,7 @@ class DiffusersMethods(LoraMethods):
         return pipeline
 
     def save_pretrained(
-        self: "Pipeline",
+        self: Any,
         save_directory: str | Path,
         safe_serialization: bool = True,
         variant: str | None = None,
@@ -80,7 +79,7 @@ class DiffusersMethods(LoraMethods):
             weights. safe_serialization: only True; push_to_hub: only False, `ldm push` does it with a card.
         Raises: ValueError for other values; UserError for components that only we have, or a place without space.
         """
-        from ldm.pipelines.saving import save_pretrained
+        from ldm.pipelines.saving import save_pretrained  # which imports much
 
         if not safe_serialization:
             raise ValueError("safe_serialization must be True: only .safetensors files are written")
@@ -91,7 +90,7 @@ class DiffusersMethods(LoraMethods):
     @classmethod
     def from_pipe(
         cls, pipeline: Any, torch_dtype: torch.dtype | None = None, dtype: torch.dtype | None = None, **components: Any
-    ) -> "Pipeline":
+    ) -> Any:
         """A pipeline with the components of another, of ours or of diffusers, without copying them.
 
         Args: torch_dtype, dtype: cast to it, None = leave it, where diffusers casts to float32; components: in place of
@@ -113,7 +112,7 @@ class DiffusersMethods(LoraMethods):
         return made if wanted is None else made.to(dtype=wanted)
 
     def load_textual_inversion(
-        self: "Pipeline",
+        self: Any,
         pretrained_model_name_or_path: str | Path | Mapping[str, Tensor],
         token: str | None = None,
     ) -> None:
@@ -158,7 +157,7 @@ class DiffusersMethods(LoraMethods):
     # ---- memory -----------------------------------------------------------------------------------------------------
 
     def enable_model_cpu_offload(
-        self: "Pipeline", gpu_id: int | None = None, device: torch.device | str | None = None
+        self: Any, gpu_id: int | None = None, device: torch.device | str | None = None
     ) -> None:
         """Keep the networks on the CPU, each on the GPU only while it computes.
 
@@ -174,7 +173,7 @@ class DiffusersMethods(LoraMethods):
         self._offload_hooks = tuple(hooks)
 
     def enable_sequential_cpu_offload(
-        self: "Pipeline", gpu_id: int | None = None, device: torch.device | str | None = None
+        self: Any, gpu_id: int | None = None, device: torch.device | str | None = None
     ) -> None:
         """As `enable_model_cpu_offload`, layer by layer: the least memory, and slow."""
         from accelerate import cpu_offload
@@ -184,7 +183,7 @@ class DiffusersMethods(LoraMethods):
             module = self.networks.hand_out(name)
             cpu_offload(module, where, offload_buffers=len(module._parameters) > 0)
 
-    def remove_all_hooks(self: "Pipeline") -> None:
+    def remove_all_hooks(self: Any) -> None:
         """Undo both."""
         from accelerate.hooks import remove_hook_from_module
 
@@ -197,7 +196,7 @@ class DiffusersMethods(LoraMethods):
         for hook in self._offload_hooks:
             hook.offload()
 
-    def _prepare_offload(self: "Pipeline", method: str, gpu_id: int | None, device: Any) -> torch.device:
+    def _prepare_offload(self: Any, method: str, gpu_id: int | None, device: Any) -> torch.device:
         """The device to compute on, everything being on the CPU."""
         where = torch.device(device or torch.accelerator.current_accelerator() or "cpu")
         if where.type == "cpu":

@@ -69,6 +69,9 @@ def load_pipeline(
     return pipeline
 
 
+Pipeline._load = load_pipeline
+
+
 def _device(device: str | torch.device | None) -> torch.device:
     try:
         return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -19,14 +19,11 @@ from ldm.utils.errors import UserError
 from ldm.utils.runtime import no_progress_bars
 from ldm.utils.untrusted_files import read_json
 
-if TYPE_CHECKING:
-    from ldm.pipelines.pipeline import Pipeline
-
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 FORMAT = 1
 
 
-def save_folder(pipeline: "Pipeline", folder: Path, name: str, variant: str | None = None) -> None:
+def save_folder(pipeline: Any, folder: Path, name: str, variant: str | None = None) -> None:
     """Write the components, model_index.json and ldm.json of `pipeline` into the existing `folder`."""
     text = pipeline.text_encoder.config
     tokenizer = pipeline.tokenizer
@@ -45,7 +42,7 @@ def save_folder(pipeline: "Pipeline", folder: Path, name: str, variant: str | No
     write_json(folder / "ldm.json", {**pipeline.defaults, **describe(pipeline), "name": name, "digest": digest})
 
 
-def _save_component(pipeline: "Pipeline", component: str, folder: Path, **options) -> None:
+def _save_component(pipeline: Any, component: str, folder: Path, **options) -> None:
     part = pipeline.components[component]
     if component == "tokenizer":
         return save_tokenizer(part, folder / component)
@@ -57,7 +54,7 @@ def _save_component(pipeline: "Pipeline", component: str, folder: Path, **option
         save_component(part, folder / component, **options)
 
 
-def save_variant(pipeline: "Pipeline", folder: Path, variant: str = "fp16") -> None:
+def save_variant(pipeline: Any, folder: Path, variant: str = "fp16") -> None:
     """The weights of a `pipeline` as files of their own beside the others, whose settings stay as they are."""
     for component in NETWORKS:
         config = folder / component / "config.json"
@@ -66,7 +63,7 @@ def save_variant(pipeline: "Pipeline", folder: Path, variant: str = "fp16") -> N
         config.write_bytes(kept)
 
 
-def save_pretrained(pipeline: "Pipeline", folder: Path, variant: str | None = None) -> None:
+def save_pretrained(pipeline: Any, folder: Path, variant: str | None = None) -> None:
     """Put a pipeline's components into `folder` in place of those that are there, graphs too; the rest stays.
 
     Args: variant: in the names of the weights' files.
@@ -88,7 +85,7 @@ def _prefixed(key: str) -> str:
     return key if key.startswith("text_model.") else f"text_model.{key}"
 
 
-def model_index(pipeline: "Pipeline") -> dict[str, Any]:
+def model_index(pipeline: Any) -> dict[str, Any]:
     """The stock index: which library and class each component is of; the optional ones are declared absent."""
     import diffusers
 
@@ -98,7 +95,7 @@ def model_index(pipeline: "Pipeline") -> dict[str, Any]:
     return {**head, **dict(sorted({**parts, **absent}.items())), "requires_safety_checker": False}
 
 
-def describe(pipeline: "Pipeline") -> dict[str, Any]:
+def describe(pipeline: Any) -> dict[str, Any]:
     """What ldm.json says beside the sampling defaults."""
     factor = downsampling_factor(pipeline.vae.config)
     return {
@@ -113,7 +110,7 @@ def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def refuse_own(pipeline: "Pipeline", source: str) -> None:
+def refuse_own(pipeline: Any, source: str) -> None:
     """Raises: UserError where the standard pipeline could not use a component."""
     if is_tiny(pipeline.vae.config) and shift_factor(pipeline.vae.config):
         raise UserError(
