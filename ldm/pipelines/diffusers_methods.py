@@ -24,9 +24,7 @@ class DiffusersMethods(LoraMethods):
     _guidance_scale, _num_timesteps, _interrupt = 1.0, 0, False
     _bar: dict[str, Any] = {"disable": True}
     _offload_hooks: tuple[Any, ...] = ()
-    _load: ClassVar[Callable[..., Any] | None] = (
-        None  # `load_pipeline`, which its module puts here: it imports this one
-    )
+    _load: ClassVar[Callable[..., Any] | None] = None  # load_pipeline; its module imports this one, and sets it
 
     # ---- loading and saving -----------------------------------------------------------------------------------------
 
