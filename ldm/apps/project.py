@@ -152,7 +152,7 @@ def dotted(given: dict, prefix: str = "") -> Iterator[str]:
 def line_of(one: Any) -> str:
     """What a stage will see, and what was measured for it."""
     from ldm.apps.budget import shape_text, speed_text
-    from ldm.training.progress import duration_text
+    from ldm.utils.terminal import duration_text
 
     train = one.settings.train
     return (

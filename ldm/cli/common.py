@@ -1,12 +1,13 @@
 """What several commands share: options, checks before the work, and the progress of denoising."""
 
 import os
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ldm.utils.errors import UserError
+from ldm.utils.terminal import LiveLine, bar, duration_text
 
 MAX_SCALE = 64
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -58,14 +59,20 @@ def check_writable(path: Path, endings: tuple[str, ...] = (".png",), option: str
         raise UserError(f"{option} {path} cannot be written: {place} is not a writable folder")
 
 
-def progress(steps: int) -> Callable[..., None] | None:
-    """A callback that shows the step on a terminal, and nothing in a log file."""
-    if not sys.stderr.isatty():
+def progress(steps: int, live: LiveLine) -> Callable[..., None] | None:
+    """A callback that shows the step and the time left on a terminal; None where there is none."""
+    if not live.visible:
         return None
+    start, began = time.perf_counter(), -1
+    live.show(bar(0, steps), now=True)
 
     def show(step: int, timestep: Any, latents: Any) -> None:
-        end = "\r\033[K" if step + 1 == steps else ""
-        print(f"\rstep {step + 1}/{steps}{end}", end="", file=sys.stderr, flush=True)
+        nonlocal start, began
+        if step <= began or began < 0:  # the first of a batch, or of another image: its time tells of loading too
+            start, began = time.perf_counter(), step
+            return live.show(bar(step + 1, steps), now=True)
+        left = (time.perf_counter() - start) / (step - began) * (steps - step - 1)
+        live.show(f"{bar(step + 1, steps)}  {duration_text(left)} left", now=step + 1 == steps)
 
     return show
 

@@ -11,6 +11,7 @@ from ldm.cli.common import MAX_SCALE, add_options, check_number, check_writable,
 from ldm.pipelines.generation import MAX_IMAGES
 from ldm.pipelines.image_metadata import EDIT_KEY, save_png
 from ldm.utils.errors import UserError
+from ldm.utils.terminal import LiveLine
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -91,6 +92,11 @@ def _parser(subparsers: Any, name: str, description: str, draw: Callable) -> arg
 
 
 def run(args: argparse.Namespace) -> int:
+    with LiveLine() as live:
+        return _edit(args, live)
+
+
+def _edit(args: argparse.Namespace, live: LiveLine) -> int:
     start, output = time.perf_counter(), Path(args.output).expanduser()
     check_writable(output, (".png", ".gif", ".mp4") if args.verb == "interpolate" else (".png",))
     if output.suffix.lower() == ".mp4":
@@ -99,16 +105,19 @@ def run(args: argparse.Namespace) -> int:
         check_number(name, getattr(args, name, None), 1, most)
     given = {name: value for name, value in vars(args).items() if name not in ("run", "draw", "help_of", "device")}
     job = {name: value for name, value in given.items() if value not in (None, [], "")}
+    live.show("loading the model ...", now=True)
     from ldm.pipelines.loading import load_pipeline
 
     pipeline = load_pipeline(args.model, device=args.device)
     job["digest"] = pipeline.digest
     options = {OPTIONS[name]: value for name in OPTIONS if (value := getattr(args, name)) is not None}
-    options = {"seed": 0} | options | {"callback": progress(args.steps or pipeline.defaults["num_inference_steps"])}
+    steps = args.steps or pipeline.defaults["num_inference_steps"]
+    options = {"seed": 0} | options | {"callback": progress(steps, live)}
     try:
         rows = args.draw(pipeline, args, options)
     except ValueError as error:
         raise UserError(str(error)) from None
+    live.clear()
     _save(rows, output, job)
     print(f"{output}: {counted(sum(map(len, rows)))} in {time.perf_counter() - start:.1f} s")
     return 0

@@ -92,15 +92,16 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ldm.evaluation.options import EvaluationOptions
-    from ldm.pipelines.generation import SamplingOptions
-
     source = source_of(_fetched(args.model))
     suite = CLIP if _is_clip_run(args.model) else KNOWN.get(source, OWN)
     _check_applicable(args, source, suite)
     if args.samples is None:
         args.samples = suite.quick if args.quick else suite.samples
     _check_values(args)
+    print(f"evaluating {args.model or 'the included model'}, --samples {args.samples}, into {args.output}", flush=True)
+    from ldm.evaluation.options import EvaluationOptions
+    from ldm.pipelines.generation import SamplingOptions
+
     names = ("output", "samples", "seed", "device", "cache_dir", "lora", "against", "clip", "features", "sections")
     sampling = SamplingOptions(args.steps, args.guidance, args.batch)
     options = EvaluationOptions(sampling=sampling, **{name: getattr(args, name) for name in names})

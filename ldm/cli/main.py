@@ -64,6 +64,18 @@ COMMANDS: Registry = {
     "figures": ("ldm.cli.figures", "draw the figures that explain the method"),
     "doctor": ("ldm.cli.doctor", "check this machine and this installation"),
 }
+GROUPS = {  # as the help shows them
+    "start": ("doctor", "data", "new", "plan"),
+    "train": ("train", "runs", "preview-decoder"),
+    "generate": ("generate", "edit", "sample", "font", "app"),
+    "evaluate": ("evaluate", "likelihood", "figures"),
+    "share": ("export", "push", "web", "space"),
+}
+EXAMPLES = {
+    "ldm generate horizontal stacked glyph --grid 4x2": "eight images from the included model, in out.png",
+    "ldm train my-images --minutes 60": "a model of your own images, each with a .txt caption",
+    "ldm app -m my-images-model": "try it in the browser",
+}
 EXTRAS = {
     "open_clip": "openclip",
     "torchvision": "openclip",
@@ -105,6 +117,9 @@ class Parser(argparse.ArgumentParser):
         return found, []
 
     def error(self, message: str) -> NoReturn:
+        extra = message.removeprefix("unrecognized arguments: ")
+        if extra != message and not extra.startswith("-"):
+            message += f'; put a text of several words in quotes, such as "one two {extra}"'
         raise UserError(f"{message}; `{self.prog} --help` shows what is allowed")
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
@@ -117,9 +132,24 @@ class Parser(argparse.ArgumentParser):
         self.error(f"{what} must be one of {', '.join(names)}, got {value!r}{hint}")
 
 
+class MainParser(Parser):
+    """The parser of `ldm` itself, whose help has the commands in groups, and examples."""
+
+    def format_help(self) -> str:
+        grouped = [name for names in GROUPS.values() for name in names]
+        groups = GROUPS | {"more": tuple(name for name in COMMANDS if name not in grouped)}
+        lines = [self.format_usage(), f"{self.description}\n"]
+        for title, names in groups.items():
+            rows = [f"  {name:<16} {COMMANDS[name][1]}" for name in names if name in COMMANDS]
+            lines += [f"{title}:", *rows, ""] if rows else []
+        lines += ["examples:", *(f"  {command:<50} {what}" for command, what in EXAMPLES.items())]
+        lines += ["", "`ldm COMMAND --help` shows the options of a command; `ldm --version` the version."]
+        return "\n".join(lines) + "\n"
+
+
 def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     """The parser for this command line: complete where `argv` leads, and with help lines only elsewhere."""
-    parser = Parser(prog="ldm", description="Text-to-image latent diffusion models, trained from scratch.")
+    parser = MainParser(prog="ldm", description="Text-to-image latent diffusion models, trained from scratch.")
     parser.add_argument("--version", action="version", version=f"ldm {__version__}")
     _fill(parser, COMMANDS, argv)
     return parser
@@ -129,6 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script; always ends in `sys.exit`."""
     prepare_threads()
     os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")  # we never ask for any: this makes sure
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # those of transformers too: they read the same
     run_main(lambda: _dispatch(sys.argv[1:] if argv is None else argv))
 
 

@@ -58,7 +58,7 @@ def table(found: list) -> str:
     """A line for each part, and the sum."""
     from ldm.apps.budget import shape_text
     from ldm.training.cost_estimate import size_text
-    from ldm.training.progress import duration_text
+    from ldm.utils.terminal import duration_text
 
     head = (
         f"{'part':<5}{'parameters':>12}{'steps':>8}{'batch':>7}{'images':>9}{'images/s':>10}{'memory':>10}{'time':>12}"

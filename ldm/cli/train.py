@@ -72,22 +72,47 @@ def train_stage(part: str, argv: Sequence[str] | None = None) -> None:
         part: "clip", "vae" or "ldm".
         argv: the arguments; None = those of this process.
     """
+    from ldm.config.loading import run_dir
     from ldm.config.overrides import parse
     from ldm.utils.runtime import check_utf8, prepare_threads
     from ldm.utils.torchvision_compat import patch_torchvision
 
     check_utf8(sys.argv[1:] if argv is None else argv)
     settings, invocation = parse(part, argv)
+    run, main_process = run_dir(settings, part), os.environ.get("RANK", "0") == "0"
     prepare_threads(settings.train.threads)
+    if invocation.dry_run:
+        print("measuring some steps ...", file=sys.stderr, flush=True)
+    elif main_process:
+        print(f"{STAGES[part]}: {invocation.config}, in {run}", flush=True)
     patch_torchvision()
     if invocation.dry_run:
+        from ldm.pipelines.component_classes import defer_packages
+
+        defer_packages()  # a few steps need one class of them
         from ldm.training.cost_estimate import plan
 
         return print(plan(part, settings, invocation.config))
     from ldm.training.distributed import end_world
 
-    fit(part, settings, invocation.resume, invocation.allow_changed)
+    fit(part, settings, resume=invocation.resume, allow_changed=invocation.allow_changed)
+    if main_process and (run / "final").is_dir():
+        print(next_step(part, settings, invocation.config, run), flush=True)
     end_world()
+
+
+def next_step(part: str, settings: Any, config: Path | None, run: Path) -> str:
+    """What comes after a finished stage: the next one, or images."""
+    if part == "ldm":
+        points = settings.denoiser == "mlp"
+        draw = f"ldm sample {run} -o points.png" if points else f'ldm generate -m {run} "a prompt"'
+        return f"next: {draw}; those of the training are in {run / 'samples'}"
+    from ldm.apps.budget import stages
+    from ldm.config.loading import load
+
+    order = list(STAGES)
+    later = [one for one in stages(load("ldm", config)) if order.index(one) > order.index(part)]
+    return f"next: ldm train {(later or ['ldm'])[0]} {config}"
 
 
 def fit(
@@ -180,6 +205,8 @@ def train_all(words: Sequence[str]) -> None:
         new = f"ldm plan {source} --minutes N -o planned.yaml"
         raise UserError(f"{source} says how long to train: leave out --{min(plans)}, or `{new}` first")
     prepare_threads(threads)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"training on {source}", flush=True)
     from ldm.training.distributed import end_world, start_world
 
     def project() -> Path:
@@ -288,6 +315,8 @@ def train_project(config: Path, given: dict, output: str | None = None) -> None:
     if start_world().is_main_process:
         finish(run_dir(chosen["ldm"], "ldm"), model, exported=chosen["ldm"].vae != "identity")  # type: ignore[attr-defined]
         compare(parts, chosen)
+        made = model if (model / "model_index.json").is_file() else run_dir(chosen["ldm"], "ldm")
+        print(f'next: ldm generate -m {made} "a prompt", or ldm app -m {made}')
 
 
 def say(text: str) -> None:
@@ -300,7 +329,7 @@ def say(text: str) -> None:
 
 def amount(settings: "RunSettings") -> str:
     """'470 steps of 64, about 11 min'."""
-    from ldm.training.progress import duration_text
+    from ldm.utils.terminal import duration_text
 
     train = settings.train
     planned = f", about {duration_text(60 * train.planned_minutes)}" if train.planned_minutes else ""
@@ -424,7 +453,7 @@ def compare(parts: Sequence[str], chosen: dict[str, "RunSettings"]) -> None:
     import json
 
     from ldm.config.loading import run_dir
-    from ldm.training.progress import duration_text
+    from ldm.utils.terminal import duration_text
 
     spent = planned = 0.0
     for part in parts:

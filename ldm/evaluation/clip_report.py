@@ -4,7 +4,6 @@ Held-out images should find their own caption among all others, and prefer it to
 word replaced. Of a text encoder of glyphs, `ldm.evaluation.glyphs.text_probe` tells what a denoiser could read in it.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ldm.data.buckets import at_one_size
 from ldm.evaluation.feature_extractors import ClipEmbedder
 from ldm.evaluation.html import render
 from ldm.evaluation.metrics.proportions import proportion
-from ldm.evaluation.options import EvaluationOptions, write_metrics
+from ldm.evaluation.options import EvaluationOptions, word_table, write_metrics
 from ldm.models.caption_swaps import CaptionSwaps
 from ldm.models.clip import recall_at
 from ldm.models.text_encoder import text_tower
@@ -53,8 +52,26 @@ def evaluate_clip(run: Path, options: EvaluationOptions) -> dict:
     write_metrics(metrics, options.output)
     page = render("clip_report.html.j2", options.output, **metrics)
     atomic_write(options.output / "index.html", page.encode())
-    print(json.dumps({name: metrics[name] for name in ("pairs", "text")}, indent=1))
+    print(word_table(rows(metrics)))
+    print(f"{options.output / 'index.html'}: numbers in one file")
     return metrics
+
+
+def rows(metrics: dict) -> list[tuple[str, str]]:
+    """What was measured, in words, and the number beside its chance level."""
+    pairs, replaced = metrics["pairs"], metrics["pairs"]["one_phrase_replaced"]
+    found = [
+        (name.replace("_", " "), f"{value:.1%} of {pairs['n']}, chance {pairs['chance'][name]:.1%}")
+        for name, value in pairs["recall"].items()
+    ]
+    if replaced["n"]:
+        low, high = replaced["interval"]
+        value = f"{replaced['share']:.1%} ({low:.1%} to {high:.1%}), chance 50%"
+        found.append(("own caption preferred to one with a phrase replaced", value))
+    for name, text in metrics["text"].items():
+        for what in ("radical", "layout"):
+            found.append((f"{what} of held-out prompts ({name}), read by a linear map", f"{text[what]:.1%}"))
+    return found
 
 
 def pairs_section(clip: ClipEmbedder, held: ImageTextData, swaps: CaptionSwaps, options: EvaluationOptions) -> dict:

@@ -1,6 +1,7 @@
 """What `ldm evaluate` hands to a benchmark suite."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,3 +34,9 @@ class EvaluationOptions:
 def write_metrics(metrics: dict, folder: Path) -> None:
     """Write metrics.json, which appears only once it is complete."""
     atomic_write(folder / "metrics.json", (json.dumps(metrics, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def word_table(rows: Sequence[tuple[str, str]]) -> str:
+    """What was measured and what came out, a line for each."""
+    width = max(len(what) for what, _ in rows)
+    return "\n".join(f"{what:<{width}}  {value}" for what, value in rows)

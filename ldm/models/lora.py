@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, SupportsFloat
 
 import torch
@@ -103,6 +104,13 @@ def read_lora(path: str | Path) -> dict[str, Adapter]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"LoRA {path} cannot be read: {str(error).splitlines()[0]}") from None
+    return adapters_from(tensors, settings, path)
+
+
+def adapters_from(
+    tensors: Mapping[str, Tensor], settings: Mapping[str, Any] = MappingProxyType({}), path: object = "of tensors"
+) -> dict[str, Adapter]:
+    """The adapters in a dict of tensors with the names of such a file; settings: of peft. Raises: as `read_lora`."""
     pieces: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         refuse_other(key, path)
@@ -128,7 +136,7 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _adapter(layer: str, found: dict[str, Tensor], settings: dict[str, Any], path: Path) -> Adapter:
+def _adapter(layer: str, found: dict[str, Tensor], settings: Mapping[str, Any], path: object) -> Adapter:
     if not {"up", "down"} <= found.keys():
         raise UserError(f"LoRA {path}: {layer} has only one of its two matrices")
     rank = found["up"].shape[1] if found["up"].ndim > 1 else 0
@@ -154,6 +162,16 @@ def merge(
     number: Any = Real  # numpy's too
     if not isinstance(scale, number) or not math.isfinite(scale):
         raise UserError(f"lora_scale must be a finite number, got {scale!r}")
+    layers = adapted_layers(networks, adapters, source)
+    for name, adapter in adapters.items() if scale else ():
+        weight = layers[name].weight
+        weight.copy_(adapter.added_to(weight, float(scale)))
+
+
+def adapted_layers(
+    networks: Mapping[str, Any], adapters: Mapping[str, Adapter], source: object = ""
+) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layer that each adapter belongs to. Raises: UserError if one is missing or of another shape."""
     layers = {
         f"{part}.{spelled}": layer
         for part in ("unet", "text_encoder")
@@ -168,9 +186,7 @@ def merge(
             what = "has no such layer" if shape is None else f"has {shape} there"
             pair = f"{tuple(adapter.up.shape)} by {tuple(adapter.down.shape)}"
             raise UserError(f"LoRA {source} is for another model: {name[:80]} is {pair}, and this one {what}")
-    for name, adapter in adapters.items() if scale else ():
-        weight = layers[name].weight
-        weight.copy_(adapter.added_to(weight, float(scale)))
+    return {name: layers[name] for name in adapters}
 
 
 def split_scale(text: str) -> tuple[str, float]:

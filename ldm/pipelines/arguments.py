@@ -68,15 +68,42 @@ def check_seed(value: Any, count: int = 1) -> int:
     return int(value)
 
 
-def prompts_of(prompt: Any, negative_prompt: Any, each: Any) -> tuple[list[str], list[str]]:
-    """Both as lists of one text per image, `each` images of a prompt. Raises: ValueError."""
-    each = check_count("num_images_per_prompt", each)
-    prompts, negatives = check_texts("prompt", prompt), check_texts("negative_prompt", negative_prompt)
+def negatives_of(negative_prompt: Any, count: int) -> list[str]:
+    """The negative prompts of `count` prompts; None = "". Raises: ValueError."""
+    negatives = check_texts("negative_prompt", negative_prompt)
     if isinstance(negative_prompt, str) or negative_prompt is None:
-        negatives = negatives * len(prompts)
-    if len(negatives) != len(prompts):
-        raise ValueError(f"negative_prompt must be one, or as many as prompts ({len(prompts)}), got {len(negatives)}")
-    return [text for text in prompts for _ in range(each)], [text for text in negatives for _ in range(each)]
+        negatives = negatives * count
+    if len(negatives) != count:
+        raise ValueError(f"negative_prompt must be one, or as many as prompts ({count}), got {len(negatives)}")
+    return negatives
+
+
+def check_embeds(text: Any, given: Any) -> None:
+    """Embeddings are (B, L, D) and stand alone. Raises: ValueError.
+
+    Args: text: config of the text encoder; given: has a call's arguments.
+    """
+    width, most = text.hidden_size, text.max_position_embeddings
+    for name in ("prompt", "negative_prompt"):
+        embeds = getattr(given, f"{name}_embeds")
+        if embeds is None:
+            continue
+        if getattr(given, name) is not None:
+            raise ValueError(f"{name} and {name}_embeds cannot both be given: one is made of the other")
+        if not isinstance(embeds, Tensor) or embeds.ndim != 3 or not len(embeds) or embeds.shape[2] != width:
+            got = tuple(embeds.shape) if isinstance(embeds, Tensor) else type(embeds).__name__
+            raise ValueError(f"{name}_embeds must be a tensor (prompts, tokens, {width}), got {got}")
+    if given.negative_prompt_embeds is None and given.prompt_embeds is not None and given.prompt_embeds.shape[1] > most:
+        tokens = given.prompt_embeds.shape[1]
+        raise ValueError(f"the text encoder takes {most} tokens, got {tokens}: give negative_prompt_embeds as long")
+
+
+def lora_scale_of(cross_attention_kwargs: Any) -> float:
+    """The factor in {"scale": factor}; None and {} are 1. Raises: ValueError for anything else."""
+    given = {} if cross_attention_kwargs is None else cross_attention_kwargs
+    if not isinstance(given, dict) or set(given) - {"scale"}:
+        raise ValueError(f'cross_attention_kwargs must be {{"scale": number}}, the scale of adapters, got {given!r}')
+    return check_number('cross_attention_kwargs["scale"]', given.get("scale", 1.0))
 
 
 def check_texts(name: str, value: Any) -> list[str]:

@@ -29,6 +29,14 @@ _SCHEDULERS = {
     "PNDMScheduler": "pndm",
     "EDMDPMSolverMultistepScheduler": "edm_dpmsolver_multistep",
     "EDMEulerScheduler": "edm_euler",
+    "DPMSolverSinglestepScheduler": "dpmsolver_singlestep",
+    "DEISMultistepScheduler": "deis_multistep",
+    "SASolverScheduler": "sasolver",
+    "LMSDiscreteScheduler": "lms_discrete",
+    "KDPM2DiscreteScheduler": "k_dpm_2_discrete",
+    "KDPM2AncestralDiscreteScheduler": "k_dpm_2_ancestral_discrete",
+    "LCMScheduler": "lcm",
+    "TCDScheduler": "tcd",
 }
 
 # component -> class name -> module: nothing else is ever imported because a file says so
@@ -58,9 +66,14 @@ LIBRARY = {"text_encoder": "transformers", "tokenizer": "transformers"}  # the o
 def stock_class(component: str, name: str) -> type[Any]:
     """The class `name` for `component` ("vae", "unet", ...). Raises KeyError for a class not in `CLASSES` or `OWN`."""
     module = {**CLASSES[component], **OWN.get(component, {})}[name]
+    defer_packages()
+    return getattr(importlib.import_module(module), name)
+
+
+def defer_packages() -> None:
+    """Have the packages that import much run only when something of them is asked for."""
     for package in _LAZY:
         _defer(package)
-    return getattr(importlib.import_module(module), name)
 
 
 def _defer(package: str) -> None:

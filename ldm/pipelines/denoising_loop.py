@@ -7,9 +7,9 @@ Both run `ldm.diffusion.sampling.denoising_loop`, as our own samplers do. The sa
 import copy
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from ldm.diffusion.parameterization import convert
 from ldm.diffusion.samplers import Euler, rectified
 from ldm.diffusion.sampling import State, denoising_loop, standard_normal
 from ldm.diffusion.time_grids import Level
-from ldm.pipelines.diffusers_schedulers import process_of
+from ldm.pipelines.diffusers_schedulers import process_of, set_steps
 
 log = logging.getLogger(__name__)
 Predict = Callable[[Tensor, Tensor], Tensor]  # (x_t as the network sees it, timestep) -> guided prediction
@@ -50,7 +50,9 @@ class SamplingPlan:
         resample: times that each step but the last is taken, going back by new noise in between, so that what is
             generated fits what is kept (RePaint, Lugmayr et al. 2022, arXiv 2201.09865, algorithm 1).
         inverse: from `init_latents` to noise; rounds: see `invert`.
-        callback, batch_size, output_type: as of `Pipeline.__call__`.
+        timesteps, sigmas: the steps' own, in place of the scheduler's and of `num_inference_steps`, see `set_steps`.
+        eta: see `Pipeline.__call__`; lora_scale: factor of the scale of `load_lora_weights`.
+        callback, callback_on_step_end, tensor_inputs, batch_size, output_type: as of `Pipeline.__call__`.
     """
 
     prompt_embeds: Tensor
@@ -69,7 +71,13 @@ class SamplingPlan:
     resample: int = 1
     inverse: bool = False
     rounds: int = 1
+    timesteps: Sequence[int] | None = None
+    sigmas: Sequence[float] | None = None
+    eta: float = 0.0
+    lora_scale: float = 1.0
     callback: Callback | None = None
+    callback_on_step_end: Callable[..., dict[str, Any]] | None = None
+    tensor_inputs: tuple[str, ...] = ("latents",)
     batch_size: int = 64
     output_type: str = "pil"
 
@@ -91,21 +99,28 @@ class SamplingPlan:
         return rows.repeat_interleave(total // len(rows), dim=0)
 
 
-def denoise(plan: SamplingPlan, predict: Predict) -> Tensor:
+class Watch(Protocol):
+    """Who looks on: told how many steps there are, it may replace the latents after each, and stop."""
+
+    interrupted: bool
+
+    def begin(self, num_steps: int) -> None: ...
+
+    def after_step(self, index: int, timestep: Tensor, latents: Tensor) -> Tensor: ...
+
+
+def denoise(plan: SamplingPlan, predict: Predict, watch: Watch | None = None) -> Tensor:
     """Latents (B, c, h, w) at the end of the loop; how many steps a strength takes is as in diffusers' img2img."""
     scheduler, x, first = plan.scheduler, plan.noise, 0
-    scheduler.set_timesteps(plan.num_inference_steps, device=x.device)
+    count = set_steps(scheduler, plan.num_inference_steps, plan.timesteps, plan.sigmas, x.device)
     if "Ancestral" in type(scheduler).__name__:  # in float32 the noise of a step from a large sigma rounds to NaN
         scheduler.sigmas = scheduler.sigmas.double()
     step, order = scheduler_step(plan, predict), getattr(scheduler, "order", 1)
     if plan.init_latents is not None:
-        first = (plan.num_inference_steps - int(plan.num_inference_steps * plan.strength + 1e-6)) * order
+        first = (count - int(count * plan.strength + 1e-6)) * order
     _begin(scheduler, first)
     x = _noised(plan, scheduler, first) if first else x * scheduler.init_noise_sigma
-    for state in denoising_loop(step, x, [*scheduler.timesteps, None], first):
-        x = state.x
-        if plan.callback is not None:
-            plan.callback(state.index, state.t, x)
+    x = _take(plan, step, x, [*scheduler.timesteps, None], first, watch)
     if not x.isfinite().all():
         log.warning(
             "%s gave latents that are not finite numbers, so images are blank: try another sampler, more than %d steps "
@@ -124,7 +139,8 @@ def scheduler_step(plan: SamplingPlan, predict: Predict) -> LoopStep:
     if plan.resample > 1 and getattr(scheduler, "order", 1) > 1:
         raise ValueError(f"resample goes with samplers of one call a step, got {type(scheduler).__name__}")
     levels = [_scales(scheduler, i) for i in range(len(scheduler.timesteps))] if plan.resample > 1 else []
-    takes = {"generator": plan.generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    known = inspect.signature(scheduler.step).parameters
+    takes = {name: value for name, value in (("generator", plan.generators), ("eta", plan.eta)) if name in known}
 
     def once(x_t: Tensor, index: int) -> Tensor:
         t = scheduler.timesteps[index]
@@ -143,7 +159,30 @@ def scheduler_step(plan: SamplingPlan, predict: Predict) -> LoopStep:
     return step
 
 
-def invert(plan: SamplingPlan, predict: Predict) -> Tensor:
+def _take(
+    plan: SamplingPlan, step: LoopStep, x: Tensor, points: list[Any], first: int = 0, watch: Watch | None = None
+) -> Tensor:
+    """x after the steps between points from the `first`, of which one end is None, unless the watch stops them."""
+
+    def watched(state: State) -> tuple[Tensor, Tensor | None]:
+        x, x0_hat = step(state)
+        timestep = state.s if points[0] is None else state.t
+        if watch is not None:
+            x = watch.after_step(state.index - first, timestep, x)
+        if plan.callback is not None:
+            plan.callback(state.index, timestep, x)
+        return x, x0_hat
+
+    if watch is not None:
+        watch.begin(len(points) - 1 - first)
+    for state in denoising_loop(watched, x, points, first):
+        x = state.x
+        if watch is not None and watch.interrupted:
+            break
+    return x
+
+
+def invert(plan: SamplingPlan, predict: Predict, watch: Watch | None = None) -> Tensor:
     """The noise (B, c, h, w) from which first-order steps of the scheduler lead to `plan.init_latents`: their inverse.
 
     A step of DDIM from x_t to x_s follows the slope at x_t, which is not known yet on the way back. The first round
@@ -153,7 +192,7 @@ def invert(plan: SamplingPlan, predict: Predict) -> Tensor:
     """
     assert plan.init_latents is not None
     scheduler, x = plan.scheduler, plan.init_latents
-    scheduler.set_timesteps(plan.num_inference_steps, device=plan.noise.device)
+    set_steps(scheduler, plan.num_inference_steps, plan.timesteps, plan.sigmas, plan.noise.device)
     timesteps, process, here = list(scheduler.timesteps), process_of(scheduler), Level(0.0, 1.0, 0.0)
 
     def inverse_step(state: State) -> tuple[Tensor, None]:
@@ -167,10 +206,7 @@ def invert(plan: SamplingPlan, predict: Predict) -> Tensor:
         here = there
         return x, None
 
-    for state in denoising_loop(inverse_step, x, [None, *reversed(timesteps)]):
-        x = state.x
-        if plan.callback is not None:
-            plan.callback(state.index, state.s, x)
+    x = _take(plan, inverse_step, x, [None, *reversed(timesteps)], watch=watch)
     return x / scheduler.init_noise_sigma
 
 

@@ -10,6 +10,7 @@ the scheduler that takes the same steps as the sampler in `ldm.diffusion.sampler
     karras      EDM's DPM-Solver++ and Euler, data of deviation 1
 """
 
+import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -200,6 +201,57 @@ def check_steps(scheduler: Any, num_inference_steps: Any) -> int:
     exponential = type(scheduler).__name__ == EDM_SOLVER and scheduler.config.get("sigma_schedule") == "exponential"
     least = 2 if exponential else 1  # its single step would start at the last sigma
     return check_count("num_inference_steps", num_inference_steps, least, scheduler.config.num_train_timesteps)
+
+
+def set_steps(scheduler: Any, count: int, timesteps: Any = None, sigmas: Any = None, device: Any = None) -> int:
+    """`scheduler.set_timesteps`, with times of one's own in place of `count` where either kind is given.
+
+    The flow schedulers of diffusers ignore timesteps, and only UniPC takes sigmas, so here both are put in place:
+    timestep = 1000 sigma, and given sigmas are those before the model's shift.
+
+    Returns: how many steps there are.
+    Raises: ValueError for both kinds at once, for one that the scheduler does not take, and for values that do not fall
+    or are out of range.
+    """
+    if timesteps is None and sigmas is None:
+        scheduler.set_timesteps(count, device=device)
+        return count
+    if timesteps is not None and sigmas is not None:
+        raise ValueError("only one of timesteps and sigmas may be given: each decides the other")
+    name, kind = "timesteps" if sigmas is None else "sigmas", _kind(scheduler.config)
+    values = _falling(name, timesteps if sigmas is None else sigmas)
+    most = scheduler.config.num_train_timesteps - 1 if sigmas is None else 1 if kind == "flow" else np.inf
+    if values[0] > most:
+        raise ValueError(f"{name} must be {most:g} at most, got {values[0]:g}")
+    if kind == "flow":
+        _put_in_place(scheduler, values, name, device)
+    elif kind == "karras" or name not in inspect.signature(scheduler.set_timesteps).parameters:
+        raise ValueError(f"{type(scheduler).__name__} takes no {name} of one's own: leave them out, or replace it")
+    else:
+        scheduler.set_timesteps(device=device, **{name: values.tolist()})
+    return -(-len(scheduler.timesteps) // getattr(scheduler, "order", 1))
+
+
+def _falling(name: str, given: Any) -> np.ndarray:
+    """Times as an array, timesteps as whole numbers. Raises: ValueError."""
+    try:
+        values = np.asarray(given, int if name == "timesteps" else float)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.ndim != 1 or not len(values) or not (np.diff(values) < 0).all() or values[-1] < 0:
+        raise ValueError(f"{name} must be a list of falling numbers, 0 or more, got {given!r}")
+    return values
+
+
+def _put_in_place(scheduler: Any, values: np.ndarray, name: str, device: Any) -> None:
+    """Times of a flow, in the scheduler's own lists; at sigma 1 its solver would take the logarithm of 0."""
+    scheduler.set_timesteps(len(values), device=device)
+    shift, train_steps = scheduler.config.get("flow_shift") or 1.0, scheduler.config.num_train_timesteps
+    sigmas = values / train_steps if name == "timesteps" else shift * values / (1 + (shift - 1) * values)
+    sigmas = sigmas.clip(max=1 - 1e-6)
+    scheduler.timesteps = torch.as_tensor(sigmas * train_steps + 1e-6).to(scheduler.timesteps)
+    last = sigmas[-1] if scheduler.sigmas[-1] else 0.0  # some end at their last sigma
+    scheduler.sigmas = torch.as_tensor([*sigmas, last]).to(scheduler.sigmas)
 
 
 def warn_of_changes(scheduler: Any, own: Any) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.pipelines.model_folder import ModelFolder
 from ldm.pipelines.torch_free import TorchFreePipeline, open_torch_free
 from ldm.utils.errors import UserError
+from ldm.utils.terminal import LiveLine, bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,17 +118,26 @@ def generate_pixels(
     seeds: Sequence[int],
     options: SamplingOptions = SamplingOptions(),
 ) -> "np.ndarray":
-    """One image for each prompt from its own seed: uint8 (n, h, w, channels). Raises: UserError where it is refused."""
+    """One image for each prompt from its own seed: uint8 (n, h, w, channels). Raises: UserError where it is refused.
+
+    On a terminal a line tells of the steps meanwhile.
+    """
     import numpy as np
     import torch
 
-    images = generate_images(
-        pipeline,
-        list(prompts),
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        num_inference_steps=options.steps,
-        guidance_scale=options.guidance,
-        batch_size=options.batch_size,
-        output_type="np",
-    )
+    def show(step: int, timestep: Any, latents: Any) -> None:
+        steps = options.steps or pipeline.defaults["num_inference_steps"]  # type: ignore[attr-defined]
+        live.show(f"{len(prompts)} images  {bar(step + 1, steps)}")
+
+    with LiveLine() as live:
+        images = generate_images(
+            pipeline,
+            list(prompts),
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            num_inference_steps=options.steps,
+            guidance_scale=options.guidance,
+            batch_size=options.batch_size,
+            output_type="np",
+            **({"callback": show} if live.visible else {}),
+        )
     return (np.asarray(images) * 255).round().astype(np.uint8)

@@ -20,6 +20,7 @@ from ldm.pipelines.networks import OnDisk
 from ldm.pipelines.onnx_runtime import Engine, open_engine
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.errors import UserError
+from ldm.utils.runtime import no_progress_bars
 from ldm.utils.untrusted_files import count, read_json
 
 ENGINES = ("auto", "torch", "onnx")
@@ -32,6 +33,7 @@ def load_pipeline(
     engine: str = "auto",
     lora: str | Path | None = None,
     lora_scale: float = 1.0,
+    variant: str | None = None,
 ) -> Pipeline:
     """Load a model to generate images with.
 
@@ -47,16 +49,17 @@ def load_pipeline(
             whatever is done to it counts. Scheduler, tokenizer and defaults may be changed with every engine.
         lora: adapters, a file in the format of diffusers or a folder or run that holds one (`ldm.models.lora`).
         lora_scale: how strongly; 0 = as if there were none, 1 = as they were trained.
+        variant: read the weights from the files with it in their names, such as "fp16".
 
     Raises: UserError (one line) if there is no such model or it is incomplete or not allowed, or the adapters do not
-    fit.
+    fit; ValueError if it has no such variant.
     """
-    folder = path_or_id if isinstance(path_or_id, ModelFolder) else resolve_model(path_or_id)
+    folder = path_or_id if isinstance(path_or_id, ModelFolder) else resolve_model(path_or_id, variant)
     where, dtype = _device(device), _dtype(dtype)
     if (where.type, dtype) == ("mps", torch.float64):
         raise UserError("an Apple GPU (mps) has no float64: use float32, or device cpu")
-    graphs = _choose_engine(folder, where, dtype, engine, lora is not None)
-    parts = {name: _load(folder, name, dtype, lazily=graphs is not None) for name in COMPONENTS}
+    graphs = _choose_engine(folder, where, dtype, engine if variant is None else "torch", lora is not None)
+    parts = {name: _load(folder, name, dtype, graphs is not None, variant) for name in COMPONENTS}
     pipeline = Pipeline(**parts, defaults=folder.defaults, folder=folder, engine=graphs, fixed=engine == "onnx")
     pipeline.to(where)
     pipeline.load_weak = partial(load_weak, load=load_pipeline)
@@ -64,6 +67,9 @@ def load_pipeline(
         merge(pipeline.components, read_lora(lora), lora_scale, lora)
         pipeline.lora = lora, lora_scale
     return pipeline
+
+
+Pipeline._load = load_pipeline
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -98,7 +104,7 @@ def _choose_engine(
     return graphs
 
 
-def _load(folder: ModelFolder, component: str, dtype: torch.dtype, lazily: bool) -> Any:
+def _load(folder: ModelFolder, component: str, dtype: torch.dtype, lazily: bool, variant: str | None) -> Any:
     """A component; a network `lazily` as one `OnDisk`."""
     cls, path = stock_class(component, folder.classes[component]), folder.paths[component]
     if component == "scheduler":
@@ -108,12 +114,14 @@ def _load(folder: ModelFolder, component: str, dtype: torch.dtype, lazily: bool)
             tokenizer: Any = cls
             return restore_normalizer(tokenizer.from_pretrained(str(path), local_files_only=True), path)
         config = _checked_config(cls, path)
-    load = partial(_network, component, cls, path, dtype)
+    if variant is not None and not any(path.glob(f"*.{variant}.safetensors")):
+        raise ValueError(f"variant={variant!r}: {path} has no weights of that name; leave it out")
+    load = partial(_network, component, cls, path, dtype, variant)
     return OnDisk(config, load) if lazily else load()
 
 
-def _network(component: str, cls: type[Any], path: Path, dtype: torch.dtype) -> nn.Module:
-    as_dtype = {"dtype" if component == "text_encoder" else "torch_dtype": dtype}
+def _network(component: str, cls: type[Any], path: Path, dtype: torch.dtype, variant: str | None) -> nn.Module:
+    as_dtype: dict[str, Any] = {"dtype" if component == "text_encoder" else "torch_dtype": dtype, "variant": variant}
     with _readable_errors(component, path), no_progress_bars():
         loaded = cls.from_pretrained(str(path), local_files_only=True, use_safetensors=True, **as_dtype)
     return loaded.requires_grad_(False)
@@ -148,17 +156,3 @@ def _scheduler(cls: type[Any], path: Path):
         return cls(**{name: value for name, value in settings.items() if name in known})
     except Exception as error:  # whatever a wrong setting leads to
         raise UserError(f"scheduler in {path} could not be built: {str(error).splitlines()[0]}") from error
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Keep transformers from drawing a bar for each small file."""
-    from transformers.utils import logging as its_logging
-
-    shown = its_logging.is_progress_bar_enabled()
-    its_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            its_logging.enable_progress_bar()

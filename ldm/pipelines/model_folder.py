@@ -62,13 +62,14 @@ class ModelFolder:
         return total.hexdigest()[:16]
 
 
-def resolve_model(path_or_id: str | Path | None = None) -> ModelFolder:
+def resolve_model(path_or_id: str | Path | None = None, variant: str | None = None) -> ModelFolder:
     """Find a model.
 
     Args:
         path_or_id: an exported folder, the folder of a finished LDM run, a Hub id `user/name` or `user/name@revision`,
             the name of a model that ships with the project ("glyphs-fast"), or None for the one of them that is the
             default.
+        variant: of the weights, which is then fetched from the Hub too.
 
     Raises: UserError saying what was looked for.
     """
@@ -88,7 +89,7 @@ def resolve_model(path_or_id: str | Path | None = None) -> ModelFolder:
         )
     if HUB_ID.fullmatch(str(path_or_id)):
         repo_id, _, revision = str(path_or_id).partition("@")
-        found = pull(repo_id, revision or None, HUB_FILES, leaving=[f"*{VARIANT}*"])
+        found = pull(repo_id, revision or None, HUB_FILES, leaving=[] if variant else [f"*{VARIANT}*"])
         return _exported(found, f"{repo_id}@{found.name}")  # the commit: a name may come to mean another
     raise UserError(
         f"there is no folder {folder}: name an exported model, an LDM run, a Hub id like user/name, "

@@ -51,7 +51,12 @@ class Networks:
 
     @property
     def device(self) -> torch.device:
-        return getattr(self._modules["unet"], "device", torch.device("cpu"))
+        """Where the networks compute."""
+        return self._device("unet")
+
+    def _device(self, name: str) -> torch.device:
+        module = self._modules[name]
+        return execution_device(module) if isinstance(module, nn.Module) else torch.device("cpu")
 
     def dtype(self, name: str = "unet") -> torch.dtype:
         return getattr(self._modules[name], "dtype", torch.float32)
@@ -88,14 +93,23 @@ class Networks:
 
     # ---- what they compute ------------------------------------------------------------------------------------------
 
-    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Hidden states (B, L, D) of tokens (B, L) int64; without a mask every token is attended to."""
-        engine = None if attention_mask is not None else self._graph("text_encoder")
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, clip_skip: int | None = None
+    ) -> Tensor:
+        """Hidden states (B, L, D) of tokens (B, L) int64; without a mask every token is attended to.
+
+        `clip_skip` leaves out that many of the last layers, 0 or more, but not the final normalization.
+        """
+        engine = self._graph("text_encoder") if attention_mask is None and clip_skip is None else None
         if engine and engine.length == input_ids.shape[1]:
             return torch.from_numpy(engine.encode_text(input_ids.numpy()))
-        encoder = self.module("text_encoder")
-        mask = {} if attention_mask is None else {"attention_mask": attention_mask.to(encoder.device)}
-        return encoder(input_ids.to(encoder.device), **mask)[0]
+        encoder: Any = self.module("text_encoder")
+        device = self._device("text_encoder")
+        mask = {} if attention_mask is None else {"attention_mask": attention_mask.to(device)}
+        if clip_skip is None:
+            return encoder(input_ids.to(device), **mask)[0]
+        states = encoder(input_ids.to(device), **mask, output_hidden_states=True).hidden_states
+        return getattr(encoder, "text_model", encoder).final_layer_norm(states[-1 - clip_skip])
 
     def predict(self, x_t: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
         """The U-Net's prediction (B, c, h, w) of noisy latents, one timestep for all or (B,), embeddings (B, L, D)."""
@@ -124,3 +138,13 @@ class Networks:
 def run_unet(unet: nn.Module, x_t: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
     """The prediction of a denoiser that is called as those of diffusers are."""
     return unet(x_t, timestep, encoder_hidden_states=prompt_embeds, return_dict=False)[0]
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Where a network computes, which is not where its weights lie while they are offloaded."""
+    for part in module.modules():
+        found = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if found is not None:
+            return torch.device(found)
+    own: Any = getattr(module, "device", torch.device("cpu"))
+    return own

@@ -5,15 +5,19 @@ about unit variance; `vae.config.scaling_factor` is honoured. The scheduler may 
 `ldm.pipelines.component_classes.CLASSES`.
 """
 
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from diffusers.utils.outputs import BaseOutput
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,19 +26,24 @@ from ldm.diffusion.process import NoiseProcess
 from ldm.diffusion.sampling import denoise_with
 from ldm.models.latents import downsampling_factor, from_model_latents, posterior, to_model_latents
 from ldm.models.lora import digest_with
+from ldm.pipelines.adapters import LoadedAdapters
 from ldm.pipelines.arguments import (
     DTYPES,
     check_count,
     check_dtype,
+    check_embeds,
+    check_fraction,
     check_number,
     check_scale,
     check_side,
     check_texts,
     initial_noise,
-    prompts_of,
+    lora_scale_of,
+    negatives_of,
 )
 from ldm.pipelines.component_classes import stock_class
 from ldm.pipelines.denoising_loop import Callback, SamplingPlan, denoise, invert
+from ldm.pipelines.diffusers_methods import DiffusersMethods, check_absent
 from ldm.pipelines.diffusers_schedulers import (
     check_same_process,
     check_scheduler,
@@ -46,6 +55,8 @@ from ldm.pipelines.diffusers_schedulers import (
 from ldm.pipelines.model_folder import COMPONENTS, FALLBACKS, ModelFolder
 from ldm.pipelines.networks import NETWORKS, Networks, OnDisk, run_unet
 from ldm.pipelines.onnx_runtime import Engine
+from ldm.pipelines.step_callbacks import OnStepEnd, Session, check_tensor_inputs
+from ldm.pipelines.textual_inversion import with_all_vectors
 from ldm.pipelines.torch_free import CUT
 
 log = logging.getLogger(__name__)
@@ -54,12 +65,19 @@ Network: TypeAlias = nn.Module | OnDisk
 Weak: TypeAlias = "Pipeline | nn.Module | str | Path | None"
 
 
-@dataclass(frozen=True)
-class PipelineOutput:
-    images: Any  # list of PIL images, numpy (B, H, W, C) or torch (B, C, H, W) in [0, 1], or latents (B, c, h, w)
+@dataclass
+class PipelineOutput(BaseOutput):
+    """`output.images`, `output["images"]` and `output[0]` are the same, as in diffusers.
+
+    Attributes: images: list of PIL images, numpy (B, H, W, C) or torch (B, C, H, W) in [0, 1], or latents (B, c, h, w);
+    nsfw_content_detected: None, there is no safety checker.
+    """
+
+    images: Any
+    nsfw_content_detected: None = None
 
 
-class Pipeline:
+class Pipeline(DiffusersMethods):
     """The five components of a latent diffusion model, and how images are generated with them.
 
     `vae`, `text_encoder` and `unet` are torch modules and may be changed or replaced. Where ONNX Runtime computes for
@@ -68,8 +86,8 @@ class Pipeline:
     of one of another noise process a warning is logged.
 
     Attributes: tokenizer (of transformers, replaceable), defaults (a dict with num_inference_steps and guidance_scale),
-    folder (where it came from, or None), lora (the adapters in the weights and how strongly, or None), load_weak (path
-    -> the weak model there, or None).
+    folder (where it came from, or None), lora (the adapters of `load_pipeline` and how strongly, or None), adapters
+    (those of `load_lora_weights`), load_weak (path -> the weak model there, or None).
     """
 
     def __init__(
@@ -83,12 +101,18 @@ class Pipeline:
         folder: ModelFolder | None = None,
         engine: Engine | None = None,
         fixed: bool = False,
+        **absent: Any,
     ):
-        """`engine`, `fixed`: see `Networks`; `load_pipeline` chooses them."""
+        """`engine`, `fixed`: see `Networks`; `load_pipeline` chooses them.
+
+        `absent`: the other components of diffusers' pipelines. Raises: ValueError where one would change images.
+        """
+        check_absent(absent)
         self.networks = Networks({"vae": vae, "text_encoder": text_encoder, "unet": unet}, engine, fixed)
         self.tokenizer, self._scheduler, self._own_scheduler, self.folder = tokenizer, scheduler, scheduler, folder
         self.defaults = {**FALLBACKS, **(defaults or {})}
         self.lora: tuple[str | Path, float] | None = None
+        self.adapters = LoadedAdapters()
         self.load_weak: Callable[[str | Path, Pipeline], Pipeline] | None = None
 
     # ---- components -------------------------------------------------------------------------------------------------
@@ -107,6 +131,7 @@ class Pipeline:
 
     @text_encoder.setter
     def text_encoder(self, module: nn.Module) -> None:
+        self.unload_lora_weights()
         self.networks = self.networks.replaced("text_encoder", module)
 
     @property
@@ -115,6 +140,7 @@ class Pipeline:
 
     @unet.setter
     def unet(self, module: nn.Module) -> None:
+        self.unload_lora_weights()
         self.networks = self.networks.replaced("unet", module)
 
     @property
@@ -178,9 +204,14 @@ class Pipeline:
         rows, columns = (side // downsampling_factor(self.networks.config("vae")) for side in sides)
         return self.latent_shape[0], rows, columns
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """The model folder's digest, with that of the adapters; "" for a pipeline put together from objects."""
+        adapters = self.adapters.digest()
+        return sha256((self._digest + adapters).encode()).hexdigest()[:16] if adapters else self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         digest = self.folder.digest() if self.folder else ""
         return digest_with(digest, *self.lora) if self.lora else digest
 
@@ -208,108 +239,149 @@ class Pipeline:
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
-        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
         num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float | Guidance | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
+        eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        seed: int | None = None,
         latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
         output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, float] | None = None,
+        guidance_rescale: float | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
+        seed: int | None = None,
         callback: Callback | None = None,
         batch_size: int = 64,
         guidance_interval: tuple[float, float] | None = None,
-        guidance_rescale: float | None = None,
         cfg_zero: bool = False,
         zero_init: float = 0.0,
         weak: Weak = None,
         sampler: str | None = None,
-        height: int | None = None,
-        width: int | None = None,
-    ) -> PipelineOutput:
-        """Generate images.
+    ) -> Any:
+        """Generate images: a `PipelineOutput`, or a tuple.
+
+        The arguments up to `callback_on_step_end_tensor_inputs` are those of diffusers.
 
         Args:
             prompt: one or several; None or "" alone is the trained null caption. None also turns guidance off (unless
-                a negative prompt is given).
-            negative_prompt: what the images should not show, one for all or one per prompt; None = the null caption.
-                Only used when guidance is on.
+                a negative prompt or embeddings are given).
+            height, width: of the images in pixels, multiples of `size_step` up to 2048; None = the model's. Images far
+                from the sizes that a model was trained on have faults.
             num_inference_steps: 1 to the scheduler's number of training timesteps; None = the model's default.
+            timesteps, sigmas: the steps to take, in place of `num_inference_steps`: falling, one of the two. For a flow
+                every scheduler takes them, timesteps 0 to 999 and sigmas 0 to 1.
             guidance_scale: 0 or more, 1 = off; None = the model's default. Or a `Guidance`, the complete rule; then
                 interval, rescale, cfg_zero and zero_init are its own.
+            negative_prompt: what the images should not show, one for all or one per prompt; None = the null caption.
+                Only used when guidance is on.
             num_images_per_prompt: the images of a prompt lie side by side in the result.
+            eta: 0 to 1, fraction of new noise in each step of DDIM (and TCD); other schedulers ignore it.
             generator: source of the noise, one for all or one per image, as in diffusers.
-            seed: image i is generated from seed + i, whatever else is generated with it. Not together with generator.
             latents: initial noise of unit variance, (B, c, h, w), in place of generator and seed.
+            prompt_embeds, negative_prompt_embeds: in place of the texts, (number of prompts, L, D) as `encode_prompt`
+                gives them.
             output_type: "pil", "np", "pt" or "latent".
-            callback: called after every step with (step, timestep, latents of all images).
-            batch_size: how many images go through the networks at once; changes memory, not results.
+            return_dict: False = the tuple (images, None); None is where diffusers says what a safety checker found.
+            cross_attention_kwargs: {"scale": factor} of adapters that `load_lora_weights` loaded; no other key.
             guidance_interval, guidance_rescale, cfg_zero, zero_init: see `Guidance`; None = the model's
                 default, which is (0, 1) and 0 unless it has others.
+            clip_skip: number of the text encoder's last layers to leave out for the prompt, not for the negative one.
+            callback_on_step_end: called after every step with (pipeline, step, timestep, dict of tensors); the dict it
+                returns replaces the tensors. `pipeline._guidance_scale` may be set and `pipeline._interrupt = True`
+                ends the loop. With guidance the negative prompts' rows come first in prompt_embeds; without them it
+                turns guidance off.
+            callback_on_step_end_tensor_inputs: which of latents, prompt_embeds and negative_prompt_embeds it gets.
+            seed: image i is generated from seed + i, whatever else is generated with it. Not together with generator.
+            callback: called after every step with (step, timestep, latents of all images).
+            batch_size: how many images go through the networks at once; changes memory, not results.
             weak: a worse model of the same latents to guide away from (autoguidance, see `ldm.pipelines.autoguidance`):
                 a pipeline, a denoiser with this one's text encoder, or a path or Hub id. It is conditioned on the
                 prompt too, or on the negative prompt where there is one.
             sampler: a name in `SAMPLERS` that a scheduler of diffusers takes the steps of; None = the model's.
-            height, width: of the images in pixels, multiples of `size_step` up to 2048; None = the model's. Images far
-                from the sizes that a model was trained on have faults.
 
         Raises: ValueError naming the argument, what it was and what is allowed; UserError for a sampler without one.
         """
-        given = {name: value for name, value in locals().items() if name != "self"}
-        return self.run(self.plan(**given))
+        given = {name: value for name, value in locals().items() if name not in ("self", "return_dict")}
+        output = self.run(self.plan(**given))
+        return output if return_dict else (output.images, None)
 
     @torch.no_grad()
-    def plan(
-        self,
-        prompt: str | Sequence[str] | None = None,
-        negative_prompt: str | Sequence[str] | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | Guidance | None = None,
-        num_images_per_prompt: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        seed: int | None = None,
-        latents: Tensor | None = None,
-        output_type: str = "pil",
-        callback: Callback | None = None,
-        batch_size: int = 64,
-        guidance_interval: tuple[float, float] | None = None,
-        guidance_rescale: float | None = None,
-        cfg_zero: bool = False,
-        zero_init: float = 0.0,
-        weak: Weak = None,
-        sampler: str | None = None,
-        height: int | None = None,
-        width: int | None = None,
-    ) -> SamplingPlan:
+    def plan(self, prompt: str | Sequence[str] | None = None, **options: Any) -> SamplingPlan:
         """What `__call__` does with these arguments, which are its own; `run` does it. For changes in between."""
-        steps = self._default("num_inference_steps", num_inference_steps)
-        scheduler = self.scheduler if sampler is None else with_sampler(self.scheduler, sampler)
+        bound = inspect.signature(self.__call__).bind(prompt, **options)
+        bound.apply_defaults()
+        a = SimpleNamespace(**bound.arguments)
+        if isinstance(a.height, str | list):  # the second argument was the negative prompt before version 0.3
+            a.height, a.negative_prompt = None, a.height
+        latent_shape = self.latent_shape_of(a.height, a.width)
+        scheduler = self.scheduler if a.sampler is None else with_sampler(self.scheduler, a.sampler)
         check_scheduler(scheduler, self._own_scheduler)
-        steps = check_steps(scheduler, steps)
-        rule = self._rule(guidance_scale, guidance_interval, guidance_rescale, cfg_zero, zero_init)
-        if prompt is None and negative_prompt is None and weak is None:
+        steps = check_steps(scheduler, self._default("num_inference_steps", a.num_inference_steps))
+        rule = self._rule(a.guidance_scale, a.guidance_interval, a.guidance_rescale, a.cfg_zero, a.zero_init)
+        if a.output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {a.output_type!r}")
+        texts = (a.prompt, a.negative_prompt, a.prompt_embeds, a.negative_prompt_embeds)
+        if all(each is None for each in (*texts, a.weak)):
             rule = replace(rule, scale=1.0)
-        prompts, negatives = prompts_of(prompt, negative_prompt, num_images_per_prompt)
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
-        shape = len(prompts), *self.latent_shape_of(height, width)
-        noise, generators = initial_noise(shape, latents, generator, seed)
-        predict, encode = (None, self.encode_prompt) if weak is None or rule.scale == 1 else self._weak(weak)
-        uncond = prompts if predict is not None and negative_prompt is None else negatives
+        lora_scale = lora_scale_of(a.cross_attention_kwargs)
+        with self.adapters.scaled(lora_scale):
+            embeds, negative, predict = self._conditions(a, rule.scale != 1)
+        noise, generators = initial_noise((len(embeds), *latent_shape), a.latents, a.generator, a.seed)
         return SamplingPlan(
-            prompt_embeds=self.encode_prompt(prompts),
-            negative_prompt_embeds=None if rule.scale == 1 else encode(uncond),
+            prompt_embeds=embeds,
+            negative_prompt_embeds=negative,
             noise=noise.to(self.device, self.dtype),
             scheduler=scheduler,
             num_inference_steps=steps,
+            timesteps=a.timesteps,
+            sigmas=a.sigmas,
+            eta=check_fraction("eta", a.eta),
+            lora_scale=lora_scale,
             generators=generators,
-            num_prompts=len(prompts) // int(num_images_per_prompt),
+            num_prompts=len(embeds) // int(a.num_images_per_prompt),
             guidance=rule,
             weak=predict,
-            callback=callback,
-            batch_size=check_count("batch_size", batch_size),
-            output_type=output_type,
+            callback=a.callback,
+            callback_on_step_end=a.callback_on_step_end,
+            tensor_inputs=check_tensor_inputs(a.callback_on_step_end, a.callback_on_step_end_tensor_inputs),
+            batch_size=check_count("batch_size", a.batch_size),
+            output_type=a.output_type,
         )
+
+    def _conditions(self, a: SimpleNamespace, guided: bool) -> tuple[Tensor, Tensor | None, Callable | None]:
+        """Embeddings of the prompts and, if guided, of the negative ones, a row for each image; the weak network."""
+        each = check_count("num_images_per_prompt", a.num_images_per_prompt)
+        check_embeds(self.networks.config("text_encoder"), a)
+        prompts = check_texts("prompt", a.prompt)
+        embeds, negative = a.prompt_embeds, a.negative_prompt_embeds
+        embeds = self.encode_prompt(prompts, a.clip_skip) if embeds is None else embeds
+        negatives = negatives_of(a.negative_prompt, len(embeds))
+        predict, encode = (None, self.encode_prompt) if a.weak is None or not guided else self._weak(a.weak)
+        if not guided:
+            negative = None
+        elif negative is None and predict is None:
+            negative = encode(negatives, length=embeds.shape[1])
+        elif negative is None:
+            if a.prompt_embeds is not None and a.negative_prompt is None:
+                raise ValueError("weak reads the prompt itself: give prompt, or negative_prompt_embeds for weak")
+            negative = encode(prompts if a.negative_prompt is None else negatives)
+        if negative is not None and predict is None and negative.shape != embeds.shape:
+            shapes = f"{tuple(negative.shape)} and {tuple(embeds.shape)}"
+            raise ValueError(f"negative_prompt_embeds must have the shape of the prompts' embeddings, got {shapes}")
+        embeds = embeds.repeat_interleave(each, dim=0).to(self.device, self.dtype)
+        negative = None if negative is None else negative.repeat_interleave(each, dim=0).to(self.device, self.dtype)
+        return embeds, negative, predict
 
     @torch.no_grad()
     def run(self, plan: SamplingPlan) -> PipelineOutput:
@@ -318,11 +390,17 @@ class Pipeline:
         Every step is taken by all images together, so that noise drawn within it is theirs in the same order whatever
         the batch size; only the networks get them in batches.
         """
-        latents = (invert if plan.inverse else denoise)(plan, self._predict_in_batches(plan))
-        if plan.inverse or plan.output_type == "latent":
-            return PipelineOutput(latents)
-        images = torch.cat([self.decode(part) for part in latents.split(plan.batch_size)])
-        return PipelineOutput(as_output(images, plan.output_type))
+        session = Session(self, plan, self._predict_in_batches)
+        try:
+            with self.adapters.scaled(plan.lora_scale):
+                latents = (invert if plan.inverse else denoise)(plan, session.predict, session)
+            if plan.inverse or plan.output_type == "latent":
+                return PipelineOutput(latents)
+            images = torch.cat([self.decode(part) for part in latents.split(plan.batch_size)])
+            return PipelineOutput(as_output(images, plan.output_type))
+        finally:
+            session.end()
+            self.maybe_free_model_hooks()
 
     def _predict_in_batches(self, plan: SamplingPlan) -> Callable[[Tensor, Tensor], Tensor]:
         batches = [self._guided(part) for part in plan.batches()]
@@ -376,17 +454,26 @@ class Pipeline:
 
     # ---- between texts, images and latents --------------------------------------------------------------------------
 
-    def encode_prompt(self, prompts: str | Sequence[str]) -> Tensor:
-        """Embeddings (B, L, D) of the prompts; equal prompts go through the encoder once. Raises: ValueError."""
+    def encode_prompt(
+        self, prompts: str | Sequence[str], clip_skip: int | None = None, length: int | None = None
+    ) -> Tensor:
+        """Embeddings (B, L, D) of the prompts; equal prompts go through the encoder once.
+
+        Args: clip_skip: see `__call__`; length: of the padded prompts, L, None = the tokenizer's.
+        Raises: ValueError.
+        """
         prompts = check_texts("prompt", prompts)
+        if clip_skip is not None:
+            clip_skip = check_count("clip_skip", clip_skip, 0, self.networks.config("text_encoder").num_hidden_layers)
         unique = list(dict.fromkeys(prompts))
-        length = self.tokenizer.model_max_length
-        for prompt, ids in zip(unique, self.tokenizer(unique, verbose=False).input_ids, strict=True):
+        texts = [with_all_vectors(prompt, self.tokenizer) for prompt in unique]
+        length = self.tokenizer.model_max_length if length is None else length
+        for prompt, ids in zip(unique, self.tokenizer(texts, verbose=False).input_ids, strict=True):
             if len(ids) > length:  # said here, with the words
                 lost = self.tokenizer.decode(ids[length - 1 : -1]).strip()
                 log.warning(CUT, length, lost, prompt)
-        ids = self.tokenizer(unique, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        embeds = self.networks.encode_text(ids.input_ids).to(self.dtype)
+        ids = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        embeds = self.networks.encode_text(ids.input_ids, clip_skip=clip_skip).to(self.dtype)
         return embeds[[unique.index(prompt) for prompt in prompts]]
 
     def decode(self, latents: Tensor) -> Tensor:

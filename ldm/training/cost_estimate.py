@@ -28,10 +28,10 @@ from ldm.data import is_own
 from ldm.models.pretrained import TEXT, VAE, Component, locate
 from ldm.training.distributed import asked_for_cpu, checkpoint_gradients, precision
 from ldm.training.optimizer import build_optimizer
-from ldm.training.progress import duration_text
 from ldm.training.run_directory import sibling
 from ldm.utils.errors import UserError
 from ldm.utils.image_sizes import resolution_of, size_of
+from ldm.utils.terminal import duration_text
 
 TEXT_SIZES = ("max_position_embeddings", "hidden_size")  # of a config, which leaves out what is usual
 PROBE_SECONDS = 2.0
@@ -196,8 +196,9 @@ def probe(
         started, used = time.perf_counter(), time.process_time()
         while True:
             try:
-                timed_step(subject, model, batch, device, half)  # warm-up: buffers, kernels
-                seconds = min(timed_step(subject, model, batch, device, half) for _ in range(2))
+                seconds = timed_step(subject, model, batch, device, half)  # warm-up: buffers, kernels
+                if seconds < PROBE_SECONDS:  # else it is all that there is time for
+                    seconds = min(timed_step(subject, model, batch, device, half) for _ in range(2))
             except torch.OutOfMemoryError:
                 if speed:
                     break

@@ -1,10 +1,11 @@
-"""The line of progress: losses, speed, waiting for data, memory."""
+"""The line of progress: on a terminal a bar that is written over, in a log file a line of all numbers now and then."""
 
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import StringIO
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ldm.config.settings import TrainOptions
 from ldm.utils.runtime import peak_memory
+from ldm.utils.terminal import LiveLine, bar, duration_text
 
 
 class Meter:
@@ -20,8 +22,16 @@ class Meter:
     The time left is reckoned from the median over all lines, so that a slow stretch does not decide it.
     """
 
-    def __init__(self, accelerator: Accelerator, train: TrainOptions, write_log: Callable[[dict], None]):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        train: TrainOptions,
+        write_log: Callable[[dict], None],
+        live: LiveLine | None = None,
+    ):
         self.accelerator, self.train, self.write_log, self.step = accelerator, train, write_log, 0
+        self.live, self._losses = live or LiveLine(StringIO()), ""
+        self._loss_before: float | None = None
         self._step_seconds: list[float] = []  # of each line
         self._clear()
 
@@ -48,6 +58,12 @@ class Meter:
     def end_step(self, step: int, norm: Tensor | None, rate: float) -> None:
         self.step, self.norm, self.rate, self.steps = step, norm, rate, self.steps + 1
         self._mark = time.perf_counter()
+        self._show_bar()
+
+    def _show_bar(self) -> None:
+        seconds = self._step_seconds or [(time.perf_counter() - self.begin - self.idle) / self.steps]
+        left = duration_text((self.train.num_steps - self.step) * statistics.median(seconds))
+        self.live.show(f"{bar(self.step, self.train.num_steps)}  {left} left{self._losses}")
 
     def pause(self) -> None:
         """Leave the time since the last step (reports, saving) out of the speed."""
@@ -61,7 +77,7 @@ class Meter:
     def show_first(self) -> None:
         """Print how long the first step took; nothing is logged or cleared, and its warm-up is not in later lines."""
         seconds = time.perf_counter() - self.begin
-        if self.accelerator.is_main_process and self.train.log_every > 1:
+        if self.accelerator.is_main_process and self.train.log_every > 1 and not self.live.visible:
             most = duration_text((self.train.num_steps - self.step) * seconds)
             print(f"step {self.step}/{self.train.num_steps}  {seconds:.2g} s for the first: at most {most}", flush=True)
 
@@ -79,23 +95,31 @@ class Meter:
         left = (self.train.num_steps - self.step) * statistics.median(self._step_seconds)
         if self.accelerator.is_main_process:
             self.write_log(entry)
-            extra = "  ".join(f"{name} {entry[name]:.4g}" for name in self.metrics)
-            print(
-                f"step {self.step}/{self.train.num_steps}  ETA {duration_text(left)}  "
-                f"{entry['images_per_second']:.{0 if entry['images_per_second'] >= 10 else 1}f} images/s  "
-                f"loss {entry['loss']:.4f}  {extra}  lr {self.rate:.2e}  grad norm {entry['grad_norm']:.2f}  "
-                f"data wait {entry['data_wait']:.0%}  memory {entry['memory_mb']:.0f} MB",
-                flush=True,
-            )
+            self._losses = f"  loss {entry['loss']:.4f}{self._trend(entry['loss'])}"
+            if not self.live.visible:
+                print(self._line(entry, left), flush=True)
         self._clear()
 
+    def _trend(self, loss: float) -> str:
+        """Whether the loss fell since the last one."""
+        before, self._loss_before = self._loss_before, loss
+        return "" if before is None else " down" if loss < before else " up"
 
-def duration_text(seconds: float) -> str:
-    """A duration as people say it: '12 s', '3 min', '1 h 20 min'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+    def _line(self, entry: dict[str, float], left: float) -> str:
+        speed = entry["images_per_second"]
+        numbers = [f"loss {entry['loss']:.4f}", *(f"{name} {entry[name]:.4g}" for name in self.metrics)]
+        return "  ".join(
+            [
+                f"step {self.step}/{self.train.num_steps}",
+                f"ETA {duration_text(left)}",
+                f"{speed:.{0 if speed >= 10 else 1}f} images/s",
+                *numbers,
+                f"lr {self.rate:.2e}",
+                f"grad norm {entry['grad_norm']:.2f}",
+                f"data wait {entry['data_wait']:.0%}",
+                f"memory {entry['memory_mb']:.0f} MB",
+            ]
+        )
 
 
 def _peak_memory_mb(device: torch.device) -> float:

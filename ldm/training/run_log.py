@@ -2,15 +2,17 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 
 import psutil
 from accelerate import Accelerator
 
-from ldm.training.progress import duration_text
+from ldm.utils.terminal import LiveLine, duration_text
 
 
 def shortened(numbers: dict[str, float], most: int = 3) -> str:
@@ -33,12 +35,14 @@ class RunLog:
         self.accelerator, self.path = accelerator, run / "log.jsonl"
         self.trackers = [name for name in wanted if name != "none"]
         self._warned: set[str] = set()
+        self.live = LiveLine(sys.stdout if accelerator.is_main_process else StringIO())
         self.began = psutil.Process().create_time()  # of this training, in seconds since 1970
         for name in set(self.trackers) - set(map(str, accelerator.log_with)):
             self.say(f"train.report_to: {name} is not installed, so only log.jsonl is written; pip install {name}")
 
     def say(self, text: str) -> None:
         if self.accelerator.is_main_process:
+            self.live.clear()
             print(text, flush=True)
 
     def write(self, entry: dict[str, float]) -> None:
@@ -66,4 +70,5 @@ class RunLog:
         except kind as error:
             if text not in self._warned:
                 self._warned.add(text)
+                self.live.clear()
                 print(f"warning: {text} ({error}); training continues", flush=True)

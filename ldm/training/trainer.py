@@ -75,7 +75,7 @@ class Trainer:
             resume: 'auto' (the newest valid checkpoint, or a fresh start), 'never', or a checkpoint's folder.
             allow_changed: settings that may differ from the checkpoint's though that makes it another training.
         """
-        with self.held:
+        with self.held, self.log.live:
             self._resume(resume, allow_changed)
             self.validates = wanted(self.settings) and self._has_validation()
             if self.accelerator.is_main_process:
@@ -96,7 +96,7 @@ class Trainer:
             module = torch.compile(module)
         if self.accelerator.is_main_process and self.accelerator.log_with:
             self.accelerator.init_trackers("ldm")
-        meter = Meter(self.accelerator, self.train, self.log.write)
+        meter = Meter(self.accelerator, self.train, self.log.write, self.log.live)
         world, precision = self.accelerator.num_processes, self.accelerator.mixed_precision
         self.log.say(
             f"{self.run}: step {self.step} of {self.train.num_steps}, {f'{world} processes, ' if world > 1 else ''}"

@@ -13,16 +13,17 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import torch
-from safetensors.torch import load_file, save_file
+from typing import TYPE_CHECKING
 
 from ldm.utils import atomic_files as disk
 from ldm.utils.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FORMAT, READABLE = 2, (1, 2)
 MANIFEST = "manifest.json"
-Content = tuple[dict[str, dict[str, torch.Tensor]], dict]  # tensors by group and name, and the state
+Content = tuple[dict[str, dict[str, "Tensor"]], dict]  # tensors by group and name, and the state
 
 
 @contextmanager
@@ -71,8 +72,10 @@ def verify(folder: Path) -> str | None:
     return None
 
 
-def save(folder: Path, tensors: dict[str, dict[str, torch.Tensor]], state: dict) -> None:
+def save(folder: Path, tensors: dict[str, dict[str, "Tensor"]], state: dict) -> None:
     """Write one checkpoint: each group of tensors to its own safetensors file, `state` as JSON."""
+    from safetensors.torch import save_file
+
     with staged(folder) as stage:
         for name, group in tensors.items():
             save_file(
@@ -86,6 +89,8 @@ def load(folder: Path) -> Content:
     """Tensors and state of a checkpoint. Raises: UserError if it is not valid."""
     if fault := verify(folder) or (None if (folder / "state.json").is_file() else "it has no state.json"):
         raise UserError(f"checkpoint {folder} cannot be used: {fault}; --resume auto takes the newest whole one")
+    from safetensors.torch import load_file
+
     groups = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
     return groups, json.loads((folder / "state.json").read_text(encoding="utf-8"))
 

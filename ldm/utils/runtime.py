@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from ldm.utils.errors import UserError, redacted
 
@@ -85,3 +86,17 @@ def _print_everything() -> None:
 
 def _terminate(*_) -> None:
     raise Terminated
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing a bar for each small file; diffusers draws none."""
+    from transformers.utils import logging as its_logging
+
+    shown = its_logging.is_progress_bar_enabled()
+    its_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            its_logging.enable_progress_bar()

@@ -47,6 +47,14 @@ def test_a_grid_holds_the_pictures_of_consecutive_seeds(tmp_path, model, capsys)
     assert [path.name for path in out.parent.iterdir()] == ["out.png"]  # no temporary left
 
 
+def test_a_prompt_needs_no_quotes_and_the_seeds_are_said(tmp_path, model, capsys):
+    first, second = tmp_path / "a.png", tmp_path / "b.png"
+    call("water", "on", "fire", "-m", model, "-o", first, "-n", 2, "--steps", 1, "--seed", 7)
+    assert capsys.readouterr().out.endswith(" s, seed 7 to 8\n")
+    call("water on fire", "-m", model, "-o", second, "-n", 2, "--steps", 1, "--seed", 7)
+    assert read_png(first)["prompt"] == "water on fire" and (pixels(first) == pixels(second)).all()
+
+
 def test_metadata_is_enough_to_draw_it_again(tmp_path, model):
     first, again, other = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"
     options = ("--grid", "2x1", "--seed", 3, "--steps", 2, "--guidance", 2.5, "--negative", "fire", "--scale", 2)

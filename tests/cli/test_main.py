@@ -65,6 +65,33 @@ def test_help_names_every_command(capsys):
         assert name in out and help_line in out
 
 
+def test_help_has_every_command_in_a_group_and_examples_that_are_valid():
+    grouped = [name for names in cli.GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(cli.COMMANDS)
+    for command in cli.EXAMPLES:
+        words = command.split()[1:]
+        assert hasattr(cli.build_parser(words).parse_args(words), "run")
+
+
+def test_words_without_quotes_are_explained():
+    words = ["generate", "horizontal", "--seed", "3", "stacked", "glyph"]
+    with pytest.raises(UserError, match='quotes, such as "one two stacked glyph"'):
+        cli.build_parser(words).parse_args(words)
+    with pytest.raises(UserError, match="unrecognized arguments: --sead; `ldm"):
+        cli.build_parser(["generate", "--sead", "3"]).parse_args(["generate", "--sead", "3"])
+
+
+def test_runs_are_listed_without_torch(tmp_path):
+    (tmp_path / "runs" / "a" / "vae" / "checkpoints").mkdir(parents=True)
+    done = run_python(
+        "import sys\n"
+        "from ldm.cli.main import main\n"
+        f"try: main(['runs', 'ls', {str(tmp_path / 'runs')!r}])\n"
+        "except SystemExit: print([name for name in ('torch', 'numpy', 'diffusers') if name in sys.modules])"
+    )
+    assert "checkpoints" in done.stdout and done.stdout.strip().endswith("[]"), done.stdout + done.stderr
+
+
 def parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     """A parser and those of its commands."""
     groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]

@@ -12,7 +12,7 @@ from ldm.apps import budget
 from ldm.apps.project import name_of
 from ldm.cli import main as cli
 from ldm.cli import train as command
-from ldm.config.loading import load
+from ldm.config.loading import load, run_dir
 from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
 from tests.apps.test_budget import forecast
@@ -144,6 +144,18 @@ def test_what_cannot_be_trained_is_one_line(tmp_path, words, said, capsys, fitte
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and said in error
     assert not fitted
+
+
+def test_a_stage_says_at_once_what_it_is_and_at_its_end_what_comes_next(fitted, capsys):
+    said = {}
+    for part in command.STAGES:
+        (run_dir(load(part, SMOKE), part) / "final").mkdir(parents=True)
+        assert ldm("train", part, SMOKE) == 0
+        said[part] = capsys.readouterr().out.splitlines()
+    assert said["clip"] == [f"text encoder: {SMOKE}, in runs/smoke/clip", f"next: ldm train vae {SMOKE}"]
+    assert said["vae"][-1] == f"next: ldm train ldm {SMOKE}"
+    assert said["ldm"][-1].startswith('next: ldm generate -m runs/smoke/ldm "a prompt"')
+    assert [part for part, _ in fitted] == list(command.STAGES)
 
 
 def test_a_stage_alone_takes_what_its_script_takes(capsys):

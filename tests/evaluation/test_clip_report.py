@@ -57,7 +57,7 @@ def evaluated(*words):
     return run(parser.parse_args(["evaluate", *map(str, words)]))
 
 
-def test_a_finished_run_is_evaluated_by_its_own_command(tmp_path):
+def test_a_finished_run_is_evaluated_by_its_own_command(tmp_path, capsys):
     project = write_project(tmp_path)
     train("clip", project, tmp_path / "clip")
     assert evaluated(tmp_path / "clip", "-o", tmp_path / "report", "--samples", 4) == 0
@@ -65,5 +65,8 @@ def test_a_finished_run_is_evaluated_by_its_own_command(tmp_path):
     assert metrics["pairs"]["n"] == 4 and metrics["text"] == {} and metrics["pairs"]["one_phrase_replaced"]["n"] == 4
     page = (tmp_path / "report" / "index.html").read_text()
     assert "One phrase replaced" in page and "http" not in page
+    said = capsys.readouterr().out
+    assert "own caption preferred to one with a phrase replaced" in said and "chance 50%" in said and "{" not in said
+    assert f"{tmp_path / 'report' / 'index.html'}: numbers in one file" in said
     with pytest.raises(UserError, match="is a run of `ldm train clip`"):
         evaluated(tmp_path / "clip", "-o", tmp_path / "report", "--quick")

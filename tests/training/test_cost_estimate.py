@@ -26,9 +26,9 @@ from ldm.training.cost_estimate import (
     training_samples,
 )
 from ldm.training.distributed import precision
-from ldm.training.progress import duration_text
 from ldm.utils.assets import shipped_configs, shipped_model
 from ldm.utils.errors import UserError
+from ldm.utils.terminal import duration_text
 
 SMOKE = shipped_configs() / "smoke.yaml"
 CPU = torch.device("cpu")

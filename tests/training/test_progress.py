@@ -1,5 +1,6 @@
 """The lines of progress: durations in words, and a time left that one slow stretch does not decide."""
 
+import io
 import time
 from types import SimpleNamespace
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 
 from ldm.config.settings import TrainOptions
-from ldm.training.progress import Meter, duration_text
+from ldm.training.progress import Meter
 from ldm.training.run_log import shortened
+from ldm.utils.terminal import LiveLine, duration_text
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,27 @@ def test_one_slow_stretch_does_not_decide_the_time_left(monkeypatch, capsys):
     said = capsys.readouterr().out.splitlines()
     assert "ETA 16 min" in said[0] and "ETA 16 min" in said[2] and "ETA 15 min" in said[3]
     assert "8 images" not in said[2] and "0.3 images/s" in said[2]
+
+
+def test_on_a_terminal_there_is_a_bar_instead_of_lines(monkeypatch, capsys):
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "90")
+    counted, now = meter(monkeypatch)
+    counted.live = LiveLine(stream)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for loss in (2.0, 1.0):
+        for _ in range(5):
+            now[0] += 3
+            counted.add(torch.tensor(loss), {})
+            counted.end_step(counted.step + 1, 0.0, 1e-3)
+        counted.show_first()
+        counted.show()
+    now[0] += 3
+    counted.end_step(counted.step + 1, 0.0, 1e-3)
+    assert not capsys.readouterr().out
+    assert stream.getvalue().split("\r\033[K")[-1] == f"[{'-' * 24}] 11/1000  49 min left  loss 1.0000 down"
 
 
 def test_the_first_step_has_a_line(monkeypatch, capsys):

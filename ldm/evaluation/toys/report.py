@@ -8,7 +8,6 @@ Everything here is a function of the seed: fresh set j is drawn from (seed, j), 
 generated from `seed + k n + i`.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from ldm.data.toy import Toy, caption_for, splits, toy_named
 from ldm.diffusion.likelihood import log_likelihood
 from ldm.evaluation.metrics.proportions import proportion
 from ldm.evaluation.metrics.sliced_wasserstein import distance, projected
-from ldm.evaluation.options import EvaluationOptions, write_metrics
+from ldm.evaluation.options import EvaluationOptions, word_table, write_metrics
 from ldm.models.latents import from_model_latents
 from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.generation import SamplingOptions, generate_images
@@ -77,7 +76,7 @@ def evaluate_toy(run: Path, options: EvaluationOptions) -> dict:
     metrics = {"toy": data.toy.name, "summary": quoted(metrics)} | metrics
     options.output.mkdir(parents=True, exist_ok=True)
     write_metrics(metrics, options.output)
-    print(json.dumps(metrics["summary"], indent=1))
+    print(word_table(rows(metrics["summary"])))
     return metrics
 
 
@@ -245,6 +244,26 @@ def quoted(metrics: dict) -> dict[str, Any]:
     if classes := metrics.get("classes"):
         found["in_the_named_mode"] = classes["accuracy"]["share"]
         found["in_the_named_mode_worst_class"] = min(entry["share"] for entry in classes["per_class"].values())
+    return found
+
+
+def rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The numbers that are quoted, in words."""
+    spread = summary["spread_between_sets"]
+    found = [("generated", summary["drawn"])]
+    for name, ratio in summary["sliced_wasserstein_ratio"].items():
+        found.append((f"distance to data ({name}), 1 = as two sets of data", f"{ratio:.2f} ± {spread[name]:.2f}"))
+    nll = f"{summary['nll_of_samples']:.3f} nats, of data {summary['nll_of_data']:.3f}"
+    found.append(("negative log-likelihood of samples under the data", nll))
+    if "model_nll_of_data_less_the_true_one" in summary:
+        gap, error = summary["model_nll_of_data_less_the_true_one"]
+        found.append(("the same of data under the model, above the true one", f"{gap:.4f} ± {error:.4f} nats"))
+    if "modes_covered" in summary:
+        worst = f"largest error of a weight {summary['worst_weight_error_in_points']:.2f} points"
+        found.append(("modes covered", f"{summary['modes_covered']}, {worst}"))
+    if "in_the_named_mode" in summary:
+        worst = summary["in_the_named_mode_worst_class"]
+        found.append(("in the mode that the prompt names", f"{summary['in_the_named_mode']:.1%}, worst {worst:.1%}"))
     return found
 
 

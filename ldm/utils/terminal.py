@@ -1,0 +1,54 @@
+"""What a terminal shows while something takes its time: one line that is written over. Files and pipes get none."""
+
+import os
+import shutil
+import sys
+import time
+from typing import IO, Self
+
+REFRESH = 0.1  # seconds
+
+
+class LiveLine:
+    """The last line of a terminal, for progress; whatever else is printed there has to `clear` it first."""
+
+    def __init__(self, stream: IO[str] | None = None):
+        self._stream = stream or sys.stderr
+        self.visible = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._shown = 0.0
+
+    def show(self, text: str, now: bool = False) -> None:
+        """Replace the line, at most ten times a second, or `now`; what is too long for the terminal is cut."""
+        due = now or time.monotonic() - self._shown >= REFRESH
+        if self.visible and due:
+            self._shown = time.monotonic()
+            self._write("\r\033[K" + text[: shutil.get_terminal_size().columns - 1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        if self.visible and self._shown:
+            self._shown = 0.0
+            self._write("\r\033[K")
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+
+def bar(done: int, total: int, width: int = 24) -> str:
+    """'[######------] 10/20'."""
+    full = width * done // max(1, total)
+    return f"[{'#' * full}{'-' * (width - full)}] {done}/{total}"
+
+
+def duration_text(seconds: float) -> str:
+    """A duration as people say it: '12 s', '3 min', '1 h 20 min'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,62 @@
+"""The line of progress: on a terminal it is written over and cut to its width; files and pipes get nothing."""
+
+import io
+
+import pytest
+
+from ldm.cli.common import progress
+from ldm.utils import terminal
+from ldm.utils.terminal import LiveLine, bar
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that both modules read."""
+    now = [100.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(terminal.time, "perf_counter", lambda: now[0])
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    return now
+
+
+def shown(stream: Terminal) -> list[str]:
+    return stream.getvalue().split("\r\033[K")[1:]
+
+
+def test_a_line_is_written_over_ten_times_a_second_at_most_and_cut(clock):
+    stream = Terminal()
+    live = LiveLine(stream)
+    for text in ("one", "two", "three"):
+        live.show(text)
+        clock[0] += 0.06
+    live.show("x" * 99, now=True)
+    live.clear()
+    live.clear()
+    assert shown(stream) == ["one", "three", "x" * 39, ""]
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_elsewhere_there_is_none(stream, clock, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    live = LiveLine(stream)
+    live.show("one", now=True)
+    live.clear()
+    assert not live.visible and not stream.getvalue() and progress(3, live) is None
+
+
+def test_steps_have_a_bar_and_the_time_left(clock, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = Terminal()
+    step = progress(4, LiveLine(stream))
+    for index in range(4):
+        clock[0] += 30 if index == 0 else 2  # the first includes loading
+        step(index, None, None)
+    left = [text.partition("]")[2] for text in shown(stream)]
+    assert left == [" 0/4", " 1/4", " 2/4  4 s left", " 3/4  2 s left", " 4/4  0 s left"]
+    assert bar(3, 4, 8) == "[######--] 3/4" and bar(0, 0) == f"[{'-' * 24}] 0/0"
