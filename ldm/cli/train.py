@@ -78,9 +78,11 @@ def train_stage(part: str, argv: Sequence[str] | None = None) -> None:
         from ldm.training.cost_estimate import plan
 
         return print(plan(part, settings, invocation.config))
-    from ldm.training.distributed import end_world
+    from ldm.training.distributed import end_world, start_world, together
 
-    fit(part, settings, invocation.resume, invocation.allow_changed)
+    start_world()
+    with together():
+        fit(part, settings, invocation.resume, invocation.allow_changed)
     end_world()
 
 
@@ -106,7 +108,8 @@ def fit(
     quiet_libraries()
     state = start_world()
     settings, notes = followed(part, settings, state.device)
-    with state.main_process_first():
+    # The main process makes what a shared disk lacks, then the first of each node what its own lacks, then all read.
+    with state.main_process_first(), state.local_main_process_first():
         run = open_run(settings, part)
         data = build(settings.data)
         task = task_of(part, settings, data, run, state.device)
@@ -169,15 +172,19 @@ def train_all(words: Sequence[str]) -> None:
         new = f"ldm plan {source} --minutes N -o planned.yaml"
         raise UserError(f"{source} says how long to train: leave out --{min(plans)}, or `{new}` first")
     prepare_threads(threads)
-    from ldm.training.distributed import end_world, start_world
-
-    def project() -> Path:
-        return Path(source) if source.endswith(YAML) else planned(source, *limits, given)
+    from ldm.training.distributed import end_world, from_main, start_world, together
+    from ldm.utils.atomic_files import atomic_write
 
     # The main process plans before it joins the others: the steps that it measures must not wait for theirs.
-    config = project() if os.environ.get("RANK", "0") == "0" else None
-    start_world().wait_for_everyone()
-    train_project(config or project(), given, output)
+    plans_here = os.environ.get("RANK", "0") == "0" and not source.endswith(YAML)
+    config = planned(source, *limits, given) if plans_here else None
+    start_world()
+    with together():
+        path = config or project_file(source, given)
+        text = from_main(lambda: path.read_text("utf-8") if path.is_file() else "")
+        if text and not path.exists():  # a node with a disk of its own
+            atomic_write(path, text.encode())
+        train_project(path, given, output)
     end_world()
 
 
@@ -205,16 +212,25 @@ def limits_of(given: dict) -> tuple[float, float | None]:
     return found["minutes"] or MINUTES, found["memory"]
 
 
-def planned(source: str, minutes: float, memory: float | None, given: dict) -> Path:
-    """The project file of a folder: the one that an earlier start wrote, else planned now."""
-    from ldm.apps.project import name_of, write_project
-    from ldm.cli.plan import on_stderr
-    from ldm.config.loading import load
+def project_file(source: str, given: dict) -> Path:
+    """The project file of images, or `source` itself if it is one."""
+    from ldm.apps.project import name_of
 
+    if source.endswith(YAML):
+        return Path(source)
     name = given.get("name") or name_of(source)
     if name != Path(name).name:
         raise UserError(f"--name {name} must be a name, not a path: its files go to {Path(name).name}.yaml and runs/")
-    path = Path(f"{name}.yaml")
+    return Path(f"{name}.yaml")
+
+
+def planned(source: str, minutes: float, memory: float | None, given: dict) -> Path:
+    """The project file of a folder: the one that an earlier start wrote, else planned now."""
+    from ldm.apps.project import write_project
+    from ldm.cli.plan import on_stderr
+    from ldm.config.loading import load
+
+    path = project_file(source, given)
     if not path.exists():
         settings = {key: value for key, value in given.items() if key != "name"}
         write_project(path, source, minutes, memory, settings, on_stderr)
@@ -233,7 +249,7 @@ def train_project(config: Path, given: dict, output: str | None = None) -> None:
     from ldm.apps.project import settings_for
     from ldm.config.loading import load, run_dir
     from ldm.hub.export import refuse_foreign
-    from ldm.training.distributed import start_world
+    from ldm.training.distributed import from_main, start_world
     from ldm.utils.runtime import prepare_threads
 
     chosen = {part: load(part, config, settings_for(part, given)) for part in STAGES}
@@ -245,7 +261,7 @@ def train_project(config: Path, given: dict, output: str | None = None) -> None:
     for number, part in enumerate(parts, start=1):
         head = f"[{number}/{len(parts)}] {STAGES[part]}"
         earlier = [run_dir(chosen[one], one) for one in parts[: number - 1]] if part == "ldm" else []
-        if finished(part, chosen[part], earlier):
+        if from_main(lambda part=part, earlier=earlier: "done" * finished(part, chosen[part], earlier)):
             say(f"{head}: finished before")
             continue
         say(f"{head}: {amount(chosen[part])}, in {run_dir(chosen[part], part)}")

@@ -278,6 +278,8 @@ class TrainOptions(Settings):
     """Data loader processes."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads per process; 0 = torch's default."""
+    hang_minutes: Weight = 10.0
+    """Processes that get nowhere together for so long are ended, and those furthest behind are named; 0 = never."""
     planned_minutes: Weight | None = None
     """Estimate of `ldm plan`; the log compares it with the real time."""
     report_to: list[Literal["tensorboard", "wandb", "comet_ml", "mlflow", "none"]] = ["tensorboard"]

@@ -1,6 +1,14 @@
-"""Processes, devices and precision: what accelerate is set up with."""
+"""Processes, devices and precision: what accelerate is set up with, and what the processes tell one another.
+
+A process may have a disk of its own. The main process decides, and what differs elsewhere ends all of them.
+"""
 
 import os
+import re
+import socket
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -8,12 +16,24 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import GradientAccumulationPlugin
 from diffusers import ModelMixin
-from torch import nn
+from torch import distributed, nn
 
 from ldm.config.settings import TrainOptions
 from ldm.training.launcher import asked_precision, launcher_words, option
 from ldm.training.optimizer import native_bf16
+from ldm.training.watchdog import Watchdog
 from ldm.utils.errors import UserError, out_of_memory
+
+PATIENCE = timedelta(hours=12)  # others wait while one builds the caches
+ENGINES = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config (tensor, context or expert parallelism)",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker",
+}
+LOST = re.compile(r"^Dist|gloo|NCCL|Connection (closed|reset)|Broken pipe|Timed out waiting|process group", re.IGNORECASE)
+LOST_SECONDS = 5.0  # in which the watchdog may learn the reason
 
 
 def precision(wanted: str, device: torch.device) -> str:
@@ -40,16 +60,152 @@ def asked_for_cpu() -> bool:
 
 def start_world() -> PartialState:
     """Join the processes that the launcher started. Without CUDA, several processes means several CPU processes."""
+    global _world
+    check_engine()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    patience = {"timeout": timedelta(hours=12)} if several else {}  # others wait while one builds the caches
+    patience = {"timeout": PATIENCE} if several else {}
     state = PartialState(cpu=asked_for_cpu() or (several and not torch.cuda.is_available()), **patience)
     check_world(state.num_processes)
+    if state.num_processes > 1 and _world is None:
+        _world = World(state)
     return state
+
+
+class World:
+    """What several processes share beside gradients: a group on the CPU, torch's store, and a watchdog."""
+
+    def __init__(self, state: PartialState):
+        self.rank, self.size = state.process_index, state.num_processes
+        self.is_main, self.first_of_node = state.is_main_process, state.is_local_main_process
+        self.group = distributed.new_group(backend="gloo", timeout=PATIENCE)  # so that no GPU has to be waited for
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives its restarts
+        store = distributed.distributed_c10d._get_default_store()
+        self.store = distributed.PrefixStore(f"ldm-{attempt}", store.clone())
+        self.asked = 0
+        self.watchdog = Watchdog(distributed.PrefixStore(f"ldm-{attempt}", store.clone()), self.rank, self.size)
+        self.watchdog.listen()
+        self.watchdog.start()
+
+    def gather(self, value: object) -> list:
+        """A value of each process, in each of them."""
+        values = [None] * self.size
+        distributed.all_gather_object(values, value, group=self.group)
+        return values
+
+
+_world: World | None = None
 
 
 def end_world() -> None:
     """Leave the other processes: at the end of a program, not of a stage."""
+    global _world
+    if _world is not None:
+        _world.watchdog.stop()
+        _world = None
     PartialState().destroy_process_group()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What several processes do: an error in one ends all, each with a line that says which process and why.
+
+    Raises: UserError for what happened elsewhere.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _world is None:
+            raise
+        lost = isinstance(error, RuntimeError) and bool(LOST.search(f"{type(error).__name__} {error}"))
+        if reason := _world.watchdog.reason(LOST_SECONDS if lost else 0.0):
+            raise UserError(reason) from error
+        if lost:
+            raise UserError(
+                f"process {_world.rank + 1} of {_world.size} lost the others: one of them was ended, or the network "
+                "is down; --resume auto continues from the last checkpoint"
+            ) from error
+        _world.watchdog.report(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        raise
+
+
+def enter(text: str, step: int = 0, order: int = 0, alone: bool = False, uncut: bool = False) -> None:
+    """Tell the other processes where this one is: see `ldm.training.watchdog.Place`."""
+    if _world is not None:
+        _world.watchdog.enter(text, step, order, alone, uncut)
+
+
+def end_after(minutes: float) -> None:
+    """End a training in which no process gets on for so long; 0 = never."""
+    if _world is not None:
+        _world.watchdog.hang_seconds = 60 * minutes or float("inf")
+
+
+def from_main(make: Callable[[], str]) -> str:
+    """What the main process makes, in every process. The others may ask later: nobody waits for them."""
+    if _world is None:
+        return make()
+    _world.asked += 1
+    key = f"made-{_world.asked}"
+    if _world.is_main:
+        _world.store.set(key, make())
+    _world.store.wait([key], PATIENCE)
+    return _world.store.get(key).decode()
+
+
+def agree(facts: Mapping[str, str], advice: str) -> None:
+    """Raises: UserError, in every process, if one has other facts than the main process."""
+    if _world is None:
+        return
+    everyone = _world.gather((socket.gethostname(), dict(facts)))
+    main = everyone[0][1]
+    for rank, (host, own) in enumerate(everyone):
+        if names := sorted(name for name in main.keys() | own.keys() if main.get(name) != own.get(name)):
+            name = names[0]
+            raise UserError(
+                f"{name} is {own.get(name, 'missing')} for process {rank + 1} of {_world.size} on {host} and "
+                f"{main.get(name, 'missing')} for the main process: {advice}"
+            )
+
+
+def any_of(flag: int) -> int:
+    """The greatest of the flags of all processes."""
+    if _world is None:
+        return flag
+    greatest = torch.tensor(flag)
+    distributed.all_reduce(greatest, distributed.ReduceOp.MAX, group=_world.group)
+    return int(greatest)
+
+
+def numbers_of_main(numbers: torch.Tensor) -> torch.Tensor:
+    """The numbers that the main process has, on the CPU, in every process."""
+    if _world is not None:
+        distributed.broadcast(numbers, 0, group=_world.group)
+    return numbers
+
+
+def writes_to(folder: Path) -> bool:
+    """Whether this process writes what is the same in all: the main one, and the first of a node with its own disk."""
+    if _world is None:
+        return True
+    probe = folder / f".{from_main(lambda: uuid.uuid4().hex)}"
+    if _world.is_main:
+        probe.touch()
+    distributed.barrier(group=_world.group)
+    shared = probe.exists()
+    distributed.barrier(group=_world.group)
+    if _world.is_main:
+        probe.unlink()
+    return _world.is_main or (_world.first_of_node and not shared)
+
+
+def check_engine() -> None:
+    """Raises: UserError for a choice of `accelerate config` that would be ignored, or fail in the middle."""
+    for variable, name in ENGINES.items():
+        if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
+            raise UserError(
+                f"accelerate launch asks for {name}, which is not supported: every process holds the complete model "
+                "(DDP); answer no to it in `accelerate config`, or use a file of configs/accelerate"
+            )
 
 
 def check_world(world: int) -> None:
