@@ -131,7 +131,7 @@ class OnDevice(torch.Tensor):
             requires_grad=requires_grad,
             layout=real.layout,
         )
-        self.real = real
+        self.inner = real
         return self
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -143,20 +143,20 @@ class OnDevice(torch.Tensor):
         return 0
 
     def untyped_storage(self):
-        return self.real.untyped_storage()
+        return self.inner.untyped_storage()
 
     def data_ptr(self):
-        return self.real.data_ptr()
+        return self.inner.data_ptr()
 
     def numpy(self, *args, **values):
         raise TypeError(f"pretend device: can't convert a cuda tensor to numpy, at {_line()}")
 
     def __repr__(self, **values):
-        return f"OnDevice({self.real!r})"
+        return f"OnDevice({self.inner!r})"
 
     def __deepcopy__(self, memo):
         if id(self) not in memo:
-            copy = OnDevice(self.real.detach().clone())
+            copy = OnDevice(self.inner.detach().clone())
             parameter = isinstance(self, torch.nn.Parameter) or getattr(self, "_is_param", False)
             memo[id(self)] = torch.nn.Parameter(copy, requires_grad=self.requires_grad) if parameter else copy
         return memo[id(self)]
@@ -171,7 +171,7 @@ def _on_cuda(device) -> bool:
 
 
 def _real(value):
-    return value.real if isinstance(value, OnDevice) else value
+    return value.inner if isinstance(value, OnDevice) else value
 
 
 def _copied(func, args, values):
@@ -216,9 +216,8 @@ def _run(func, args, values):
     tensors = [one for one in flat if isinstance(one, torch.Tensor)]
     mixed = any(isinstance(one, OnDevice) for one in tensors)
     wanted = values.get("device")
-    on_cuda = mixed or _on_cuda(wanted)
+    on_cuda = mixed or _on_cuda(wanted)  # torch's own C++ asks for the CPU, where it sees the wrappers
     if wanted is not None:
-        on_cuda = _on_cuda(wanted) or (mixed and wanted is None)
         values = {name: value for name, value in values.items() if name != "pin_memory"} | {"device": CPU}
     if mixed and func in READS:
         _waited(str(func))
@@ -305,7 +304,7 @@ class ToDevice(torch.autograd.Function):
 class FromDevice(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor):
-        return tensor.real.clone()
+        return tensor.inner.clone()
 
     @staticmethod
     def backward(ctx, gradient):

@@ -27,6 +27,7 @@ from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import NO_SPACE, exclusive_lock, readable_io_errors, require_free_space
 from ldm.utils.errors import UserError
 from ldm.utils.image_tensors import to_images
+from ldm.utils.verified_files import verify_once
 
 DTYPE = "<f2"
 FORMAT = f"2 {DTYPE}"  # part of every cache key: raise the number when the latents of the same images change
@@ -93,10 +94,16 @@ def cached_latents(
     if data.resolution % (factor := downsampling_factor(vae.config)):
         raise UserError(f"data.resolution {data.resolution} is no multiple of the VAE's factor {factor}")
     folder = latents_folder(network_digest(vae) if digest is None else digest, data, cache_dir)
-    if checkpoint.verify(folder):
+    if _fault(folder):
         with readable_io_errors(folder, NO_SPACE), exclusive_lock(folder):
             _rebuild(vae, data, folder, batch_size or encoding_batch_size(vae, data.resolution))
     return open_latents(folder)
+
+
+def _fault(folder: Path) -> str | None:
+    """Why a cache cannot be used, or None. All of it is read once, not by every process at every start."""
+    files = [folder / checkpoint.MANIFEST, *(folder / f"{name}.npy" for name in NAMES)]
+    return verify_once(files, folder / "verified.json", lambda: checkpoint.verify(folder))
 
 
 def open_latents(folder: Path) -> Latents:
@@ -106,7 +113,7 @@ def open_latents(folder: Path) -> Latents:
 
 def _rebuild(vae: Autoencoder, data: ImageTextData, folder: Path, batch_size: int) -> None:
     """Build the cache, unless another process did while this one waited to be the only one."""
-    error = checkpoint.verify(folder)
+    error = _fault(folder)
     if error is None:
         return
     if folder.exists():

@@ -91,6 +91,7 @@ class Watchdog(threading.Thread):
         self._reads, self._writes = socket.socketpair()  # of which Windows can wait, and of pipes it cannot
         self._writes.setblocking(False)
         self._finished = threading.Event()
+        self._talker = threading.Thread(target=self._talk, daemon=True, name="watchdog-store")
 
     # ---- for the main thread ----------------------------------------------------------------------------------------
 
@@ -127,19 +128,28 @@ class Watchdog(threading.Thread):
             signal.set_wakeup_fd(-1)
         self.left = True
         self._finished.set()
-        self.join(timeout=5)
+        self._talker.join(timeout=5)
 
     # ---- the thread -------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
+        self._talker.start()
+        last = time.monotonic()
         while not self._finished.is_set():
-            try:
-                self._tick()
-            except (RuntimeError, ValueError):  # no store: its process is gone, or everybody has left
-                if self.end is None and (reason := self._gone()):
-                    self._end(reason)
+            now = time.monotonic()
+            if now - last > GONE / 2:  # this process itself stood still: the others may have spoken
+                self._excuse(now)
+            last = now
+            if self.end is None and (reason := self._gone()):
+                self._end(reason)
             self._obey()
             self._hear(BEAT)
+
+    def _talk(self) -> None:
+        """Speak and listen over the store, in a thread of its own: with a main process that is frozen, it stays there."""
+        while not self._finished.wait(BEAT):
+            with suppress(RuntimeError):  # the store's process is gone: that will show
+                self._tick()
         with suppress(RuntimeError):
             self._say()
 
@@ -152,7 +162,7 @@ class Watchdog(threading.Thread):
         elif not self.signal and self.store.check([SIGNAL]):
             self._pass_on(int(self.store.get(SIGNAL)))
         self._look()
-        if self.end is None and (reason := self._gone() or (self._judge() if self.rank == 0 else None)):
+        if self.end is None and self.rank == 0 and (reason := self._gone() or self._judge()):
             self._publish(reason)
             self._end(reason)
 
@@ -195,6 +205,10 @@ class Watchdog(threading.Thread):
                 text = f"no sign of life for {time.monotonic() - seen.alive:.0f} s: it hangs, or was ended"
                 return {"rank": rank, "host": seen.host, "text": text, "code": 2}
         return None
+
+    def _excuse(self, now: float) -> None:
+        for seen in self.seen.values():
+            seen.alive = seen.moved = now
 
     def _judge(self) -> dict | None:
         """Why all have to end though all are alive; main process only."""

@@ -124,8 +124,7 @@ def test_a_process_that_hangs_is_named(project, tmp_path, survived):
     survived("hung process", 1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(("number", "victim"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 0), (signal.SIGSTOP, 1)])
 def test_a_process_that_is_gone_ends_the_others(number, victim, project, tmp_path, survived):
     run = runs(tmp_path)[0]
     work = partial(train_apart, project, tmp_path, num_steps=100_000)
