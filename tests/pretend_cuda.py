@@ -8,6 +8,7 @@ of ours that asked for it. Kernels, streams, memory and speed are out of its rea
 """
 
 import contextlib
+import re
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -110,9 +111,13 @@ def _waited(why: str) -> None:
 
 
 def _line() -> str:
+    """The innermost line of ours, after the one of diffusers or transformers that it called, if any."""
+    inner = ""
     for frame in reversed(traceback.extract_stack()):
         if "/ldm/" in frame.filename:
-            return f"{frame.filename.rpartition('/ldm/')[2]}:{frame.lineno} {frame.line}"
+            return f"{inner}{frame.filename.rpartition('/ldm/')[2]}:{frame.lineno} {frame.line}"
+        package = re.search(r"/(diffusers|transformers)/(.*)", frame.filename)
+        inner = inner or (f"{package[1]} {package[2]}:{frame.lineno}, from " if package else "")
     return "outside of ldm"
 
 
@@ -170,7 +175,7 @@ def _on_cuda(device) -> bool:
     return device is not None and torch.device(device).type == "cuda"
 
 
-def _real(value):
+def _inner(value):
     return value.inner if isinstance(value, OnDevice) else value
 
 
@@ -180,15 +185,15 @@ def _copied(func, args, values):
         target, source = args[:2]
         if isinstance(source, OnDevice) != isinstance(target, OnDevice) and source.ndim:
             _waited("copy")
-        _real(target).copy_(_real(source))
+        _inner(target).copy_(_inner(source))
         return target
     source, wanted = args[0], values.pop("device", None)
     there, blocks = isinstance(source, OnDevice), not values.pop("non_blocking", False)
-    to_cuda = there if wanted is None else _on_cuda(wanted)
+    to_cuda = there or _on_cuda(wanted)  # `Functions` copies to the CPU; here torch's C++ asks for the same device
     if blocks and there != to_cuda:
         _waited("copy")
     values.pop("pin_memory", None)
-    out = func(_real(source), **{name: value for name, value in values.items() if value is not None})
+    out = func(_inner(source), **{name: value for name, value in values.items() if value is not None})
     return OnDevice(out) if to_cuda else out
 
 
@@ -228,7 +233,7 @@ def _run(func, args, values):
         _check(func, tensors, values.get("generator"))
     elif on_cuda:
         _check(func, [], values.get("generator"))
-    out = func(*tree_map(_real, args), **tree_map(_real, values))
+    out = func(*tree_map(_inner, args), **tree_map(_inner, values))
     written = [
         (i, one.name)
         for i, one in enumerate(func._schema.arguments)
@@ -298,7 +303,7 @@ class ToDevice(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        return _real(gradient)
+        return _inner(gradient)
 
 
 class FromDevice(torch.autograd.Function):

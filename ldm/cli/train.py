@@ -112,7 +112,7 @@ def fit(
     with state.main_process_first(), state.local_main_process_first():
         run = open_run(settings, part)
         data = build(settings.data)
-        task = task_of(part, settings, data, run, state.device)
+    task = task_of(part, settings, data, run, state.device)  # by all together: they share the encoding
     trainer = Trainer(task, settings, run)
     for note in notes:
         trainer.log.say(note)

@@ -23,6 +23,7 @@ from ldm.training.launcher import asked_precision, launcher_words, option
 from ldm.training.optimizer import native_bf16
 from ldm.training.watchdog import Watchdog
 from ldm.utils.errors import UserError, out_of_memory
+from ldm.utils.runtime import usable_cores
 
 PATIENCE = timedelta(hours=12)  # others wait while one builds the caches
 ENGINES = {
@@ -167,6 +168,11 @@ def agree(facts: Mapping[str, str], advice: str) -> None:
             )
 
 
+def own_rank() -> int:
+    """The number of this process, 0 for the main one."""
+    return 0 if _world is None else _world.rank
+
+
 def any_of(flag: int) -> int:
     """The greatest of the flags of all processes."""
     if _world is None:
@@ -237,6 +243,17 @@ def build_accelerator(train: TrainOptions, run: Path, find_unused_parameters: bo
             f"gradient_accumulation_steps = {world} x {accumulation}"
         )
     return accelerator
+
+
+def loader_workers(wanted: int | None, device: torch.device) -> int:
+    """Data loader processes: as wanted, else those that suit. On a CPU they would compete with the training.
+
+    Captions, tokens and noise of a batch of 512 take a core a third of a second, and a GPU waits for them.
+    """
+    if wanted is not None or device.type != "cuda":
+        return wanted or 0
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE") or torch.cuda.device_count())
+    return max(1, min(8, usable_cores() // beside - 1))
 
 
 def explain_out_of_memory(error: Exception, train: TrainOptions, world: int, step: int) -> Exception:

@@ -25,6 +25,7 @@ from ldm.training.distributed import (
     end_after,
     enter,
     explain_out_of_memory,
+    loader_workers,
     numbers_of_main,
     writes_to,
 )
@@ -143,7 +144,7 @@ class Trainer:
                 self.batches,
                 sampler=batch_slices(self.train, self.step, rank, world),
                 batch_size=None,
-                num_workers=self.train.num_workers,
+                num_workers=loader_workers(self.train.num_workers, self.accelerator.device),
                 pin_memory=self.accelerator.device.type == "cuda",
                 worker_init_fn=ignore_interrupts,
             )

@@ -17,6 +17,7 @@ from ldm.models.pretrained import TEXT, VAE, locate
 from ldm.models.text_encoder import load_text, null_text_encoder, untrained_text_encoder
 from ldm.pipelines.diffusers_schedulers import export_scheduler
 from ldm.training.data_order import derive_seed
+from ldm.training.distributed import own_rank
 from ldm.training.latent_cache import Latents, Uncached, cached_latents
 from ldm.training.run_directory import sibling
 from ldm.training.tasks.clip import run_tokenizer
@@ -76,7 +77,7 @@ def load_components(settings: LdmSettings, data: Splits, run: Path, device: torc
     def encoded(split: ImageTextData) -> EncodedSplit:
         if isinstance(vae, IdentityAutoencoder):
             return EncodedSplit(split, Uncached(split))
-        return EncodedSplit(split, cached_latents(vae, split, settings.data.cache_dir, digest=digest))
+        return EncodedSplit(split, cached_latents(vae, split, settings.data.cache_dir, digest=digest, rank=own_rank()))
 
     return Components(
         vae,
