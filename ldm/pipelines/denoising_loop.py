@@ -94,7 +94,7 @@ class SamplingPlan:
 def denoise(plan: SamplingPlan, predict: Predict) -> Tensor:
     """Latents (B, c, h, w) at the end of the loop; how many steps a strength takes is as in diffusers' img2img."""
     scheduler, x, first = plan.scheduler, plan.noise, 0
-    scheduler.set_timesteps(plan.num_inference_steps, device=x.device)
+    scheduler.set_timesteps(plan.num_inference_steps)  # on the CPU: no step has to wait for a GPU to tell its time
     if "Ancestral" in type(scheduler).__name__:  # in float32 the noise of a step from a large sigma rounds to NaN
         scheduler.sigmas = scheduler.sigmas.double()
     step, order = scheduler_step(plan, predict), getattr(scheduler, "order", 1)
@@ -153,7 +153,7 @@ def invert(plan: SamplingPlan, predict: Predict) -> Tensor:
     """
     assert plan.init_latents is not None
     scheduler, x = plan.scheduler, plan.init_latents
-    scheduler.set_timesteps(plan.num_inference_steps, device=plan.noise.device)
+    scheduler.set_timesteps(plan.num_inference_steps)
     timesteps, process, here = list(scheduler.timesteps), process_of(scheduler), Level(0.0, 1.0, 0.0)
 
     def inverse_step(state: State) -> tuple[Tensor, None]:

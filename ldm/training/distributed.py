@@ -3,6 +3,7 @@
 A process may have a disk of its own. The main process decides, and what differs elsewhere ends all of them.
 """
 
+import json
 import os
 import re
 import socket
@@ -87,11 +88,13 @@ class World:
         self.watchdog.listen()
         self.watchdog.start()
 
-    def gather(self, value: object) -> list:
-        """A value of each process, in each of them."""
-        values = [None] * self.size
-        distributed.all_gather_object(values, value, group=self.group)
-        return values
+    def gather(self, text: str) -> list[str]:
+        """A text of each process, in each of them."""
+        self.asked += 1
+        keys = [f"told-{self.asked}-{rank}" for rank in range(self.size)]
+        self.store.set(keys[self.rank], text)
+        self.store.wait(keys, PATIENCE)
+        return [value.decode() for value in self.store.multi_get(keys)]
 
 
 _world: World | None = None
@@ -157,15 +160,14 @@ def agree(facts: Mapping[str, str], advice: str) -> None:
     """Raises: UserError, in every process, if one has other facts than the main process."""
     if _world is None:
         return
-    everyone = _world.gather((socket.gethostname(), dict(facts)))
-    main = everyone[0][1]
-    for rank, (host, own) in enumerate(everyone):
-        if names := sorted(name for name in main.keys() | own.keys() if main.get(name) != own.get(name)):
-            name = names[0]
-            raise UserError(
-                f"{name} is {own.get(name, 'missing')} for process {rank + 1} of {_world.size} on {host} and "
-                f"{main.get(name, 'missing')} for the main process: {advice}"
-            )
+    main = json.loads(from_main(lambda: json.dumps(facts)))
+    name = next((name for name in sorted(main.keys() | facts.keys()) if main.get(name) != facts.get(name)), None)
+    complaint = "" if name is None else (
+        f"{name} is {facts.get(name, 'missing')} for process {_world.rank + 1} of {_world.size} on "
+        f"{socket.gethostname()} and {main.get(name, 'missing')} for the main process: {advice}"
+    )
+    if first := next(filter(None, _world.gather(complaint)), ""):
+        raise UserError(first)
 
 
 def own_rank() -> int:
