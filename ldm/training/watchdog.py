@@ -147,9 +147,10 @@ class Watchdog(threading.Thread):
 
     def _talk(self) -> None:
         """Speak and listen over the store, in a thread of its own: with a main process that is frozen, it stays there."""
-        while not self._finished.wait(BEAT):
+        while not self._finished.is_set():
             with suppress(RuntimeError):  # the store's process is gone: that will show
                 self._tick()
+            self._finished.wait(BEAT)
         with suppress(RuntimeError):
             self._say()
 

@@ -127,9 +127,10 @@ def test_a_process_that_hangs_is_named(project, tmp_path, survived):
 @pytest.mark.parametrize(("number", "victim"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 0), (signal.SIGSTOP, 1)])
 def test_a_process_that_is_gone_ends_the_others(number, victim, project, tmp_path, survived):
     run = runs(tmp_path)[0]
-    work = partial(train_apart, project, tmp_path, num_steps=100_000)
+    work = partial(train_apart, project, tmp_path, num_steps=100_000, save_every=50_000)
     children = world(work, tmp_path / "said", 2, nodes=True)
-    until(lambda: len(checkpoint.saved(run / "checkpoints")) > 0)
+    until(lambda: len(losses(run)) > 4)
+    time.sleep(3)  # they have heard of each other
     children[victim].kill(number)
     other = children[1 - victim]
     assert ended([other]) == [2]
