@@ -1,4 +1,4 @@
-"""A U-Net's training step by precision, memory layout, attention and compilation: images/s and the fraction of the peak.
+"""A U-Net's training step by precision, layout, attention and compilation: images/s and the fraction of the peak.
 
     python benchmarks/gpu_kernels.py --device cuda
     python benchmarks/gpu_kernels.py --device cpu     # small, to see that it runs

@@ -54,13 +54,16 @@ def checks(gpu: bool) -> list[Check]:
         return [pretend, *helps, Check("kernels, small", python("benchmarks/gpu_kernels.py", "--device", "cpu"), 120)]
     step = ["benchmarks/train_step.py", "--device", "cuda", "--batch", "64", "--steps-per-round", "20"]
     precisions = [
-        Check(f"training step, {precision}", python(*step, "--precision", precision), 90) for precision in ("bf16", "fp16")
+        Check(f"training step, {precision}", python(*step, "--precision", precision), 90)
+        for precision in ("bf16", "fp16")
     ]
     return [
         Check("tests", [*tests, "-m", "gpu"], 120),
         Check("kernels", python("benchmarks/gpu_kernels.py", "--device", "cuda"), 240),
         *precisions,
-        Check("sampling", python("-m", "ldm", "generate", "enclosed glyph", "--grid", "8x8", "-o", "{out}/grid.png"), 60),
+        Check(
+            "sampling", python("-m", "ldm", "generate", "enclosed glyph", "--grid", "8x8", "-o", "{out}/grid.png"), 60
+        ),
         pretend,
     ]
 
@@ -70,7 +73,12 @@ def run(check: Check, out: Path, seconds: float) -> Result:
     began = time.monotonic()
     try:
         done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, env=os.environ | {"PYTHONPATH": str(ROOT)}
+            command,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
         )
         code, output = done.returncode, done.stdout + done.stderr
     except subprocess.TimeoutExpired as late:
@@ -94,7 +102,9 @@ def markdown(device: str, results: list[Result]) -> str:
     for one in results:
         word = "out of time" if one.code is None else "ok" if one.code == 0 else f"failed ({one.code})"
         table += f"| {one.name} | {word} | {one.seconds:.0f} |\n"
-    return head + table + "".join(f"\n## {one.name}\n\n`{one.command}`\n\n```text\n{one.output}\n```\n" for one in results)
+    return (
+        head + table + "".join(f"\n## {one.name}\n\n`{one.command}`\n\n```text\n{one.output}\n```\n" for one in results)
+    )
 
 
 def main() -> int:

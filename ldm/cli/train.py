@@ -78,7 +78,8 @@ def train_stage(part: str, argv: Sequence[str] | None = None) -> None:
         from ldm.training.cost_estimate import plan
 
         return print(plan(part, settings, invocation.config))
-    from ldm.training.distributed import end_world, start_world, together
+    from ldm.training.distributed import end_world, start_world
+    from ldm.training.world import together
 
     start_world()
     with together():
@@ -172,7 +173,8 @@ def train_all(words: Sequence[str]) -> None:
         new = f"ldm plan {source} --minutes N -o planned.yaml"
         raise UserError(f"{source} says how long to train: leave out --{min(plans)}, or `{new}` first")
     prepare_threads(threads)
-    from ldm.training.distributed import end_world, from_main, start_world, together
+    from ldm.training.distributed import end_world, start_world
+    from ldm.training.world import from_main, together
     from ldm.utils.atomic_files import atomic_write
 
     # The main process plans before it joins the others: the steps that it measures must not wait for theirs.
@@ -249,7 +251,8 @@ def train_project(config: Path, given: dict, output: str | None = None) -> None:
     from ldm.apps.project import settings_for
     from ldm.config.loading import load, run_dir
     from ldm.hub.export import refuse_foreign
-    from ldm.training.distributed import from_main, start_world
+    from ldm.training.distributed import start_world
+    from ldm.training.world import from_main
     from ldm.utils.runtime import prepare_threads
 
     chosen = {part: load(part, config, settings_for(part, given)) for part in STAGES}

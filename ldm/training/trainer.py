@@ -18,16 +18,10 @@ from torch.utils.data import DataLoader
 from ldm.config.settings import RunSettings
 from ldm.training.data_order import Batches, batch_slices, derive_seed
 from ldm.training.distributed import (
-    agree,
-    any_of,
     build_accelerator,
     checkpoint_gradients,
-    end_after,
-    enter,
     explain_out_of_memory,
     loader_workers,
-    numbers_of_main,
-    writes_to,
 )
 from ldm.training.ema import EMA
 from ldm.training.optimizer import build_optimizer, lr_factor
@@ -38,6 +32,7 @@ from ldm.training.run_log import RunLog, shortened
 from ldm.training.state import TrainingState, find, rewind, weights_of
 from ldm.training.task import BatchSlice, LossAndMetrics, Task
 from ldm.training.validation import best_of, due, reason_to_stop, summary, wanted
+from ldm.training.world import agree, any_of, end_after, enter, numbers_of_main, writes_to
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import remove_stale
 from ldm.utils.errors import UserError

@@ -146,7 +146,7 @@ class Watchdog(threading.Thread):
             self._hear(BEAT)
 
     def _talk(self) -> None:
-        """Speak and listen over the store, in a thread of its own: with a main process that is frozen, it stays there."""
+        """Speak and listen over the store, in a thread of its own: it stays there if the main process is frozen."""
         while not self._finished.is_set():
             with suppress(RuntimeError):  # the store's process is gone: that will show
                 self._tick()

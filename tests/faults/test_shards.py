@@ -107,4 +107,3 @@ def test_a_damaged_or_interrupted_shard_is_made_again(tmp_path, survived):
     assert [calls.count(start) for start in (0, 2, 4, 6)] == [2, 2, 1, 1]  # the damaged one, and one that was whole
     assert content(tmp_path) == alone(tmp_path / "alone")
     survived("damaged shard", 1)
-

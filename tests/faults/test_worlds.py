@@ -14,7 +14,8 @@ from tiny_trainings import losses, settings_of
 from ldm.cli.train import train_stage
 from ldm.config.loading import to_yaml
 from ldm.training.data_order import Batches
-from ldm.training.distributed import agree, start_world, together
+from ldm.training.distributed import start_world
+from ldm.training.world import agree, together
 from ldm.utils import checkpoint_files as checkpoint
 
 SECONDS = 15.0  # within which everybody ends
@@ -59,10 +60,7 @@ def test_two_nodes_without_a_shared_disk_train_and_resume_together(project, tmp_
     assert ended(children) == [0, 0], [child.said() for child in children]
     one, two = runs(tmp_path)
     for name in ("tokenizer", "final", "checkpoints/step-00000006"):
-        ours, theirs = (
-            {f: entry for f, entry in json.loads((run / name / "manifest.json").read_text())["files"].items()}
-            for run in (one, two)
-        )
+        ours, theirs = (json.loads((run / name / "manifest.json").read_text())["files"] for run in (one, two))
         ours.pop("state.json", None), theirs.pop("state.json", None)  # it has the folder's name
         assert ours == theirs and ours
     assert list(losses(one)) == [1, 2, 3, 4, 5, 6] and not (two / "log.jsonl").exists()
@@ -167,7 +165,7 @@ def test_whoever_differs_is_named(tmp_path):
     children = world(partial(differ, tmp_path), tmp_path / "said", 2)
     assert ended(children) == [2, 2]
     text = "data is abc1 for process 2 of 2 on"
-    assert all(text in errors_in(child)[0] and "abc0 for the main process: give them" in child.said() for child in children)
+    assert all(
+        text in errors_in(child)[0] and "abc0 for the main process: give them" in child.said() for child in children
+    )
     agree({"seed": "0"}, "")  # a world of one
-
-

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pretend_cuda
 import pytest
-import torch
 import tiny_trainings
+import torch
 from accelerate.state import AcceleratorState
 from forked import Child
 from tiny_model import COSINE, FLOW, tiny_folder, tiny_lora
@@ -97,7 +97,14 @@ def merged(values: dict, changes: dict, names: dict[str, str]) -> dict:
 def trained(case: str, project: Path, run: Path, steps: int = STEPS) -> dict:
     """Host syncs in each step of a training, counted within `Trainer._step`."""
     part, changes, options = TRAININGS[case]
-    options = {"num_steps": steps, "save_every": 3, "log_every": 100, "sample_every": 0, "keep_best": True, "num_workers": 0} | options
+    options = {
+        "num_steps": steps,
+        "save_every": 3,
+        "log_every": 100,
+        "sample_every": 0,
+        "keep_best": True,
+        "num_workers": 0,
+    } | options
     settings = settings_of(part, project, run, **options)
     names = {"MODEL": str(project / "model"), "CLIP": str(project / "clip")}
     settings = type(settings)(**merged(settings.model_dump(), changes, names))

@@ -20,7 +20,9 @@ def files(tmp_path, monkeypatch):
 
 def reads(files, fault=None) -> int:
     count = []
-    assert verify_once(files, files[0].with_name("stamp"), lambda: count.append(1) or fault) == (fault if count else None)
+    assert verify_once(files, files[0].with_name("stamp"), lambda: count.append(1) or fault) == (
+        fault if count else None
+    )
     return len(count)
 
 

@@ -16,8 +16,8 @@ from ldm.models.saving import save_component
 from ldm.models.text_encoder import text_tower
 from ldm.models.tokenizer import encode, save_tokenizer, tokenizer_digest, train_tokenizer
 from ldm.training.data_order import derive_seed
-from ldm.training.distributed import from_main
 from ldm.training.task import BatchSlice, SampleRef, caption_of, from_mixture
+from ldm.training.world import from_main
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
 from ldm.utils.image_tensors import to_images

@@ -17,10 +17,10 @@ from ldm.models.pretrained import TEXT, VAE, locate
 from ldm.models.text_encoder import load_text, null_text_encoder, untrained_text_encoder
 from ldm.pipelines.diffusers_schedulers import export_scheduler
 from ldm.training.data_order import derive_seed
-from ldm.training.distributed import own_rank
 from ldm.training.latent_cache import Latents, Uncached, cached_latents
 from ldm.training.run_directory import sibling
 from ldm.training.tasks.clip import run_tokenizer
+from ldm.training.world import own_rank
 from ldm.utils.errors import UserError
 
 
