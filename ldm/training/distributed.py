@@ -94,7 +94,12 @@ def build_accelerator(train: TrainOptions, run: Path, find_unused_parameters: bo
         log_with=[name for name in train.report_to if name != "none"] or None,
         project_dir=run / "logs",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the trainer's own: else divided twice
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                find_unused_parameters=find_unused_parameters,
+                gradient_as_bucket_view=True,  # one copy of the gradients, not two
+            )
+        ],
     )
     processes, accumulation = accelerator.num_processes, train.gradient_accumulation_steps
     if train.batch_size % (processes * accumulation):

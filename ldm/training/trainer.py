@@ -157,14 +157,14 @@ class Trainer:
         self.task.module.train()
         try:
             losses = self._accumulate(module, micro_batches, meter)
+            self._enter("the optimizer's step", OPTIMIZING)
+            norm = self.accelerator.clip_grad_norm_(self.task.module.parameters(), self.settings.optim.grad_clip)
+            # A process's gradients are in everyone's mean, so all find the same; one number is read from the device.
+            finite = math.isfinite(norm)
+            if finite or self.accelerator.scaler is not None:  # which skips by itself, and has to hear of it
+                optimizer.step()  # the first makes the moments
         except (RuntimeError, MemoryError) as error:
             raise explain_out_of_memory(error, self.train, self.accelerator.num_processes, self.step + 1) from error
-        self._enter("the optimizer's step", OPTIMIZING)
-        norm = self.accelerator.clip_grad_norm_(self.task.module.parameters(), self.settings.optim.grad_clip)
-        # A process's gradients are in everyone's mean, so all find the same; one number is read from the device.
-        finite = math.isfinite(norm)
-        if finite or self.accelerator.scaler is not None:  # which skips by itself, and has to hear of it
-            optimizer.step()
         optimizer.zero_grad()
         if finite:
             for loss, metrics in losses:

@@ -89,7 +89,8 @@ class Watchdog(threading.Thread):
         self.end: dict | None = None  # why all have to end
         self.ended = 0.0
         self._reads, self._writes = socket.socketpair()  # of which Windows can wait, and of pipes it cannot
-        self._writes.setblocking(False)
+        self._reads.setblocking(False), self._writes.setblocking(False)
+        self._reading = threading.Lock()
         self._finished = threading.Event()
         self._talker = threading.Thread(target=self._talk, daemon=True, name="watchdog-store")
 
@@ -190,14 +191,20 @@ class Watchdog(threading.Thread):
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0 and not self._finished.is_set():
             if select.select([self._reads], [], [], min(left, 0.2))[0]:
-                numbers = [number for number in self._reads.recv(64) if number in INTERRUPTS]
-                if numbers and not self.signal:
-                    self.signal, self.signalled = numbers[0], time.monotonic()
+                self._note_signals()
+
+    def _note_signals(self) -> None:
+        with self._reading, suppress(BlockingIOError):
+            numbers = [number for number in self._reads.recv(64) if number in INTERRUPTS]
+            if numbers and not self.signal:
+                self.signal, self.signalled = numbers[0], time.monotonic()
 
     def _pass_on(self, number: int) -> None:
-        """Another process was sent a signal: so is this one, as if it had come from outside."""
-        self.signal, self.signalled = number, time.monotonic()
-        os.kill(os.getpid(), number)
+        """Another process was sent a signal: so is this one, as if it had come from outside, unless it has."""
+        self._note_signals()
+        if not self.signal:
+            self.signal, self.signalled = number, time.monotonic()
+            os.kill(os.getpid(), number)
 
     def _gone(self) -> dict | None:
         """Which process has no sign of life."""

@@ -40,7 +40,11 @@ TRAININGS = {
     "ldm, fp16": ("ldm", {}, {"mixed_precision": "fp16"}),
     "ldm, accumulated": ("ldm", {}, {"gradient_accumulation_steps": 2}),
     "ldm, tabled noise": ("ldm", {"noise": COSINE_NOISE | {"weight": "min_snr"}}, {}),
-    "ldm, learned variance": ("ldm", {"noise": COSINE_NOISE | {"learned_variance": True}}, {}),
+    "ldm, learned variance": (
+        "ldm",
+        {"noise": COSINE_NOISE | {"learned_variance": True}, "sampling": {"sampler": "ddpm"}},
+        {},
+    ),
     "ldm, learned weight": ("ldm", {"noise": {"weight": "learned"}}, {}),
     "ldm, karras": ("ldm", {"noise": {"process": "karras", "prediction_type": "v_prediction"}}, {}),
     "ldm, new text encoder": ("ldm", {"text": {"source": "new", "width": 16}}, {}),
