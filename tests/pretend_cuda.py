@@ -262,6 +262,9 @@ class Functions(TorchFunctionMode):
             return _moved(args[0], CUDA)
         if func is torch.Tensor.cpu:
             return _moved(args[0], CPU)
+        if func is torch.Tensor.tolist and isinstance(args[0], OnDevice):
+            _waited("tolist")
+            return args[0].inner.tolist()
         if func is torch.Tensor.to:
             return _to(func, args, values)
         return func(*args, **values)

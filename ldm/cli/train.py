@@ -252,7 +252,6 @@ def train_project(config: Path, given: dict, output: str | None = None) -> None:
     from ldm.config.loading import load, run_dir
     from ldm.hub.export import refuse_foreign
     from ldm.training.distributed import start_world
-    from ldm.training.world import from_main
     from ldm.utils.runtime import prepare_threads
 
     chosen = {part: load(part, config, settings_for(part, given)) for part in STAGES}
@@ -264,7 +263,7 @@ def train_project(config: Path, given: dict, output: str | None = None) -> None:
     for number, part in enumerate(parts, start=1):
         head = f"[{number}/{len(parts)}] {STAGES[part]}"
         earlier = [run_dir(chosen[one], one) for one in parts[: number - 1]] if part == "ldm" else []
-        if from_main(lambda part=part, earlier=earlier: "done" * finished(part, chosen[part], earlier)):
+        if finished_for_main(part, chosen[part], earlier):
             say(f"{head}: finished before")
             continue
         say(f"{head}: {amount(chosen[part])}, in {run_dir(chosen[part], part)}")
@@ -318,6 +317,13 @@ def finished(part: str, settings: "RunSettings", earlier: Sequence[Path] = ()) -
     for note in compare(before, now, (), str(run)):
         say(f"note: {run} is finished, and not trained again: {note}")
     return part != "vae" or (run / "report.json").is_file()
+
+
+def finished_for_main(part: str, settings: "RunSettings", earlier: Sequence[Path]) -> bool:
+    """As `finished`, by the files of the main process."""
+    from ldm.training.world import from_main
+
+    return from_main(lambda: "yes" if finished(part, settings, earlier) else "no") == "yes"
 
 
 def forget() -> None:

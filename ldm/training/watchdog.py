@@ -89,7 +89,8 @@ class Watchdog(threading.Thread):
         self.end: dict | None = None  # why all have to end
         self.ended = 0.0
         self._reads, self._writes = socket.socketpair()  # of which Windows can wait, and of pipes it cannot
-        self._reads.setblocking(False), self._writes.setblocking(False)
+        self._reads.setblocking(False)
+        self._writes.setblocking(False)
         self._reading = threading.Lock()
         self._finished = threading.Event()
         self._talker = threading.Thread(target=self._talk, daemon=True, name="watchdog-store")

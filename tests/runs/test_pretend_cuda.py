@@ -156,11 +156,11 @@ def test_a_resumed_training_waits_no_more(case, project, tmp_path):
 
 
 def waits_per_step(sample) -> dict[str, int]:
-    """Host syncs that three more steps of a sampling cost: `sample(num_inference_steps)`. What diffusers waits for
+    """Host syncs that two more steps of a sampling cost: `sample(num_inference_steps)`. What diffusers waits for
     by itself does not count.
     """
     counts = []
-    for steps in (3, 6):
+    for steps in (2, 4):
         before = dict(pretend_cuda.syncs)
         sample(steps)
         counts.append({line: n - before.get(line, 0) for line, n in pretend_cuda.syncs.items()})
