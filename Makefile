@@ -1,7 +1,7 @@
 # `make check` is what every change has to pass; continuous integration runs the same tests from a clean clone (.ci/run).
 PYTHON ?= python
 
-.PHONY: check format lint types test test-older slow faults docs
+.PHONY: check format lint types test test-older slow faults gpu docs
 
 check: lint types test
 
@@ -28,6 +28,9 @@ slow:  ## the tests that take minutes
 
 faults:  ## the complete fault injection, with counts; `make test` runs a quick subset
 	$(PYTHON) -m pytest -q -n auto tests/faults --all-faults -m "not gpu"
+
+gpu:  ## all that needs a GPU, in under 12 minutes, with one report (runs/gpu/gpu.md); without one its dry half
+	$(PYTHON) scripts/gpu_report.py
 
 docs:  ## all pages with the reference, in site/
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict

@@ -59,8 +59,8 @@ class Child:
         return self.output.read_text(errors="replace") if self.output.exists() else ""
 
 
-def world(work: Callable[[], object], output: Path, size: int) -> list[Child]:
-    """One child for each rank, in one process group of torch where there are several."""
+def world(work: Callable[[], object], output: Path, size: int, nodes: bool = False) -> list[Child]:
+    """One child for each rank, in one process group of torch where there are several; each a node if `nodes`."""
     if size == 1:
         return [Child(work, output)]
     with socket.socket() as found:
@@ -75,7 +75,7 @@ def world(work: Callable[[], object], output: Path, size: int) -> list[Child]:
 
     def ranked(rank: int) -> Callable[[], object]:
         def run():
-            os.environ.update(shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+            os.environ.update(shared | {"RANK": str(rank), "LOCAL_RANK": "0" if nodes else str(rank)})
             AcceleratorState._reset_state(reset_partial_state=True)  # else a world of one that this process was in
             return work()
 

@@ -93,9 +93,12 @@ def train_stage(part: str, argv: Sequence[str] | None = None) -> None:
         from ldm.training.cost_estimate import plan
 
         return print(plan(part, settings, invocation.config))
-    from ldm.training.distributed import end_world
+    from ldm.training.distributed import end_world, start_world
+    from ldm.training.world import together
 
-    fit(part, settings, resume=invocation.resume, allow_changed=invocation.allow_changed)
+    start_world()
+    with together():
+        fit(part, settings, resume=invocation.resume, allow_changed=invocation.allow_changed)
     if main_process and (run / "final").is_dir():
         print(next_step(part, settings, invocation.config, run), flush=True)
     end_world()
@@ -137,10 +140,11 @@ def fit(
     quiet_libraries()
     state = start_world()
     settings, notes = followed(part, settings, state.device)
-    with state.main_process_first():
+    # The main process makes what a shared disk lacks, then the first of each node what its own lacks, then all read.
+    with state.main_process_first(), state.local_main_process_first():
         run = open_run(settings, part)
         data = build(settings.data)
-        task = task_of(part, settings, data, run, state.device)
+    task = task_of(part, settings, data, run, state.device)  # by all together: they share the encoding
     trainer = Trainer(task, settings, run)
     for note in notes:
         trainer.log.say(note)
@@ -208,14 +212,19 @@ def train_all(words: Sequence[str]) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(f"training on {source}", flush=True)
     from ldm.training.distributed import end_world, start_world
-
-    def project() -> Path:
-        return Path(source) if source.endswith(YAML) else planned(source, *limits, given)
+    from ldm.training.world import from_main, together
+    from ldm.utils.atomic_files import atomic_write
 
     # The main process plans before it joins the others: the steps that it measures must not wait for theirs.
-    config = project() if os.environ.get("RANK", "0") == "0" else None
-    start_world().wait_for_everyone()
-    train_project(config or project(), given, output)
+    plans_here = os.environ.get("RANK", "0") == "0" and not source.endswith(YAML)
+    config = planned(source, *limits, given) if plans_here else None
+    start_world()
+    with together():
+        path = config or project_file(source, given)
+        text = from_main(lambda: path.read_text("utf-8") if path.is_file() else "")
+        if text and not path.exists():  # a node with a disk of its own
+            atomic_write(path, text.encode())
+        train_project(path, given, output)
     end_world()
 
 
@@ -266,16 +275,25 @@ def limits_of(given: dict) -> tuple[float, float | None]:
     return found["minutes"] or MINUTES, found["memory"]
 
 
-def planned(source: str, minutes: float, memory: float | None, given: dict) -> Path:
-    """The project file of a folder: the one that an earlier start wrote, else planned now."""
-    from ldm.apps.project import name_of, write_project
-    from ldm.cli.plan import on_stderr
-    from ldm.config.loading import load
+def project_file(source: str, given: dict) -> Path:
+    """The project file of images, or `source` itself if it is one."""
+    from ldm.apps.project import name_of
 
+    if source.endswith(YAML):
+        return Path(source)
     name = given.get("name") or name_of(source)
     if name != Path(name).name:
         raise UserError(f"--name {name} must be a name, not a path: its files go to {Path(name).name}.yaml and runs/")
-    path = Path(f"{name}.yaml")
+    return Path(f"{name}.yaml")
+
+
+def planned(source: str, minutes: float, memory: float | None, given: dict) -> Path:
+    """The project file of a folder: the one that an earlier start wrote, else planned now."""
+    from ldm.apps.project import write_project
+    from ldm.cli.plan import on_stderr
+    from ldm.config.loading import load
+
+    path = project_file(source, given)
     if not path.exists():
         settings = {key: value for key, value in given.items() if key != "name"}
         write_project(path, source, minutes, memory, settings, on_stderr)
@@ -306,7 +324,7 @@ def train_project(config: Path, given: dict, output: str | None = None) -> None:
     for number, part in enumerate(parts, start=1):
         head = f"[{number}/{len(parts)}] {STAGES[part]}"
         earlier = [run_dir(chosen[one], one) for one in parts[: number - 1]] if part == "ldm" else []
-        if finished(part, chosen[part], earlier):
+        if finished_for_main(part, chosen[part], earlier):
             say(f"{head}: finished before")
             continue
         say(f"{head}: {amount(chosen[part])}, in {run_dir(chosen[part], part)}")
@@ -362,6 +380,13 @@ def finished(part: str, settings: "RunSettings", earlier: Sequence[Path] = ()) -
     for note in compare(before, now, (), str(run)):
         say(f"note: {run} is finished, and not trained again: {note}")
     return part != "vae" or (run / "report.json").is_file()
+
+
+def finished_for_main(part: str, settings: "RunSettings", earlier: Sequence[Path]) -> bool:
+    """As `finished`, by the files of the main process."""
+    from ldm.training.world import from_main
+
+    return from_main(lambda: "yes" if finished(part, settings, earlier) else "no") == "yes"
 
 
 def forget() -> None:

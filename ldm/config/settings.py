@@ -311,10 +311,12 @@ class TrainOptions(Settings):
     max_copies: Fraction = 0.25
     """With keep_best: end the training once a larger fraction of generated images are near copies of training images;
     1 = never."""
-    num_workers: Annotated[int, Field(ge=0)] = 0
-    """Data loader processes."""
+    num_workers: Annotated[int, Field(ge=0)] | None = None
+    """Data loader processes of each process; null = none on a CPU, on a GPU up to 8 of the cores it has for itself."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads per process; 0 = torch's default."""
+    hang_minutes: Weight = 10.0
+    """Processes that get nowhere together for so long are ended, and those furthest behind are named; 0 = never."""
     planned_minutes: Weight | None = None
     """Estimate of `ldm plan`; the log compares it with the real time."""
     report_to: list[Literal["tensorboard", "wandb", "comet_ml", "mlflow", "none"]] = ["tensorboard"]

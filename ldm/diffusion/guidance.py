@@ -110,7 +110,7 @@ def guide(
             return denoiser(x_t, t, condition)
         uncond, cond = _both(denoiser, weak, x_t, t, condition, negative, weights)
         guided = _combine(rule, uncond, cond, x_t, our_t, process)
-        return guided if inside is None else guided.where(expand_to(inside, x_t).bool(), cond)
+        return guided if inside is None else _where(inside, guided, cond)
 
     def guided(x_t: Tensor, t: Tensor) -> Tensor:
         our_t = t if time is None else time(t)
@@ -196,8 +196,15 @@ def _zero_init(rule: Guidance, prediction: Channels, x_t: Batch, t: Times, proce
         return prediction
     mean, variance = prediction[:, : x_t.shape[1]], prediction[:, x_t.shape[1] :]
     still = _from_velocity(torch.zeros_like(mean), x_t, t, process)
-    mean = still.where(expand_to(held, x_t).bool(), mean)
+    mean = _where(held, still, mean)
     return torch.cat([mean, variance], dim=1) if variance.shape[1] else mean
+
+
+def _where(chosen: Bool[Tensor, "*t"], these: Tensor, others: Tensor) -> Tensor:
+    """`these` (B, ...) where `chosen`, (B,) or () for all, else `others`."""
+    if not chosen.ndim:
+        return these if chosen else others
+    return these.where(expand_to(chosen, these).bool(), others)
 
 
 def _to_velocity(prediction: Batch, x_t: Batch, t: Times, process: NoiseProcess | None) -> Batch:

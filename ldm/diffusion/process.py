@@ -13,8 +13,12 @@ Batch = Float[Tensor, "b *rest"]
 
 
 def expand_to(values: Shaped[Tensor, "..."], like: Batch) -> Float[Tensor, "..."]:
-    """Values of shape (B,) or () as (B, 1, ...) or (1, 1, ...), to broadcast against (B, ...), in the other's dtype."""
-    return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+    """Values of shape (B,) as (B, 1, ...), to broadcast against (B, ...), in the other's dtype.
+
+    One value for all, (), stays as it is: on the CPU too it goes with tensors of any device, and nothing waits for it.
+    """
+    values = values.to(like.dtype)
+    return values.view(-1, *[1] * (like.ndim - 1)) if values.ndim else values
 
 
 def whole_steps(t: Times, num_steps: int = NUM_TRAIN_TIMESTEPS) -> tuple[Times, Times]:

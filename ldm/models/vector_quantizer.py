@@ -83,6 +83,14 @@ class Codebook(nn.Module):
         self.idle.copy_(torch.where(counts > 0, 0.0, self.idle + 1))
 
 
+def decode_quantized(vae: nn.Module, quantized: Float[Tensor, "b c h w"]) -> Float[Tensor, "b C H W"]:
+    """What a VQModel's `decode(quantized, force_not_quantize=True)` gives, without its loss of zeros, for which a GPU
+    would be waited for.
+    """
+    spatial = vae.config.norm_type == "spatial"
+    return vae.decoder(vae.post_quant_conv(quantized), quantized if spatial else None)
+
+
 def checkpointed(values: Float[Tensor, " K"]) -> nn.Parameter:
     """Counts as a parameter instead of a buffer: checkpoints hold parameters alone, and a resumed run needs these.
 

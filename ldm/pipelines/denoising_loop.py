@@ -112,7 +112,8 @@ class Watch(Protocol):
 def denoise(plan: SamplingPlan, predict: Predict, watch: Watch | None = None) -> Tensor:
     """Latents (B, c, h, w) at the end of the loop; how many steps a strength takes is as in diffusers' img2img."""
     scheduler, x, first = plan.scheduler, plan.noise, 0
-    count = set_steps(scheduler, plan.num_inference_steps, plan.timesteps, plan.sigmas, x.device)
+    # On the CPU: no step has to wait for a GPU to tell its time.
+    count = set_steps(scheduler, plan.num_inference_steps, plan.timesteps, plan.sigmas)
     if "Ancestral" in type(scheduler).__name__:  # in float32 the noise of a step from a large sigma rounds to NaN
         scheduler.sigmas = scheduler.sigmas.double()
     step, order = scheduler_step(plan, predict), getattr(scheduler, "order", 1)
@@ -192,7 +193,7 @@ def invert(plan: SamplingPlan, predict: Predict, watch: Watch | None = None) -> 
     """
     assert plan.init_latents is not None
     scheduler, x = plan.scheduler, plan.init_latents
-    set_steps(scheduler, plan.num_inference_steps, plan.timesteps, plan.sigmas, plan.noise.device)
+    set_steps(scheduler, plan.num_inference_steps, plan.timesteps, plan.sigmas)
     timesteps, process, here = list(scheduler.timesteps), process_of(scheduler), Level(0.0, 1.0, 0.0)
 
     def inverse_step(state: State) -> tuple[Tensor, None]:

@@ -136,7 +136,13 @@ class Networks:
 
 
 def run_unet(unet: nn.Module, x_t: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
-    """The prediction of a denoiser that is called as those of diffusers are."""
+    """The prediction of a denoiser that is called as those of diffusers are.
+
+    A timestep on the CPU is sent ahead: the U-Net itself would wait for the GPU to have taken it.
+    """
+    if timestep.is_floating_point():
+        timestep = timestep.float()  # as the U-Net computes with it; an Apple GPU has no float64
+    timestep = timestep.to(x_t.device, non_blocking=True)
     return unet(x_t, timestep, encoder_hidden_states=prompt_embeds, return_dict=False)[0]
 
 

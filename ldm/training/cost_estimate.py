@@ -190,7 +190,7 @@ def probe(
     """
     with torch.random.fork_rng():
         model = subject.build().to(device).train()
-        if half and subject.channels_last:
+        if half and (subject.channels_last or device.type == "cuda"):  # as the trainer does
             model.to(memory_format=torch.channels_last)
         batch, speed = min(PROBE_BATCH, largest), 0.0
         started, used = time.perf_counter(), time.process_time()
@@ -335,8 +335,9 @@ def _ldm(settings: LdmSettings, config: Path | None) -> ProbeTarget:
             unet = type(initial).from_config(initial.config)
         if start.lora_rank:
             add_adapters(unet, start, start.lora_targets)
-        device = training_device()
-        choose_attention(unet, settings.model.attention, device, _half_precision(settings, device) is not None)
+        device, counted = training_device(), torch.get_default_device().type == "meta"
+        wanted = "sdpa" if counted and device.type != "cpu" else settings.model.attention  # xformers computes for real
+        choose_attention(unet, wanted, device, _half_precision(settings, device) is not None)
         return unet
 
     def loss(unet: nn.Module, batch: int, device: torch.device) -> Tensor:

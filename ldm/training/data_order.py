@@ -1,5 +1,6 @@
 """Which samples a step sees, and the seeds of all that is random in it: functions of (seed, step) alone."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -14,6 +15,9 @@ from ldm.data.buckets import of_one_size
 from ldm.training.task import BatchSlice, SampleRef, Task
 from ldm.utils.image_tensors import to_images
 
+WORDS_PER_BLOCK = 4  # of 64 bits, that Philox4x64 gives for each value of its counter
+NORMALS_PER_BLOCK = 2 * WORDS_PER_BLOCK
+
 
 def derive_seed(*numbers: int) -> int:
     """A 63-bit seed from several integers; equal inputs give equal seeds on every machine."""
@@ -26,8 +30,20 @@ def generator_for(*numbers: int) -> torch.Generator:
 
 
 def batch_noise(rows: BatchSlice, shape: tuple[int, ...], *seed: int) -> Tensor:
-    """This process's rows of one standard normal tensor for the whole global batch."""
-    return torch.randn(rows.batch_size, *shape, generator=generator_for(*seed, rows.step))[rows.start : rows.stop]
+    """This process's rows, float32 (n, *shape), of one standard normal tensor for the whole global batch.
+
+    Counter-based: row j is a function of (seed, step, j), so a process computes its own rows and no others. Bits of
+    Philox4x64 (Salmon et al. 2011, SC'11) become pairs of normal numbers by Box and Muller's transform (1958).
+    """
+    count, size = rows.stop - rows.start, math.prod(shape)
+    blocks = -(-size // NORMALS_PER_BLOCK)  # of each row
+    bits = np.random.Philox(key=derive_seed(*seed, rows.step))
+    bits.advance(rows.start * blocks)
+    words = bits.random_raw(count * blocks * WORDS_PER_BLOCK).view(np.uint32).astype(np.float32)
+    uniform = torch.from_numpy(words).view(count, 2, -1).add_(0.5).mul_(2.0**-32)
+    radius, angle = (-2 * uniform[:, 0].log()).sqrt_(), 2 * torch.pi * uniform[:, 1]
+    normal = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
+    return normal[:, :size].reshape(count, *shape)
 
 
 class BucketOrder:

@@ -1,7 +1,6 @@
 """Processes, devices and precision: what accelerate is set up with."""
 
 import os
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -11,9 +10,19 @@ from diffusers import ModelMixin
 from torch import nn
 
 from ldm.config.settings import TrainOptions
+from ldm.training import world
 from ldm.training.launcher import asked_precision, launcher_words, option
 from ldm.training.optimizer import native_bf16
 from ldm.utils.errors import UserError, out_of_memory
+from ldm.utils.runtime import usable_cores
+
+ENGINES = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config (tensor, context or expert parallelism)",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker",
+}
 
 
 def precision(wanted: str, device: torch.device) -> str:
@@ -40,23 +49,36 @@ def asked_for_cpu() -> bool:
 
 def start_world() -> PartialState:
     """Join the processes that the launcher started. Without CUDA, several processes means several CPU processes."""
+    check_engine()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    patience = {"timeout": timedelta(hours=12)} if several else {}  # others wait while one builds the caches
+    patience = {"timeout": world.PATIENCE} if several else {}
     state = PartialState(cpu=asked_for_cpu() or (several and not torch.cuda.is_available()), **patience)
     check_world(state.num_processes)
+    world.join(state)
     return state
 
 
 def end_world() -> None:
     """Leave the other processes: at the end of a program, not of a stage."""
+    world.leave()
     PartialState().destroy_process_group()
 
 
-def check_world(world: int) -> None:
+def check_engine() -> None:
+    """Raises: UserError for a choice of `accelerate config` that would be ignored, or fail in the middle."""
+    for variable, name in ENGINES.items():
+        if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
+            raise UserError(
+                f"accelerate launch asks for {name}, which is not supported: every process holds the complete model "
+                "(DDP); answer no to it in `accelerate config`, or use a file of configs/accelerate"
+            )
+
+
+def check_world(started: int) -> None:
     """`accelerate launch --cpu --num_processes 2` starts one process without a word; say so instead."""
     given = option(launcher_words(), "num_processes") or ""
     asked = int(given) if given.isdecimal() else 1
-    if asked > 1 and world == 1:
+    if asked > 1 and started == 1:
         raise UserError(
             f"accelerate was asked for {asked} processes and started 1; on CPU use: "
             f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {asked} ..."
@@ -72,22 +94,38 @@ def build_accelerator(train: TrainOptions, run: Path, find_unused_parameters: bo
         log_with=[name for name in train.report_to if name != "none"] or None,
         project_dir=run / "logs",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the trainer's own: else divided twice
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                find_unused_parameters=find_unused_parameters,
+                gradient_as_bucket_view=True,  # one copy of the gradients, not two
+            )
+        ],
     )
-    world, accumulation = accelerator.num_processes, train.gradient_accumulation_steps
-    if train.batch_size % (world * accumulation):
+    processes, accumulation = accelerator.num_processes, train.gradient_accumulation_steps
+    if train.batch_size % (processes * accumulation):
         raise UserError(
             f"train.batch_size {train.batch_size} is the global batch and must be a multiple of processes x "
-            f"gradient_accumulation_steps = {world} x {accumulation}"
+            f"gradient_accumulation_steps = {processes} x {accumulation}"
         )
     return accelerator
 
 
-def explain_out_of_memory(error: Exception, train: TrainOptions, world: int, step: int) -> Exception:
+def loader_workers(wanted: int | None, device: torch.device) -> int:
+    """Data loader processes: as wanted, else those that suit. On a CPU they would compete with the training.
+
+    Captions, tokens and noise of a batch of 512 take a core a third of a second, and a GPU waits for them.
+    """
+    if wanted is not None or device.type != "cuda":
+        return wanted or 0
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE") or torch.cuda.device_count())
+    return max(1, min(8, usable_cores() // beside - 1))
+
+
+def explain_out_of_memory(error: Exception, train: TrainOptions, processes: int, step: int) -> Exception:
     """A UserError with what to lower, where memory ran out; any other error unchanged."""
     if not out_of_memory(error):
         return error
-    at_once = train.batch_size // (world * train.gradient_accumulation_steps)
+    at_once = train.batch_size // (processes * train.gradient_accumulation_steps)
     return UserError(
         f"out of memory in step {step} with {at_once} items at once (train.batch_size {train.batch_size}): "
         f"raise train.gradient_accumulation_steps (now {train.gradient_accumulation_steps}), set "

@@ -3,6 +3,10 @@
 Content-addressed: the folder's name is a digest of the autoencoder's weights and of the pixels, so a changed VAE, data
 set or resolution never meets stale latents. Mean and std are kept rather than a sample, so each epoch samples again.
 Written in a staged folder with a manifest of sha256 sums, by one process at a time; a damaged cache is rebuilt.
+
+Many images are encoded shard by shard, each in a file of its own, by all processes that need the cache: whoever comes
+takes the next shard that nobody works on, which the file system's locks tell. A process that is killed loses its
+shard; the cache is the same byte for byte however many there were.
 """
 
 import hashlib
@@ -25,15 +29,25 @@ from ldm.models.autoencoder import Autoencoder
 from ldm.models.digests import network_digest
 from ldm.models.latents import downsampling_factor, posterior, to_model_latents
 from ldm.utils import checkpoint_files as checkpoint
-from ldm.utils.atomic_files import NO_SPACE, exclusive_lock, readable_io_errors, require_free_space
+from ldm.utils.atomic_files import (
+    NO_SPACE,
+    exclusive_lock,
+    read_checksummed,
+    readable_io_errors,
+    require_free_space,
+    try_lock,
+    write_checksummed,
+)
 from ldm.utils.errors import UserError
 from ldm.utils.image_sizes import Size, size_of
 from ldm.utils.image_tensors import to_images
+from ldm.utils.verified_files import verify_once
 
 DTYPE = "<f2"
 FORMAT = f"2 {DTYPE}"  # part of every cache key: raise the number when the latents of the same images change
 SHORT_OF_MEMORY = "out of memory|not enough memory|can't allocate memory|ALLOC_FAILED"  # as torch, cuBLAS and cuDNN say
 NAMES = ("mean", "std")
+SHARD_IMAGES = 2048
 CACHED_BYTES = 2**23  # of one feature map at full resolution, where encoding on a CPU is fastest
 
 
@@ -104,13 +118,19 @@ def encoding_batch_size(vae: Autoencoder, resolution: int | Size) -> int:
 
 
 def cached_latents(
-    vae: Autoencoder, data: ImageTextData, cache_dir: Path, batch_size: int | None = None, digest: str | None = None
+    vae: Autoencoder,
+    data: ImageTextData,
+    cache_dir: Path,
+    batch_size: int | None = None,
+    digest: str | None = None,
+    rank: int = 0,
 ) -> Latents | BucketLatents:
     """The latents of a data set, encoded now unless a valid cache of exactly these pixels and weights exists.
 
     Args:
         batch_size: images encoded together; None = what suits the device.
         digest: the VAE's `network_digest`, where it is known: that of a large VAE takes a second.
+        rank: of this process among those that encode together: at which shard it begins, and the first alone speaks.
     Returns: with buckets, `BucketLatents` of one cache for each of them.
     Raises: UserError if the VAE takes other images than these.
     """
@@ -118,13 +138,13 @@ def cached_latents(
     if (buckets := buckets_of(data)) is not None:
         parts = by_size(data).items()
         return BucketLatents(
-            {k: _cached_latents(vae, part, cache_dir, batch_size, digest) for k, part in parts}, buckets
+            {k: _cached_latents(vae, part, cache_dir, batch_size, digest, rank) for k, part in parts}, buckets
         )
-    return _cached_latents(vae, data, cache_dir, batch_size, digest)
+    return _cached_latents(vae, data, cache_dir, batch_size, digest, rank)
 
 
 def _cached_latents(
-    vae: Autoencoder, data: ImageTextData, cache_dir: Path, batch_size: int | None, digest: str
+    vae: Autoencoder, data: ImageTextData, cache_dir: Path, batch_size: int | None, digest: str, rank: int
 ) -> Latents:
     """As `cached_latents`, of data of one size."""
     if vae.config.in_channels != data.channels:
@@ -135,10 +155,21 @@ def _cached_latents(
     if any(side % (factor := downsampling_factor(vae.config)) for side in size_of(data.resolution)):
         raise UserError(f"data.resolution {data.resolution} is no multiple of the VAE's factor {factor}")
     folder = latents_folder(digest, data, cache_dir)
-    if checkpoint.verify(folder):
-        with readable_io_errors(folder, NO_SPACE), exclusive_lock(folder):
-            _rebuild(vae, data, folder, batch_size or encoding_batch_size(vae, data.resolution))
+    if _fault(folder):
+        work = _Encoding(vae, data, batch_size or encoding_batch_size(vae, data.resolution))
+        with readable_io_errors(folder, NO_SPACE):
+            shards = _Shards(folder, len(data), work.batch_size)
+            if len(shards.ranges) > 1 and not folder.exists():  # a damaged cache is made anew by one process
+                shards.encode(work, rank)
+            with exclusive_lock(folder, quiet=rank > 0):
+                _rebuild(work, folder, shards)
     return open_latents(folder)
+
+
+def _fault(folder: Path) -> str | None:
+    """Why a cache cannot be used, or None. All of it is read once, not by every process at every start."""
+    files = [folder / checkpoint.MANIFEST, *(folder / f"{name}.npy" for name in NAMES)]
+    return verify_once(files, folder / "verified.json", lambda: checkpoint.verify(folder))
 
 
 def open_latents(folder: Path) -> Latents:
@@ -146,14 +177,93 @@ def open_latents(folder: Path) -> Latents:
     return Latents(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in NAMES))
 
 
-def _rebuild(vae: Autoencoder, data: ImageTextData, folder: Path, batch_size: int) -> None:
+@dataclass
+class _Encoding:
+    """What is encoded; `batch_size` is halved while memory is too small."""
+
+    vae: Autoencoder
+    data: ImageTextData
+    batch_size: int
+
+    def pairs(self, images: range, quiet: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Mean and std of these images in order, batch by batch."""
+        start = images.start
+        with tqdm(desc="encoding", total=len(images), unit="img", disable=quiet or None) as bar:
+            while start < images.stop:
+                indices = range(start, min(start + self.batch_size, images.stop))
+                pair = _encode(self.vae, self.data, indices)
+                if pair is None and self.batch_size == 1:
+                    height, width = size_of(self.data.resolution)
+                    raise UserError(
+                        f"not enough memory to encode one image of {width} x {height} pixels: lower data.resolution, "
+                        "or free the memory that other programs use"
+                    )
+                if pair is None:
+                    self.batch_size = len(indices) // 2 or 1
+                    text = f"not enough memory to encode {len(indices)} images at once: trying {self.batch_size}"
+                    print(text, flush=True)
+                    continue
+                if not all(np.isfinite(array).all() for array in pair):
+                    raise UserError("the VAE gives latents that are not finite numbers; train it in fp32 or bf16")
+                yield pair
+                start = indices.stop
+                bar.update(len(indices))
+
+
+class _Shards:
+    """The parts of a cache that is being built, of whole batches: complete files beside the cache's folder."""
+
+    def __init__(self, folder: Path, count: int, batch_size: int):
+        size = batch_size * max(1, SHARD_IMAGES // batch_size)
+        self.cache, self.folder = folder, folder.with_name(f"{folder.name}-shards-{size}")
+        self.ranges = [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}"
+
+    def encode(self, work: _Encoding, rank: int) -> None:
+        """Make every shard that is missing; return when none is. First those that nobody is at, from `rank` on."""
+        numbers = [(rank + i) % len(self.ranges) for i in range(len(self.ranges))]
+        for number in filter(self._missing, numbers):
+            with try_lock(self.path(number)) as free:
+                if free and self._missing(number):
+                    self._make(number, work, rank)
+        for number in filter(self._missing, numbers):  # those that others were at, unless they died
+            with exclusive_lock(self.path(number), quiet=True):
+                if self._missing(number):
+                    self._make(number, work, rank)
+
+    def _missing(self, number: int) -> bool:
+        """Whether a shard has to be made: neither is it there, nor has somebody finished the cache already."""
+        return not self.path(number).exists() and not self.cache.exists()
+
+    def _make(self, number: int, work: _Encoding, rank: int) -> None:
+        mean, std = zip(*work.pairs(self.ranges[number], quiet=rank > 0), strict=True)
+        write_checksummed(self.path(number), np.stack([np.concatenate(mean), np.concatenate(std)]).tobytes())
+
+    def pairs(self, work: _Encoding) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Mean and std of all images in order, shard by shard; a damaged shard is encoded again."""
+        if not self.folder.exists():
+            yield from work.pairs(range(self.ranges[-1].stop))
+            return
+        for number, images in enumerate(self.ranges):
+            try:
+                mean, std = np.frombuffer(read_checksummed(self.path(number)), DTYPE).reshape(2, len(images), -1)
+            except (OSError, ValueError):
+                yield from work.pairs(images)
+            else:
+                yield mean, std
+
+
+def _rebuild(work: _Encoding, folder: Path, shards: _Shards) -> None:
     """Build the cache, unless another process did while this one waited to be the only one."""
-    error = checkpoint.verify(folder)
+    error = _fault(folder)
     if error is None:
         return
     if folder.exists():
         print(f"latent cache {folder} cannot be used ({error}); rebuilding it", flush=True)
         shutil.rmtree(folder)
+    vae, data = work.vae, work.data
     factor = downsampling_factor(vae.config)
     shape = (len(data), vae.config.latent_channels, *(side // factor for side in size_of(data.resolution)))
     require_free_space(folder.parent, len(NAMES) * math.prod(shape) * np.dtype(DTYPE).itemsize, "the latent cache")
@@ -162,33 +272,10 @@ def _rebuild(vae: Autoencoder, data: ImageTextData, folder: Path, batch_size: in
         files = [open_files.enter_context(open(stage / f"{name}.npy", "wb")) for name in NAMES]
         for file in files:  # written front to back, so that a full disk is an error and not a crash of the memory map
             np.lib.format.write_array_header_1_0(file, header)
-        for pair in _encoded(vae, data, batch_size):
+        for pair in shards.pairs(work):
             for file, array in zip(files, pair, strict=True):
                 file.write(array.tobytes())
-
-
-def _encoded(vae: Autoencoder, data: ImageTextData, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Mean and std of all images in order, batch by batch; the batches are halved while memory is too small."""
-    start = 0
-    with tqdm(desc="encoding", total=len(data), unit="img", disable=None) as bar:
-        while start < len(data):
-            indices = range(start, min(start + batch_size, len(data)))
-            pair = _encode(vae, data, indices)
-            if pair is None and batch_size == 1:
-                height, width = size_of(data.resolution)
-                raise UserError(
-                    f"not enough memory to encode one image of {width} x {height} pixels: lower data.resolution, or "
-                    "free the memory that other programs use"
-                )
-            if pair is None:
-                batch_size = len(indices) // 2 or 1
-                print(f"not enough memory to encode {len(indices)} images at once: trying {batch_size}", flush=True)
-                continue
-            if not all(np.isfinite(array).all() for array in pair):
-                raise UserError("the VAE gives latents that are not finite numbers; train it in fp32 or bf16")
-            yield pair
-            start = indices.stop
-            bar.update(len(indices))
+    shutil.rmtree(shards.folder, ignore_errors=True)
 
 
 @torch.no_grad()

@@ -46,6 +46,7 @@ CLASSES = {
     "train.num_workers": FREE,
     "train.threads": FREE,
     "train.planned_minutes": FREE,
+    "train.hang_minutes": FREE,
     "train.report_to": FREE,
     "model": REFUSED,
     "model.attention": FREE,
@@ -66,6 +67,26 @@ CLASSES = {
     "start": REFUSED,
     "start.model": FREE,  # likewise
 }
+
+
+# What may differ between the processes of one training: where things are, and how many hands there are.
+OF_A_NODE = {
+    *("output_dir", "data.source", "data.cache_dir", "data.glyphs.font_file"),
+    *("vae", "text.source", "start.model", "distill.teacher", "alignment.source"),
+    *("train.num_workers", "train.threads", "train.report_to", "train.planned_minutes"),
+}
+
+
+def comparable(settings: Mapping[str, Any], path: str = "") -> dict[str, str]:
+    """Dotted path -> value, as text, of all settings that the processes of one training share."""
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        here = f"{path}{key}"
+        if isinstance(value, Mapping):
+            found |= comparable(value, f"{here}.")
+        elif here not in OF_A_NODE:
+            found[here] = str(value)
+    return found
 
 
 def class_of(path: str) -> str | None:

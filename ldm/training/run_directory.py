@@ -50,11 +50,12 @@ def open_run(settings: RunSettings, part: str) -> Path:
     except OSError as error:
         raise UserError(f"cannot write to {run}: {error.strerror or error}; choose another --output-dir") from error
     if os.environ.get("RANK", "0") == "0":
-        _lock(run)
+        lock_run(run)
     return run
 
 
-def _lock(run: Path) -> None:
+def lock_run(run: Path) -> None:
+    """Hold the lock of a run until this process ends. Raises: UserError if another process trains there."""
     path = (run / LOCK).resolve()
     if path in _locks:
         return

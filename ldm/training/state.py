@@ -148,13 +148,15 @@ class TrainingState:
 
     def _restore_moments(self, groups: dict[str, dict[str, Tensor]]) -> None:
         parameters = dict(self.module.named_parameters())
+        counts_there = self.optimizer.defaults.get("fused")  # other kernels would read each count from the device
         for full, value in groups["optimizer"].items():
             key, name = full.split("/", 1)
             parameter = parameters[name]
             if key != "step":  # moments must lie in memory as their parameter does
                 value = torch.empty_like(parameter).copy_(value)
-            on_cpu = key == "step" and parameter.device.type == "cpu"
-            self.optimizer.state[parameter][key] = value if on_cpu else value.to(parameter.device)
+            elif counts_there:
+                value = value.to(parameter.device)
+            self.optimizer.state[parameter][key] = value
 
 
 def find(run: Path, wanted: str) -> tuple[Path, checkpoint.Content] | None:
@@ -173,6 +175,14 @@ def find(run: Path, wanted: str) -> tuple[Path, checkpoint.Content] | None:
         reason = "" if wanted == "never" else f", none valid ({others[-1].name}: {checkpoint.verify(others[-1])})"
         raise UserError(f"{run} already holds checkpoints{reason}; start another run with another --output-dir")
     return found
+
+
+def weights_of(found: tuple[Path, checkpoint.Content] | None) -> dict[str, str]:
+    """What processes compare of the checkpoint that each found: its name and the start of its weights' sha256."""
+    if found is None:
+        return {"the checkpoint": "none"}
+    manifest = json.loads((found[0] / checkpoint.MANIFEST).read_text(encoding="utf-8"))
+    return {"the checkpoint": f"{found[0].name} ({manifest['files']['model.safetensors']['sha256'][:12]})"}
 
 
 def rewind(run: Path, step: int) -> list[str]:

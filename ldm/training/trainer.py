@@ -17,21 +17,29 @@ from torch.utils.data import DataLoader
 
 from ldm.config.settings import RunSettings
 from ldm.training.data_order import Batches, batch_slices, derive_seed, small_buckets
-from ldm.training.distributed import build_accelerator, checkpoint_gradients, explain_out_of_memory
+from ldm.training.distributed import (
+    build_accelerator,
+    checkpoint_gradients,
+    explain_out_of_memory,
+    loader_workers,
+)
 from ldm.training.ema import EMA
 from ldm.training.optimizer import build_optimizer, lr_factor
 from ldm.training.progress import Meter
-from ldm.training.run_directory import record
+from ldm.training.resume_rules import comparable
+from ldm.training.run_directory import lock_run, record
 from ldm.training.run_log import RunLog, shortened
-from ldm.training.state import TrainingState, find, rewind
+from ldm.training.state import TrainingState, find, rewind, weights_of
 from ldm.training.task import BatchSlice, LossAndMetrics, Task
 from ldm.training.validation import VALUES, best_of, due, last_step, summary, wanted
+from ldm.training.world import agree, any_of, end_after, enter, numbers_of_main, writes_to
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import remove_stale
 from ldm.utils.errors import UserError
 from ldm.utils.signals import DeferredSignals, ignore_interrupts
 
 Batch = dict[str, Tensor]
+AGREEING, LOADING, OPTIMIZING, WAITING = 0, 1, 10_000, 10_001  # the order of what is done in a step
 
 
 class Trainer:
@@ -43,9 +51,7 @@ class Trainer:
         self.checkpoints = run / "checkpoints"
         self.accelerator = build_accelerator(self.train, run, task.find_unused_parameters)
         self.log = RunLog(self.accelerator, run, self.train.report_to)
-        # Processes agree on when to stop over a group of their own, so that no GPU has to be waited for.
-        several = self.accelerator.num_processes > 1
-        self._agreement = torch.distributed.new_group(backend="gloo") if several else None
+        self.writes = writes_to(run)  # checkpoints and the finished model; the log and images: the main process
         task.module.to(self.accelerator.device)
         if self.train.gradient_checkpointing:
             checkpoint_gradients(task.module)
@@ -78,10 +84,12 @@ class Trainer:
         with self.held, self.log.live:
             self._resume(resume, allow_changed)
             self.validates = wanted(self.settings) and self._has_validation()
-            if self.accelerator.is_main_process:
+            if self.writes:
                 self.state.check_free_space(self.checkpoints, self.train.keep_checkpoints + self.validates)
                 record(self.run, self.settings)
+            end_after(self.train.hang_minutes)
             self._train()
+            enter("after the training", alone=True)
 
     def _has_validation(self) -> bool:
         if self.task.has_validation():
@@ -113,9 +121,11 @@ class Trainer:
             if self.step == first + 1:
                 meter.show_first()
             self._after_step(meter)
-        if self.accelerator.is_main_process:
+        self._enter("waiting for the finished model", WAITING, uncut=self.writes)
+        if self.writes:
             self._finish(trained=self.step > first)
-            if self.train.planned_minutes and first == 0 and self.step == self.train.num_steps:
+        if self.accelerator.is_main_process and self.train.planned_minutes:
+            if first == 0 and self.step == self.train.num_steps:
                 self.log.compare_with_plan(self.step, self.train.planned_minutes)
         self.accelerator.wait_for_everyone()
         for tracker in self.accelerator.trackers:  # `end_training` would take the processes from the next stage too
@@ -131,7 +141,7 @@ class Trainer:
                 self.batches,
                 sampler=batch_slices(self.train, self.step, rank, world),
                 batch_size=None,
-                num_workers=self.train.num_workers,
+                num_workers=loader_workers(self.train.num_workers, self.accelerator.device),
                 pin_memory=self.accelerator.device.type == "cuda",
                 worker_init_fn=ignore_interrupts,
             )
@@ -152,13 +162,14 @@ class Trainer:
         self.task.module.train()
         try:
             losses = self._accumulate(module, micro_batches, meter)
+            self._enter("the optimizer's step", OPTIMIZING)
+            norm = self.accelerator.clip_grad_norm_(self.task.module.parameters(), self.settings.optim.grad_clip)
+            # A process's gradients are in everyone's mean, so all find the same; one number is read from the device.
+            finite = math.isfinite(norm)
+            if finite or self.accelerator.scaler is not None:  # which skips by itself, and has to hear of it
+                optimizer.step()  # the first makes the moments
         except (RuntimeError, MemoryError) as error:
             raise explain_out_of_memory(error, self.train, self.accelerator.num_processes, self.step + 1) from error
-        norm = self.accelerator.clip_grad_norm_(self.task.module.parameters(), self.settings.optim.grad_clip)
-        # A process's gradients are in everyone's mean, so all find the same; one number is read from the device.
-        finite = math.isfinite(norm)
-        if finite or self.accelerator.scaler is not None:  # which skips by itself, and has to hear of it
-            optimizer.step()
         optimizer.zero_grad()
         if finite:
             for loss, metrics in losses:
@@ -174,14 +185,20 @@ class Trainer:
         """Compute the gradients of one step; the loss and metrics of each of its micro-batches."""
         accumulation, device, losses = self.train.gradient_accumulation_steps, self.accelerator.device, []
         for micro in range(accumulation):
+            self._enter("loading data", LOADING + 2 * micro)
             with meter.waiting():
                 pinned = device.type == "cuda"
                 batch = {key: value.to(device, non_blocking=pinned) for key, value in next(micro_batches).items()}
+            self._enter("forward and backward", LOADING + 2 * micro + 1)
             with self.accelerator.no_sync(module) if micro + 1 < accumulation else nullcontext():
                 loss, metrics = module(**batch, progress=self.step / self.train.num_steps)
                 self.accelerator.backward(loss / accumulation)
             losses.append((loss, metrics))
         return losses
+
+    def _enter(self, text: str, order: int, alone: bool = False, uncut: bool = False) -> None:
+        """Tell the other processes what this one does for its next step."""
+        enter(text, self.step + 1, order, alone or uncut, uncut)
 
     def _first_items(self, step: int) -> str:
         """The first items of a step's global batch, for a message."""
@@ -204,10 +221,8 @@ class Trainer:
 
     def _stopping(self) -> bool:
         """Whether any process was asked to stop. Then all of them are, the step is saved, and `held` ends the run."""
-        if self._agreement is not None:
-            wish = torch.tensor(self.held.pending)
-            torch.distributed.all_reduce(wish, torch.distributed.ReduceOp.MAX, group=self._agreement)
-            self.held.pending = int(wish)
+        self._enter("agreeing to go on", AGREEING)
+        self.held.pending = any_of(self.held.pending)
         if self.held.pending and self.step:
             self.save()
             self.accelerator.wait_for_everyone()  # a launcher ends the others as soon as one is gone
@@ -217,20 +232,29 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint; see `TrainingState.save`."""
+        self._enter("waiting for a checkpoint", WAITING)
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
+        if self.writes:
+            self._enter("writing a checkpoint", WAITING, uncut=True)
             best = best_of(self.state.validations, self.train) if self.validates else None
             spare = checkpoint.name(int(best["step"])) if best else None
             self.state.save(self.checkpoints, self.train.keep_checkpoints, spare)
+        self._enter("waiting for a checkpoint", WAITING)
+        self.accelerator.wait_for_everyone()
 
     def _resume(self, wanted: str, allow_changed: Collection[str]) -> None:
-        if self.accelerator.is_main_process:
+        if self.writes:
+            lock_run(self.run)
             remove_stale(self.checkpoints)
         self.accelerator.wait_for_everyone()
         found = find(self.run, wanted)
+        origin = self.state.origin
+        agree(comparable(origin["settings"]), "give all processes the same settings")
+        agree(origin["identity"], "give all processes the same files")
+        agree(weights_of(found), f"copy the main process's {self.checkpoints} there, or use a shared --output-dir")
         notes = self.state.restore(*found, allow_changed) if found else []
         self.accelerator.wait_for_everyone()  # all have read
-        if self.accelerator.is_main_process:
+        if self.writes:
             notes += rewind(self.run, self.step if found else -1)  # the log of a start that was never saved goes too
         for note in notes:
             self.log.say(note)
@@ -238,8 +262,10 @@ class Trainer:
 
     def _report(self) -> None:
         """Images and validation of the raw and the EMA weights, by the main process, outside the training RNG."""
+        main = self.accelerator.is_main_process
+        self._enter("reporting" if main else "waiting for a report", WAITING, alone=main)
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
+        if main:
             self.task.module.eval()
             numbers = self._report_of("raw")
             if self.train.ema_decay:
@@ -265,15 +291,16 @@ class Trainer:
         """Validate the weights that would be exported now, where that is due: main process, for all processes."""
         if not self.validates or not due(self.step, self.state.validations, self.settings):
             return
+        main = self.accelerator.is_main_process
+        self._enter("validating" if main else "waiting for a validation", WAITING, uncut=main)
         self.accelerator.wait_for_everyone()
         numbers = torch.full((len(VALUES),), math.nan, dtype=torch.float64)
-        if self.accelerator.is_main_process:
+        if main:
             self.task.module.eval()
             with self.ema_weights():
                 values = self.task.validate()
             numbers = torch.tensor([values.get(name, math.nan) for name in VALUES], dtype=torch.float64)
-        if self._agreement is not None:
-            torch.distributed.broadcast(numbers, 0, group=self._agreement)
+        numbers = numbers_of_main(numbers)
         found = {
             name: value
             for name, value in zip(VALUES, numbers.tolist(), strict=True)

@@ -94,19 +94,36 @@ def _free(folder: Path) -> int:
 
 
 @contextmanager
-def exclusive_lock(target: Path) -> Iterator[None]:
-    """Hold the lock of `target`, after waiting for another process that does. Raises: OSError."""
+def exclusive_lock(target: Path, quiet: bool = False) -> Iterator[None]:
+    """Hold the lock of `target`, after waiting (and, unless `quiet`, saying so) for another process that does.
+
+    Raises: OSError.
+    """
     lock = _beside(target, "lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _take(lock)
     if descriptor is None:
-        print(f"waiting for another process that writes {target}", flush=True)
+        if not quiet:
+            print(f"waiting for another process that writes {target}", flush=True)
         descriptor = _take(lock, wait=True)
     try:
         _sweep(target)
         yield
     finally:
         file_locks.remove(lock, descriptor)
+
+
+@contextmanager
+def try_lock(target: Path) -> Iterator[bool]:
+    """Hold the lock of `target` if no other process does: whether it is held here. Raises: OSError."""
+    lock = _beside(target, "lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _take(lock)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            file_locks.remove(lock, descriptor)
 
 
 @contextmanager

@@ -4,7 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ldm.models.vector_quantizer import Codebook, code_usage, nearest
+from ldm.config.settings import VaeModel
+from ldm.models.autoencoder import build_vae
+from ldm.models.vector_quantizer import Codebook, code_usage, decode_quantized, nearest
 
 
 def corners(count=40, spread=0.1, seed=0):
@@ -133,3 +135,10 @@ def test_two_processes_keep_one_codebook_that_sees_both_halves(tmp_path):
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
     assert first["usage"].sum().item() == pytest.approx(160 * (1 - 0.9**3), rel=1e-5)
+
+
+@torch.no_grad()
+def test_quantized_latents_are_decoded_as_diffusers_does():
+    vae = build_vae(VaeModel(kind="vq", block_out_channels=[8, 16], norm_num_groups=4, codebook_size=8), 1, 16)
+    z = torch.randn(2, vae.config.latent_channels, 8, 8)
+    assert torch.equal(decode_quantized(vae, z), vae.decode(z, force_not_quantize=True).sample)

@@ -102,6 +102,39 @@ def test_rows_of_noise_do_not_depend_on_the_split():
     assert not torch.equal(whole, batch_noise(BatchSlice(6, 0, 8, 8), (3,), 1, 2))
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (3, 5), (4, 16, 16)])
+def test_every_split_draws_the_same_noise_and_no_more(shape, monkeypatch):
+    drawn, philox = [], np.random.Philox
+
+    class Counted:
+        def __init__(self, **key):
+            self.bits = philox(**key)
+            self.advance = self.bits.advance
+
+        def random_raw(self, count):
+            drawn.append(count)
+            return self.bits.random_raw(count)
+
+    monkeypatch.setattr(np.random, "Philox", Counted)
+    whole = batch_noise(BatchSlice(5, 0, 24, 24), shape, 3)
+    for size in (1, 3, 8):
+        rows = [batch_noise(BatchSlice(5, at, at + size, 24), shape, 3) for at in range(0, 24, size)]
+        assert torch.equal(torch.cat(rows), whole)
+    assert whole.shape == (24, *shape) and drawn[0] == 24 * drawn[1] == 8 * drawn[25]  # of 1 row, of 3
+
+
+def test_noise_is_standard_normal_and_uncorrelated():
+    noise = batch_noise(BatchSlice(0, 0, 4096, 4096), (64,), 7)
+    flat = noise.flatten().double().sort().values
+    ranks = (torch.arange(len(flat), dtype=torch.float64) + 0.5) / len(flat)
+    assert (torch.special.ndtr(flat) - ranks).abs().max() < 2 / len(flat) ** 0.5  # Kolmogorov and Smirnov's distance
+    for moment, value in ((1, 0.0), (2, 1.0), (3, 0.0), (4, 3.0)):
+        assert abs(flat.pow(moment).mean() - value) < 0.05
+    other = batch_noise(BatchSlice(1, 0, 4096, 4096), (64,), 7)
+    pairs = [(noise[:, :32], noise[:, 32:]), (noise[:-1], noise[1:]), (noise, other)]
+    assert all(abs((a * b).mean()) < 0.01 for a, b in pairs)
+
+
 def test_mixed_seeds_differ_and_repeat():
     assert derive_seed(1, 2) == derive_seed(1, 2)
     assert len({derive_seed(a, b) for a in range(20) for b in range(20)}) == 400

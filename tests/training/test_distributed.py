@@ -1,6 +1,8 @@
 """Precision and batches, as devices and processes allow."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ from torch import nn
 
 from ldm.config.settings import OptimOptions, TrainOptions, VaeSettings
 from ldm.training.data_order import batch_noise
-from ldm.training.distributed import precision
+from ldm.training.distributed import ENGINES, check_engine, loader_workers, precision, start_world
 from ldm.training.trainer import Trainer
+from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
 
 
@@ -102,3 +105,44 @@ def test_a_cpu_that_has_bf16_uses_it(monkeypatch, amx, avx512, found):
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
     with pytest.raises(UserError, match="multiple of processes"):
         Trainer(LineTask(), settings(batch_size=5, gradient_accumulation_steps=2), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("variable", "named"),
+    [("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron"), ("PARALLELISM_CONFIG", "parallelism")],
+)
+def test_an_engine_that_is_not_supported_is_refused_by_name(monkeypatch, variable, named):
+    monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "true")
+    with pytest.raises(UserError, match=f"asks for .*{named}.*not supported.*configs/accelerate"):
+        start_world()
+    monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "false")
+    check_engine()
+
+
+def test_every_variable_of_an_engine_is_one_that_accelerate_knows():
+    import accelerate
+
+    sources = [path.read_text() for path in Path(accelerate.__file__).parent.rglob("*.py")]
+    assert all(any(f'"{variable}"' in source for source in sources) for variable in ENGINES)
+
+
+@pytest.mark.parametrize("path", sorted((shipped_configs() / "accelerate").glob("*.yaml")), ids=lambda path: path.name)
+def test_launcher_files_are_read_and_ask_for_what_is_supported(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.distributed_type in ("NO", "MULTI_GPU") and not config.fsdp_config and not config.deepspeed_config
+    words = re.findall(r"--config_file (\S+)", path.read_text())
+    assert [Path(word).name for word in words] == [path.name]
+
+
+def test_a_gpu_gets_workers_and_a_cpu_none(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr("ldm.training.distributed.usable_cores", lambda: 32)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert loader_workers(None, cpu) == 0 and loader_workers(None, cuda) == 3
+    assert loader_workers(5, cpu) == loader_workers(5, cuda) == 5 and loader_workers(0, cuda) == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert loader_workers(None, cuda) == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "32")
+    assert loader_workers(None, cuda) == 1

@@ -32,6 +32,7 @@ from ldm.utils.atomic_files import (
     require_free_space,
     write_checksummed,
 )
+from ldm.utils.verified_files import verify_once
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +171,13 @@ def _open(stem: Path, key: str, samples: list[Sample], options: DataOptions) -> 
         with path.open("rb") as stream:
             whole = whole and stream.read(header.tell()) == header.getvalue() and array.shape == shape
         images = open_pixels(path, pixels.shapes(options)) if whole else []
-        whole = whole and [hashlib.sha256(images[row]).hexdigest() for row in range(len(rows))] == digests
+
+        def fault() -> str | None:
+            found = [hashlib.sha256(images[row]).hexdigest() for row in range(len(rows))]
+            return None if found == digests else "other pixels"
+
+        checked = [path, stem.with_suffix(".manifest")]
+        whole = whole and not verify_once(checked, stem.with_suffix(".verified"), fault)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:

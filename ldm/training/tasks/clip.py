@@ -1,11 +1,11 @@
 """The training of CLIP, whose text encoder conditions the denoiser; and the tokenizer of a run."""
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from transformers import CLIPTokenizer
 
@@ -14,10 +14,12 @@ from ldm.data import ImageTextData, Splits, apart, dataset_fingerprint, evenly_s
 from ldm.data.buckets import buckets_of, of_one_size, sizes_of
 from ldm.models.caption_swaps import CaptionSwaps
 from ldm.models.clip import ClipObjective, build_clip, recall_at
+from ldm.models.saving import save_component
 from ldm.models.text_encoder import text_tower
 from ldm.models.tokenizer import encode, save_tokenizer, tokenizer_digest, train_tokenizer
 from ldm.training.data_order import derive_seed
 from ldm.training.task import BatchSlice, SampleRef, caption_of, from_mixture
+from ldm.training.world import from_main
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
 from ldm.utils.image_tensors import to_images
@@ -28,17 +30,32 @@ CAPTIONS_FOR_SWAPS = 1000  # whose words replace those of others
 
 
 def run_tokenizer(run: Path, model: ClipModel, data: ImageTextData, seed: int) -> CLIPTokenizer:
-    """The run's own tokenizer: trained by the main process at the first start, read by all processes afterwards.
+    """The run's own tokenizer: trained by the main process at the first start, and told to all others.
 
     Training breaks ties between equally common pairs in no fixed order, so a second training would shift token ids
     under weights that have learned the first ones.
     """
     folder = run / "tokenizer"
-    if PartialState().is_main_process and (not checkpoint.saved(run / "checkpoints") or checkpoint.verify(folder)):
-        captions = draw_captions(data, min(CAPTIONS_FOR_TOKENIZER, 50 * len(data)), seed)
+
+    def of_main() -> str:
+        if not checkpoint.saved(run / "checkpoints") or checkpoint.verify(folder):
+            captions = draw_captions(data, min(CAPTIONS_FOR_TOKENIZER, 50 * len(data)), seed)
+            with checkpoint.staged(folder) as stage:
+                train_tokenizer(captions, model.vocab_size, model.context_length).save_pretrained(stage)
+        return _texts(folder)
+
+    texts = from_main(of_main)
+    if _texts(folder) != texts:  # a node with a disk of its own
         with checkpoint.staged(folder) as stage:
-            train_tokenizer(captions, model.vocab_size, model.context_length).save_pretrained(stage)
+            for name, text in json.loads(texts).items():
+                (stage / name).write_text(text, encoding="utf-8")
     return CLIPTokenizer.from_pretrained(folder)
+
+
+def _texts(folder: Path) -> str:
+    """The files of a tokenizer as JSON: name -> content."""
+    files = sorted(folder.glob("*")) if folder.is_dir() else []
+    return json.dumps({file.name: file.read_text("utf-8") for file in files if file.name != checkpoint.MANIFEST})
 
 
 def draw_captions(data: ImageTextData, count: int, seed: int) -> list[str]:
@@ -138,6 +155,6 @@ class ClipTask:
 
     def finish(self, folder: Path) -> None:
         """`clip` (both towers), `text_encoder` (the text tower alone) and `tokenizer`, as transformers saves them."""
-        self.model.save_pretrained(folder / "clip")
-        text_tower(self.model).save_pretrained(folder / "text_encoder")
+        save_component(self.model, folder / "clip")
+        save_component(text_tower(self.model), folder / "text_encoder")
         save_tokenizer(self.tokenizer, folder / "tokenizer")

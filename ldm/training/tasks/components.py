@@ -21,6 +21,7 @@ from ldm.training.data_order import derive_seed
 from ldm.training.latent_cache import BucketLatents, Latents, Uncached, cached_latents
 from ldm.training.run_directory import sibling
 from ldm.training.tasks.clip import run_tokenizer
+from ldm.training.world import own_rank
 from ldm.utils.errors import UserError
 from ldm.utils.image_sizes import Size, size_of
 
@@ -92,7 +93,7 @@ def load_components(settings: LdmSettings, data: Splits, run: Path, device: torc
     def encoded(split: ImageTextData) -> EncodedSplit:
         if isinstance(vae, IdentityAutoencoder):
             return EncodedSplit(split, Uncached(split))
-        return EncodedSplit(split, cached_latents(vae, split, settings.data.cache_dir, digest=digest))
+        return EncodedSplit(split, cached_latents(vae, split, settings.data.cache_dir, digest=digest, rank=own_rank()))
 
     return Components(
         vae,

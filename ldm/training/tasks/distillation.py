@@ -27,6 +27,7 @@ from ldm.diffusion.time_grids import levels
 from ldm.models.digests import network_digest
 from ldm.models.tokenizer import encode
 from ldm.models.unet import choose_attention
+from ldm.pipelines.networks import run_unet
 from ldm.training.distributed import precision
 from ldm.training.task import LossAndMetrics
 from ldm.training.tasks.components import load_components
@@ -79,9 +80,11 @@ class DistillObjective(DenoisingObjective):
 
     def step_target(self, x_t: Tensor, times: Tensor, cond: Tensor, uncond: Tensor) -> Tensor:
         """The prediction (B, ...) with which one first-order step ends where the teacher's substeps do."""
+        starts = times.tolist()  # read from the device once; the rows of each start are then known here
         target = torch.empty_like(x_t)
-        for start in times.unique().tolist():
-            at = times == start
+        for start in sorted(set(starts)):
+            at = torch.tensor([row for row, one in enumerate(starts) if one == start])
+            at = at.to(x_t.device, non_blocking=True)
             target[at] = self._target_from(x_t[at], start, cond[at], uncond[at])
         return target
 
@@ -103,7 +106,7 @@ class DistillObjective(DenoisingObjective):
         return guide(self._predict_as_teacher, cond, uncond, rule, process=self.process, time=time)
 
     def _predict_as_teacher(self, x_t: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
-        return self.teacher(x_t, timestep, prompt_embeds).sample.float()
+        return run_unet(self.teacher, x_t, timestep, prompt_embeds).float()
 
 
 def distillation_task(

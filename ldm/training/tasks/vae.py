@@ -33,7 +33,7 @@ from ldm.models.reconstruction_losses import (
     hinge_discriminator_loss,
 )
 from ldm.models.saving import save_component
-from ldm.models.vector_quantizer import Codebook, code_usage
+from ldm.models.vector_quantizer import Codebook, code_usage, decode_quantized
 from ldm.pipelines.model_folder import resolve_model
 from ldm.training.data_order import batch_noise, derive_seed, image_batches
 from ldm.training.task import BatchSlice, LossAndMetrics, SampleRef
@@ -122,7 +122,7 @@ class VaeObjective(nn.Module):
         if self.codebook is not None:
             vectors = self.vae.encode(images).latents
             quantised, commitment, numbers = self.codebook(vectors, self.vae.quantize.embedding.weight)
-            decoded = self.vae.decode(quantised, force_not_quantize=True).sample.float()
+            decoded = decode_quantized(self.vae, quantised).float()
             return decoded, {"commitment": commitment}, numbers
         if is_tiny(self.vae.config):
             with torch.no_grad():
