@@ -29,5 +29,6 @@ slow:  ## the tests that take minutes
 faults:  ## the complete fault injection, with counts; `make test` runs a quick subset
 	$(PYTHON) -m pytest -q -n auto tests/faults --all-faults -m "not gpu"
 
-docs:  ## all pages with the reference, in site/
+docs:  ## all pages with the reference, in site/; npm fetches what site/try/ generates with, once
+	-$(PYTHON) -c "from ldm.apps.web.runtime import find_runtime; find_runtime()"
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict

@@ -1,0 +1,46 @@
+"""For mkdocs: try/ is the page of `ldm web` with models/glyphs-fast, if ONNX Runtime Web is at hand.
+
+`make docs` has npm fetch it once. Without it the links to the page lead to how to make one, and nothing is fetched.
+"""
+
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the ldm beside this file, from any working directory
+
+from ldm.apps.web.runtime import nearby_runtime
+from ldm.apps.web.site import open_model, write_site
+from ldm.pipelines.model_folder import resolve_model
+
+MODEL = "glyphs-fast"
+PAGE, OTHERWISE = "try/index.html", "use/web.md"
+log = logging.getLogger("mkdocs.hooks.try")
+made: list[tempfile.TemporaryDirectory] = []  # what mkdocs has still to copy
+
+
+def on_files(files, config):
+    """Called by mkdocs once the files are listed."""
+    runtime = nearby_runtime()
+    if runtime is None:
+        log.info("ONNX Runtime Web is not here: the site gets no try/ (`make docs` fetches it)")
+        return files
+    made.append(tempfile.TemporaryDirectory())
+    folder, place = resolve_model(MODEL), Path(made[-1].name)
+    for path in write_site(folder, open_model(folder), runtime, place / "try"):
+        name = path.relative_to(place.resolve()).as_posix()
+        files.append(File.generated(config, name, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, files, **_) -> str:
+    """Links to the page lead to it, or to how to make one."""
+    return markdown if files.get_file_from_path(PAGE) else markdown.replace(f"]({PAGE})", f"]({OTHERWISE})")
+
+
+def on_post_build(**_) -> None:
+    while made:
+        made.pop().cleanup()
