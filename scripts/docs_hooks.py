@@ -71,10 +71,12 @@ def on_config(config):
 
 
 def on_files(files, config):
-    """Called by mkdocs once the files are listed: images of the models, pages of the root, sources that pages name."""
+    """Called by mkdocs once the files are listed: adds images, notebooks, pages of the root, sources that pages name."""
     root = Path(config.docs_dir).parent
     for image in sorted((root / "models").glob("*/*.png")):
         files.append(File.generated(config, image.relative_to(root).as_posix(), abs_src_path=str(image)))
+    for notebook in sorted((root / "notebooks").glob("*.ipynb")):
+        files.append(File.generated(config, f"notebooks/{notebook.name}", abs_src_path=str(notebook)))
     for name, page in ROOT_PAGES.items():
         files.append(File.generated(config, page, content=root_page((root / name).read_text(encoding="utf-8"))))
     files.append(File.generated(config, "citing.md", content=citing_page(root)))
@@ -159,5 +161,5 @@ If you use this software in a publication, please cite it with its version (here
 ```
 
 The same is in `CITATION.cff`, which reference managers read. Methods have sources of their own: each chapter of the
-[ideas](index.md#the-ideas) links the paper that it follows; cite those for the method.
+[ideas](index.md#the-path) links the paper that it follows; cite those for the method.
 """
