@@ -1,8 +1,8 @@
-"""For mkdocs: formulas as MathML, figures with captions, links to papers and source files, pages of the repository's root.
+"""For mkdocs: formulas as MathML, figures with captions, links to papers and sources, pages of the repository's root.
 
 Formulas between $...$ and $$...$$ become MathML while the pages are built. Browsers render it with the font in
-docs/assets/, so the pages need no script and no network. Code, fenced or between backticks, is unchanged. A formula that
-the converter does not know stops the build.
+docs/assets/, so the pages need no script and no network. Code, fenced or between backticks, is unchanged. A formula
+that the converter does not know stops the build.
 """
 
 import posixpath
@@ -43,7 +43,9 @@ def to_mathml(tex: str, display: bool = False) -> str:
     if "\\" in mathml or "<mi>&</mi>" in mathml:
         raise ValueError(f"formula {tex.strip()!r} uses a command that latex2mathml does not know")
     mathml = mathml.replace("<mover>", '<mover accent="true">')  # hats and tildes, else set small and high
-    mathml = UPRIGHT.sub(r'<mi mathvariant="normal">\1</mi>', mathml.replace("<mi>&#x02032;</mi>", "<mo>&#x02032;</mo>"))
+    mathml = UPRIGHT.sub(
+        r'<mi mathvariant="normal">\1</mi>', mathml.replace("<mi>&#x02032;</mi>", "<mo>&#x02032;</mo>")
+    )
     mathml = FUNCTION.sub(r'<mrow>\1<mspace width="0.167em" /></mrow>', mathml)
     return f'<div class="formula">{mathml}</div>' if display else mathml
 
@@ -71,7 +73,7 @@ def on_config(config):
 
 
 def on_files(files, config):
-    """Called by mkdocs once the files are listed: adds images, notebooks, pages of the root, sources that pages name."""
+    """Called by mkdocs once the files are listed: images, notebooks, pages of the root, sources that pages name."""
     root = Path(config.docs_dir).parent
     for image in sorted((root / "models").glob("*/*.png")):
         files.append(File.generated(config, image.relative_to(root).as_posix(), abs_src_path=str(image)))

@@ -1,4 +1,4 @@
-"""The notebooks for Colab and Kaggle: what they install is here, and on a CPU with a tiny model they train and generate."""
+"""The notebooks for Colab and Kaggle: what they install is here; on a CPU with a tiny model they train and generate."""
 
 import re
 import shlex
@@ -78,11 +78,22 @@ def test_it_trains_on_a_folder_and_generates(path, tmp_path, monkeypatch):
         Image.fromarray(rng.integers(0, 255, (20, 20, 3)).astype(np.uint8)).save(images / f"{i}.png")
         (images / f"{i}.txt").write_text(f"noise number {i}\n")
     notebook = read(path)
-    notebook.cells = [each for each in notebook.cells if not {"install", "platform"} & set(each.metadata.get("tags", []))]
-    values = {"REPOSITORY": str(ROOT), "IMAGES": str(images), "NAME": "mine", "MINUTES": 30, "SETTINGS": TINY, "PROMPT": "noise"}
+    notebook.cells = [
+        each for each in notebook.cells if not {"install", "platform"} & set(each.metadata.get("tags", []))
+    ]
+    values = {
+        "REPOSITORY": str(ROOT),
+        "IMAGES": str(images),
+        "NAME": "mine",
+        "MINUTES": 30,
+        "SETTINGS": TINY,
+        "PROMPT": "noise",
+    }
     given = "\n".join(f"{name} = {value!r}" for name, value in values.items())
     next(each for each in notebook.cells if each.id == "parameters").source = given
     done = execute(notebook, tmp_path)
-    shown = [each.id for each in done.cells if any("image/png" in out.get("data", {}) for out in each.get("outputs", []))]
+    shown = [
+        each.id for each in done.cells if any("image/png" in out.get("data", {}) for out in each.get("outputs", []))
+    ]
     assert shown == ["grid", "prompt"]
     assert (tmp_path / "mine-model/model_index.json").is_file()
