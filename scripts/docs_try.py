@@ -4,6 +4,7 @@
 """
 
 import logging
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -19,20 +20,19 @@ from ldm.pipelines.model_folder import resolve_model
 MODEL = "glyphs-fast"
 PAGE, OTHERWISE = "try/index.html", "use/web.md"
 log = logging.getLogger("mkdocs.hooks.try")
-made: list[tempfile.TemporaryDirectory] = []  # what mkdocs has still to copy
+made: list[tempfile.TemporaryDirectory] = []  # what is still to be copied
 
 
 def on_files(files, config):
-    """Called by mkdocs once the files are listed."""
+    """Called by mkdocs once the files are listed: it learns of the page alone, and takes the card for none of its own."""
     runtime = nearby_runtime()
     if runtime is None:
         log.info("ONNX Runtime Web is not here: the site gets no try/ (`make docs` fetches it)")
         return files
     made.append(tempfile.TemporaryDirectory())
-    folder, place = resolve_model(MODEL), Path(made[-1].name)
-    for path in write_site(folder, open_model(folder), runtime, place / "try"):
-        name = path.relative_to(place.resolve()).as_posix()
-        files.append(File.generated(config, name, abs_src_path=str(path)))
+    folder, place = resolve_model(MODEL), Path(made[-1].name) / "try"
+    write_site(folder, open_model(folder), runtime, place)
+    files.append(File.generated(config, PAGE, abs_src_path=str(place / "index.html")))
     return files
 
 
@@ -41,6 +41,7 @@ def on_page_markdown(markdown: str, files, **_) -> str:
     return markdown if files.get_file_from_path(PAGE) else markdown.replace(f"]({PAGE})", f"]({OTHERWISE})")
 
 
-def on_post_build(**_) -> None:
+def on_post_build(config) -> None:
     while made:
-        made.pop().cleanup()
+        with made.pop() as folder:
+            shutil.copytree(folder, config.site_dir, dirs_exist_ok=True)

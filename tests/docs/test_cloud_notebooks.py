@@ -91,7 +91,7 @@ def test_it_trains_on_a_folder_and_generates(path, tmp_path, monkeypatch):
     }
     given = "\n".join(f"{name} = {value!r}" for name, value in values.items())
     next(each for each in notebook.cells if each.id == "parameters").source = given
-    done = execute(notebook, tmp_path)
+    done = execute(notebook, tmp_path, timeout=3000)
     shown = [
         each.id for each in done.cells if any("image/png" in out.get("data", {}) for out in each.get("outputs", []))
     ]
