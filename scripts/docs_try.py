@@ -24,7 +24,7 @@ made: list[tempfile.TemporaryDirectory] = []  # what is still to be copied
 
 
 def on_files(files, config):
-    """Called by mkdocs once the files are listed: it learns of the page alone, and takes the card for none of its own."""
+    """Called by mkdocs once the files are listed; of these only the page may be linked."""
     runtime = nearby_runtime()
     if runtime is None:
         log.info("ONNX Runtime Web is not here: the site gets no try/ (`make docs` fetches it)")
