@@ -10,6 +10,7 @@ import subprocess
 import sys
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
@@ -212,6 +213,15 @@ def test_the_pages_need_nothing_from_elsewhere(site):
         )
         fetched += re.findall(r"url\(\s*[\"']?(?:https?:)?//", text)
         assert not fetched, page
+
+
+@pytest.mark.parametrize("made, leads", [(None, "use/web.md"), ("a file", "try/index.html")])
+def test_the_browser_page_is_linked_where_it_is_a_part_of_the_site(scripts, made, leads):
+    pytest.importorskip("mkdocs")
+    from docs_try import on_page_markdown
+
+    files = SimpleNamespace(get_file_from_path=lambda path: made)
+    assert on_page_markdown("[Try](try/index.html)", files=files) == f"[Try]({leads})"
 
 
 def test_no_link_within_the_site_is_dead(site):
