@@ -32,5 +32,6 @@ faults:  ## the complete fault injection, with counts; `make test` runs a quick 
 gpu:  ## all that needs a GPU, in under 12 minutes, with one report (runs/gpu/gpu.md); without one its dry half
 	$(PYTHON) scripts/gpu_report.py
 
-docs:  ## all pages with the reference, in site/
+docs:  ## all pages with the reference, in site/; npm fetches what site/try/ generates with, once
+	-$(PYTHON) -c "from ldm.apps.web.runtime import find_runtime; find_runtime()"
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict

@@ -24,7 +24,8 @@ PROMPTS = (
     "",
 )
 COLUMNS = 12
-LINE = 16
+FONT = ImageFont.load_default(12)
+LINE = sum(FONT.getmetrics()) + 4  # of a label: letters reach below the line
 
 
 def main(model: str, out: str) -> None:
@@ -32,13 +33,18 @@ def main(model: str, out: str) -> None:
     for prompt in PROMPTS:
         drawn = pipeline(prompt or None, num_images_per_prompt=COLUMNS, seed=0).images
         rows.append((prompt or "(no prompt)", image_grid(drawn, COLUMNS)))
+    save_png(labelled(rows), Path(out))
+
+
+def labelled(rows: list[tuple[str, Image.Image]]) -> Image.Image:
+    """Rows of one size below each other, each under its label."""
     width, height = rows[0][1].size
     page = Image.new("RGB", (width, len(rows) * (height + LINE)), "white")
     pen = ImageDraw.Draw(page)
     for i, (label, row) in enumerate(rows):
-        pen.text((2, i * (height + LINE) + 2), label, fill="black", font=ImageFont.load_default(12))
+        pen.text((2, i * (height + LINE) + 2), label, fill="black", font=FONT)
         page.paste(row, (0, i * (height + LINE) + LINE))
-    save_png(page, Path(out))
+    return page
 
 
 if __name__ == "__main__":

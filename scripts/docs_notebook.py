@@ -26,7 +26,7 @@ def as_page(notebook: dict) -> tuple[str, dict[str, bytes]]:
             if encoded := output.get("data", {}).get("image/png"):
                 name = f"{NAME}/{cell['id']}.png"
                 images[name] = base64.b64decode("".join(encoded))
-                blocks.append(f"![output of the cell above]({name})")
+                blocks.append(f"![output of the cell above]({name}){{ .output }}")
     return "\n\n".join(blocks) + "\n", images
 
 

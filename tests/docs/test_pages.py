@@ -8,7 +8,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -26,6 +29,7 @@ ROOT_PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGE
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 CODE = re.compile(r"`([^`\n]+)`")
+MATH = re.compile(r"<m[ino][^>]*>([^<]+)</m[ino]>")
 PLACE = re.compile(r"# (?P<path>[\w/]+\.py)(?:, (?P<where>in|before) (?P<name>\w+))?\n(?P<code>.*)", re.S)
 
 
@@ -89,40 +93,87 @@ def test_the_path_leads_through_every_chapter_in_order():
     assert linked == [page.name for page in CHAPTERS]
 
 
+# ---- what a reader can use -------------------------------------------------------------------------------------------
+
+WIDE = {"extending.md", "log.md"}  # code that is inserted as it stands; history
+INDENTED = re.compile(r"^( *)```\w*\n(.*?)^\1```", re.M | re.S)  # also in notes and tabs
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in WIDE], ids=lambda page: page.stem)
+def test_code_fits_the_column(page):
+    lines = [line[len(indent) :] for indent, code in INDENTED.findall(text_of(page)) for line in code.splitlines()]
+    assert [line for line in lines if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_command_writes_into_the_pages_of_the_repository(page):
+    for _, code in INDENTED.findall(text_of(page)):
+        assert not re.search(r"(-o|--proof|>) docs/", code)
+
+
+def messages() -> set[str]:
+    """Every text of the package, with an ellipsis for each value in it."""
+
+    def text(node: ast.expr) -> str:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            return re.sub(r"%[sdr]", "…", node.value)
+        if isinstance(node, ast.JoinedStr):
+            return "".join(text(value) for value in node.values)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return text(node.left) + text(node.right)
+        return "…"
+
+    sources = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "ldm").rglob("*.py")]
+    strings = (ast.Constant, ast.JoinedStr, ast.BinOp)
+    return {text(node) for tree in sources for node in ast.walk(tree) if isinstance(node, strings)}
+
+
+def test_every_message_of_the_troubleshooting_is_one_of_the_program():
+    known = messages() | {  # put together of two
+        "… became non-finite before step … and is not saved: lower optim.lr, then --resume auto continues from the "
+        "last checkpoint"
+    }
+    quoted = re.findall(r"^> (.+)$", text_of(ROOT / "docs/faq.md"), re.M)
+    assert len(quoted) > 15
+    assert [line for line in quoted if not any(line in text for text in known)] == []
+
+
 # ---- the tutorial ---------------------------------------------------------------------------------------------------
 
-TUTORIAL = ROOT / "docs" / "tutorial.md"
+STEPS = ("images", "train", "look", "use", "publish")
+
+TUTORIAL = [ROOT / "docs/tutorial.md", *(ROOT / "docs/tutorial" / f"{name}.md" for name in STEPS)]
 
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
     """A folder with the files that the tutorial has its reader write, and the pictures that they make."""
     folder = tmp_path_factory.mktemp("reader")
-    for name, text in written_by(TUTORIAL).items():
-        (folder / name).write_text(text, encoding="utf-8")
+    for page in TUTORIAL:
+        for name, text in written_by(page).items():
+            (folder / name).write_text(text, encoding="utf-8")
     subprocess.run([sys.executable, "make_shapes.py"], cwd=folder, check=True, timeout=600)
     return folder
 
 
-def lines_of(page: Path, pattern: str) -> list[list[str]]:
-    """The words of each shell line of the page that begins so; lines that go on are one."""
-    blocks = "".join(code for kind, code in BLOCK.findall(text_of(page)) if kind == "bash").replace("\\\n", " ")
+def lines_of(pages: list[Path], pattern: str) -> list[list[str]]:
+    """The words of each shell line of the pages that begins so; lines that go on are one."""
+    found = [block for page in pages for block in BLOCK.findall(text_of(page))]
+    blocks = "".join(code for kind, code in found if kind == "bash").replace("\\\n", " ")
     return [shlex.split(line, comments=True) for line in blocks.splitlines() if re.match(pattern, line)]
 
 
 def test_every_command_of_the_tutorial_is_one(reader, monkeypatch):
-    """Every shell line is of a kind that is looked at: trainers' settings are read, commands' options parsed."""
+    """Every shell line is of a kind that is looked at: settings of the stages are read, commands' options parsed."""
     monkeypatch.chdir(reader)
-    trained, commands = lines_of(TUTORIAL, "accelerate launch"), lines_of(TUTORIAL, "ldm ")
-    for _, _, script, *words in trained:
-        assert (ROOT / script).is_file()
-        settings, _ = command_line.parse(script.removeprefix("train_").removesuffix(".py"), words)
+    for _, *words in (commands := lines_of(TUTORIAL, "ldm ")):
+        cli.build_parser(words).parse_known_args(words)
+    assert ["ldm", "train", "shapes.yaml"] in commands
+    for stage in ("clip", "vae", "ldm"):
+        settings, _ = command_line.parse(stage, ["shapes.yaml", "--dry-run"])
         assert settings.data.source == "shapes" and settings.name == "shapes"
-    for _, *words in commands:
-        cli.build_parser(words).parse_args(words)
-    assert {script for _, _, script, *_ in trained} == {"train_clip.py", "train_vae.py", "train_ldm.py"}
-    others = lines_of(TUTORIAL, r"python3 -m venv|pip install|python (make|check)_shapes\.py$|hf auth login$")
-    assert len(trained) + len(commands) + len(others) == len(lines_of(TUTORIAL, r"\S"))
+    others = lines_of(TUTORIAL, r"mkdir shapes-project|python (make|check)_shapes\.py$|hf auth login$")
+    assert len(commands) + len(others) == len(lines_of(TUTORIAL, r"\S"))
 
 
 def test_the_pictures_of_the_tutorial_are_as_it_says(reader):
@@ -162,6 +213,59 @@ def test_the_pages_need_nothing_from_elsewhere(site):
         )
         fetched += re.findall(r"url\(\s*[\"']?(?:https?:)?//", text)
         assert not fetched, page
+
+
+@pytest.mark.parametrize("made, leads", [(None, "use/web.md"), ("a file", "try/index.html")])
+def test_the_browser_page_is_linked_where_it_is_a_part_of_the_site(scripts, made, leads):
+    pytest.importorskip("mkdocs")
+    from docs_try import on_page_markdown
+
+    files = SimpleNamespace(get_file_from_path=lambda path: made)
+    assert on_page_markdown("[Try](try/index.html)", files=files) == f"[Try]({leads})"
+
+
+def test_no_link_within_the_site_is_dead(site):
+    """Pages, their sections, images, styles; 404.html has absolute addresses."""
+    pages = (page for page in site.rglob("*.html") if page.name != "404.html")
+    texts = {page: re.sub(r"<pre\b.*?</pre>", "", text_of(page), flags=re.S) for page in pages}
+    ids = {page: set(re.findall(r"""\s(?:id|name)=["']?([^"'\s>]+)""", text)) for page, text in texts.items()}
+    dead = []
+    for page, text in texts.items():
+        for link in re.findall(r"""\s(?:href|src)=["']?([^"'\s>]+)""", text):
+            path, _, section = unquote(unescape(link)).partition("#")
+            if re.match(r"[a-z]+:|//", path):
+                continue
+            target = (page.parent / path).resolve() if path else page
+            found = target.exists() and (not section or target not in ids or section in ids[target])
+            if not found and not section.startswith("__"):
+                dead.append((page.relative_to(site).as_posix(), link))
+    assert dead == []
+
+
+def test_figures_have_captions_and_papers_and_sources_are_links(site):
+    page = text_of(site / "ideas/07-ddim-ode.html")
+    assert (
+        page.count("<figcaption>") == page.count("<figure>") == text_of(ROOT / "docs/ideas/07-ddim-ode.md").count("![")
+    )
+    assert '<a href="https://arxiv.org/abs/2010.02502">arXiv 2010.02502</a>' in page
+    assert '<a href="../source/ldm/diffusion/samplers.py.html"><code>ldm/diffusion/samplers.py</code></a>' in page
+    assert "dpmpp_2m" in text_of(site / "source/ldm/diffusion/samplers.py.html")
+    assert '"source/' not in (site / "search/search_index.json").read_text(encoding="utf-8")
+
+
+def test_formulas_have_a_font_of_the_site_s_own(site):
+    assert (site / "assets/math.woff2").stat().st_size < 150_000
+    assert "url(math.woff2)" in text_of(site / "assets/style.css")
+    fonts = pytest.importorskip("fontTools.ttLib")
+    pytest.importorskip("brotli")
+    font = fonts.TTFont(site / "assets/math.woff2")
+    needed = {ord(c) for page in site.rglob("*.html") for m in MATH.findall(text_of(page)) for c in unescape(m)}
+    assert "MATH" in font and {chr(c) for c in needed - set(font.getBestCmap()) if c > 32} == set()
+
+
+def test_every_setting_is_described(site):
+    page = text_of(site / "reference/settings.html")
+    assert "<td></td>\n</tr>" not in page and page.count("</tr>") > 150
 
 
 def test_every_formula_became_mathml_and_no_code_did(site):
@@ -225,6 +329,13 @@ Raises: ValueError if 2*x < 3, or
     ]
 
 
+SHOWN = ("index.html", "install.html", "faq.html", "use/edit.html", "reference/editing.html", "ideas/04-noise.html")
+NAMELESS = """[...document.querySelectorAll("article img, article a, header a, header button")]
+    .filter(e => e.tagName === "IMG" ? !e.alt
+        : !(e.textContent.trim() || e.title || e.ariaLabel || e.querySelector("img[alt]")))
+    .map(e => e.outerHTML)"""
+
+
 def test_a_page_opened_from_disk_asks_nothing_of_the_network_and_can_be_searched(site):
     playwright = pytest.importorskip("playwright.sync_api")
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -237,9 +348,13 @@ def test_a_page_opened_from_disk_asks_nothing_of_the_network_and_can_be_searched
         page.on("console", lambda told: wrong.append(told.text) if told.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda asked: None if asked.url.startswith(site.as_uri()) else wrong.append(asked.url))
-        for name in ("index.html", "use/edit.html", "reference/editing.html", "ideas/04-noise.html"):
-            page.goto((site / name).as_uri())
-            assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        for width in (1280, 390):
+            page.set_viewport_size({"width": width, "height": 900})
+            for name in SHOWN:
+                page.goto((site / name).as_uri())
+                assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (name, width)
+                assert page.evaluate(NAMELESS) == [], name
+        page.set_viewport_size({"width": 1280, "height": 900})
         page.click(".md-search__input")
         page.keyboard.type("signal-to-noise")
         page.wait_for_selector(".md-search-result__link[href*='04-noise.html']", state="attached")

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ldm.pipelines.loading import load_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 USE = ROOT / "docs/use"
+FIGURES = ROOT / "docs/figures"
 DOES = {  # what people do -> the page, the begin of the command that made its picture, and the picture
     "generate": ("generate.md", "ldm generate", "generate-grid.png"),
     "unconditional": ("generate.md", "ldm generate --grid", "generate-anything.png"),
@@ -39,29 +41,27 @@ def text_of(page: str) -> str:
 
 
 def commands(page: str) -> list[str]:
-    """The command lines of a page, continued ones as one."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", text_of(page), re.M | re.S)
-    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+    """The command lines of a page, continued ones as one; also those in notes."""
+    blocks = re.findall(r"^ *```bash\n(.*?)^ *```", text_of(page), re.M | re.S)
+    return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
 def made_by(line: str) -> list[str]:
-    """The figures that a command of a page writes."""
+    """The figures that a command of a page writes: files of these names in docs/figures/."""
     words = shlex.split(line, comments=True)
     if words[:2] == ["ldm", "figures"]:
-        args = build_parser(words[1:]).parse_args(words[1:])
-        assert args.output == Path("docs/figures")
-        return [f"{name}.png" for name in args.names]
-    if words[:2] == ["ldm", "edit"]:  # which begins with a figure, and makes another
-        words = words[words.index("-o") :]
-    found = [Path(word).name for word in words if word.startswith("docs/figures/")]
-    return found + [name.replace(".png", ".svg") for name in found if "--svg" in words]
+        return [f"{name}.png" for name in build_parser(words[1:]).parse_args(words[1:]).names]
+    found = [word for before, word in pairwise(words) if before in ("-o", "--proof")]
+    found += words[-1:] if words[:1] == ["python"] and "_screenshot" in line else []
+    found += [name.replace(".png", ".svg") for name in found if "--svg" in words]
+    return [name for name in found if (FIGURES / name).is_file()]
 
 
 @pytest.mark.parametrize("what", DOES)
 def test_a_page_shows_it_with_a_picture_and_the_command_that_made_it(what):
     page, begin, figure = DOES[what]
     shown = [name for name in re.findall(r"\(\.\./figures/([\w.-]+)\)", text_of(page)) if name.startswith(figure)]
-    assert shown and all((ROOT / "docs/figures" / name).is_file() for name in shown)
+    assert shown and all((FIGURES / name).is_file() for name in shown)
     assert any(line.startswith(begin) and set(shown) & set(made_by(line)) for line in commands(page)), begin
 
 
@@ -86,7 +86,7 @@ def test_the_command_of_a_page_draws_the_figure_again(line, tmp_path, monkeypatc
         cli.main(shlex.split(line)[1:])
     assert not end.value.code
     for name in made_by(line):
-        new, old = tmp_path / "docs/figures" / name, ROOT / "docs/figures" / name
+        new, old = tmp_path / name, FIGURES / name
         if name.endswith(".svg"):
             assert "<path" in old.read_text() and len(new.read_text()) == pytest.approx(len(old.read_text()), rel=0.05)
             continue

@@ -34,9 +34,14 @@ def find_runtime(named: str | None = None) -> Path:
         if found is None:
             raise UserError(f"--runtime {named} does not hold {' and '.join(FILES)}: name a folder of {PACKAGE}")
         return found
+    return nearby_runtime() or _fetched()
+
+
+def nearby_runtime() -> Path | None:
+    """The folder that holds `FILES` in a node_modules here or above, or in the cache; None if there is none."""
     here = Path.cwd()
     near = (_within(place / "node_modules") for place in (here, *here.parents))
-    return next((place for place in near if place), None) or _within(CACHE) or _fetched()
+    return next((place for place in near if place), None) or _within(CACHE)
 
 
 def licences() -> list[Path]:

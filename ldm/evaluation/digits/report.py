@@ -175,7 +175,7 @@ def save_grid(images: np.ndarray, specs: list[Spec], correct: list[bool], path: 
     """At most 160 images, evenly chosen, with green borders where digit and ink are correct."""
     chosen = evenly_spaced_indices(len(images), 10 * COLUMNS)
     borders = [AGREE if correct[i] else DISAGREE for i in chosen]
-    labels = [specs[i]["prompt"].removeprefix("a ").removeprefix("an ") for i in chosen]
+    labels = [f"{specs[i]['digit']} {specs[i]['ink']}" for i in chosen]  # a complete prompt is wider than its image
     save_png(image_grid([images[i] for i in chosen], COLUMNS, labels=labels, borders=borders, pad=2, scale=2), path)
 
 
