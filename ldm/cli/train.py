@@ -104,7 +104,7 @@ def train_stage(part: str, argv: Sequence[str] | None = None) -> None:
     end_world()
 
 
-def next_step(part: str, settings: Any, config: Path | None, run: Path) -> str:
+def next_step(part: str, settings: Any, config: Any, run: Path) -> str:
     """What comes after a finished stage: the next one, or images."""
     if part == "ldm":
         points = settings.denoiser == "mlp"
@@ -114,7 +114,8 @@ def next_step(part: str, settings: Any, config: Path | None, run: Path) -> str:
     from ldm.config.loading import load
 
     order = list(STAGES)
-    later = [one for one in stages(load("ldm", config)) if order.index(one) > order.index(part)]
+    project: Any = load("ldm", config)
+    later = [one for one in stages(project) if order.index(one) > order.index(part)]
     return f"next: ldm train {(later or ['ldm'])[0]} {config}"
 
 

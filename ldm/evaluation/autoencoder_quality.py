@@ -80,8 +80,8 @@ def quality(
         count = min(TRAINING, max(1, FITTED_PIXELS // before[0, ..., 0].size))
         known = np.stack([train.image(int(i)) for i in evenly_spaced_indices(len(train), count)])
         every = before.shape[3] * factor**2  # of a patch: with as many numbers nothing is lost
-        seen = (as_seen(to_images(images)) for images in (known, before))
-        found = round(pca_psnr(*seen, factor, min(channels, every)), 2)
+        seen, held_out = as_seen(to_images(known)), as_seen(to_images(before))
+        found = round(pca_psnr(seen, held_out, factor, min(channels, every)), 2)
         floor = {"psnr": found, "channels": channels, "factor": factor, "margin": MARGIN}
     return {"floor": floor, "chroma": colour_gains(before, after)}
 

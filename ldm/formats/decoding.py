@@ -116,7 +116,7 @@ def decode_described(
             image.load()
             _check_size(image, max_pixels)
             colour, alpha = _colour_and_alpha(image)
-            about["transparent"] = alpha is not None and alpha.getextrema()[0] < 255
+            about["transparent"] = alpha is not None and bool(np.asarray(alpha).min() < 255)
             flat = _flatten(colour, alpha, MODES[channels], background)
             turn = _TURNS.get(_orientation(image))
             upright = flat if turn is None else flat.transpose(turn)

@@ -102,7 +102,8 @@ class SamplingPlan:
 class Watch(Protocol):
     """Who looks on: told how many steps there are, it may replace the latents after each, and stop."""
 
-    interrupted: bool
+    @property
+    def interrupted(self) -> bool: ...
 
     def begin(self, num_steps: int) -> None: ...
 

@@ -154,7 +154,7 @@ def ink_of(image: "Image.Image | np.ndarray") -> np.ndarray:
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,), (4,)):
             raise ValueError(f"an image must be uint8 (H, W) or (H, W, 1, 3 or 4), got {image.dtype} {image.shape}")
         image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
-    if image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 255:
+    if image.mode == "RGBA" and np.asarray(image.getchannel("A")).min() < 255:
         image = image.getchannel("A")
     pixels = np.asarray(image.convert("RGB"), np.float32) / 255
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
