@@ -182,7 +182,7 @@ def test_the_page_shows_every_verb():
 @pytest.mark.parametrize("words", commands(), ids=lambda words: Path(words[-1]).stem)
 def test_a_figure_of_the_page_was_made_by_the_command_on_it(words):
     args = build_parser(words).parse_args(words)
-    with Image.open(ROOT / args.output) as image:
+    with Image.open(ROOT / "docs/figures" / args.output) as image:
         told = json.loads(image.info["ldm-edit"] if image.format == "PNG" else image.info["comment"])
     told = told.get("ldm-edit", told)
     assert told.pop("digest") == load_pipeline(ROOT / "models/glyphs").digest

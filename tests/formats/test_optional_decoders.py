@@ -37,7 +37,7 @@ def test_an_svg_is_drawn_as_large_as_it_is_needed():
         pixels, about = decode_described(CIRCLE, enough=enough, extras=True)
         assert pixels.shape == shape and about["format"] == "SVG"
         assert pixels[shape[0] // 2, shape[1] // 2].tolist() == [255, 0, 0] and pixels[0, 0].tolist() == [255] * 3
-    square = np.frombuffer(fit(CIRCLE, 16, 3, "crop", 0), np.uint8).reshape(16, 16, 3)
+    square = np.frombuffer(fit(CIRCLE, [(16, 16)], 3, "crop", 0)[1:], np.uint8).reshape(16, 16, 3)
     assert square[8, 8].tolist() == [255, 0, 0] and square[0, 0].tolist() == [0, 0, 0]
     with pytest.raises(ImageError, match="not an image in a known format"):
         decode_image(CIRCLE)

@@ -99,6 +99,7 @@ def test_precision_is_what_was_asked_for():
 def test_a_cpu_that_has_bf16_uses_it(monkeypatch, amx, avx512, found):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr("ldm.training.optimizer._bf16_pays", lambda: True)
     assert precision("auto", torch.device("cpu")) == found
 
 

@@ -234,6 +234,8 @@ def aligned(tmp_path, **changes) -> LdmSettings:
 def test_alignment_is_the_cosine_distance_of_the_middle_and_the_towers_patches():
     from types import SimpleNamespace
 
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
     from ldm.models.representation_alignment import Alignment
 
     class Tower(nn.Module):
@@ -241,7 +243,7 @@ def test_alignment_is_the_cosine_distance_of_the_middle_and_the_towers_patches()
 
         def forward(self, pixel_values, interpolate_pos_encoding):
             assert not interpolate_pos_encoding
-            return SimpleNamespace(last_hidden_state=torch.cat([torch.zeros(2, 1, 3), self.patches], 1))
+            return BaseModelOutputWithPooling(torch.cat([torch.zeros(2, 1, 3), self.patches], 1))
 
     class UNet(nn.Module):
         config = SimpleNamespace(block_out_channels=[5])
