@@ -69,7 +69,7 @@ def test_an_image_comes_to_the_size_that_is_asked_for(pipeline, picture):
     stretched = fit_image(picture[..., None], (24, 40), "stretch")[..., 0]
     options = {"resize": "stretch", "seed": 0, **size, **STEPS}
     drawn = verbs.image_to_image(pipeline, picture, "water", 0, **options).images
-    torch.testing.assert_close(drawn, pipeline.decode(pipeline.encode(as_pt(stretched))), atol=1e-6, rtol=0)
+    torch.testing.assert_close(drawn, pipeline.decode(pipeline.encode(as_pt(stretched))), atol=1e-5, rtol=0)
     whole = verbs.image_to_image(pipeline, picture, "water", 1, **options).images
     assert torch.equal(whole, pipeline("water", seed=0, **size, **STEPS).images)
     kept = verbs.inpaint(pipeline, picture, np.zeros_like(picture), "water", **options).images
