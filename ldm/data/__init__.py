@@ -21,9 +21,13 @@ class ImageTextData(Protocol):
     """
 
     ids: list[str]  # stable and unique: 'U+6C34/hei', 'photos/cat.jpg'
-    resolution: int | tuple[int, int]  # side of a square, or (height, width); with buckets the most usual
     channels: int
     has_captions: bool
+
+    @property
+    def resolution(self) -> int | tuple[int, int]:
+        """Side of the square images in pixels, or (height, width); with buckets the most usual."""
+        ...
 
     @property
     def fingerprint(self) -> str:
