@@ -26,7 +26,7 @@ class ImageTextData(Protocol):
 
     @property
     def resolution(self) -> int | tuple[int, int]:
-        """Side of a square, or (height, width); with buckets the most usual."""
+        """Side of the square images in pixels, or (height, width); with buckets the most usual."""
         ...
 
     @property

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -350,7 +351,9 @@ def _refuse(operation: str, reason: str, options: dict[str, Any], *names: str) -
     return {name: value for name, value in options.items() if name not in names}
 
 
-def _noise(pipeline: Pipeline, seed: int, options: Mapping[str, Any]) -> tuple[Tensor, torch.Generator]:
+def _noise(
+    pipeline: Pipeline, seed: int, options: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Tensor, torch.Generator]:
     """What the pipeline starts from for a seed and its options, (1, c, h, w), and the generator after that."""
     generator = torch.Generator().manual_seed(check_seed(seed))
     shape = pipeline.latent_shape_of(options.get("height"), options.get("width"))

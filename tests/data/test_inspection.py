@@ -144,10 +144,10 @@ def test_what_becomes_of_images_that_are_not_square(root, tmp_path, capsys):
     config.write_text("data:\n  resolution: 64\n  channels: 3\n  files: {bucket_step: 16}\n")
     check(root, "--config", config, "--json", tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["buckets"] == [["64x64", 4], ["32x128", 1], ["80x48", 1]]
+    assert report["buckets"] == [["64x64", 4], ["80x48", 1], ["32x128", 1]]
     assert (report["too_small"], report["elongated"]) == (["thin.png"], [])  # 20 x 90, in a bucket of 32 x 128
     text = capsys.readouterr().out
-    assert "buckets (width x height): 64x64 (4), 32x128 (1), 80x48 (1)" in text
+    assert "buckets (width x height): 64x64 (4), 80x48 (1), 32x128 (1)" in text
     assert "smaller than their bucket, to be enlarged: 1" in text
     config.write_text("data:\n  resolution: [64, 16]\n  channels: 3\n")
     check(root, "--config", config, "--json", tmp_path / "report.json")
