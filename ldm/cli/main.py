@@ -69,7 +69,7 @@ GROUPS = {  # as the help shows them
     "train": ("train", "runs", "preview-decoder"),
     "generate": ("generate", "edit", "sample", "font", "app"),
     "evaluate": ("evaluate", "likelihood", "figures"),
-    "share": ("export", "push", "web", "space"),
+    "publish": ("export", "push", "web", "space"),
 }
 EXAMPLES = {
     "ldm generate horizontal stacked glyph --grid 4x2": "eight images from the included model, in out.png",
