@@ -21,6 +21,7 @@ class DiffusersMethods(LoraMethods):
 
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
     _optional_components = list(ABSENT[:3])
+    safety_checker = feature_extractor = image_encoder = None  # may be set to None, as people do
     _guidance_scale, _num_timesteps, _interrupt = 1.0, 0, False
     _bar: dict[str, Any] = {"disable": True}
     _offload_hooks: tuple[Any, ...] = ()

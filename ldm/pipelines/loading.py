@@ -115,7 +115,7 @@ def _load(folder: ModelFolder, component: str, dtype: torch.dtype, lazily: bool,
             return restore_normalizer(tokenizer.from_pretrained(str(path), local_files_only=True), path)
         config = _checked_config(cls, path)
     if variant is not None and not any(path.glob(f"*.{variant}.safetensors")):
-        raise ValueError(f"variant={variant!r}: {path} has no weights of that name; leave it out")
+        raise ValueError(f"You are trying to load the model files of the `variant={variant}`, which {path} lacks")
     load = partial(_network, component, cls, path, dtype, variant)
     return OnDisk(config, load) if lazily else load()
 
