@@ -53,7 +53,7 @@ def image_grid(
     width = max(tile.width for tile in tiles) + 2 * pad
     height = max(tile.height for tile in tiles) + 2 * pad + (LINE if labels is not None else 0)
     columns = min(columns, len(tiles))
-    fill = (0, 0, 0, 0) if tiles[0].mode == "RGBA" else background
+    fill: str | tuple[int, ...] = (0, 0, 0, 0) if tiles[0].mode == "RGBA" else background
     page = Image.new(tiles[0].mode, (columns * width, -(-len(tiles) // columns) * height), fill)
     draw = ImageDraw.Draw(page)
     for i, tile in enumerate(tiles):
