@@ -37,7 +37,7 @@ def finetuning_task(
     unet, settings = initial_model(settings)
     components = load_components(settings, data, run, device)
     torch.manual_seed(derive_seed(settings.seed, 1))
-    its, wanted = (unet.config.in_channels, *size_of(unet.config.sample_size)), components.train.latent_shape
+    its, wanted = (unet.config.in_channels, *size_of(unet.config.sample_size or 0)), components.train.latent_shape
     if its != wanted:
         its_text, wanted_text = (" x ".join(map(str, shape)) for shape in (its, wanted))
         raise UserError(f"start.model has latents {its_text}, these images {wanted_text}: set data.resolution")
