@@ -300,7 +300,7 @@ def test_known_latents_are_those_of_the_picture_after_each_step(picture):
     pipeline, seen = tiny_pipeline(), []
     mask = verbs.box_mask(picture, (8, 0, 16, 16))
     options = {"seed": 1, "num_inference_steps": 4, "output_type": "latent"}
-    z0, noise = pipeline.encode(as_pt(picture)), verbs._noise(pipeline, 1)[0]
+    z0, noise = pipeline.encode(as_pt(picture)), verbs._noise(pipeline, 1, {})[0]
     found = verbs.inpaint(pipeline, picture, mask, "water", callback=lambda i, t, x: seen.append(x), **options).images
     for x, sigma in zip(seen, pipeline.scheduler.sigmas[1:], strict=True):
         expected = (1 - sigma) * z0 + sigma * noise
@@ -443,7 +443,7 @@ def test_noise_for_variations_keeps_its_variance(monkeypatch):
     monkeypatch.setattr(type(pipeline), "__call__", lambda self, *args, latents, **more: seen.append(latents))
     verbs.vary(pipeline, seed=3, amount=0.6, number=64)
     assert abs(seen[0].std() - 1) < 0.02
-    centre = verbs._noise(pipeline, 3)[0]
+    centre = verbs._noise(pipeline, 3, {})[0]
     assert abs((seen[0] * centre).mean() / centre.square().mean() - 0.8) < 0.02
 
 
@@ -582,6 +582,16 @@ OPTIONS = {
     "sampler": "ddim",
     "height": np.int64(24),
     "width": np.int32(40),
+    "timesteps": [800, 300],
+    "sigmas": [0.8, 0.3],
+    "eta": np.float32(0),
+    "prompt_embeds": torch.zeros(1, 8, 16),
+    "negative_prompt_embeds": torch.zeros(1, 8, 16),
+    "return_dict": True,
+    "cross_attention_kwargs": {"scale": np.float32(1)},
+    "clip_skip": np.int64(1),
+    "callback_on_step_end": lambda pipeline, step, t, tensors: tensors,
+    "callback_on_step_end_tensor_inputs": ["latents"],
 }
 OPERATIONS = {
     "image_to_image": lambda *a, **o: verbs.image_to_image(*a, "water", np.float32(0.5), **o),
