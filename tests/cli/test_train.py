@@ -25,6 +25,7 @@ TINY = ["--data.resolution", "16", "--vae.crop", "16"]
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(budget, "forecast", forecast)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else it starts processes
     yield
     logging.getLogger("ldm.data").setLevel(logging.NOTSET)
 
