@@ -286,7 +286,9 @@ def scripts(monkeypatch):
 
 
 def test_the_reference_has_every_documented_name_of_its_modules(site):
-    rooms = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["extra"]["reference"]
+    from mkdocs.config import load_config
+
+    rooms = load_config(str(ROOT / "mkdocs.yml"))["extra"]["reference"]
     for title, modules in rooms.items():
         page = text_of(site / "reference" / f"{title.lower().replace(' ', '-')}.html")
         for module in modules:
