@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
-import yaml
 
 from ldm.cli import main as cli
 from ldm.config import overrides as command_line
