@@ -165,8 +165,8 @@ def test_specks_and_pinholes_are_left_out():
 def test_wrong_pictures_and_tolerances_are_refused():
     with pytest.raises(ValueError, match=r"uint8 \(H, W\).*got float64 \(8, 8\)"):
         trace(np.zeros((8, 8)))
-    with pytest.raises(ValueError, match=r"got uint8 \(8, 8, 4\)"):
-        trace(np.zeros((8, 8, 4), np.uint8))
+    with pytest.raises(ValueError, match=r"got uint8 \(8, 8, 5\)"):
+        trace(np.zeros((8, 8, 5), np.uint8))
     for tolerance in (0, -1, math.nan):
         with pytest.raises(ValueError, match="tolerance must be"):
             trace(np.zeros((8, 8), np.uint8), tolerance)
