@@ -112,7 +112,7 @@ def test_sizes_are_those_of_stock_diffusers(stock):
     assert json.loads((folder / "ldm.json").read_text())["resolution"] == [16, 24]
     assert ours("water", seed=0, num_inference_steps=1).images[0].size == (24, 16)
     options = {"num_inference_steps": 6, "guidance_scale": 3.0, "latents": oblong, "height": 40, "width": 24}
-    found = draw(ours, ["water"] * 2, "fire", **options)
+    found = draw(ours, ["water"] * 2, negative_prompt="fire", **options)
     assert found.shape == (2, 1, 40, 24) and found.std() > 0.01
     assert (found - load_file(f"{folder}.safetensors")["images"]).abs().max() <= 2 / 255
 

@@ -35,7 +35,7 @@ TRAININGS = {
     "clip, hard negatives": ("clip", {"loss": {"hard_negatives": 1}}, {}),
     "clip, muon": ("clip", {"optim": {"name": "muon"}}, {}),
     "vae, with a discriminator": ("vae", {}, {"mixed_precision": "bf16"}),
-    "vae, linear": ("vae", {"model": {"kind": "linear", "latent_channels": 4}}, {}),
+    "vae, linear": ("vae", {"model": {"kind": "linear", "latent_channels": 4, "block_out_channels": [8, 8]}}, {}),
     "vae, vq": ("vae", {"model": {"kind": "vq", "codebook_size": 16}}, {}),
     "ldm, flow": ("ldm", {}, {"mixed_precision": "bf16", "gradient_checkpointing": True}),
     "ldm, fp16": ("ldm", {}, {"mixed_precision": "fp16"}),
