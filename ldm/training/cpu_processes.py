@@ -7,7 +7,6 @@ meet once in a step. Half the batch in each of two processes is the same trainin
 import ctypes
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -16,6 +15,7 @@ from ldm.utils.runtime import usable_cores
 MOST = 8  # processes: beyond it the exchange of gradients takes what they gain
 MEMORY = 2.5 * 2**30  # bytes that one takes, about
 SAVING = 300  # seconds that a process may take for a checkpoint, once it is asked to end
+PR_SET_PDEATHSIG, SIGKILL = 1, 9  # of linux/prctl.h and of signal, where it is not on Windows
 STARTED = "LDM_PROCESSES"  # in the environment of those that `run` starts
 
 
@@ -86,7 +86,6 @@ def end_with_parent() -> None:
     parent = os.environ.get(STARTED)
     if parent is None or sys.platform != "linux":
         return
-    PR_SET_PDEATHSIG = 1  # noqa: N806  its name in linux/prctl.h
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL)
     if os.getppid() != int(parent):  # it ended before this could be asked for
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), SIGKILL)

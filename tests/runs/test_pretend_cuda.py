@@ -43,7 +43,7 @@ TRAININGS = {
     "ldm, tabled noise": ("ldm", {"noise": COSINE_NOISE | {"weight": "min_snr"}}, {}),
     "ldm, learned variance": (
         "ldm",
-        {"noise": COSINE_NOISE | {"learned_variance": True}, "sampling": {"sampler": "ddpm"}},
+        {"noise": COSINE_NOISE | {"learned_variance": True}, "sampling": {"sampler": "ddpm", "time_grid": "linspace"}},
         {},
     ),
     "ldm, learned weight": ("ldm", {"noise": {"weight": "learned"}}, {}),
