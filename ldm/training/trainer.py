@@ -99,7 +99,8 @@ class Trainer:
 
     def _train(self) -> None:
         first = self.step
-        module, optimizer = self.accelerator.prepare(self.task.module, self.optimizer)
+        # The moments are where they belong; counts of steps that lie on a GPU would be read from it one by one.
+        module, optimizer = self.accelerator.prepare(self.task.module, self.optimizer, device_placement=[None, False])
         if self.train.compile:
             module = torch.compile(module)
         if self.accelerator.is_main_process and self.accelerator.log_with:
