@@ -37,8 +37,13 @@ def due(step: int, done: list[Validation], settings: RunSettings) -> bool:
 
 
 def best_of(done: list[Validation], train: TrainOptions) -> Validation | None:
-    """The latest validation within the error of the lowest loss; of those with few copies, where there are any."""
+    """The latest validation within the error of the lowest loss; where copies are known, the latest with few of them.
+
+    The loss on held-out images rises long before a U-Net copies, while its images still become better.
+    """
     original = [one for one in done if one.get("copies", 0) <= train.max_copies] or done
+    if original and "copies" in original[-1]:
+        return original[-1]
     lowest = min(reversed(original), key=lambda one: (math.isnan(one["loss"]), one["loss"]), default=None)
     if lowest is None:
         return None

@@ -47,6 +47,13 @@ def test_of_losses_within_the_error_of_the_lowest_the_last_is_best():
     assert best_of(done, TRAIN)["step"] == 300
 
 
+def test_where_copies_are_known_the_last_weights_are_best_until_they_copy():
+    rising = validated(1, 2, 3, 4, 5, copies=[0, 0.1, 0, 0.2, 0.1])
+    assert best_of(rising, TRAIN)["step"] == 500 and last_step(rising, settings("wsd")) == 1000
+    assert reason_to_stop(rising, settings()) is None
+    assert best_of(validated(1, 2, 3, copies=[0, 0, 0.9]), TRAIN)["step"] == 200
+
+
 def test_weights_that_copy_are_not_the_best_unless_all_do():
     assert best_of(validated(3, 2, 1, copies=[0, 0.1, 0.5]), TRAIN)["step"] == 200
     assert best_of(validated(3, 1, copies=[0.9, 0.9]), TRAIN)["step"] == 200
