@@ -58,6 +58,8 @@ def install() -> None:
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *args, _answer=answer, **values: _answer)
+    # A torch that was built with CUDA would ask the driver whether a graph is being captured.
+    torch.optim.Optimizer._accelerator_graph_capture_health_check = lambda self: None
     torch.Tensor.pin_memory = lambda self, *args, **values: self
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     torch.inference_mode = lambda *args, **values: torch.no_grad()  # its tensors take no wrapper
