@@ -243,7 +243,6 @@ def parse_words(words: Sequence[str], program: str) -> tuple[dict, str]:
 def processes_of(given: dict, source: str) -> int:
     """How many CPU processes to start, by the option --processes, which is taken out of `given`. Raises: UserError."""
     from ldm.apps.budget import MIN_BATCH
-    from ldm.apps.project import name_of
     from ldm.config.loading import load
     from ldm.training.cpu_processes import useful
 
@@ -254,7 +253,7 @@ def processes_of(given: dict, source: str) -> int:
         raise UserError(f"--processes {chosen} must be 1 or more")
     if chosen is not None or given.get("train", {}).get("threads"):
         return chosen or 1
-    project = Path(source if source.endswith(YAML) else f"{given.get('name') or name_of(source)}.yaml")
+    project = project_file(source, given)
     if not project.is_file():  # the plan halves batches down to MIN_BATCH, or takes those given
         sections = [given, *(given.get(part, {}) for part in STAGES)]
         chosen_sizes = [one.get("train", {}).get("batch_size") for one in sections]

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 
-from ldm.utils.runtime import usable_cores
+from ldm.utils.runtime import free_port, usable_cores
 
 MOST = 8  # processes: beyond it the exchange of gradients takes what they gain
 MEMORY = 2.5 * 2**30  # bytes that one takes, about
@@ -70,15 +70,6 @@ def run(count: int, words: Sequence[str]) -> int:
     except SignalException as ended:
         return 128 + ended.sigval
     return 0
-
-
-def free_port() -> int:
-    """A port of the loopback device that nobody listens on."""
-    import socket
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def end_with_parent() -> None:

@@ -41,12 +41,12 @@ def best_of(done: list[Validation], train: TrainOptions) -> Validation | None:
 
     The loss on held-out images rises long before a U-Net copies, while its images still become better.
     """
-    original = [one for one in done if one.get("copies", 0) <= train.max_copies] or done
-    if original and "copies" in original[-1]:
-        return original[-1]
-    lowest = min(reversed(original), key=lambda one: (math.isnan(one["loss"]), one["loss"]), default=None)
-    if lowest is None:
+    if not done:
         return None
+    original = [one for one in done if one.get("copies", 0) <= train.max_copies] or done
+    if "copies" in original[-1]:
+        return original[-1]
+    lowest = min(reversed(original), key=lambda one: (math.isnan(one["loss"]), one["loss"]))
     equal = (one for one in reversed(original) if one["loss"] <= lowest["loss"] + lowest.get("error", 0))
     return next(equal, lowest)
 

@@ -37,6 +37,15 @@ def usable_cores() -> int:
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port of this address that nobody listens on."""
+    import socket
+
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
 def peak_memory() -> int:
     """Bytes: the most resident memory that this process has had; where no system call says it, what it has now."""
     try:

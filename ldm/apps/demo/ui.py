@@ -21,6 +21,7 @@ from ldm.apps.demo.session import OWN, SIDE, Session, Shown
 from ldm.apps.demo.training_monitor import runs_in, watch
 from ldm.utils.animation import forth_and_back, gif, mp4
 from ldm.utils.errors import UserError
+from ldm.utils.runtime import free_port
 
 HIDDEN: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 ALONE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}  # one visitor at a time
@@ -60,7 +61,7 @@ def launch(session: Session, runs: Path | None, host: str, port: int | None) -> 
     try:
         _, address, _ = page.launch(
             server_name=host,
-            server_port=_free(host) if port == 0 else port,
+            server_port=free_port(host) if port == 0 else port,
             share=False,
             prevent_thread_lock=True,
             quiet=True,
@@ -449,12 +450,3 @@ def _told() -> Iterator[None]:
         yield
     except UserError as error:
         raise gr.Error(str(error), print_exception=False) from None
-
-
-def _free(host: str) -> int:
-    """A port that nobody listens on."""
-    import socket
-
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
