@@ -101,7 +101,8 @@ def compare(
     """Lines on what changed since a checkpoint was written.
 
     Args:
-        before, now: {"settings": nested dictionary as `model_dump(mode="json")` gives it, "identity": {what: digest}}.
+        before, now: {"settings": nested dictionary as `model_dump(mode="json")` gives it, "identity": {what: digest},
+            "images": how many there are to train on, if known}.
         allowed: refused names (or blocks of them) that may differ this time.
         source: the checkpoint, for the message.
         fits: whether its weights have the shapes of the model; if not, no `allowed` can help.
@@ -111,17 +112,22 @@ def compare(
     if "settings" not in before:  # format 1 of checkpoints
         before = {"settings": {"seed": before["seed"]}, "identity": {}}
         notes.append(f"{source} is of an older format without its settings: only the seed was compared")
-    changes = [(path, *pair, class_of(path)) for path, pair in _changed(before["settings"], now["settings"])]
+    changes = [
+        (path, f"{path} was {was}, now {is_now}", class_of(path))
+        for path, (was, is_now) in _changed(before["settings"], now["settings"])
+    ]
     old, new = before["identity"], now["identity"]
+    counts = (before.get("images"), now.get("images"))
     changes += [
-        (name, old[name][:12], new[name][:12], REFUSED) for name in old.keys() & new.keys() if old[name] != new[name]
+        (name, _identity_changed(name, old[name], new[name], counts), REFUSED)
+        for name in sorted(old.keys() & new.keys())
+        if old[name] != new[name]
     ]
     unknown = set(allowed) - {path for path, *_ in changes} - {path.rpartition(".")[0] for path, *_ in changes}
     if unknown:
         raise UserError(f"--allow-changed {', '.join(sorted(unknown))}: nothing of that name differs from {source}")
     refused = []
-    for path, was, is_now, rule in changes:
-        text = f"{path} was {was}, now {is_now}"
+    for path, text, rule in changes:
         if rule == REFUSED and not (fits and {path, path.rpartition(".")[0]} & set(allowed)):
             refused.append((path, text))
         elif rule != FREE:
@@ -133,6 +139,18 @@ def compare(
             f"run with another --name or --output-dir{advice}"
         )
     return notes
+
+
+def _identity_changed(name: str, was: str, now: str, counts: tuple[int | None, int | None]) -> str:
+    """'data: 1,000 training images, now 1,001'; digests where nothing better is known.
+
+    Args:
+        counts: of the training images, then and now.
+    """
+    if name == "data" and None not in counts:
+        then, today = (f"{count:,}" for count in counts)
+        return f"data: {then} training images, now {today}" if then != today else "data: as many images, not the same"
+    return f"{name} was {was[:12]}, now {now[:12]}"
 
 
 def _changed(

@@ -60,6 +60,7 @@ class Trainer:
         self.optimizer = build_optimizer(task.module, settings.optim)
         self.ema = EMA(task.model.parameters() if self.train.ema_decay else [], decay=self.train.ema_decay)
         origin = {"settings": settings.model_dump(mode="json"), "identity": task.fingerprints}
+        origin["images"] = task.num_samples
         self.state = TrainingState(
             task.module, task.model, self.optimizer, self.ema, origin, scaler=self.accelerator.scaler
         )

@@ -194,6 +194,17 @@ def test_other_data_or_parts_are_refused_by_their_digests():
     assert compare(origin(), origin(), (), "x") == []
 
 
+@pytest.mark.parametrize(
+    "then, now, said",
+    [(1000, 1001, "data: 1,000 training images, now 1,001;"), (1000, 1000, "data: as many images, not the same;")],
+)
+def test_other_images_are_told_by_their_number(then, now, said):
+    before, after = (origin(data=digest * 64) | {"images": n} for digest, n in (("a", then), ("c", now)))
+    after["identity"]["vae"] = "c" * 64
+    with pytest.raises(UserError, match=f"{said}.*--allow-changed data"):
+        compare(before, after, (), "x")
+
+
 def test_allowing_what_did_not_change_is_a_slip():
     with pytest.raises(UserError, match="--allow-changed sead: nothing of that name differs"):
         compare(origin(), changed("seed", 2), ["sead"], "x")
