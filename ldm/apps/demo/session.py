@@ -1,5 +1,6 @@
 """What the tabs of the demo do, without the page: every input is checked here, one request is computed at a time."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.apps.demo import limits
+from ldm.apps.demo.about import About
 from ldm.formats.decoding import ImageError, decode_image, fit_image
 from ldm.models.lora import as_options, split_scale
 from ldm.pipelines.diffusers_schedulers import samplers_for
@@ -33,7 +35,10 @@ OWN = "the model's own"  # sampler
 SIDE = 256  # pixels; images are enlarged to about this, every pixel by a whole number
 PREVIEWS = 4  # images of which previews are shown
 PAUSE = 0.1  # seconds between two previews
-EXAMPLES = 6
+VISITORS = 32  # whose last images are kept, for downloads, links and editing
+HISTORY = 12  # rounds of one visitor
+THUMBNAIL = 96  # pixels, of the history
+WELCOME = 4  # images of the first example
 Sent = str | None  # a file of a visitor's
 Verb = Callable[..., PipelineOutput]
 JOB = {"grid": "1x1", "interval": None, "rescale": None, "cfg_zero": None, "zero_init": None, "weak": None}
@@ -44,12 +49,34 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
+class Made:
+    """Images as the model generated them, not enlarged, and the settings of each."""
+
+    images: list[Image.Image]
+    jobs: list[dict[str, Any]]
+    key: str = KEY  # under which a PNG has them
+
+
+@dataclass(frozen=True)
 class Shown:
-    """What the page shows: previews on the way, at the end the images, each with its settings in `info`."""
+    """What the page shows: previews on the way, at the end the images, each with its settings in `info`.
+
+    Attributes: hints: what a visitor should know of the prompt; made: the images once more, with their settings.
+    """
 
     text: str
     previews: list[Image.Image] = field(default_factory=list)
     images: list[Image.Image] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+    made: Made | None = None
+
+
+@dataclass
+class Recent:
+    """The last images of a visitor, and a small image of each round before."""
+
+    made: Made
+    history: list[tuple[Image.Image, dict[str, Any], int]] = field(default_factory=list)  # with job and number
 
 
 class Session:
@@ -76,6 +103,8 @@ class Session:
         self.pipeline = load_pipeline(model, **self.lora)
         self._busy = Lock()  # the networks are one visitor's at a time, whatever the queue does
         self._stops: dict[str, Event] = {}
+        self._recent: OrderedDict[str, Recent] = OrderedDict()
+        self._welcoming, self._welcome = Lock(), None
 
     @property
     def name(self) -> str:
@@ -97,11 +126,15 @@ class Session:
             found = yaml.safe_load(training.get("config") or "{}")
         return found if isinstance(found, dict) else {}
 
+    @cached_property
+    def about(self) -> About:
+        """What the model generates, and which words it knows."""
+        return About(self.config, self.pipeline.defaults, self.pipeline.image_shape, self.pipeline.tokenizer)
+
     @property
     def examples(self) -> list[str]:
         """The sample prompts of the model's training."""
-        prompts = self.config.get("ldm", {}).get("sampling", {}).get("prompts") or []
-        return [prompt for prompt in prompts if isinstance(prompt, str) and prompt][:EXAMPLES]
+        return self.about.examples
 
     # ---- generating -------------------------------------------------------------------------------------------------
 
@@ -215,11 +248,91 @@ class Session:
                 while (frame := frames.get()) is not None:
                     last = frame
                     yield last
-                yield _ended(future, last, job, told)
+                shown = self._ended(future, last, job, told)
+                if shown.made:
+                    self._remember(visitor, shown.made)
+                yield shown
             finally:
                 stop.set()
                 if self._stops.get(visitor) is stop:
                     del self._stops[visitor]
+
+    def _ended(self, future: "Future[list[Image.Image]]", last: Shown, job: dict, told: dict | None) -> Shown:
+        """The images with their settings, or their last previews. Raises: what generating raised."""
+        try:
+            images = future.result()
+        except Stopped:
+            return Shown(f"stopped ({last.text})", last.previews)
+        seeds = range(job["seed"], job["seed"] + len(images))
+        jobs = [{**job, "seed": seed} if told is None else {**job, **told, "picture": i} for i, seed in enumerate(seeds)]
+        made = Made(images, jobs, KEY if told is None else EDIT_KEY)
+        text = f"{len(images)} image{'s' * (len(images) > 1)}"
+        if told is None:
+            text += f", seed {seeds[0]}" if len(images) == 1 else f", seeds {seeds[0]} to {seeds[-1]}"
+        remembered = [remembering(image, one, made.key) for image, one in zip(images, jobs, strict=True)]
+        return Shown(text, images=remembered, hints=self.about.hints(job["prompt"]), made=made)
+
+    # ---- what a visitor made ----------------------------------------------------------------------------------------
+
+    def _remember(self, visitor: str, made: Made) -> None:
+        """Keep the images of a visitor until the next ones, and those of the last `VISITORS` alone."""
+        small = made.images[0].copy()
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        before = self._recent.pop(visitor).history if visitor in self._recent else []
+        rounds = [(small, made.jobs[0], len(made.images)), *before][:HISTORY]
+        self._recent[visitor] = Recent(made, rounds)
+        while len(self._recent) > VISITORS:
+            self._recent.popitem(last=False)
+
+    def recent(self, visitor: str) -> Recent | None:
+        """What a visitor made last; None if nothing, or too long ago."""
+        return self._recent.get(visitor)
+
+    def chosen(self, visitor: str, index: Any) -> tuple[Image.Image, dict[str, Any], str]:
+        """One of the images that a visitor made last: not enlarged, its settings and their key. Raises: UserError."""
+        recent = self.recent(visitor)
+        if recent is None:
+            raise UserError("generate an image first")
+        made, last = recent.made, len(recent.made.images) - 1
+        if not isinstance(index, int) or not 0 <= index <= last:
+            raise UserError(f"choose one of the {last + 1} images")
+        return made.images[index], made.jobs[index], made.key
+
+    def forget(self, visitor: str) -> None:
+        """A visitor went away."""
+        self.stop(visitor)
+        self._recent.pop(visitor, None)
+
+    def welcome(self) -> Shown:
+        """Images to begin with, made once: those in the model's folder, else of the first example."""
+        with self._welcoming:
+            if self._welcome is None:
+                self._welcome = self._from_gallery() or self._of_example()
+            return self._welcome
+
+    def _from_gallery(self) -> Shown | None:
+        """The images that lie beside an exported model for its card."""
+        folder = self.pipeline.folder
+        if folder is None:
+            return None
+        from ldm.hub.gallery import pictures
+
+        home, images = folder.paths["unet"].parent, []
+        for each in pictures(home):
+            with Image.open(home / each["file"]) as image:
+                image.load()
+            images.append(enlarged(image, self.scale))
+        prompts = "; ".join(each["prompt"] or "(no prompt)" for each in pictures(home))
+        return Shown(f"Examples that lie beside the model: {prompts}", images=images) if images else None
+
+    def _of_example(self) -> Shown:
+        prompt = self.examples[0] if self.examples else None
+        defaults = self.pipeline.defaults
+        job = self.job(prompt, None, defaults["guidance_scale"], defaults["num_inference_steps"], OWN, 0)
+        with self._busy:
+            images = generate_job(self.pipeline, job, WELCOME)
+        shown = [remembering(image, {**job, "seed": i}) for i, image in enumerate(images)]
+        return Shown(f"An example: “{prompt}”, seeds 0 to {WELCOME - 1}" if prompt else "Examples", images=shown)
 
     def stop(self, visitor: str) -> None:
         """Stop what this visitor is generating."""
@@ -266,7 +379,7 @@ class Session:
         ink = 1 - np.asarray(on_white(image).convert("L").resize(maps.shape[1:]), float) / 255
         drawn = [(Image.fromarray((overlay(each, ink) * 255).astype(np.uint8)), each.mean()) for each in maps]
         pairs = [(enlarged(tinted, 4), f"{word}: {share:.0%}") for word, (tinted, share) in zip(words, drawn)]
-        return [(remembering(image, job), "the picture"), *pairs]
+        return [(remembering(image, job), "the image"), *pairs]
 
     # ---- nearest training glyph ------------------------------------------------------------------------------------
 
@@ -347,16 +460,3 @@ def remembering(image: Image.Image, job: dict, key: str = KEY) -> Image.Image:
     image = enlarged(image, job["scale"])
     image.info.update(entries(job, key))
     return image
-
-
-def _ended(future: "Future[list[Image.Image]]", last: Shown, job: dict, told: dict | None) -> Shown:
-    """The images with their settings, or their last previews. Raises: what generating raised."""
-    try:
-        images = future.result()
-    except Stopped:
-        return Shown(f"stopped ({last.text})", last.previews)
-    jobs = [
-        {**job, "seed": job["seed"] + i} if told is None else {**job, **told, "picture": i} for i in range(len(images))
-    ]
-    remembered = [remembering(*pair, KEY if told is None else EDIT_KEY) for pair in zip(images, jobs, strict=True)]
-    return Shown(f"{len(images)} picture{'s' * (len(images) > 1)}", images=remembered)

@@ -47,7 +47,7 @@ def job(session, prompt="water", negative=None, guidance=2, steps=3, sampler=OWN
 @pytest.mark.parametrize("change", [{}, {"sampler": "ddim", "negative": "fire"}, {"prompt": None}])
 def test_a_picture_of_the_app_tells_the_command_line_how_to_draw_it_again(session, model, tmp_path, change):
     *previews, last = session.draw("me", job(session, **change), 2)
-    assert any(shown.previews for shown in previews) and last.text == "2 pictures"
+    assert any(shown.previews for shown in previews) and last.text == "2 images, seeds 5 to 6"
     second = last.images[1]
     info = PngInfo()
     for name, text in second.info.items():  # as gradio does on saving
@@ -174,7 +174,7 @@ def test_every_sampler_on_offer_draws(session):
 def test_attention_has_a_map_for_every_word_and_the_shares_are_of_a_whole(session):
     pytest.importorskip("matplotlib")
     pairs = session.attention(job(session, "red ink"))
-    assert [text.split(":")[0] for _, text in pairs] == ["the picture", "(start)", "red", "ink", "(end)"]
+    assert [text.split(":")[0] for _, text in pairs] == ["the image", "(start)", "red", "ink", "(end)"]
     shares = [int(text.rsplit(" ", 1)[1].rstrip("%")) for _, text in pairs[1:]]
     assert abs(sum(shares) - 100) <= 2
     assert {image.size for image, _ in pairs} == {(256, 256)}
