@@ -94,7 +94,7 @@ def sentence(config: dict, shape: tuple[int, int, int], examples: list[str]) -> 
 
 
 def facts(model: dict[str, Any]) -> str:
-    """'Trained on glyphs, 85 minutes. Licence: apache-2.0.' from the content of ldm.json; what is unknown is left out."""
+    """'Trained on glyphs, 85 minutes. Licence: apache-2.0.' from the content of ldm.json, as far as it says so."""
     data, runs = section(model, "training").get("data"), section(model, "training", "runs")
     spent = [section(runs, name).get("minutes") for name in runs]
     minutes = sum(each for each in spent if isinstance(each, int | float))

@@ -264,7 +264,8 @@ class Session:
         except Stopped:
             return Shown(f"stopped ({last.text})", last.previews)
         seeds = range(job["seed"], job["seed"] + len(images))
-        jobs = [{**job, "seed": seed} if told is None else {**job, **told, "picture": i} for i, seed in enumerate(seeds)]
+        own = [{"seed": seed} if told is None else {**told, "picture": i} for i, seed in enumerate(seeds)]
+        jobs = [{**job, **each} for each in own]
         made = Made(images, jobs, KEY if told is None else EDIT_KEY)
         text = f"{len(images)} image{'s' * (len(images) > 1)}"
         if told is None:

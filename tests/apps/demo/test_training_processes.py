@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -18,7 +17,7 @@ from ldm.apps.demo.training_status import log_tail, status_of
 from ldm.utils import file_locks
 from ldm.utils.errors import UserError
 
-STUB = '''
+STUB = """
 import os, signal, sys, time
 from pathlib import Path
 
@@ -51,7 +50,7 @@ while step < 10_000:
         (home / "model" / "model_index.json").write_text("{}")
         sys.exit(0)
     time.sleep(0.01)
-'''
+"""
 
 
 @pytest.fixture
@@ -109,7 +108,8 @@ def test_the_words_are_those_of_the_command_line(trainings, tmp_path):
     trainings.plan(f"  {tmp_path / 'mine'} ", 30.5)
     ended(trainings, "mine")
     output = tmp_path / "runs" / "mine"
-    words = ["new", str(tmp_path / "mine"), "--minutes", "30.5", "--name", "mine", "--output", str(output / "mine.yaml")]
+    words = ["new", str(tmp_path / "mine"), "--minutes", "30.5", "--name", "mine"]
+    words += ["--output", str(output / "mine.yaml")]
     words += [word for stage in ("clip", "vae", "ldm") for word in (f"--{stage}.output_dir", str(output / stage))]
     assert log_tail(output)[-1] == f"words {' '.join(words)}"
     trainings.train("mine")
@@ -193,7 +193,8 @@ def test_where_others_can_open_the_page_no_process_is_started_or_ended(trainings
     trainings.plan(str(tmp_path / "mine"), 30)
     ended(trainings, "mine")
     shared = Trainings(tmp_path / "runs", False, trainings.program)
-    for action in (lambda: shared.plan(str(tmp_path / "mine"), 30), lambda: shared.train("mine"), lambda: shared.stop("mine")):
+    images = str(tmp_path / "mine")
+    for action in (lambda: shared.plan(images, 30), lambda: shared.train("mine"), lambda: shared.stop("mine")):
         with pytest.raises(UserError, match="only where the demo listens on this machine alone"):
             action()
     assert status_of(shared, "mine").state.startswith("planned")  # watching is no risk
