@@ -110,6 +110,39 @@ def test_a_stopped_drawing_ends_at_the_next_step_and_keeps_what_was_seen(session
     assert not session._stops and not session._busy.locked()
 
 
+def test_the_last_images_of_a_visitor_are_kept_as_the_model_generated_them(session, monkeypatch):
+    session.forget("me")
+    with pytest.raises(UserError, match="generate an image first"):
+        session.chosen("me", 0)
+    *_, last = session.draw("me", job(session), 2)
+    image, told, key = session.chosen("me", 1)
+    assert image.size == (16, 16) and (told["seed"], key) == (6, "ldm")
+    assert (shrunk(last.images[1]) == np.asarray(image)).all()
+    for wrong in (2, -1, None, "0", 0.0):
+        with pytest.raises(UserError, match="choose one of the 2 images"):
+            session.chosen("me", wrong)
+    for seed in range(20):
+        list(session.draw("me", job(session, seed=seed, steps=1), 1))
+    past = session.recent("me").history
+    assert [each["seed"] for _, each, _ in past] == list(range(19, 7, -1)) and past[0][0].size == (16, 16)
+    for i in range(40):
+        list(session.draw(f"visitor {i}", job(session, steps=1), 1))
+    assert session.recent("me") is None and session.recent("visitor 39") is not None and len(session._recent) == 32
+
+
+def test_a_page_begins_with_the_images_of_the_model_s_card(model, tmp_path):
+    from shutil import copytree
+
+    from ldm.hub.gallery import draw_gallery
+
+    folder = copytree(model, tmp_path / "model")
+    draw_gallery(folder, ["water", "fire"])
+    shown = Session(str(folder)).welcome()
+    assert shown.text == "Examples that lie beside the model: water; fire"
+    assert [image.size for image in shown.images] == [(256, 256)] * 2
+    assert json.loads(shown.images[1].info["ldm"])["prompt"] == "fire"
+
+
 def test_a_visitor_who_goes_away_frees_the_model(session):
     drawing = session.draw("me", job(session, steps=100), 16)
     next(drawing)
