@@ -22,14 +22,22 @@ NAMED = 6  # unknown words, at most
 class Words:
     """The words that a tokenizer knows.
 
+    It works on a copy: a call of the tokenizer itself changes how long the prompts of the next call may be.
+
     Args:
         tokenizer: of transformers, with a byte-level BPE that marks the end of a word, as CLIP's; of any other nothing
             is known.
     """
 
     def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
+        from tokenizers import Tokenizer
+
+        self.length = getattr(tokenizer, "model_max_length", None)
         backend = getattr(tokenizer, "backend_tokenizer", None)
+        self.own = Tokenizer.from_str(backend.to_str()) if backend is not None else None
+        if self.own is not None:
+            self.own.no_truncation()
+            self.own.no_padding()
         model = json.loads(backend.to_str())["model"] if backend is not None else {}
         merges = model.get("merges") or []
         self.merges = [tuple(one.split(" ") if isinstance(one, str) else one) for one in merges]
@@ -58,9 +66,10 @@ class Words:
 
     def lost(self, prompt: str) -> str:
         """The end of a prompt for which the text encoder has no room; '' if all of it is used."""
-        length = self.tokenizer.model_max_length
-        ids = self.tokenizer(prompt, verbose=False, truncation=False, padding=False).input_ids
-        return self.tokenizer.decode(ids[length - 1 : -1]).strip() if len(ids) > length else ""
+        if self.own is None or self.length is None:
+            return ""
+        offsets = self.own.encode(prompt).offsets
+        return prompt[offsets[self.length - 1][0] :].strip() if len(offsets) > self.length else ""
 
 
 def words_of(texts: Iterable[str]) -> list[str]:

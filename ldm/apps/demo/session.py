@@ -1,6 +1,5 @@
 """What the tabs of the demo do, without the page: every input is checked here, one request is computed at a time."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ldm.apps.demo import limits
 from ldm.apps.demo.about import About
+from ldm.apps.demo.visits import Made, Visits
 from ldm.formats.decoding import ImageError, decode_image, fit_image
 from ldm.models.lora import as_options, split_scale
 from ldm.pipelines.diffusers_schedulers import samplers_for
@@ -35,9 +35,6 @@ OWN = "the model's own"  # sampler
 SIDE = 256  # pixels; images are enlarged to about this, every pixel by a whole number
 PREVIEWS = 4  # images of which previews are shown
 PAUSE = 0.1  # seconds between two previews
-VISITORS = 32  # whose last images are kept, for downloads, links and editing
-HISTORY = 12  # rounds of one visitor
-THUMBNAIL = 96  # pixels, of the history
 WELCOME = 4  # images of the first example
 Sent = str | None  # a file of a visitor's
 Verb = Callable[..., PipelineOutput]
@@ -46,15 +43,6 @@ JOB = {"grid": "1x1", "interval": None, "rescale": None, "cfg_zero": None, "zero
 
 class Stopped(Exception):
     """The visitor stopped it."""
-
-
-@dataclass(frozen=True)
-class Made:
-    """Images as the model generated them, not enlarged, and the settings of each."""
-
-    images: list[Image.Image]
-    jobs: list[dict[str, Any]]
-    key: str = KEY  # under which a PNG has them
 
 
 @dataclass(frozen=True)
@@ -69,14 +57,6 @@ class Shown:
     images: list[Image.Image] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
     made: Made | None = None
-
-
-@dataclass
-class Recent:
-    """The last images of a visitor, and a small image of each round before."""
-
-    made: Made
-    history: list[tuple[Image.Image, dict[str, Any], int]] = field(default_factory=list)  # with job and number
 
 
 class Session:
@@ -103,8 +83,9 @@ class Session:
         self.pipeline = load_pipeline(model, **self.lora)
         self._busy = Lock()  # the networks are one visitor's at a time, whatever the queue does
         self._stops: dict[str, Event] = {}
-        self._recent: OrderedDict[str, Recent] = OrderedDict()
-        self._welcoming, self._welcome = Lock(), None
+        self.visits = Visits()
+        self._welcoming = Lock()
+        self._welcome: Shown | None = None
 
     @property
     def name(self) -> str:
@@ -248,10 +229,7 @@ class Session:
                 while (frame := frames.get()) is not None:
                     last = frame
                     yield last
-                shown = self._ended(future, last, job, told)
-                if shown.made:
-                    self._remember(visitor, shown.made)
-                yield shown
+                yield self._ended(future, last, job, told)
             finally:
                 stop.set()
                 if self._stops.get(visitor) is stop:
@@ -275,40 +253,26 @@ class Session:
 
     # ---- what a visitor made ----------------------------------------------------------------------------------------
 
-    def _remember(self, visitor: str, made: Made) -> None:
-        """Keep the images of a visitor until the next ones, and those of the last `VISITORS` alone."""
-        small = made.images[0].copy()
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
-        before = self._recent.pop(visitor).history if visitor in self._recent else []
-        rounds = [(small, made.jobs[0], len(made.images)), *before][:HISTORY]
-        self._recent[visitor] = Recent(made, rounds)
-        while len(self._recent) > VISITORS:
-            self._recent.popitem(last=False)
-
-    def recent(self, visitor: str) -> Recent | None:
-        """What a visitor made last; None if nothing, or too long ago."""
-        return self._recent.get(visitor)
-
-    def chosen(self, visitor: str, index: Any) -> tuple[Image.Image, dict[str, Any], str]:
-        """One of the images that a visitor made last: not enlarged, its settings and their key. Raises: UserError."""
-        recent = self.recent(visitor)
-        if recent is None:
-            raise UserError("generate an image first")
-        made, last = recent.made, len(recent.made.images) - 1
-        if not isinstance(index, int) or not 0 <= index <= last:
-            raise UserError(f"choose one of the {last + 1} images")
-        return made.images[index], made.jobs[index], made.key
+    def remembered(self, visitor: str, drawing: Iterator[Shown]) -> Iterator[Shown]:
+        """As `drawing`; its images are kept in `visits`."""
+        for shown in drawing:
+            if shown.made:
+                self.visits.remember(visitor, shown.made)
+            yield shown
 
     def forget(self, visitor: str) -> None:
         """A visitor went away."""
         self.stop(visitor)
-        self._recent.pop(visitor, None)
+        self.visits.forget(visitor)
 
     def welcome(self) -> Shown:
         """Images to begin with, made once: those in the model's folder, else of the first example."""
         with self._welcoming:
             if self._welcome is None:
-                self._welcome = self._from_gallery() or self._of_example()
+                try:
+                    self._welcome = self._from_gallery() or self._of_example()
+                except UserError as error:  # of a model whose own settings are beyond the limits
+                    self._welcome = Shown(str(error))
             return self._welcome
 
     def _from_gallery(self) -> Shown | None:
@@ -319,11 +283,15 @@ class Session:
         from ldm.hub.gallery import pictures
 
         home, images = folder.paths["unet"].parent, []
-        for each in pictures(home):
-            with Image.open(home / each["file"]) as image:
-                image.load()
-            images.append(enlarged(image, self.scale))
-        prompts = "; ".join(each["prompt"] or "(no prompt)" for each in pictures(home))
+        try:
+            found = pictures(home)
+            for each in found:
+                with Image.open(home / each["file"]) as image:
+                    image.load()
+                images.append(enlarged(image, self.scale) if image.size == self.size[::-1] else image)
+        except (UserError, OSError, ValueError, Image.DecompressionBombError):  # images of another program, say
+            return None
+        prompts = "; ".join(each["prompt"] or "(no prompt)" for each in found)
         return Shown(f"Examples that lie beside the model: {prompts}", images=images) if images else None
 
     def _of_example(self) -> Shown:

@@ -48,8 +48,15 @@ def test_what_is_cut_off_is_named(words):
     assert words.lost("red heart blue square red circle") == ""  # 6 words and two markers: 8 tokens
     assert words.lost(prompt) == "dots heart blue"
     assert hints(prompt, words) == ["The prompt is too long: “dots heart blue” was cut off."]
-    words.tokenizer(prompt, truncation=True, padding="max_length", max_length=8)  # a call before leaves nothing behind
-    assert words.lost(prompt) == "dots heart blue"
+
+
+def test_looking_at_a_prompt_leaves_the_tokenizer_as_it_is():
+    tokenizer = train_tokenizer(CAPTIONS, 700, 8)
+    tokenizer("red", truncation=True, padding="max_length", max_length=8)
+    before = tokenizer.backend_tokenizer.to_str()
+    words = Words(tokenizer)
+    assert words.lost("red " * 20) == ("red " * 14).strip()
+    assert tokenizer.backend_tokenizer.to_str() == before
 
 
 def test_many_unknown_words_are_counted():

@@ -110,24 +110,31 @@ def test_a_stopped_drawing_ends_at_the_next_step_and_keeps_what_was_seen(session
     assert not session._stops and not session._busy.locked()
 
 
-def test_the_last_images_of_a_visitor_are_kept_as_the_model_generated_them(session, monkeypatch):
+def test_the_last_images_of_a_visitor_are_kept_as_the_model_generated_them(session):
+    def draw(visitor, *asked):
+        return session.remembered(visitor, session.draw(visitor, *asked))
+
     session.forget("me")
     with pytest.raises(UserError, match="generate an image first"):
-        session.chosen("me", 0)
-    *_, last = session.draw("me", job(session), 2)
-    image, told, key = session.chosen("me", 1)
+        session.visits.chosen("me", 0)
+    *_, last = draw("me", job(session), 2)
+    image, told, key = session.visits.chosen("me", 1)
     assert image.size == (16, 16) and (told["seed"], key) == (6, "ldm")
     assert (shrunk(last.images[1]) == np.asarray(image)).all()
     for wrong in (2, -1, None, "0", 0.0):
         with pytest.raises(UserError, match="choose one of the 2 images"):
-            session.chosen("me", wrong)
+            session.visits.chosen("me", wrong)
     for seed in range(20):
-        list(session.draw("me", job(session, seed=seed, steps=1), 1))
-    past = session.recent("me").history
+        list(draw("me", job(session, seed=seed, steps=1), 1))
+    past = session.visits.recent("me").history
     assert [each["seed"] for _, each, _ in past] == list(range(19, 7, -1)) and past[0][0].size == (16, 16)
     for i in range(40):
-        list(session.draw(f"visitor {i}", job(session, steps=1), 1))
-    assert session.recent("me") is None and session.recent("visitor 39") is not None and len(session._recent) == 32
+        list(draw(f"visitor {i}", job(session, steps=1), 1))
+    assert (
+        session.visits.recent("me") is None
+        and session.visits.recent("visitor 39") is not None
+        and len(session.visits.found) == 32
+    )
 
 
 def test_a_page_begins_with_the_images_of_the_model_s_card(model, tmp_path):

@@ -130,7 +130,7 @@ def send_images(session: Session, results: Results, tabs: gr.Tabs, changed: Edit
     def sender(tab: str):
         def answer(index, request: gr.Request):
             try:
-                image, job, _ = session.chosen(visitor_of(request), index)
+                image, job, _ = session.visits.chosen(visitor_of(request), index)
             except UserError as error:
                 return gr.update(), gr.update(), gr.update(), said(str(error), error=True)
             image = enlarged(image, job["scale"])

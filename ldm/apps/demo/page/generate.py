@@ -39,7 +39,8 @@ class GenerateTab:
 def generate_tab(session: Session) -> GenerateTab:
     def answer(prompt, negative, guidance, steps, sampler, seed, number, height, width, request: gr.Request):
         settings = (prompt, negative, guidance, steps, sampler, seed, height, width)
-        yield from stream(lambda: session.draw(visitor_of(request), session.job(*settings), number))
+        me = visitor_of(request)
+        yield from stream(lambda: session.remembered(me, session.draw(me, session.job(*settings), number)))
 
     with gr.Row():
         with gr.Column(min_width=280):
@@ -148,7 +149,7 @@ def _restored(session: Session):
     """What sets the fields to those of an image in the history."""
 
     def answer(event: gr.SelectData, request: gr.Request) -> tuple:
-        recent = session.recent(visitor_of(request))
+        recent = session.visits.recent(visitor_of(request))
         past = recent.history if recent else []
         if not isinstance(event.index, int) or not 0 <= event.index < len(past):
             return updates(Settings())

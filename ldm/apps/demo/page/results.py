@@ -37,7 +37,7 @@ class Results:
 
     def _add_actions(self) -> None:
         self.chosen = gr.State(0)
-        with gr.Accordion("Download, share, edit", open=False):
+        with gr.Accordion("Download, link, edit", open=False):
             self.which = gr.HTML(FIRST)
             self.link = gr.HTML(elem_classes="links")
             times = gr.Radio(list(TIMES), value=4, label="Enlarge each pixel, times")
@@ -105,7 +105,7 @@ def files_of(session: Session) -> Callable:
 
     def answer(index, times, request: gr.Request) -> str:
         try:
-            image, job, key = session.chosen(visitor_of(request), index)
+            image, job, key = session.visits.chosen(visitor_of(request), index)
         except UserError as error:
             return said(str(error), error=True)
         return links(image, times if times in TIMES else 1, job, key)
@@ -117,7 +117,7 @@ def refresher_of(session: Session) -> Callable:
     """What brings link and history up to date after new images, and chooses the first of these."""
 
     def answer(request: gr.Request) -> tuple:
-        recent = session.recent(visitor_of(request))
+        recent = session.visits.recent(visitor_of(request))
         if recent is None:
             return "", [], 0, FIRST, ""
         past = [(image, job["prompt"] or f"seed {job['seed']}") for image, job, _ in recent.history]
