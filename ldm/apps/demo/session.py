@@ -204,7 +204,7 @@ class Session:
 
     def _decoded(self, picture: Sent) -> np.ndarray:
         if picture is None:
-            raise UserError("choose a picture first")
+            raise UserError("choose an image first")
         return decoded(picture, self.pipeline.image_shape[0], 255)
 
     def _fitted(self, pixels: np.ndarray) -> np.ndarray:

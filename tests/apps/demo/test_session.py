@@ -326,7 +326,7 @@ def test_the_way_begins_and_ends_with_what_its_ends_draw(session):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"picture": None}, "choose a picture first"),
+        ({"picture": None}, "choose an image first"),
         ({"picture": __file__}, "the picture cannot be used: "),
         ({"strength": 2}, "strength must be a number from 0 to 1"),
         ({"layers": []}, "paint over what is to be drawn anew"),
