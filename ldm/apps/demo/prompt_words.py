@@ -34,11 +34,12 @@ class Words:
 
         self.length = getattr(tokenizer, "model_max_length", None)
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        self.own = Tokenizer.from_str(backend.to_str()) if backend is not None else None
+        text = backend.to_str() if backend is not None else None
+        self.own = Tokenizer.from_str(text) if text else None
         if self.own is not None:
             self.own.no_truncation()
             self.own.no_padding()
-        model = json.loads(backend.to_str())["model"] if backend is not None else {}
+        model = json.loads(text)["model"] if text else {}
         merges = model.get("merges") or []
         self.merges = [tuple(one.split(" ") if isinstance(one, str) else one) for one in merges]
         vocabulary = model.get("vocab")

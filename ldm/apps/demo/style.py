@@ -23,6 +23,7 @@ button[role="tab"].selected {{ color: {COLOURS["tab"][0]} !important; }}
 .pixels .previews {{ display: flex; gap: 4px; }}
 .pixels .previews img {{ width: 25%; max-width: 160px; border: 1px solid #8884; }}
 .pixels .grid-wrap {{ min-height: 0 !important; max-height: none !important; }}
+.pixels:has(.previews) + .pixels {{ display: none; }}
 .pixels:has(.preview) {{ min-height: 520px !important; }}
 .pixels .thumbnail-item:has(.caption-label) img {{ padding-bottom: 28px; background: white; }}
 .film {{ display: flex; flex-direction: column; gap: 8px; max-width: 256px; }}

@@ -53,14 +53,13 @@ def _running(verb: str, stopping: bool, stage: str | None, watched: Watched | No
 
 def _ended(output: Path, stage: str | None) -> tuple[str, set[str]]:
     """The state of a training whose process has ended, and what may be done."""
-    if (output / MODEL / "model_index.json").is_file():
-        return f"finished: `ldm app -m {output / MODEL}` opens the model", set()
+    if following := next_command(output):
+        return f"finished; next: {following}", set()
     if not plan_file(output).is_file():
-        return f"no plan was made: {last_error(output)}", {"plan"}
+        return f"no plan was made: {last_said(output, 'error: ') or 'see the log'}", {"plan"}
+    error = last_said(output, "error: ")
     if stage is None:
-        error = last_error(output, otherwise="")
         return (f"it did not start: {error}" if error else "planned: read the plan, then start it"), {"plan", "train"}
-    error = last_error(output, otherwise="")
     return f"not running{f' ({error})' if error else ''}: Resume continues from its last checkpoint", {"train"}
 
 
@@ -71,12 +70,23 @@ def newest_stage(output: Path) -> str | None:
     return max(begun, key=lambda stage: logs[stage].stat().st_mtime, default=None)
 
 
-def last_error(output: Path, otherwise: str = "see the log") -> str:
-    """What the last start said is wrong."""
+def last_said(output: Path, opening: str) -> str:
+    """The last line of the last start that begins like this, without the beginning; '' if there is none."""
     lines = log_tail(output)
     begun = max((i for i, line in enumerate(lines) if line.startswith("$ ")), default=0)
-    errors = [line for line in lines[begun:] if line.startswith("error: ")]
-    return errors[-1].removeprefix("error: ") if errors else otherwise
+    found = [line for line in lines[begun:] if line.startswith(opening)]
+    return found[-1].removeprefix(opening) if found else ""
+
+
+def next_command(output: Path) -> str:
+    """What a training that is complete says may follow; '' of one that is not."""
+    if last_said(output, "error: "):
+        return ""
+    model = output / MODEL
+    if (model / "model_index.json").is_file():
+        return f"ldm app -m {model}"
+    following = last_said(output, "next: ldm ")
+    return f"ldm {following}" if following else ""
 
 
 def plan_lines(output: Path) -> list[str]:

@@ -46,8 +46,7 @@ while step < 10_000:
     with (run / "log.jsonl").open("a") as log:
         log.write('{"step": %d, "loss": 1.0}\\n' % step)
     if (home / "finish").exists():
-        (home / "model").mkdir()
-        (home / "model" / "model_index.json").write_text("{}")
+        print("next: ldm generate -m", home / "model", flush=True)
         sys.exit(0)
     time.sleep(0.01)
 """
@@ -99,7 +98,10 @@ def test_a_training_is_planned_started_stopped_resumed_and_finished(trainings, t
     (tmp_path / "runs/mine/finish").touch()
     ended(trainings, name)
     finished = status_of(trainings, name)
-    assert finished.state.startswith("finished: `ldm app -m ") and not finished.can
+    assert finished.state == f"finished; next: ldm generate -m {tmp_path / 'runs/mine/model'}" and not finished.can
+    (tmp_path / "runs/mine/model").mkdir()
+    (tmp_path / "runs/mine/model/model_index.json").write_text("{}")
+    assert status_of(trainings, name).state == f"finished; next: ldm app -m {tmp_path / 'runs/mine/model'}"
     steps = [json.loads(row)["step"] for row in (tmp_path / "runs/mine/vae/log.jsonl").read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) > saved
 

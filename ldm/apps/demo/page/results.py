@@ -15,7 +15,7 @@ from ldm.apps.demo.session import Session, Shown
 from ldm.utils.errors import UserError
 
 COPY = "navigator.clipboard.writeText(this.previousElementSibling.href);this.textContent='copied'"
-NO_IMAGES = ("", [])  # previews and gallery
+NO_IMAGES: tuple[str, list] = ("", [])  # previews and gallery
 FIRST = said("Image 1 is chosen; click another one to choose it.")
 
 
