@@ -30,7 +30,8 @@ class About:
     @cached_property
     def examples(self) -> list[str]:
         """The sample prompts of its training."""
-        prompts = section(self.config, "ldm", "sampling").get("prompts")
+        own = section(self.config, "ldm", "sampling").get("prompts")
+        prompts = own or section(self.model, "training").get("prompts")
         prompts = prompts if isinstance(prompts, list) else []
         return [prompt for prompt in prompts if isinstance(prompt, str) and prompt][:EXAMPLES]
 

@@ -32,7 +32,7 @@ class Words:
     def __init__(self, tokenizer: Any):
         from tokenizers import Tokenizer
 
-        self.length = getattr(tokenizer, "model_max_length", None)
+        self.length = int(getattr(tokenizer, "model_max_length", None) or 0)  # 0: unknown
         backend = getattr(tokenizer, "backend_tokenizer", None)
         text = backend.to_str() if backend is not None else None
         self.own = Tokenizer.from_str(text) if text else None
@@ -66,11 +66,14 @@ class Words:
         return [word for word in words_of([prompt]) if len(word) >= SHORTEST and f"{word}{END}" not in self.vocabulary]
 
     def lost(self, prompt: str) -> str:
-        """The end of a prompt for which the text encoder has no room; '' if all of it is used."""
-        if self.own is None or self.length is None:
+        """The end of a prompt for which the text encoder has no room, in complete words; '' if all of it is used."""
+        offsets = self.own.encode(prompt).offsets if self.own is not None and self.length else []
+        if len(offsets) <= self.length:
             return ""
-        offsets = self.own.encode(prompt).offsets
-        return prompt[offsets[self.length - 1][0] :].strip() if len(offsets) > self.length else ""
+        start = offsets[self.length - 1][0]
+        while start and prompt[start - 1].isalnum() and prompt[start].isalnum():
+            start -= 1
+        return prompt[start:].strip()
 
 
 def words_of(texts: Iterable[str]) -> list[str]:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.apps.demo import limits
-from ldm.apps.demo.about import About
+from ldm.apps.demo.about import About, section
 from ldm.apps.demo.visits import Made, Visits
 from ldm.formats.decoding import ImageError, decode_image, fit_image
 from ldm.models.lora import as_options, split_scale
@@ -102,9 +102,10 @@ class Session:
 
         folder = self.pipeline.folder
         found = read_yaml(folder.paths["unet"].parents[1] / "config.yaml") if folder else {}
-        training = self.pipeline.defaults.get("training")
-        if not found and isinstance(training, dict):
-            found = yaml.safe_load(training.get("config") or "{}")
+        training = section(self.pipeline.defaults, "training")
+        text = training.get("config") or section(training, "runs", "ldm").get("config")  # the former in older exports
+        if not found and isinstance(text, str):
+            found = yaml.safe_load(text)
         return found if isinstance(found, dict) else {}
 
     @cached_property

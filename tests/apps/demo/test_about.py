@@ -47,6 +47,7 @@ def test_what_is_cut_off_is_named(words):
     prompt = "red heart blue square red circle dots heart blue"
     assert words.lost("red heart blue square red circle") == ""  # 6 words and two markers: 8 tokens
     assert words.lost(prompt) == "dots heart blue"
+    assert words.lost("red heart blue square red zebra") == "zebra"  # some of its pieces had room
     assert hints(prompt, words) == ["The prompt is too long: “dots heart blue” was cut off."]
 
 
@@ -147,5 +148,6 @@ def test_the_included_models_know_their_words(model, chip):
 
     tokenizer = CLIPTokenizer.from_pretrained(shipped_model(model) / "tokenizer", local_files_only=True)
     about = About({}, json.loads(Path(shipped_model(model) / "ldm.json").read_text()), (3, 8, 8), tokenizer)
+    assert len(about.examples) >= 3 and about.examples[0] in about.sentence
     assert chip in about.chips and len(about.chips) > 8
     assert about.hints(f"{chip} spaceship")[0].endswith("spaceship.")

@@ -137,6 +137,14 @@ def test_the_last_images_of_a_visitor_are_kept_as_the_model_generated_them(sessi
     )
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_settings_of_the_training_are_found_where_an_export_has_them(model, nested):
+    text = yaml.safe_dump({"data": {"source": "glyphs"}, "ldm": {"sampling": {"prompts": ["fire"]}}})
+    session = Session(str(model))
+    session.pipeline.defaults["training"] = {"runs": {"ldm": {"config": text}}} if nested else {"config": text}
+    assert session.examples == ["fire"] and session.about.of_glyphs
+
+
 def test_a_page_begins_with_the_images_of_the_model_s_card(model, tmp_path):
     from shutil import copytree
 
