@@ -13,7 +13,7 @@ def add_parser(subparsers) -> None:
     app = subparsers.add_parser(
         "app",
         help="serve a demo of a model in the browser",
-        description="Serve a page that generates images with a model, shows its attention, and watches trainings.",
+        description="Serve a page that generates images with a model, shows its attention, and runs trainings.",
         epilog="Only this machine can open it unless --host says otherwise. No share link, no telemetry.",
     )
     add_options(app, "model", "lora")

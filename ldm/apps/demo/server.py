@@ -32,7 +32,9 @@ def serve(
     from ldm.apps.demo.session import Session
     from ldm.apps.demo.ui import launch
 
-    address = launch(Session(model, cache_dir, lora, private=host not in LOOPBACK), runs, host, port)
+    session = Session(model, cache_dir, lora, private=host not in LOOPBACK)
+    address = launch(session, runs, host, port)
+    threading.Thread(target=session.welcome, daemon=True).start()  # so that the first page that opens has images
     reach = "only from this machine" if host in LOOPBACK else "by everyone who reaches this machine"
     print(f"{address} can be opened {reach}; Ctrl-C ends it", flush=True)
     threading.Event().wait()

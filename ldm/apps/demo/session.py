@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.apps.demo import limits
+from ldm.apps.demo.about import About, section
+from ldm.apps.demo.visits import Made, Visits
 from ldm.formats.decoding import ImageError, decode_image, fit_image
 from ldm.models.lora import as_options, split_scale
 from ldm.pipelines.diffusers_schedulers import samplers_for
@@ -33,7 +35,7 @@ OWN = "the model's own"  # sampler
 SIDE = 256  # pixels; images are enlarged to about this, every pixel by a whole number
 PREVIEWS = 4  # images of which previews are shown
 PAUSE = 0.1  # seconds between two previews
-EXAMPLES = 6
+WELCOME = 4  # images of the first example
 Sent = str | None  # a file of a visitor's
 Verb = Callable[..., PipelineOutput]
 JOB = {"grid": "1x1", "interval": None, "rescale": None, "cfg_zero": None, "zero_init": None, "weak": None}
@@ -45,11 +47,16 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page shows: previews on the way, at the end the images, each with its settings in `info`."""
+    """What the page shows: previews on the way, at the end the images, each with its settings in `info`.
+
+    Attributes: hints: what a visitor should know of the prompt; made: the images once more, with their settings.
+    """
 
     text: str
     previews: list[Image.Image] = field(default_factory=list)
     images: list[Image.Image] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+    made: Made | None = None
 
 
 class Session:
@@ -76,6 +83,9 @@ class Session:
         self.pipeline = load_pipeline(model, **self.lora)
         self._busy = Lock()  # the networks are one visitor's at a time, whatever the queue does
         self._stops: dict[str, Event] = {}
+        self.visits = Visits()
+        self._welcoming = Lock()
+        self._welcome: Shown | None = None
 
     @property
     def name(self) -> str:
@@ -92,16 +102,21 @@ class Session:
 
         folder = self.pipeline.folder
         found = read_yaml(folder.paths["unet"].parents[1] / "config.yaml") if folder else {}
-        training = self.pipeline.defaults.get("training")
-        if not found and isinstance(training, dict):
-            found = yaml.safe_load(training.get("config") or "{}")
+        training = section(self.pipeline.defaults, "training")
+        text = training.get("config") or section(training, "runs", "ldm").get("config")  # the former in older exports
+        if not found and isinstance(text, str):
+            found = yaml.safe_load(text)
         return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def about(self) -> About:
+        """What the model generates, and which words it knows."""
+        return About(self.config, self.pipeline.defaults, self.pipeline.image_shape, self.pipeline.tokenizer)
 
     @property
     def examples(self) -> list[str]:
         """The sample prompts of the model's training."""
-        prompts = self.config.get("ldm", {}).get("sampling", {}).get("prompts") or []
-        return [prompt for prompt in prompts if isinstance(prompt, str) and prompt][:EXAMPLES]
+        return self.about.examples
 
     # ---- generating -------------------------------------------------------------------------------------------------
 
@@ -190,7 +205,7 @@ class Session:
 
     def _decoded(self, picture: Sent) -> np.ndarray:
         if picture is None:
-            raise UserError("choose a picture first")
+            raise UserError("choose an image first")
         return decoded(picture, self.pipeline.image_shape[0], 255)
 
     def _fitted(self, pixels: np.ndarray) -> np.ndarray:
@@ -215,11 +230,79 @@ class Session:
                 while (frame := frames.get()) is not None:
                     last = frame
                     yield last
-                yield _ended(future, last, job, told)
+                yield self._ended(future, last, job, told)
             finally:
                 stop.set()
                 if self._stops.get(visitor) is stop:
                     del self._stops[visitor]
+
+    def _ended(self, future: "Future[list[Image.Image]]", last: Shown, job: dict, told: dict | None) -> Shown:
+        """The images with their settings, or their last previews. Raises: what generating raised."""
+        try:
+            images = future.result()
+        except Stopped:
+            return Shown(f"stopped ({last.text})", last.previews)
+        seeds = range(job["seed"], job["seed"] + len(images))
+        own = [{"seed": seed} if told is None else {**told, "picture": i} for i, seed in enumerate(seeds)]
+        jobs = [{**job, **each} for each in own]
+        made = Made(images, jobs, KEY if told is None else EDIT_KEY)
+        text = f"{len(images)} image{'s' * (len(images) > 1)}"
+        if told is None:
+            text += f", seed {seeds[0]}" if len(images) == 1 else f", seeds {seeds[0]} to {seeds[-1]}"
+        remembered = [remembering(image, one, made.key) for image, one in zip(images, jobs, strict=True)]
+        return Shown(text, images=remembered, hints=self.about.hints(job["prompt"]), made=made)
+
+    # ---- what a visitor made ----------------------------------------------------------------------------------------
+
+    def remembered(self, visitor: str, drawing: Iterator[Shown]) -> Iterator[Shown]:
+        """As `drawing`; its images are kept in `visits`."""
+        for shown in drawing:
+            if shown.made:
+                self.visits.remember(visitor, shown.made)
+            yield shown
+
+    def forget(self, visitor: str) -> None:
+        """A visitor went away."""
+        self.stop(visitor)
+        self.visits.forget(visitor)
+
+    def welcome(self) -> Shown:
+        """Images to begin with, made once: those in the model's folder, else of the first example."""
+        with self._welcoming:
+            if self._welcome is None:
+                try:
+                    self._welcome = self._from_gallery() or self._of_example()
+                except UserError as error:  # of a model whose own settings are beyond the limits
+                    self._welcome = Shown(str(error))
+            return self._welcome
+
+    def _from_gallery(self) -> Shown | None:
+        """The images that lie beside an exported model for its card."""
+        folder = self.pipeline.folder
+        if folder is None:
+            return None
+        from ldm.hub.gallery import pictures
+
+        home, images = folder.paths["unet"].parent, []
+        try:
+            found = pictures(home)
+            for each in found:
+                with Image.open(home / each["file"]) as image:
+                    image.load()
+                images.append(enlarged(image, self.scale) if image.size == self.size[::-1] else image)
+        except (UserError, OSError, ValueError, Image.DecompressionBombError):  # images of another program, say
+            return None
+        prompts = "; ".join(each["prompt"] or "(no prompt)" for each in found)
+        return Shown(f"Examples that lie beside the model: {prompts}", images=images) if images else None
+
+    def _of_example(self) -> Shown:
+        prompt = self.examples[0] if self.examples else None
+        defaults = self.pipeline.defaults
+        job = self.job(prompt, None, defaults["guidance_scale"], defaults["num_inference_steps"], OWN, 0)
+        with self._busy:
+            images = generate_job(self.pipeline, job, WELCOME)
+        shown = [remembering(image, {**job, "seed": i}) for i, image in enumerate(images)]
+        return Shown(f"An example: “{prompt}”, seeds 0 to {WELCOME - 1}" if prompt else "Examples", images=shown)
 
     def stop(self, visitor: str) -> None:
         """Stop what this visitor is generating."""
@@ -266,7 +349,7 @@ class Session:
         ink = 1 - np.asarray(on_white(image).convert("L").resize(maps.shape[1:]), float) / 255
         drawn = [(Image.fromarray((overlay(each, ink) * 255).astype(np.uint8)), each.mean()) for each in maps]
         pairs = [(enlarged(tinted, 4), f"{word}: {share:.0%}") for word, (tinted, share) in zip(words, drawn)]
-        return [(remembering(image, job), "the picture"), *pairs]
+        return [(remembering(image, job), "the image"), *pairs]
 
     # ---- nearest training glyph ------------------------------------------------------------------------------------
 
@@ -347,16 +430,3 @@ def remembering(image: Image.Image, job: dict, key: str = KEY) -> Image.Image:
     image = enlarged(image, job["scale"])
     image.info.update(entries(job, key))
     return image
-
-
-def _ended(future: "Future[list[Image.Image]]", last: Shown, job: dict, told: dict | None) -> Shown:
-    """The images with their settings, or their last previews. Raises: what generating raised."""
-    try:
-        images = future.result()
-    except Stopped:
-        return Shown(f"stopped ({last.text})", last.previews)
-    jobs = [
-        {**job, "seed": job["seed"] + i} if told is None else {**job, **told, "picture": i} for i in range(len(images))
-    ]
-    remembered = [remembering(*pair, KEY if told is None else EDIT_KEY) for pair in zip(images, jobs, strict=True)]
-    return Shown(f"{len(images)} picture{'s' * (len(images) > 1)}", images=remembered)

@@ -47,7 +47,7 @@ def job(session, prompt="water", negative=None, guidance=2, steps=3, sampler=OWN
 @pytest.mark.parametrize("change", [{}, {"sampler": "ddim", "negative": "fire"}, {"prompt": None}])
 def test_a_picture_of_the_app_tells_the_command_line_how_to_draw_it_again(session, model, tmp_path, change):
     *previews, last = session.draw("me", job(session, **change), 2)
-    assert any(shown.previews for shown in previews) and last.text == "2 pictures"
+    assert any(shown.previews for shown in previews) and last.text == "2 images, seeds 5 to 6"
     second = last.images[1]
     info = PngInfo()
     for name, text in second.info.items():  # as gradio does on saving
@@ -108,6 +108,54 @@ def test_a_stopped_drawing_ends_at_the_next_step_and_keeps_what_was_seen(session
     *_, last = drawing
     assert last.text.startswith("stopped (step ") and last.previews and not last.images
     assert not session._stops and not session._busy.locked()
+
+
+def test_the_last_images_of_a_visitor_are_kept_as_the_model_generated_them(session):
+    def draw(visitor, *asked):
+        return session.remembered(visitor, session.draw(visitor, *asked))
+
+    session.forget("me")
+    with pytest.raises(UserError, match="generate an image first"):
+        session.visits.chosen("me", 0)
+    *_, last = draw("me", job(session), 2)
+    image, told, key = session.visits.chosen("me", 1)
+    assert image.size == (16, 16) and (told["seed"], key) == (6, "ldm")
+    assert (shrunk(last.images[1]) == np.asarray(image)).all()
+    for wrong in (2, -1, None, "0", 0.0):
+        with pytest.raises(UserError, match="choose one of the 2 images"):
+            session.visits.chosen("me", wrong)
+    for seed in range(20):
+        list(draw("me", job(session, seed=seed, steps=1), 1))
+    past = session.visits.recent("me").history
+    assert [each["seed"] for _, each, _ in past] == list(range(19, 7, -1)) and past[0][0].size == (16, 16)
+    for i in range(40):
+        list(draw(f"visitor {i}", job(session, steps=1), 1))
+    assert (
+        session.visits.recent("me") is None
+        and session.visits.recent("visitor 39") is not None
+        and len(session.visits.found) == 32
+    )
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_settings_of_the_training_are_found_where_an_export_has_them(model, nested):
+    text = yaml.safe_dump({"data": {"source": "glyphs"}, "ldm": {"sampling": {"prompts": ["fire"]}}})
+    session = Session(str(model))
+    session.pipeline.defaults["training"] = {"runs": {"ldm": {"config": text}}} if nested else {"config": text}
+    assert session.examples == ["fire"] and session.about.of_glyphs
+
+
+def test_a_page_begins_with_the_images_of_the_model_s_card(model, tmp_path):
+    from shutil import copytree
+
+    from ldm.hub.gallery import draw_gallery
+
+    folder = copytree(model, tmp_path / "model")
+    draw_gallery(folder, ["water", "fire"])
+    shown = Session(str(folder)).welcome()
+    assert shown.text == "Examples that lie beside the model: water; fire"
+    assert [image.size for image in shown.images] == [(256, 256)] * 2
+    assert json.loads(shown.images[1].info["ldm"])["prompt"] == "fire"
 
 
 def test_a_visitor_who_goes_away_frees_the_model(session):
@@ -174,7 +222,7 @@ def test_every_sampler_on_offer_draws(session):
 def test_attention_has_a_map_for_every_word_and_the_shares_are_of_a_whole(session):
     pytest.importorskip("matplotlib")
     pairs = session.attention(job(session, "red ink"))
-    assert [text.split(":")[0] for _, text in pairs] == ["the picture", "(start)", "red", "ink", "(end)"]
+    assert [text.split(":")[0] for _, text in pairs] == ["the image", "(start)", "red", "ink", "(end)"]
     shares = [int(text.rsplit(" ", 1)[1].rstrip("%")) for _, text in pairs[1:]]
     assert abs(sum(shares) - 100) <= 2
     assert {image.size for image, _ in pairs} == {(256, 256)}
@@ -286,7 +334,7 @@ def test_the_way_begins_and_ends_with_what_its_ends_draw(session):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"picture": None}, "choose a picture first"),
+        ({"picture": None}, "choose an image first"),
         ({"picture": __file__}, "the picture cannot be used: "),
         ({"strength": 2}, "strength must be a number from 0 to 1"),
         ({"layers": []}, "paint over what is to be drawn anew"),
