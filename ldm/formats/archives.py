@@ -6,6 +6,7 @@ over. A header that asks for more memory than headers need is refused.
 
 import io
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from ldm.formats.safe_tree import Files, Folder, reason
@@ -49,6 +50,9 @@ class TarFiles(Files):
         if len(data) < size:
             raise OSError("the archive ends before the file does")
         return data
+
+    def paths(self, names: Iterable[str]) -> list[Path]:
+        return sorted({self._places[name][0] for name in names})
 
 
 class _Headers(io.FileIO):
