@@ -56,14 +56,14 @@ class TableSource:
         """Captions of every row, after a check of the columns."""
         schema = _schema(path)
         require_column(options.image_column, schema.names, "image", str(path))
-        _require_images(schema.field(options.image_column).type, options.image_column, path)
+        require_images(schema.field(options.image_column).type, options.image_column, path)
         column = options.caption_column
         if not column:
             for batch in _batches(path, options.image_column, BATCH_ROWS):
                 yield from [()] * batch.num_rows
             return
         require_column(column, [c for c in schema.names if c != options.image_column], "caption", str(path))
-        names = class_names(_features(schema).get(column))
+        names = class_names(features_of(schema).get(column))
         if names is None and str(schema.field(column).type).startswith(("int", "uint")):
             self.notes.append(f"{path}: column {column!r} holds numbers without names, and these are the captions")
         number = 0
@@ -144,12 +144,12 @@ def read_parquet(data: bytes) -> tuple[list[str], list[dict[str, Any]]]:
     import pyarrow.parquet
 
     table = pyarrow.parquet.ParquetFile(io.BytesIO(data)).read()
-    names = {column: class_names(feature) for column, feature in _features(table.schema).items()}
+    names = {column: class_names(feature) for column, feature in features_of(table.schema).items()}
     rows = [{column: named(cell, names.get(column)) for column, cell in row.items()} for row in table.to_pylist()]
     return table.column_names, rows
 
 
-def _features(schema) -> dict[str, Any]:
+def features_of(schema) -> dict[str, Any]:
     """How `datasets` describes the columns of a table that it wrote."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -244,7 +244,7 @@ def _is_binary(kind) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
-def _require_images(kind, column: str, path: Path) -> None:
+def require_images(kind, column: str, path: Path | str) -> None:
     import pyarrow.types as types
 
     inner = kind

@@ -1,7 +1,7 @@
 """Which samples a step sees, and the seeds of all that is random in it: functions of (seed, step) alone."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -106,12 +106,13 @@ class Batches(Dataset):
     """A data set of batches, indexed by `BatchSlice`.
 
     Sample j of step s is at position s * batch_size + j of an endless sequence of shuffled epochs; where the task has
-    weights, an epoch is as many independent draws by them. With buckets it is that of `BucketOrder`.
+    weights, an epoch is as many independent draws by them. With buckets it is that of `BucketOrder`, and of streamed
+    shards that of `ldm.data.epoch_order`.
     """
 
     def __init__(self, task: Task, seed: int):
         self.task, self.seed = task, seed
-        self._orders: dict[int, np.ndarray] = {}
+        self._orders: dict[int, Sequence[int] | np.ndarray] = {}
         self._bucketed: BucketOrder | None = None
 
     def __getitem__(self, rows: BatchSlice) -> dict[str, Tensor]:
@@ -135,9 +136,15 @@ class Batches(Dataset):
         if epoch not in self._orders:
             if len(self._orders) > 2:  # a batch spans few epochs; keep memory flat over thousands of them
                 self._orders.clear()
-            rng, count, weights = np.random.default_rng([self.seed, epoch]), self.task.num_samples, self.task.weights
-            self._orders[epoch] = rng.permutation(count) if weights is None else rng.choice(count, count, p=weights)
+            self._orders[epoch] = self._new_order(epoch)
         return self._orders[epoch]
+
+    def _new_order(self, epoch: int) -> Sequence[int] | np.ndarray:
+        order = getattr(self.task, "order", None)  # few tasks have one
+        if order is not None:
+            return order(self.seed, epoch)
+        rng, count, weights = np.random.default_rng([self.seed, epoch]), self.task.num_samples, self.task.weights
+        return rng.permutation(count) if weights is None else rng.choice(count, count, p=weights)
 
 
 def batch_slices(train: TrainOptions, first_step: int, rank: int, world: int) -> Iterator[BatchSlice]:

@@ -24,6 +24,7 @@ from ldm.config.settings import DataOptions
 from ldm.formats.decode_workers import map_pictures
 from ldm.formats.decoding import DECODE_VERSION, ImageError
 from ldm.formats.records import Sample, Source
+from ldm.formats.sources import open_source
 from ldm.utils.atomic_files import (
     NO_SPACE,
     atomic_open,
@@ -202,3 +203,22 @@ def _open(stem: Path, key: str, samples: list[Sample], options: DataOptions) -> 
         log.warning("the image cache %s is damaged and is built again", path)
         return None
     return pixels
+
+
+def check_files(options: DataOptions) -> dict[str, str | None]:
+    """What is wrong with the files of a source that was read before and with their cache, None if nothing.
+
+    All of it is read. Raises: UserError if the source is not there.
+    """
+    source, stamp = open_source(options), source_stamp(options)
+    known = source_key(source, options) if stamp.exists() else None
+    stamp.unlink(missing_ok=True)
+    key = source_key(source, options)
+    changed = "its content changed, though its sizes and times did not" if known not in (None, key) else None
+    found = {options.source: changed}
+    stem = options.cache_dir / f"files-{key[:24]}"
+    if stem.with_suffix(".manifest").exists():
+        stem.with_suffix(".verified").unlink(missing_ok=True)
+        whole = _open(stem, key, source.samples, options) is not None
+        found[str(stem.with_suffix(".npy"))] = None if whole else "damaged: the next start builds it again"
+    return found
