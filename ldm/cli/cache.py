@@ -42,10 +42,11 @@ def run_build(args: argparse.Namespace) -> int:
         raise UserError(f"device {args.device!r} is unknown: use cpu, cuda, cuda:N or mps") from error
     data = build(settings.data)
     print(f"images: {sum(len(part) for part in parts_of(data))}, in {settings.data.cache_dir}", flush=True)
+    if settings.vae == "identity" or not settings.cache_latents:
+        print("latents: none, for ldm.vae is identity or ldm.cache_latents false")
+        return 0
     missing = encode(settings.vae, run, data, settings.data.cache_dir, share, device)
-    if missing is None:
-        print("latents: none, for ldm.vae is identity")
-    elif missing:
+    if missing:
         print(f"latents: part {args.shard} is made; {missing} shards are left to the other parts")
     else:
         print(f"latents: complete, in {settings.data.cache_dir / 'latents'}")
@@ -66,15 +67,12 @@ def parts_of(data: "Splits") -> list:
     return [part for part in (data.train, data.validation, data.mixture) if part is not None]
 
 
-def encode(vae: str, run: Path, data: "Splits", cache_dir: Path, share: tuple[int, int], device) -> int | None:
-    """Make this share of the latents; how many shards are still missing, None if there is nothing to encode."""
+def encode(vae: str, run: Path, data: "Splits", cache_dir: Path, share: tuple[int, int], device) -> int:
+    """Make this share of the latents; how many shards are still missing."""
     from ldm.models.digests import network_digest
-    from ldm.models.identity_autoencoder import IdentityAutoencoder
     from ldm.training.latent_cache import encode_share
     from ldm.training.tasks.components import resolve_vae
 
     network = resolve_vae(vae, run, data.train).to(device)
-    if isinstance(network, IdentityAutoencoder):
-        return None
     digest = network_digest(network)
     return sum(encode_share(network, part, cache_dir, share, digest) for part in parts_of(data))

@@ -11,6 +11,7 @@ import glob
 import hashlib
 import itertools
 import json
+import logging
 import os
 import re
 from collections import OrderedDict
@@ -31,6 +32,8 @@ from ldm.formats.tables import class_names, features_of, named, one_line, readab
 from ldm.utils.atomic_files import NO_SPACE, atomic_open, exclusive_lock, readable_io_errors
 from ldm.utils.errors import UserError, redacted
 
+log = logging.getLogger(__name__)
+
 HUB = "hf://"
 KINDS = (".tar", ".parquet")
 INDEX_VERSION = 1  # raise it when the index of the same file would be another
@@ -38,7 +41,6 @@ GROUP_BYTES = 2**28  # of row groups that a process keeps
 OPEN_SHARDS = 64
 TEXT, JSON = 1, 2  # kinds of captions beside an image
 CAPTION_KINDS = {".txt": TEXT, ".caption": TEXT, ".json": JSON}  # the first that an image has counts
-Picture = tuple[bytes | ImageError, tuple[str, ...]]  # a file's contents or why there are none, and its captions
 
 
 def is_pattern(source: str) -> bool:
@@ -46,10 +48,14 @@ def is_pattern(source: str) -> bool:
     return source.startswith(HUB) or (re.search(r"[*?\[{]", source) is not None and not os.path.exists(source))
 
 
-def find_shards(pattern: str) -> list[str]:
-    """The shards that a pattern names, in order. Raises: UserError if there are none, or of more than one kind."""
+def find_shards(pattern: str, revision: str | None = None) -> list[str]:
+    """The shards that a pattern names, in order; of the Hub at a revision, unless the pattern says "name@revision".
+
+    Raises: UserError if there are none, or of more than one kind.
+    """
     if pattern.startswith(HUB):
-        return _of_one_kind(_on_hub(pattern), pattern)
+        at = rf"\1@{revision}\2" if revision else r"\1\2"
+        return _of_one_kind(_on_hub(re.sub(r"^(hf://datasets/[^/@]+/[^/@]+)(/)", at, pattern)), pattern)
     found: set[str] = set()
     for one in _spelled_out(os.path.expanduser(pattern)):
         here = glob.glob(one, recursive=True)
@@ -101,9 +107,11 @@ def _no_hub(path: str, error: Exception) -> UserError:
 
 
 class Shard(Protocol):
-    def read(self, row: int) -> Picture:
-        """An image and its captions."""
+    def image(self, row: int) -> bytes | ImageError:
+        """The file of an image, or why it cannot be used."""
         ...
+
+    def captions(self, row: int) -> tuple[str, ...]: ...
 
 
 class Shards:
@@ -119,7 +127,7 @@ class Shards:
     def __init__(self, pattern: str, options: FileOptions, cache_dir: Path):
         from tqdm import tqdm
 
-        self.paths, self.options, self.cache_dir = find_shards(pattern), options, cache_dir
+        self.paths, self.options, self.cache_dir = find_shards(pattern, options.revision), options, cache_dir
         folder = os.path.commonpath([os.path.dirname(path) for path in self.paths])
         self.names = [PurePosixPath(os.path.relpath(path, folder)).as_posix() for path in self.paths]
         self._indices = [self._index_file(path) for path in self.paths]
@@ -131,11 +139,10 @@ class Shards:
         self.counts, self.digest = np.array(counts), digest.hexdigest()
         self._forget()
 
-    def read(self, shard: int, row: int) -> Picture:
-        """An image of a shard, and its captions."""
+    def __getitem__(self, shard: int) -> Shard:
         if self._owner != os.getpid():  # a forked process reads by files of its own
             self._forget()
-        return self._opened(shard).read(row)
+        return self._opened(shard)
 
     def has_captions(self) -> bool:
         """Whether the first shard has any."""
@@ -223,26 +230,30 @@ class TarShard:
     """The images of a tar file, by their places in it."""
 
     def __init__(self, path: str, index: np.ndarray, options: FileOptions):
-        self._index, self._options = index, options
+        self._path, self._index, self._options = path, index, options
         try:
             self._stream = open(path, "rb", buffering=0)
         except OSError as error:
             raise UserError(f"cannot read {path}: {reason(error)}") from error
 
-    def read(self, row: int) -> Picture:
-        start, size, caption_start, caption_size, kind = self._index[row].tolist()
+    def image(self, row: int) -> bytes | ImageError:
+        start, size = self._index[row, :2].tolist()
+        if size > MAX_BYTES:
+            return ImageError(f"the image has more than {MAX_BYTES} bytes")
         try:
-            if size > MAX_BYTES:
-                return ImageError(f"the image has more than {MAX_BYTES} bytes"), ()
-            data = self._part(start, size)
-            if not kind or not self._options.caption_column or caption_size > MAX_CAPTION_BYTES:
-                return data, ()
-            text = self._part(caption_start, caption_size)
-            return data, captions_in(text, "a.json" if kind == JSON else "a.txt", self._options)
+            return self._part(start, size)
         except OSError as error:
-            return ImageError(reason(error)), ()
-        except ValueError as error:
-            return ImageError(f"its caption is {error}"), ()
+            return ImageError(reason(error))
+
+    def captions(self, row: int) -> tuple[str, ...]:
+        start, size, kind = self._index[row, 2:].tolist()
+        if not kind or not self._options.caption_column or size > MAX_CAPTION_BYTES:
+            return ()
+        try:
+            return captions_in(self._part(start, size), "a.json" if kind == JSON else "a.txt", self._options)
+        except (OSError, ValueError) as error:
+            log.warning("%s: the caption of image %d is left out: %s", self._path, row, error)
+            return ()
 
     def _part(self, start: int, size: int) -> bytes:
         self._stream.seek(start)
@@ -308,13 +319,20 @@ class ParquetShard:
         self._columns = [options.image_column, *([caption] if caption else [])]
         self._classes = class_names(features_of(self._file.schema_arrow).get(caption))
 
-    def read(self, row: int) -> Picture:
+    def image(self, row: int) -> bytes | ImageError:
+        cell = self._cell(row, 0)
+        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not isinstance(data, bytes) or len(data) > MAX_BYTES:
+            return ImageError("the row holds no image, or one that is too large")
+        return data
+
+    def captions(self, row: int) -> tuple[str, ...]:
+        if len(self._columns) == 1:
+            return ()
+        return clean_captions(named(self._cell(row, 1), self._classes), f"{self._path}, row {row}")
+
+    def _cell(self, row: int, column: int) -> Any:
         group = int(np.searchsorted(self._starts, row, "right")) - 1
         table = self._groups.get(self._file, self._path, group, self._columns)
         with readable(self._path):
-            cells = [column[row - int(self._starts[group])].as_py() for column in table.columns]
-        data = cells[0].get("bytes") if isinstance(cells[0], dict) else cells[0]
-        captions = clean_captions(named(cells[1], self._classes), f"{self._path}, row {row}") if cells[1:] else ()
-        if not isinstance(data, bytes) or len(data) > MAX_BYTES:
-            return ImageError("the row holds no image, or one that is too large"), captions
-        return data, captions
+            return table.column(column)[row - int(self._starts[group])].as_py()

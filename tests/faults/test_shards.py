@@ -135,5 +135,6 @@ def test_four_parts_make_the_cache_of_one_and_killed_ones_lose_a_shard_each(tmp_
     assert [child.wait() for child in again] == [0, 0], again[0].said()
     calls = calls_in(tmp_path)
     assert set(calls) == set(range(0, COUNT, 2)) and len(calls) == COUNT // 2 + 1  # one batch was made twice
+    assert Child(partial(encode, tmp_path), tmp_path / "read").wait() == 0 and calls_in(tmp_path) == calls
     assert content(tmp_path) == alone(tmp_path / "alone")
     survived("kills of processes that make parts of a cache", 2)

@@ -30,7 +30,6 @@ from ldm.utils.errors import UserError
 log = logging.getLogger(__name__)
 
 FEW_BAD = 16  # bad images that are always allowed
-KEPT_IMAGES = 64  # decoded last, for whoever asks for an image and its caption
 KEPT_ROWS = 64  # shards whose rows are kept
 
 
@@ -208,7 +207,8 @@ class StreamedData:
     def caption(self, i: int, rng: np.random.Generator) -> str:
         """A random one of the captions of image i, or of what stands in its place; "" when it has none."""
         files = self.options.files
-        _, captions = self.shards.read(*next(self._from(i)))
+        shard, row = next(self._from(i))
+        captions = self.shards[shard].captions(row)
         text = captions[int(rng.integers(len(captions)))] if captions else ""
         return shuffled_tags(text, files.keep_tags, rng) if files.shuffle_tags else text
 
@@ -223,15 +223,11 @@ class StreamedData:
         return (place for place in places if place not in self._bad())
 
     def _decoded(self, shard: int, row: int) -> np.ndarray:
-        if (shard, row) not in self._images:
-            data, _ = self.shards.read(shard, row)
-            if isinstance(data, ImageError):
-                raise data
-            pixels = np.frombuffer(self._worker(data), np.uint8)[1:]
-            self._images[shard, row] = pixels.reshape(*self.options.size, self.channels)
-            if len(self._images) > KEPT_IMAGES:
-                self._images.popitem(last=False)
-        return self._images[shard, row].copy()
+        data = self.shards[shard].image(row)
+        if isinstance(data, ImageError):
+            raise data
+        pixels = np.frombuffer(bytearray(self._worker(data)), np.uint8)[1:]
+        return pixels.reshape(*self.options.size, self.channels)
 
     def _add_bad(self, shard: int, row: int, error: ImageError) -> None:
         """Raises: UserError if there are too many."""
@@ -248,10 +244,9 @@ class StreamedData:
         options, self._owner = self.options, os.getpid()
         how = {"resize": options.files.resize, "background": options.files.background}
         self._worker = Worker("fit", {"sizes": options.sizes, "channels": options.channels} | how)
-        self._images: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_worker", "_images")}
+        return {name: value for name, value in self.__dict__.items() if name != "_worker"}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)

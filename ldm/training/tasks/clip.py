@@ -139,8 +139,8 @@ class ClipTask:
         images, texts = [], []
         chosen = evenly_spaced_indices(len(data), RETRIEVED)
         for indices in of_one_size(data, chosen, 64):
-            captions = [caption_of(data, SampleRef(i, 0), self.settings.seed) for i in indices]
             pixels = to_images(np.stack([data.image(i) for i in indices]))
+            captions = [caption_of(data, SampleRef(i, 0), self.settings.seed) for i in indices]
             pair = self.module.features(pixels.to(device), encode(self.tokenizer, captions).to(device))
             images.append(pair[0].cpu())
             texts.append(pair[1].cpu())

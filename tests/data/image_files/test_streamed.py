@@ -1,12 +1,16 @@
 """Shards are read by their places: every sample once in an epoch, in an order that (seed, epoch) decides."""
 
+import os
 import pickle
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loopback_hub import ROOT, TOKEN, LoopbackHub
 from own_data import png
 from packed import COUNTS, add, parquet_shard, tar_shard, write_shards
 
@@ -134,6 +138,14 @@ def test_the_next_image_stands_for_one_that_cannot_be_read_with_its_caption(root
     assert [another.caption(i, rng) for i in range(6)] == [text for _, text in expected]
 
 
+def test_a_caption_that_is_no_text_is_left_out(root, options, caplog):
+    with tarfile.open(root / "a.tar", "w") as archive:
+        for name, data in (("a.png", png(1)), ("a.txt", b"\xff\xfe\xfa"), ("b.png", png(2)), ("b.txt", b"two")):
+            add(archive, name, data)
+    assert seen(build(options(root / "*.tar", validation_fraction=0)).train) == [(1, ""), (2, "two")]
+    assert "a.tar: the caption of image 0 is left out: not UTF-16" in caplog.text
+
+
 def test_too_many_bad_images_end_it(root, options, monkeypatch):
     monkeypatch.setattr(streamed, "FEW_BAD", 1)
     with tarfile.open(root / "a.tar", "w") as archive:
@@ -170,14 +182,58 @@ def test_patterns_that_fit_nothing_or_too_much_say_so(root, options, monkeypatch
         build(options(pattern))
 
 
-def test_a_pattern_is_spelled_out(root, monkeypatch):
+def test_a_pattern_is_spelled_out(root, options, monkeypatch):
     write_shards(root)
     monkeypatch.chdir(root)
+    assert len(build(options("part-*.tar", validation_fraction=0)).train) == TOTAL
     assert find_shards("part-{005..006}.tar") == ["part-005.tar", "part-006.tar"]
     assert find_shards("part-00{1,4}.t?r") == ["part-001.tar", "part-004.tar"]
     assert is_pattern("a/*.tar") and is_pattern("hf://datasets/a/b/*.parquet") and not is_pattern("user/name")
     (root / "my [old] images").mkdir()
     assert not is_pattern("my [old] images")
+
+
+OF_THE_HUB = """
+import sys
+import numpy as np
+from ldm.config.settings import DataOptions
+from ldm.data import build
+
+def levels(source, **files):
+    options = DataOptions(source=source, resolution=16, cache_dir="cache", files={"validation_fraction": 0, **files})
+    data, rng = build(options).train, np.random.default_rng(0)
+    return [int(data.image(i)[0, 0, 0]) for i in range(len(data))], data.ids[-1], data.caption(3, rng)
+
+print(levels("hf://datasets/me/set/data/train-*.parquet"))
+print(levels("hf://datasets/me/set/data/train-*.parquet", revision="old")[0])
+for source in ("hf://datasets/me/set/*.tar", "hf://datasets/me/none/*.parquet"):
+    try:
+        levels(source)
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_parquet_files_of_the_hub_are_read_row_group_by_row_group(tmp_path):
+    hub = LoopbackHub()
+    for name, levels in (("a", range(9)), ("b", range(9, 14))):
+        parquet_shard(tmp_path / name, levels)
+    contents = [(tmp_path / name).read_bytes() for name in "ab"]
+    hub.create("datasets/me/set", {"data/train-0.parquet": contents[0], "x.tar": b"", "README.md": b""})
+    hub.repos["datasets/me/set"].branches["old"] = list(hub.repos["datasets/me/set"].branches["main"])
+    hub.repos["datasets/me/set"].commit(
+        "main", {f"data/train-{n}.parquet": contents[n] for n in (0, 1)} | {"x.tar": b""}
+    )
+    told = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-c", OF_THE_HUB]
+    done = subprocess.run(command, env=kept | told | {"PYTHONPATH": path}, cwd=tmp_path, capture_output=True, text=True)
+    hub.shutdown()
+    lines = done.stdout.splitlines()
+    assert lines[:2] == [str((list(range(14)), "train-1.parquet/000004", "grey 3")), str(list(range(9)))], done.stderr
+    assert "of the Hub only parquet files are streamed" in done.stdout and TOKEN not in done.stdout + done.stderr
+    assert "UserError cannot read hf://datasets/me/none/*.parquet" in lines[3] or "fits no file" in lines[3]
 
 
 @pytest.mark.parametrize("asked", [{"horizontal_flip": True}, {"bucket_step": 16}, {"class_captions": True}])
