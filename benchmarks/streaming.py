@@ -82,17 +82,19 @@ class Counted:
         captions = [self.data.caption(sample.index, rng) for sample in samples]
         assert all(captions) and pixels.shape[1:] == (SIDE, SIDE, 1)
         self.batches += 1
-        memory = own_bytes() if self.batches % 10 == 1 else 0
+        size, used = cost() if self.batches % 10 == 1 else (0, 0)
         indices = torch.tensor([sample.index for sample in samples])
-        return {"index": indices, "worker": torch.tensor([os.getpid(), memory])}
+        return {"index": indices, "worker": torch.tensor([os.getpid(), size, used, self.batches])}
 
 
-def own_bytes() -> int:
-    """What this process and its decoder hold for themselves."""
+def cost() -> tuple[int, int]:
+    """Bytes that this process and its decoder hold for themselves, and the milliseconds of a core that they used."""
     import psutil
 
     own = psutil.Process()
-    return sum(one.memory_full_info().uss for one in [own, *own.children()])
+    both = [own, *own.children()]
+    used = sum(one.cpu_times().user + one.cpu_times().system for one in both)
+    return sum(one.memory_full_info().uss for one in both), round(1000 * used)
 
 
 def measure(pattern: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -107,22 +109,25 @@ def measure(pattern: str, args: argparse.Namespace) -> dict[str, Any]:
     indexed, began = time.perf_counter() - began, time.perf_counter()
     steps = len(data) // BATCH
     counts = np.zeros(len(data), np.uint8)
-    memory: dict[int, list[tuple[int, int]]] = {}
+    memory: dict[int, list[tuple[int, ...]]] = {}
     for step, batches in enumerate(streams(data, steps, 0, args)):
         for batch in batches:
             counts[batch["index"].numpy()] += 1
-            worker, size = batch["worker"].tolist()
+            worker, size, used, done = batch["worker"].tolist()
             if size:
-                memory.setdefault(worker, []).append((step, size))
+                memory.setdefault(worker, []).append((step, size, used, done))
     seconds = time.perf_counter() - began
     assert counts.max() == 1 and counts.sum() == steps * BATCH, "an image came twice"
-    warm = {worker: [size for step, size in sizes if step >= steps // 10] for worker, sizes in memory.items()}
+    warm = {worker: [size for step, size, *_ in told if step >= steps // 10] for worker, told in memory.items()}
     growth = max(sizes[-1] / sizes[0] - 1 for sizes in warm.values() if sizes)
+    spent = sum(told[-1][2] - told[0][2] for told in memory.values()) / 1000
+    decoded = sum(told[-1][3] - told[0][3] for told in memory.values()) * BATCH // args.ranks
     return {
         "images": steps * BATCH,
         "each once in the epoch": "yes",
         "seconds to index the shards": indexed,
         "images/s": steps * BATCH / seconds,
+        "images/s of a core, decoding and loading": decoded / spent,
         "MiB of a worker after a tenth, the largest": max(sizes[0] for sizes in warm.values()) / 2**20,
         "its growth from there to the end": f"{growth:.1%}",
     }

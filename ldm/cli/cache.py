@@ -16,12 +16,12 @@ def add_parser(subparsers) -> None:
         "build",
         help="decode the images and encode the latents that a training reads",
         description="Decode the images of a project, and encode them by its finished autoencoder, as `ldm train ldm` "
-        "does at its start. With --shard several processes, on any machines with one disk in common, each make a part; "
-        "they need not run at the same time, and the last to finish completes the cache.",
-        epilog="Exit code: 0 = this part is made, 2 = it cannot be. The same command continues what was interrupted.",
+        "does at its start. With --shard several jobs, on any machines with one disk in common, each encode some of the "
+        "shards; they need not run at the same time, and the last to finish completes the cache.",
+        epilog="Exit code: 0 = done, 2 = impossible. The same command continues what was interrupted.",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="project file (.yaml)")
-    parser.add_argument("--shard", default="1/1", metavar="I/N", help="make part I of N, 1/N to N/N (default: all)")
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="job I of N, from 1/N to N/N (default: 1/1)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the fastest there is)")
     parser.set_defaults(run=run_build)
 
@@ -47,7 +47,7 @@ def run_build(args: argparse.Namespace) -> int:
         return 0
     missing = encode(settings.vae, run, data, settings.data.cache_dir, share, device)
     if missing:
-        print(f"latents: part {args.shard} is made; {missing} shards are left to the other parts")
+        print(f"latents: job {args.shard} is done; {missing} shards are left to the others")
     else:
         print(f"latents: complete, in {settings.data.cache_dir / 'latents'}")
     return 0

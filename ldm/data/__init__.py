@@ -21,9 +21,13 @@ class ImageTextData(Protocol):
     All have one size, or each one of a few: see `ldm.data.buckets`.
     """
 
-    ids: Sequence[str]  # stable and unique: 'U+6C34/hei', 'photos/cat.jpg'
     channels: int
     has_captions: bool
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Stable and unique: 'U+6C34/hei', 'photos/cat.jpg'."""
+        ...
 
     @property
     def resolution(self) -> int | tuple[int, int]:

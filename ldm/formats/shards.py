@@ -13,9 +13,11 @@ import itertools
 import json
 import logging
 import os
+import posixpath
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -29,7 +31,7 @@ from ldm.formats.folder import is_image
 from ldm.formats.records import clean_captions, first_few, require_column
 from ldm.formats.safe_tree import reason
 from ldm.formats.tables import class_names, features_of, named, one_line, readable, require_images
-from ldm.utils.atomic_files import NO_SPACE, atomic_open, exclusive_lock, readable_io_errors
+from ldm.utils.atomic_files import NO_SPACE, atomic_open, atomic_write, exclusive_lock, readable_io_errors
 from ldm.utils.errors import UserError, redacted
 
 log = logging.getLogger(__name__)
@@ -128,15 +130,15 @@ class Shards:
         from tqdm import tqdm
 
         self.paths, self.options, self.cache_dir = find_shards(pattern, options.revision), options, cache_dir
-        folder = os.path.commonpath([os.path.dirname(path) for path in self.paths])
-        self.names = [PurePosixPath(os.path.relpath(path, folder)).as_posix() for path in self.paths]
+        paths: Any = posixpath if pattern.startswith(HUB) else os.path
+        folder = paths.commonpath([paths.dirname(path) for path in self.paths])
+        self.names = [paths.relpath(path, folder).replace(os.sep, "/") for path in self.paths]
         self._indices = [self._index_file(path) for path in self.paths]
-        digest, counts = hashlib.sha256(), []
-        for number, name in enumerate(tqdm(self.names, "reading shards", unit="shard", disable=None)):
-            index = self._index(number)
-            counts.append(int(index[-1]) if index.ndim == 1 else len(index))
-            digest.update(json.dumps([name, hashlib.sha256(index.tobytes()).hexdigest()]).encode())
-        self.counts, self.digest = np.array(counts), digest.hexdigest()
+        progress = tqdm(range(len(self.paths)), "reading shards", unit="shard", disable=None)
+        about = [self._about(number) for number in progress]
+        self.counts = np.array([one["images"] for one in about], np.int64)
+        named_digests = [[name, one["digest"]] for name, one in zip(self.names, about, strict=True)]
+        self.digest = hashlib.sha256(json.dumps(named_digests).encode()).hexdigest()
         self._forget()
 
     def __getitem__(self, shard: int) -> Shard:
@@ -175,11 +177,25 @@ class Shards:
 
     def _index(self, shard: int) -> np.ndarray:
         """What a shard holds: see `tar_index` and `parquet_index`."""
+        with suppress(OSError, ValueError, EOFError):
+            return np.load(self._indices[shard])
+        return self._write_index(shard)
+
+    def _about(self, shard: int) -> dict[str, Any]:
+        """{"images": number of them, "digest": of the index}: read instead of the index itself at a start."""
+        file = self._indices[shard].with_suffix(".json")
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            about = json.loads(file.read_text(encoding="utf-8"))
+            return {"images": int(about["images"]), "digest": str(about["digest"])}
+        index = self._index(shard)
+        about = {"images": int(index[-1]) if index.ndim == 1 else len(index)}
+        about["digest"] = hashlib.sha256(index.tobytes()).hexdigest()
+        with readable_io_errors(file, NO_SPACE):
+            atomic_write(file, json.dumps(about).encode())
+        return about
+
+    def _write_index(self, shard: int) -> np.ndarray:
         file, path = self._indices[shard], self.paths[shard]
-        try:
-            return np.load(file)
-        except (OSError, ValueError, EOFError):
-            pass
         index = tar_index(Path(path)) if path.lower().endswith(".tar") else parquet_index(path, self.options)
         with readable_io_errors(file, NO_SPACE), exclusive_lock(file, quiet=True), atomic_open(file) as stream:
             np.lib.format.write_array(stream, index, allow_pickle=False)
@@ -240,26 +256,27 @@ class TarShard:
         start, size = self._index[row, :2].tolist()
         if size > MAX_BYTES:
             return ImageError(f"the image has more than {MAX_BYTES} bytes")
-        try:
-            return self._part(start, size)
-        except OSError as error:
-            return ImageError(reason(error))
+        return self._part(row, start, size)
 
     def captions(self, row: int) -> tuple[str, ...]:
         start, size, kind = self._index[row, 2:].tolist()
         if not kind or not self._options.caption_column or size > MAX_CAPTION_BYTES:
             return ()
         try:
-            return captions_in(self._part(start, size), "a.json" if kind == JSON else "a.txt", self._options)
-        except (OSError, ValueError) as error:
+            return captions_in(self._part(row, start, size), "a.json" if kind == JSON else "a.txt", self._options)
+        except ValueError as error:
             log.warning("%s: the caption of image %d is left out: %s", self._path, row, error)
             return ()
 
-    def _part(self, start: int, size: int) -> bytes:
-        self._stream.seek(start)
-        data = self._stream.read(size)
-        if len(data) < size:
-            raise OSError("the archive ends before the file does")
+    def _part(self, row: int, start: int, size: int) -> bytes:
+        """Bytes of the file. Raises: UserError: for what is the disk's fault and not the image's."""
+        try:
+            self._stream.seek(start)
+            data = self._stream.read(size)
+            if len(data) < size:
+                raise OSError("the archive ends before the file does")
+        except OSError as error:
+            raise UserError(f"cannot read {self._path}, image {row}: {reason(error)}") from error
         return data
 
 

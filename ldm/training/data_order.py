@@ -54,7 +54,7 @@ class BucketOrder:
     where there is one bucket, batch s is positions s * batch_size to (s + 1) * batch_size of the sequence.
     """
 
-    def __init__(self, buckets: np.ndarray, batch_size: int, order: Callable[[int], np.ndarray]):
+    def __init__(self, buckets: np.ndarray, batch_size: int, order: Callable[[int], Sequence[int] | np.ndarray]):
         """`order`: epoch -> the indices of its samples."""
         self.buckets, self.batch_size, self.order = buckets, batch_size, order
         self._start()
@@ -74,7 +74,7 @@ class BucketOrder:
 
     def _deal_out(self) -> None:
         """The batches that one more epoch completes, in the order in which it does."""
-        indices = self.order(self._epoch)
+        indices = np.asarray(self.order(self._epoch))
         new = np.stack([indices, np.full(len(indices), self._epoch)], 1)
         samples, ends, made, left = np.concatenate([self._waiting, new]), [], [], []
         for bucket in np.unique(self.buckets):
@@ -132,7 +132,7 @@ class Batches(Dataset):
             self._bucketed = BucketOrder(self.task.buckets, batch_size, self._order)
         return self._bucketed
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _order(self, epoch: int) -> Sequence[int] | np.ndarray:
         if epoch not in self._orders:
             if len(self._orders) > 2:  # a batch spans few epochs; keep memory flat over thousands of them
                 self._orders.clear()

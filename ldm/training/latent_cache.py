@@ -173,7 +173,7 @@ def encode_share(
     Raises: as `cached_latents`.
     """
     digest = network_digest(vae) if digest is None else digest
-    parts = [data] if buckets_of(data) is None else by_size(data).values()
+    parts: list[ImageTextData] = [data] if buckets_of(data) is None else [*by_size(data).values()]
     return sum(_encode_share(vae, part, cache_dir, share, digest) for part in parts)
 
 

@@ -48,7 +48,7 @@ def test_parts_are_made_one_after_the_other_and_verified_in_full(project, capsys
     config = project / "mine.yaml"
     assert ldm("cache", "build", config, "--shard", "1/2", "--device", "cpu") == 0
     out = capsys.readouterr().out
-    assert "images: 12, in cache" in out and "latents: part 1/2 is made;" in out and "left to the other parts" in out
+    assert "images: 12, in cache" in out and "latents: job 1/2 is done;" in out and "left to the others" in out
     assert ldm("cache", "build", config, "--shard", "2/2", "--device", "cpu") == 0
     assert "latents: complete" in capsys.readouterr().out
     folders = sorted((project / "cache" / "latents").glob("*"))

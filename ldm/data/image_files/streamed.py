@@ -69,7 +69,7 @@ class Rows:
         return int(self.sizes[shard]) if self.held == 0 else len(self._rows(shard))
 
     def _rows(self, shard: int) -> np.ndarray:
-        seed = np.frombuffer(hashlib.sha256(self.names[shard].encode("utf-8", "surrogatepass")).digest(), np.uint32)
+        seed = np.frombuffer(hashlib.sha256(self.names[shard].encode("utf-8", "surrogatepass")).digest(), "<u4")
         is_held = np.random.default_rng(seed).random(int(self.sizes[shard])) < self.held
         return np.flatnonzero(is_held == self.validation).astype(np.int32)
 

@@ -110,8 +110,8 @@ class LdmTask:
 
     def __getstate__(self) -> dict:
         """What `batch` needs, for the data loader's workers."""
-        needed = ("settings", "components", "process", "aligned", "token_rows", "num_samples")
-        needed += ("weights", "buckets", "order")
+        needed = ["settings", "components", "process", "aligned", "token_rows"]
+        needed += ["num_samples", "weights", "buckets", "order"]
         return {name: getattr(self, name) for name in needed}
 
     def batch(self, samples: list[SampleRef], rows: BatchSlice) -> dict[str, Tensor]:

@@ -115,12 +115,26 @@ def test_a_shard_is_indexed_once_and_again_when_it_changes(root, options, kind, 
     assert len(calls) == len(COUNTS) + 1 and len(data) == TOTAL + 2 and data.fingerprint != prints[0]
 
 
-def test_a_damaged_index_is_made_again(root, options):
+@pytest.mark.parametrize("kind", ["npy", "json"])
+def test_a_damaged_index_is_made_again(root, options, kind):
     pattern = write_shards(root)
-    build(options(pattern))
-    for file in options(pattern).cache_dir.glob("shards/*.npy"):
-        file.write_bytes(b"damaged")
-    assert len(build(options(pattern, validation_fraction=0)).train) == TOTAL
+    first = build(options(pattern)).train.fingerprint
+    for file in options(pattern).cache_dir.glob(f"shards/*.{kind}"):
+        file.write_bytes(b"{damaged")
+    splits = build(options(pattern, validation_fraction=0))
+    assert len(seen(splits.train)) == TOTAL
+    assert build(options(pattern)).train.fingerprint == first
+
+
+def test_a_disk_that_fails_ends_it_and_marks_no_image_as_bad(root, options):
+    pattern = write_shards(root)
+    data = build(options(pattern, validation_fraction=0)).train
+    whole = (root / "part-001.tar").read_bytes()
+    (root / "part-001.tar").write_bytes(whole[:700])
+    with pytest.raises(UserError, match=r"part-001.tar, image \d: the archive ends before the file does"):
+        seen(data)
+    (root / "part-001.tar").write_bytes(whole)
+    assert len(set(seen(data))) == TOTAL
 
 
 def test_the_next_image_stands_for_one_that_cannot_be_read_with_its_caption(root, options, caplog):
