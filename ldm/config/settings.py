@@ -175,7 +175,7 @@ class ShardOptions(Settings):
     """How shards are read, which `data.source` names by a pattern."""
 
     lanes: Count = 8
-    """Readers that begin at equal distances in the data set and take turns, so that a batch comes from as many shards."""
+    """Readers that begin at equal distances in the data set and take turns: a batch comes from as many shards."""
     window: Count = 4096
     """Number of images, of all lanes together, that are shuffled among one another. A process keeps the row groups of
     parquet files for them, up to 256 MiB; tar files need no memory."""
