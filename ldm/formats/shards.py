@@ -178,7 +178,7 @@ class Shards:
     def _index(self, shard: int) -> np.ndarray:
         """What a shard holds: see `tar_index` and `parquet_index`."""
         with suppress(OSError, ValueError, EOFError):
-            return np.load(self._indices[shard])
+            return np.load(self._indices[shard], mmap_mode="r")  # one copy for all processes
         return self._write_index(shard)
 
     def _about(self, shard: int) -> dict[str, Any]:
