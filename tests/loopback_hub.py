@@ -214,7 +214,15 @@ class _Handler(BaseHTTPRequestHandler):
         return {"id": repo.split("/", 1)[1], "sha": found[0], "siblings": listed, "private": False, "tags": []}
 
     def _tree(self, body, repo, rev, below=""):
-        return [{"type": "file", "path": name, **_entry(name, data)} for name, data in self._at(repo, rev)[1].items()]
+        folder, files = (below or "").strip("/"), self._at(repo, rev)[1]
+        within = {name: data for name, data in files.items() if not folder or name.startswith(f"{folder}/")}
+        listed = [{"type": "file", "path": name, **_entry(name, data)} for name, data in within.items()]
+        if "recursive=true" in self.path.lower():
+            return listed
+        depth = len(folder) + 1 if folder else 0
+        below_it = {name[: name.index("/", depth)] for name in within if "/" in name[depth:]}
+        folders = [{"type": "directory", "path": name, "oid": git_oid(name.encode()), "size": 0} for name in below_it]
+        return [one for one in listed if "/" not in one["path"][depth:]] + folders
 
     def _at(self, repo, rev):
         return self.server.repos[repo].at(rev)

@@ -180,6 +180,9 @@ class _Chosen:
     def encoded(self) -> Iterator[tuple[int, bytes | ImageError]]:
         return ((index, self._folder.read(sample.id)) for index, sample in enumerate(self.samples))
 
+    def read_from(self) -> tuple[list[Path], str]:
+        return [], ""
+
 
 def missing_captions(tree: Tree) -> dict[str, str]:
     """Image -> the caption file it should have, for all images of a folder that have none.

@@ -42,10 +42,16 @@ COMMANDS: Registry = {
         },
         "check, caption, build and publish data sets",
     ),
+    "cache": (
+        {
+            "build": ("ldm.cli.cache", "decode the images and encode the latents that a training reads"),
+        },
+        "build caches before a training, on several machines at once",
+    ),
     "runs": (
         {
             "ls": ("ldm.cli.runs", "list runs"),
-            "verify": ("ldm.cli.runs", "check a run's checkpoints against their manifests"),
+            "verify": ("ldm.cli.runs", "check checkpoints, caches and images of a run"),
             "prune": ("ldm.cli.runs", "delete old checkpoints of a run"),
         },
         "list, check and clean up training runs",
@@ -66,7 +72,7 @@ COMMANDS: Registry = {
 }
 GROUPS = {  # as the help shows them
     "start": ("doctor", "data", "new", "plan"),
-    "train": ("train", "runs", "preview-decoder"),
+    "train": ("train", "cache", "runs", "preview-decoder"),
     "generate": ("generate", "edit", "sample", "font", "app"),
     "evaluate": ("evaluate", "likelihood", "figures"),
     "publish": ("export", "push", "web", "space"),

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ldm.utils.errors import UserError
 
@@ -12,8 +13,9 @@ def add_parser(subparsers) -> None:
     listed.set_defaults(run=run_ls)
     verified = subparsers.add_parser(
         "verify",
-        help="check every checkpoint of a run against its manifest",
-        description="Compare sizes and sha256 sums of a run's checkpoints and final model with their manifests.",
+        help="check checkpoints, caches and images of a run",
+        description="Compare sizes and sha256 sums of a run's checkpoints, final model and caches with their "
+        "manifests, and its images with what was read before. All files are read, whatever their times.",
         epilog="Exit code: 0 = all valid, 1 = something is damaged.",
     )
     verified.add_argument("run_folder", metavar="RUN")
@@ -57,10 +59,41 @@ def run_verify(args: argparse.Namespace) -> int:
 
     run = _run(args.run_folder)
     final = [run / "final"] if (run / "final").exists() else []
-    faults = {path: checkpoint.verify(path) for path in checkpoint.saved(run / "checkpoints") + final}
+    faults: dict[Any, str | None] = {
+        path: checkpoint.verify(path) for path in checkpoint.saved(run / "checkpoints") + final
+    }
+    faults |= _data_faults(run)
     for path, fault in faults.items():
         print(f"{path}: {fault or 'whole'}")
     return 1 if any(faults.values()) else 0
+
+
+def _data_faults(run: Path) -> dict[Any, str | None]:
+    """What is wrong with the images and the caches of a run, None if nothing; {} if it has no config.yaml."""
+    import yaml
+
+    from ldm.config.settings import DataOptions
+    from ldm.data import is_own
+    from ldm.formats.shards import is_pattern
+
+    try:
+        document = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        options = DataOptions.model_validate(document["data"])
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        return {}
+    faults: dict[Any, str | None] = {}
+    if not is_own(options.source) and not is_pattern(options.source):
+        from ldm.data.image_files.pixel_cache import check_files
+
+        try:
+            faults |= check_files(options)
+        except UserError as error:
+            faults[options.source] = str(error)
+    if not options.cache_dir.is_dir():
+        return faults
+    from ldm.training.latent_cache import check_latents
+
+    return faults | check_latents(options.cache_dir)
 
 
 def run_prune(args: argparse.Namespace) -> int:

@@ -171,6 +171,16 @@ class FileOptions(Settings):
     """Revision of a Hub data set."""
 
 
+class ShardOptions(Settings):
+    """How shards are read, which `data.source` names by a pattern."""
+
+    lanes: Count = 8
+    """Readers that begin at equal distances in the data set and take turns: a batch comes from as many shards."""
+    window: Count = 4096
+    """Number of images, of all lanes together, that are shuffled among one another. A process keeps the row groups of
+    parquet files for them, up to 256 MiB; tar files need no memory."""
+
+
 class ToyOptions(Settings):
     """Points of a known density, for which the exact denoiser exists."""
 
@@ -224,7 +234,8 @@ class MixtureOptions(Settings):
 
 class DataOptions(Settings):
     source: Named = "glyphs"
-    """'glyphs', 'digits', 'toy', a folder, a .parquet file, or a Hub data set id (user/name)."""
+    """'glyphs', 'digits', 'toy', a folder, a .parquet file, a Hub data set id (user/name), or a pattern of shards that
+    are streamed: shards/*.tar, shards/{000..127}.parquet, hf://datasets/user/name/data/*.parquet."""
     resolution: Resolution = 64
     """Side of square images in pixels, or [height, width]."""
     channels: Literal[1, 3, 4] = 1
@@ -235,6 +246,8 @@ class DataOptions(Settings):
     """Settings of the source 'glyphs'."""
     files: FileOptions = FileOptions()
     """Settings of folders, parquet files and Hub data sets."""
+    shards: ShardOptions = ShardOptions()
+    """Settings of streamed shards."""
     toy: ToyOptions = ToyOptions()
     """Settings of the source 'toy'."""
     digits: DigitOptions = DigitOptions()
@@ -636,6 +649,8 @@ class AlignmentOptions(Settings):
 
 
 class LdmSettings(RunSettings):
+    cache_latents: bool = True
+    """Encode all images once, into data.cache_dir; false = those of a batch in each step, which needs no disk."""
     vae: Named = "run"
     """'run' = the VAE run beside this one, 'identity' = pixel space, or the folder or Hub id of an autoencoder
     (user/name, user/name/subfolder, either with @revision)."""

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
@@ -20,9 +21,13 @@ class ImageTextData(Protocol):
     All have one size, or each one of a few: see `ldm.data.buckets`.
     """
 
-    ids: list[str]  # stable and unique: 'U+6C34/hei', 'photos/cat.jpg'
     channels: int
     has_captions: bool
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Stable and unique: 'U+6C34/hei', 'photos/cat.jpg'."""
+        ...
 
     @property
     def resolution(self) -> int | tuple[int, int]:
@@ -68,7 +73,8 @@ def evenly_spaced_indices(total: int, limit: int) -> np.ndarray:
 
 def apart(train: ImageTextData, validation: ImageTextData) -> bool:
     """Whether no item that is validated on is trained on."""
-    return not set(train.ids) & set(validation.ids)
+    known = getattr(train.ids, "isdisjoint", None)  # of ids that are too many for a set
+    return known(validation.ids) if known else set(train.ids).isdisjoint(validation.ids)
 
 
 def dataset_fingerprint(data: ImageTextData, captions: bool = True) -> dict[str, str]:
@@ -85,6 +91,20 @@ def sampling_weights(data: ImageTextData) -> np.ndarray | None:
     return getattr(data, "weights", None)
 
 
+def epoch_order(data: ImageTextData) -> Callable[[int, int], Sequence[int]] | None:
+    """(seed, epoch) -> the items of an epoch in order, for data that are not to be permuted as a whole; else None."""
+    return getattr(data, "order", None)
+
+
+def first_items(data: ImageTextData, count: int, seed: int) -> Sequence[int] | None:
+    """`count` items that are cheap to read, of data with an `epoch_order` and more items than that; else None."""
+    order = epoch_order(data)
+    if order is None or count >= len(data):
+        return None
+    first = order(seed, 0)
+    return [first[position] for position in range(count)]
+
+
 def build(options: "DataOptions") -> Splits:
     """The splits of `options.source`. Raises: UserError for a source that is missing, empty or unreadable."""
     if is_own(options.source):
@@ -93,6 +113,12 @@ def build(options: "DataOptions") -> Splits:
         maker = _maker(options.source)
         splits, mixture = maker.splits(options), getattr(maker, "mixture", None)
         return Splits(**splits, mixture=mixture(options, splits["train"]) if mixture else None)
+    from ldm.formats.shards import is_pattern
+
+    if is_pattern(options.source):
+        from ldm.data.image_files.streamed import streamed_splits
+
+        return Splits(**streamed_splits(options))
     from ldm.data.image_files.dataset import file_splits
 
     return Splits(**file_splits(options))

@@ -10,6 +10,7 @@ from ldm.config.settings import LdmSettings
 from ldm.data import Splits, evenly_spaced_indices, is_own
 from ldm.data.buckets import at_one_size
 from ldm.evaluation.images.copies import CopyDetector
+from ldm.formats.shards import is_pattern
 from ldm.pipelines.generation import SamplingOptions, generate_pixels
 from ldm.pipelines.pipeline import Pipeline
 from ldm.training.validation import wanted
@@ -39,7 +40,8 @@ def copy_hook(settings: LdmSettings, data: Splits) -> Callable[[Pipeline], float
 
     None where nobody asks, or where too few images are held out to say how near an image of another subject may be.
     """
-    asked = wanted(settings) and settings.train.max_copies < 1 and not is_own(settings.data.source)
+    own = is_own(settings.data.source) or is_pattern(settings.data.source)  # shards hold too many to compare with
+    asked = wanted(settings) and settings.train.max_copies < 1 and not own
     if not asked or len(data.validation) < FEWEST_HELD_OUT:
         return None
     detectors: list[CopyDetector] = []  # made at the first call

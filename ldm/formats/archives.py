@@ -6,6 +6,7 @@ over. A header that asks for more memory than headers need is refused.
 
 import io
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from ldm.formats.safe_tree import Files, Folder, reason
@@ -26,11 +27,9 @@ class TarFiles(Files):
             path = folder.root / archive
             try:
                 folder.check(archive)
-                members = _members(path)
-            except (OSError, tarfile.TarError, ValueError) as error:
-                words = reason(error) if isinstance(error, OSError) else str(error)
-                raise UserError(f"cannot read {path} as an uncompressed tar: {words}") from error
-            for name, (offset, size) in members.items():
+            except OSError as error:
+                raise _unreadable(path, error) from error
+            for name, (offset, size) in members(path).items():
                 self._places[f"{archive}/{name}" if len(archives) > 1 else name] = path, offset, size
         self.files = sorted(self._places)
 
@@ -50,6 +49,9 @@ class TarFiles(Files):
             raise OSError("the archive ends before the file does")
         return data
 
+    def paths(self, names: Iterable[str]) -> list[Path]:
+        return sorted({self._places[name][0] for name in names})
+
 
 class _Headers(io.FileIO):
     """A file whose reader may not ask for much at once."""
@@ -60,8 +62,23 @@ class _Headers(io.FileIO):
         return super().read(size)
 
 
+def members(path: Path) -> dict[str, tuple[int, int]]:
+    """Name -> (offset, bytes) of the visible ordinary members; of two with one name the later, as unpacking does.
+
+    Raises: UserError: if it is no tar file, or a damaged one.
+    """
+    try:
+        return _members(path)
+    except (OSError, tarfile.TarError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    words = reason(error) if isinstance(error, OSError) else str(error)
+    return UserError(f"cannot read {path} as an uncompressed tar: {words}")
+
+
 def _members(path: Path) -> dict[str, tuple[int, int]]:
-    """Name -> (offset, bytes) of the visible ordinary members; of two with one name the later, as unpacking does."""
     with _Headers(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
         members = list(archive)
         last = members[-1] if members else None

@@ -41,7 +41,12 @@ def sidecar_captions(files: Files, name: str, options: FileOptions) -> tuple[str
 
     Raises: OSError, or ValueError: if the file cannot be read.
     """
-    text = decoded(files.read(name, MAX_CAPTION_BYTES))
+    return captions_in(files.read(name, MAX_CAPTION_BYTES), name, options)
+
+
+def captions_in(data: bytes, name: str, options: FileOptions) -> tuple[str, ...]:
+    """The captions in the contents of a file of this name, as `sidecar_captions`. Raises: ValueError."""
+    text = decoded(data)
     if not name.lower().endswith(".json"):
         return clean_captions(text.replace("\r", "\n").split("\n"), name)
     try:

@@ -3,8 +3,9 @@
 Nothing is ever written to the folder, renamed or deleted, and archives are not unpacked.
 """
 
+import json
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from ldm.config.settings import FileOptions
 from ldm.formats import layout
@@ -42,6 +43,9 @@ class FolderSource:
     def encoded(self) -> Iterator[tuple[int, bytes | ImageError]]:
         for index, sample in enumerate(self.samples):
             yield index, self.read(sample.id)
+
+    def read_from(self) -> tuple[list[Path], str]:
+        return self._files.paths(sample.id for sample in self.samples), json.dumps(self._faults)
 
     def read(self, name: str) -> bytes | ImageError:
         """The contents of an image's file, or why it cannot be used."""

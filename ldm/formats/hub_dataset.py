@@ -40,6 +40,9 @@ class HubSource:
                 yield index, _encoded(row[self._column])
                 index += 1
 
+    def read_from(self) -> tuple[list[Path], str]:
+        return [Path(file["filename"]) for table in self._tables for file in table.cache_files], self._column
+
 
 def _encoded(value) -> bytes | ImageError:
     """The encoded image of a cell; `datasets` itself put the files there that have paths."""

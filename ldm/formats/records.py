@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from ldm.formats.decoding import ImageError
@@ -42,6 +43,10 @@ class Source(Protocol):
     notes: list[str]  # what a user should know about how the source was read
 
     def encoded(self) -> Iterator[tuple[int, bytes | ImageError]]: ...
+
+    def read_from(self) -> tuple[list[Path], str]:
+        """The files that `encoded` reads, [] if that is not known, and what else decides what it gives."""
+        ...
 
 
 def clean_caption(text: str) -> str:

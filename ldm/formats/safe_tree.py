@@ -6,6 +6,7 @@ other files, and only ordinary files are opened, because a pipe would be waited 
 
 import os
 import stat
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +29,10 @@ class Files(Protocol):
 
     def read(self, name: str, most: int) -> bytes:
         """The contents of a file. Raises: OSError: without its name; also if it has more than `most` bytes."""
+        ...
+
+    def paths(self, names: Iterable[str]) -> list[Path]:
+        """The files of the system that hold these."""
         ...
 
 
@@ -56,6 +61,9 @@ class Folder:
         if len(data) > most:
             raise OSError(f"the file has more than {most} bytes")
         return data
+
+    def paths(self, names: Iterable[str]) -> list[Path]:
+        return [self.root / name for name in names]
 
     @cached_property
     def _homes(self) -> list[Path]:

@@ -11,6 +11,7 @@ from ldm.formats.folder import FolderSource, is_image
 from ldm.formats.hub_dataset import HubSource
 from ldm.formats.records import Source, first_few
 from ldm.formats.safe_tree import Folder, Tree
+from ldm.formats.shards import is_pattern
 from ldm.formats.tables import SAVED, TableSource, saved_files
 from ldm.utils.errors import UserError
 
@@ -23,6 +24,11 @@ def open_source(options: DataOptions) -> Source:
     Raises: UserError: if it is neither, or holds no images.
     """
     root = Path(options.source)
+    if is_pattern(options.source):
+        raise UserError(
+            f"data.source {options.source} names shards, which are read as they are trained on, by a project file: "
+            "here give their folder, or one of them"
+        )
     if root.is_dir():
         source: Source = _open_folder(root, options)
     elif root.exists():

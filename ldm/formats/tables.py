@@ -48,18 +48,22 @@ class TableSource:
                     yield index, self._image(name, *(None if part is None else part.as_py() for part in cell))
                     index += 1
 
+    def read_from(self) -> tuple[list[Path], str]:
+        tables = [self._folder.root / name for name in self._files]
+        return (tables if all(_holds_bytes(path, self._column) for path in tables) else []), self._column
+
     def _captions(self, path: Path, options: FileOptions) -> Iterator[tuple[str, ...]]:
         """Captions of every row, after a check of the columns."""
         schema = _schema(path)
         require_column(options.image_column, schema.names, "image", str(path))
-        _require_images(schema.field(options.image_column).type, options.image_column, path)
+        require_images(schema.field(options.image_column).type, options.image_column, path)
         column = options.caption_column
         if not column:
             for batch in _batches(path, options.image_column, BATCH_ROWS):
                 yield from [()] * batch.num_rows
             return
         require_column(column, [c for c in schema.names if c != options.image_column], "caption", str(path))
-        names = class_names(_features(schema).get(column))
+        names = class_names(features_of(schema).get(column))
         if names is None and str(schema.field(column).type).startswith(("int", "uint")):
             self.notes.append(f"{path}: column {column!r} holds numbers without names, and these are the captions")
         number = 0
@@ -140,12 +144,12 @@ def read_parquet(data: bytes) -> tuple[list[str], list[dict[str, Any]]]:
     import pyarrow.parquet
 
     table = pyarrow.parquet.ParquetFile(io.BytesIO(data)).read()
-    names = {column: class_names(feature) for column, feature in _features(table.schema).items()}
+    names = {column: class_names(feature) for column, feature in features_of(table.schema).items()}
     rows = [{column: named(cell, names.get(column)) for column, cell in row.items()} for row in table.to_pylist()]
     return table.column_names, rows
 
 
-def _features(schema) -> dict[str, Any]:
+def features_of(schema) -> dict[str, Any]:
     """How `datasets` describes the columns of a table that it wrote."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -208,15 +212,46 @@ def readable(path: Path | str):
         raise UserError(f"cannot read {path} as {kind}: {one_line(error)}") from error
 
 
-def _require_images(kind, column: str, path: Path) -> None:
+def _holds_bytes(path: Path, column: str) -> bool:
+    """Whether every cell of an image column certainly holds the image itself, and not the name of a file."""
+    import pyarrow.types as types
+
+    kind = _schema(path).field(column).type
+    if types.is_struct(kind):
+        if kind.get_field_index("bytes") < 0 or not _is_binary(kind.field("bytes").type):
+            return False
+        return _no_nulls(path, column, f"{column}.bytes")
+    return _is_binary(kind) and _no_nulls(path, column, column)
+
+
+def _no_nulls(path: Path, column: str, leaf: str) -> bool:
+    import pyarrow.parquet
+
+    if _is_arrow(path):
+        parts = (batch.column(0) for batch in _batches(path, column, CAPTION_ROWS))
+        return not any((part if leaf == column else part.field("bytes")).null_count for part in parts)
+    with readable(path):
+        about = pyarrow.parquet.ParquetFile(path).metadata
+        groups = [about.row_group(i) for i in range(about.num_row_groups)]
+        chunks = [group.column(j) for group in groups for j in range(group.num_columns)]
+        counts = [chunk.statistics for chunk in chunks if chunk.path_in_schema == leaf]
+        return len(counts) == len(groups) and all(one and one.has_null_count and not one.null_count for one in counts)
+
+
+def _is_binary(kind) -> bool:
+    import pyarrow.types as types
+
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+
+
+def require_images(kind, column: str, path: Path | str) -> None:
     import pyarrow.types as types
 
     inner = kind
     for field in ("path", "bytes"):
         if types.is_struct(kind) and kind.get_field_index(field) >= 0:
             inner = kind.field(field).type
-    binary = types.is_binary(inner) or types.is_large_binary(inner) or types.is_binary_view(inner)
-    if not (binary or types.is_string(inner) or types.is_large_string(inner) or types.is_string_view(inner)):
+    if not (_is_binary(inner) or types.is_string(inner) or types.is_large_string(inner) or types.is_string_view(inner)):
         raise UserError(
             f"{path}: column {column!r} holds {kind}; images must be encoded files (bytes, or a struct with 'bytes'), "
             "or the paths of files beside the table"

@@ -25,6 +25,7 @@ from ldm.config.loading import load, run_dir
 from ldm.config.settings import ClipSettings, DataOptions, LdmSettings, RunSettings, VaeSettings
 from ldm.data import build as build_data
 from ldm.data import is_own
+from ldm.formats.shards import is_pattern
 from ldm.models.pretrained import TEXT, VAE, Component, locate
 from ldm.training.distributed import asked_for_cpu, checkpoint_gradients, precision
 from ldm.training.optimizer import build_optimizer
@@ -431,7 +432,7 @@ def training_samples(options: DataOptions) -> int:
         glyphs = options.glyphs
         fonts = 1 if glyphs.font_file else len(set(glyphs.styles))
         return fonts * len(split_characters(glyphs.characters, glyphs.limit, glyphs.hold_out_later)["train"])
-    if is_own(options.source):
+    if is_own(options.source) or is_pattern(options.source):
         return len(build_data(options).train)
     from ldm.data.image_files.dataset import divide
     from ldm.formats.sources import open_source

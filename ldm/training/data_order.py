@@ -1,7 +1,7 @@
 """Which samples a step sees, and the seeds of all that is random in it: functions of (seed, step) alone."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class BucketOrder:
     where there is one bucket, batch s is positions s * batch_size to (s + 1) * batch_size of the sequence.
     """
 
-    def __init__(self, buckets: np.ndarray, batch_size: int, order: Callable[[int], np.ndarray]):
+    def __init__(self, buckets: np.ndarray, batch_size: int, order: Callable[[int], Sequence[int] | np.ndarray]):
         """`order`: epoch -> the indices of its samples."""
         self.buckets, self.batch_size, self.order = buckets, batch_size, order
         self._start()
@@ -74,7 +74,7 @@ class BucketOrder:
 
     def _deal_out(self) -> None:
         """The batches that one more epoch completes, in the order in which it does."""
-        indices = self.order(self._epoch)
+        indices = np.asarray(self.order(self._epoch))
         new = np.stack([indices, np.full(len(indices), self._epoch)], 1)
         samples, ends, made, left = np.concatenate([self._waiting, new]), [], [], []
         for bucket in np.unique(self.buckets):
@@ -106,12 +106,13 @@ class Batches(Dataset):
     """A data set of batches, indexed by `BatchSlice`.
 
     Sample j of step s is at position s * batch_size + j of an endless sequence of shuffled epochs; where the task has
-    weights, an epoch is as many independent draws by them. With buckets it is that of `BucketOrder`.
+    weights, an epoch is as many independent draws by them. With buckets it is that of `BucketOrder`, and of streamed
+    shards that of `ldm.data.epoch_order`.
     """
 
     def __init__(self, task: Task, seed: int):
         self.task, self.seed = task, seed
-        self._orders: dict[int, np.ndarray] = {}
+        self._orders: dict[int, Sequence[int] | np.ndarray] = {}
         self._bucketed: BucketOrder | None = None
 
     def __getitem__(self, rows: BatchSlice) -> dict[str, Tensor]:
@@ -131,13 +132,19 @@ class Batches(Dataset):
             self._bucketed = BucketOrder(self.task.buckets, batch_size, self._order)
         return self._bucketed
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _order(self, epoch: int) -> Sequence[int] | np.ndarray:
         if epoch not in self._orders:
             if len(self._orders) > 2:  # a batch spans few epochs; keep memory flat over thousands of them
                 self._orders.clear()
-            rng, count, weights = np.random.default_rng([self.seed, epoch]), self.task.num_samples, self.task.weights
-            self._orders[epoch] = rng.permutation(count) if weights is None else rng.choice(count, count, p=weights)
+            self._orders[epoch] = self._new_order(epoch)
         return self._orders[epoch]
+
+    def _new_order(self, epoch: int) -> Sequence[int] | np.ndarray:
+        order = getattr(self.task, "order", None)  # few tasks have one
+        if order is not None:
+            return order(self.seed, epoch)
+        rng, count, weights = np.random.default_rng([self.seed, epoch]), self.task.num_samples, self.task.weights
+        return rng.permutation(count) if weights is None else rng.choice(count, count, p=weights)
 
 
 def batch_slices(train: TrainOptions, first_step: int, rank: int, world: int) -> Iterator[BatchSlice]:

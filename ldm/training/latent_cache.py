@@ -6,7 +6,9 @@ Written in a staged folder with a manifest of sha256 sums, by one process at a t
 
 Many images are encoded shard by shard, each in a file of its own, by all processes that need the cache: whoever comes
 takes the next shard that nobody works on, which the file system's locks tell. A process that is killed loses its
-shard; the cache is the same byte for byte however many there were.
+shard; the cache is the same byte for byte however many there were. Or each of n processes, that need not know of one
+another nor run at the same time, makes its n-th part of the shards (`encode_share`); whoever finds them all completes
+the cache.
 """
 
 import hashlib
@@ -47,6 +49,7 @@ DTYPE = "<f2"
 FORMAT = f"2 {DTYPE}"  # part of every cache key: raise the number when the latents of the same images change
 SHORT_OF_MEMORY = "out of memory|not enough memory|can't allocate memory|ALLOC_FAILED"  # as torch, cuBLAS and cuDNN say
 NAMES = ("mean", "std")
+STAMP = "verified.json"
 SHARD_IMAGES = 2048
 CACHED_BYTES = 2**23  # of one feature map at full resolution, where encoding on a CPU is fastest
 
@@ -147,16 +150,8 @@ def _cached_latents(
     vae: Autoencoder, data: ImageTextData, cache_dir: Path, batch_size: int | None, digest: str, rank: int
 ) -> Latents:
     """As `cached_latents`, of data of one size."""
-    if vae.config.in_channels != data.channels:
-        raise UserError(
-            f"the VAE takes {vae.config.in_channels}-channel images and the data has {data.channels}: "
-            "set data.channels to match, or train a VAE on this data"
-        )
-    if any(side % (factor := downsampling_factor(vae.config)) for side in size_of(data.resolution)):
-        raise UserError(f"data.resolution {data.resolution} is no multiple of the VAE's factor {factor}")
-    folder = latents_folder(digest, data, cache_dir)
+    folder, work = _prepared(vae, data, cache_dir, batch_size, digest)
     if _fault(folder):
-        work = _Encoding(vae, data, batch_size or encoding_batch_size(vae, data.resolution))
         with readable_io_errors(folder, NO_SPACE):
             shards = _Shards(folder, len(data), work.batch_size)
             if len(shards.ranges) > 1 and not folder.exists():  # a damaged cache is made anew by one process
@@ -166,10 +161,70 @@ def _cached_latents(
     return open_latents(folder)
 
 
+def encode_share(
+    vae: Autoencoder, data: ImageTextData, cache_dir: Path, share: tuple[int, int], digest: str | None = None
+) -> int:
+    """Make a part of the shards of a data set's latents, and complete the cache where all shards are there.
+
+    Args:
+        share: (number, of how many), from (1, n) to (n, n).
+        digest: as of `cached_latents`.
+    Returns: how many shards are still missing, those of the other parts; 0 = the cache is complete.
+    Raises: as `cached_latents`.
+    """
+    digest = network_digest(vae) if digest is None else digest
+    parts: list[ImageTextData] = [data] if buckets_of(data) is None else [*by_size(data).values()]
+    return sum(_encode_share(vae, part, cache_dir, share, digest) for part in parts)
+
+
+def _encode_share(vae: Autoencoder, data: ImageTextData, cache_dir: Path, share: tuple[int, int], digest: str) -> int:
+    """As `encode_share`, of data of one size."""
+    folder, work = _prepared(vae, data, cache_dir, None, digest)
+    if not _fault(folder):
+        return 0
+    with readable_io_errors(folder, NO_SPACE):
+        shards = _Shards(folder, len(data), work.batch_size)
+        if not folder.exists():
+            shards.encode(work, 0, range(share[0] - 1, len(shards.ranges), share[1]))
+            if missing := shards.missing():
+                return missing
+        with exclusive_lock(folder):
+            _rebuild(work, folder, shards)
+    return 0
+
+
+def check_images(vae: Autoencoder, data: ImageTextData) -> None:
+    """Raises: UserError if the VAE takes other images than these."""
+    if vae.config.in_channels != data.channels:
+        raise UserError(
+            f"the VAE takes {vae.config.in_channels}-channel images and the data has {data.channels}: "
+            "set data.channels to match, or train a VAE on this data"
+        )
+    if any(side % (factor := downsampling_factor(vae.config)) for side in size_of(data.resolution)):
+        raise UserError(f"data.resolution {data.resolution} is no multiple of the VAE's factor {factor}")
+
+
+def _prepared(
+    vae: Autoencoder, data: ImageTextData, cache_dir: Path, batch_size: int | None, digest: str
+) -> tuple[Path, "_Encoding"]:
+    """The folder of a cache, and the work that fills it. Raises: UserError if the VAE takes other images."""
+    check_images(vae, data)
+    work = _Encoding(vae, data, batch_size or encoding_batch_size(vae, data.resolution))
+    return latents_folder(digest, data, cache_dir), work
+
+
 def _fault(folder: Path) -> str | None:
     """Why a cache cannot be used, or None. All of it is read once, not by every process at every start."""
     files = [folder / checkpoint.MANIFEST, *(folder / f"{name}.npy" for name in NAMES)]
-    return verify_once(files, folder / "verified.json", lambda: checkpoint.verify(folder))
+    return verify_once(files, folder / STAMP, lambda: checkpoint.verify(folder))
+
+
+def check_latents(cache_dir: Path) -> dict[Path, str | None]:
+    """What is wrong with each cache of latents in a folder, None if nothing: all of them are read."""
+    found = {path.parent for path in (cache_dir / "latents").glob(f"[0-9a-f]*/{checkpoint.MANIFEST}")}
+    for folder in found:
+        (folder / STAMP).unlink(missing_ok=True)
+    return {folder: _fault(folder) for folder in sorted(found)}
 
 
 def open_latents(folder: Path) -> Latents:
@@ -221,9 +276,12 @@ class _Shards:
     def path(self, number: int) -> Path:
         return self.folder / f"{number:06d}"
 
-    def encode(self, work: _Encoding, rank: int) -> None:
-        """Make every shard that is missing; return when none is. First those that nobody is at, from `rank` on."""
-        numbers = [(rank + i) % len(self.ranges) for i in range(len(self.ranges))]
+    def encode(self, work: _Encoding, rank: int, chosen: range | None = None) -> None:
+        """Make every shard that is missing (or of `chosen`); return when none is. First those that nobody is at, from
+        `rank` on.
+        """
+        numbers = [*(range(len(self.ranges)) if chosen is None else chosen)]
+        numbers = numbers[rank % len(numbers) :] + numbers[: rank % len(numbers)] if numbers else []
         for number in filter(self._missing, numbers):
             with try_lock(self.path(number)) as free:
                 if free and self._missing(number):
@@ -232,6 +290,10 @@ class _Shards:
             with exclusive_lock(self.path(number), quiet=True):
                 if self._missing(number):
                     self._make(number, work, rank)
+
+    def missing(self) -> int:
+        """How many shards have still to be made."""
+        return sum(map(self._missing, range(len(self.ranges))))
 
     def _missing(self, number: int) -> bool:
         """Whether a shard has to be made: neither is it there, nor has somebody finished the cache already."""

@@ -54,6 +54,7 @@ CLASSES = {
     "loss": NOTED,
     "crop": REFUSED,
     "vae": FREE,  # its weights are compared, wherever they lie
+    "cache_latents": NOTED,  # latents of the cache are rounded
     "text": REFUSED,
     "text.source": FREE,  # likewise
     "denoiser": REFUSED,

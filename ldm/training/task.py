@@ -1,5 +1,6 @@
 """The interface between the training loop and what it trains."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -39,6 +40,7 @@ class Task(Protocol):
     num_samples: int
     weights: np.ndarray | None  # (num_samples,) with sum 1: how often each sample is drawn; None = all alike
     buckets: np.ndarray | None  # (num_samples,) int: a batch holds samples of one bucket; None = any
+    order: Callable[[int, int], Sequence[int]] | None  # (seed, epoch) -> its samples in order; None = a permutation
     find_unused_parameters: bool
     channels_last: bool  # whether that layout pays on a CPU in bf16; on CUDA it does
 

@@ -11,7 +11,7 @@ from forked import Child, until
 import ldm.training.latent_cache as latents_module
 from ldm.config.settings import VaeModel
 from ldm.models.autoencoder import build_vae
-from ldm.training.latent_cache import cached_latents
+from ldm.training.latent_cache import cached_latents, encode_share
 
 COUNT, SHARD = 22, 4  # images, and of a shard: six shards, the last of two
 
@@ -28,8 +28,13 @@ class Pictures:
         return self.pixels[i]
 
 
-def encode(folder, rank: int = 0, shard: int = SHARD, stays_at: int | None = None) -> None:
-    """As one of several processes; `stays_at`: the number of the call in which it stays. Calls are noted in a file."""
+def encode(
+    folder, rank: int = 0, shard: int = SHARD, stays_at: int | None = None, share: tuple[int, int] | None = None
+) -> None:
+    """As one of several processes, or a share of the work. `stays_at`: the number of the call in which it stays.
+
+    Calls are noted in a file.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(0)
     vae = build_vae(VaeModel(block_out_channels=[8, 16], norm_num_groups=8, latent_channels=2), 1, 16).eval()
@@ -46,6 +51,9 @@ def encode(folder, rank: int = 0, shard: int = SHARD, stays_at: int | None = Non
         return plain(vae, data, indices)
 
     latents_module._encode = noted
+    if share is not None:
+        latents_module.encoding_batch_size = lambda *_: 2
+        return print("missing:", encode_share(vae, Pictures(), folder / "cache", share))
     cached_latents(vae, Pictures(), folder / "cache", batch_size=2, rank=rank)
 
 
@@ -107,3 +115,26 @@ def test_a_damaged_or_interrupted_shard_is_made_again(tmp_path, survived):
     assert [calls.count(start) for start in (0, 2, 4, 6)] == [2, 2, 1, 1]  # the damaged one, and one that was whole
     assert content(tmp_path) == alone(tmp_path / "alone")
     survived("damaged shard", 1)
+
+
+def shares(folder, numbers, stays: dict[int, int] | None = None) -> list[Child]:
+    """Processes that make these of four parts of the cache, each in its own time."""
+    stays = stays or {}
+    work = [partial(encode, folder, k, stays_at=stays.get(k), share=(k, 4)) for k in numbers]
+    return [Child(one, folder / f"said-{k}") for k, one in zip(numbers, work, strict=True)]
+
+
+def test_four_parts_make_the_cache_of_one_and_killed_ones_lose_a_shard_each(tmp_path, survived):
+    children = shares(tmp_path, (1, 2, 3, 4), {1: 3, 2: 2})  # in the second shard of part 1, and the first of part 2
+    until(lambda: (tmp_path / "stays-1").exists() and (tmp_path / "stays-2").exists())
+    for child in children[:2]:
+        child.kill(signal.SIGKILL)
+    assert [child.wait() for child in children] == [-signal.SIGKILL] * 2 + [0, 0]
+    assert not list((tmp_path / "cache" / "latents").glob("*/manifest.json"))  # it is absent until it is complete
+    again = shares(tmp_path, (2, 1))
+    assert [child.wait() for child in again] == [0, 0], again[0].said()
+    calls = calls_in(tmp_path)
+    assert set(calls) == set(range(0, COUNT, 2)) and len(calls) == COUNT // 2 + 1  # one batch was made twice
+    assert Child(partial(encode, tmp_path), tmp_path / "read").wait() == 0 and calls_in(tmp_path) == calls
+    assert content(tmp_path) == alone(tmp_path / "alone")
+    survived("kills of processes that make parts of a cache", 2)

@@ -3,9 +3,9 @@
 Rows of one size make an array (N, h, w, C); with buckets, rows of several sizes lie one after another in a flat one.
 
 The key is a digest of every sample's id and encoded bytes and of the transform, so a changed image or setting makes
-a new cache and a touched or moved folder does not. The .npy is written first and the checksummed manifest last, each
-atomically, by one process at a time; a cache without a manifest, of another size or with other bytes than the
-manifest says is built again.
+a new cache and a touched or moved folder does not; the digest is remembered until a file changes (`digest_once`). The
+.npy is written first and the checksummed manifest last, each atomically, by one process at a time; a cache without a
+manifest, of another size or with other bytes than the manifest says is built again.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ldm.config.settings import DataOptions
 from ldm.formats.decode_workers import map_pictures
 from ldm.formats.decoding import DECODE_VERSION, ImageError
 from ldm.formats.records import Sample, Source
+from ldm.formats.sources import open_source
 from ldm.utils.atomic_files import (
     NO_SPACE,
     atomic_open,
@@ -32,7 +34,7 @@ from ldm.utils.atomic_files import (
     require_free_space,
     write_checksummed,
 )
-from ldm.utils.verified_files import verify_once
+from ldm.utils.verified_files import digest_once, verify_once
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +93,7 @@ def load_pixels(source: Source, options: DataOptions) -> Pixels:
 
     Raises: UserError: if the cache cannot be written.
     """
-    key = _key(source, options)
+    key = source_key(source, options)
     stem = options.cache_dir / f"files-{key[:24]}"
     kept = _open(stem, key, source.samples, options)
     if kept is not None:
@@ -106,7 +108,21 @@ def load_pixels(source: Source, options: DataOptions) -> Pixels:
         return kept
 
 
-def _key(source: Source, options: DataOptions) -> str:
+def source_key(source: Source, options: DataOptions) -> str:
+    """The key of a source's cache. Its files are read once, and again only after one of them changed."""
+    files, more = source.read_from()
+    about = json.dumps([transform(options), [sample.id for sample in source.samples], more])
+    return digest_once(files, source_stamp(options), about, lambda: read_key(source, options))
+
+
+def source_stamp(options: DataOptions) -> Path:
+    """Where the key of `options.source`, as it is at this place, is remembered."""
+    place = json.dumps([os.path.abspath(options.source), transform(options)])
+    return options.cache_dir / f"files-{hashlib.sha256(place.encode()).hexdigest()[:24]}.source"
+
+
+def read_key(source: Source, options: DataOptions) -> str:
+    """The key of a source's cache, of all that it holds now."""
     digest = hashlib.sha256(json.dumps(transform(options), sort_keys=True).encode())
     for index, data in source.encoded():
         content = hashlib.sha256(data).digest() if isinstance(data, bytes) else f"!{data}".encode()
@@ -187,3 +203,22 @@ def _open(stem: Path, key: str, samples: list[Sample], options: DataOptions) -> 
         log.warning("the image cache %s is damaged and is built again", path)
         return None
     return pixels
+
+
+def check_files(options: DataOptions) -> dict[str, str | None]:
+    """What is wrong with the files of a source that was read before and with their cache, None if nothing.
+
+    All of it is read. Raises: UserError if the source is not there.
+    """
+    source, stamp = open_source(options), source_stamp(options)
+    known = source_key(source, options) if stamp.exists() else None
+    stamp.unlink(missing_ok=True)
+    key = source_key(source, options)
+    changed = "its content changed, though its sizes and times did not" if known not in (None, key) else None
+    found = {options.source: changed}
+    stem = options.cache_dir / f"files-{key[:24]}"
+    if stem.with_suffix(".manifest").exists():
+        stem.with_suffix(".verified").unlink(missing_ok=True)
+        whole = _open(stem, key, source.samples, options) is not None
+        found[str(stem.with_suffix(".npy"))] = None if whole else "damaged: the next start builds it again"
+    return found

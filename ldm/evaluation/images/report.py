@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ldm.data import ImageTextData, evenly_spaced_indices
+from ldm.data import ImageTextData, apart, evenly_spaced_indices
 from ldm.evaluation.autoencoder_quality import quality
 from ldm.evaluation.autoencoder_report import rate
 from ldm.evaluation.comparison import SCORES, Report, Scores, compare_scores, load_report, save_scores
@@ -399,7 +399,7 @@ def notes(metrics: dict, captions: list[str], clip: ClipEmbedder | None, guided:
         found.append(weights)
     if changed(opened):
         found.append("The training images have changed since the last checkpoint: so may have the held-out ones.")
-    if set(opened.data.validation.ids) & set(opened.data.train.ids):
+    if not apart(opened.data.train, opened.data.validation):
         found.append("Held-out images were trained on (data.files.validation_fraction): nothing here is unseen.")
     return found
 

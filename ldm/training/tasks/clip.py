@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from ldm.config.settings import ClipModel, ClipSettings
-from ldm.data import ImageTextData, Splits, apart, dataset_fingerprint, evenly_spaced_indices
+from ldm.data import ImageTextData, Splits, apart, dataset_fingerprint, epoch_order, evenly_spaced_indices, first_items
 from ldm.data.buckets import buckets_of, of_one_size, sizes_of
 from ldm.models.caption_swaps import CaptionSwaps
 from ldm.models.clip import ClipObjective, build_clip, recall_at
@@ -61,6 +61,8 @@ def _texts(folder: Path) -> str:
 def draw_captions(data: ImageTextData, count: int, seed: int) -> list[str]:
     """`count` captions of random items (each item at least once where `count` allows)."""
     rng = np.random.default_rng(seed)
+    if (chosen := first_items(data, count, seed)) is not None:
+        return [data.caption(i, rng) for i in chosen]
     order = np.concatenate([rng.permutation(len(data)) for _ in range(-(-count // len(data)))])[:count]
     return [data.caption(int(i), rng) for i in order]
 
@@ -102,7 +104,7 @@ class ClipTask:
         self.swaps = caption_swaps(data.train, settings.seed) if settings.loss.hard_negatives else None
         self.num_samples = len(data.train)
         self.weights: np.ndarray | None = None
-        self.buckets = buckets_of(data.train)
+        self.buckets, self.order = buckets_of(data.train), epoch_order(data.train)
 
     def __getstate__(self) -> dict:
         """What `batch` needs, for the data loader's workers."""
@@ -114,8 +116,8 @@ class ClipTask:
             share = self.settings.data.mixture.contrastive
             synthetic = from_mixture(mixture, rows, share, self.settings.seed)
             items = [(mixture, synthetic[j]) if j in synthetic else item for j, item in enumerate(items)]
-        captions = [caption_of(data, sample, self.settings.seed) for data, sample in items]
         images = to_images(np.stack([data.image(sample.index) for data, sample in items]))
+        captions = [caption_of(data, sample, self.settings.seed) for data, sample in items]
         batch = {"images": images, "input_ids": encode(self.tokenizer, captions)}
         if self.swaps is not None:
             batch["negative_ids"] = encode(self.tokenizer, self._wrong(self.swaps, captions, rows))
@@ -137,8 +139,8 @@ class ClipTask:
         images, texts = [], []
         chosen = evenly_spaced_indices(len(data), RETRIEVED)
         for indices in of_one_size(data, chosen, 64):
-            captions = [caption_of(data, SampleRef(i, 0), self.settings.seed) for i in indices]
             pixels = to_images(np.stack([data.image(i) for i in indices]))
+            captions = [caption_of(data, SampleRef(i, 0), self.settings.seed) for i in indices]
             pair = self.module.features(pixels.to(device), encode(self.tokenizer, captions).to(device))
             images.append(pair[0].cpu())
             texts.append(pair[1].cpu())

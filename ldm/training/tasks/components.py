@@ -18,7 +18,8 @@ from ldm.models.pretrained import TEXT, VAE, locate
 from ldm.models.text_encoder import load_text, null_text_encoder, untrained_text_encoder
 from ldm.pipelines.diffusers_schedulers import export_scheduler
 from ldm.training.data_order import derive_seed
-from ldm.training.latent_cache import BucketLatents, Latents, Uncached, cached_latents
+from ldm.training.latent_cache import BucketLatents, Latents, Uncached, cached_latents, check_images
+from ldm.training.live_latents import LiveLatents
 from ldm.training.run_directory import sibling
 from ldm.training.tasks.clip import run_tokenizer
 from ldm.training.world import own_rank
@@ -31,7 +32,12 @@ class EncodedSplit:
     """A split of the data set and its latents, in the same order."""
 
     data: ImageTextData
-    latents: Latents | BucketLatents | Uncached
+    latents: Latents | BucketLatents | Uncached | LiveLatents
+
+    @property
+    def live(self) -> LiveLatents | None:
+        """The latents, if they are encoded in each step."""
+        return self.latents if isinstance(self.latents, LiveLatents) else None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -93,6 +99,9 @@ def load_components(settings: LdmSettings, data: Splits, run: Path, device: torc
     def encoded(split: ImageTextData) -> EncodedSplit:
         if isinstance(vae, IdentityAutoencoder):
             return EncodedSplit(split, Uncached(split))
+        if not settings.cache_latents:
+            check_images(vae, split)
+            return EncodedSplit(split, LiveLatents(vae, split))
         return EncodedSplit(split, cached_latents(vae, split, settings.data.cache_dir, digest=digest, rank=own_rank()))
 
     return Components(

@@ -10,7 +10,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.config.settings import LdmSettings
-from ldm.data import ImageTextData, Splits, apart, dataset_fingerprint, evenly_spaced_indices, sampling_weights
+from ldm.data import (
+    ImageTextData,
+    Splits,
+    apart,
+    dataset_fingerprint,
+    epoch_order,
+    evenly_spaced_indices,
+    sampling_weights,
+)
 from ldm.data.buckets import buckets_of, of_one_size
 from ldm.models.digests import network_digest
 from ldm.models.mlp import build_mlp
@@ -76,7 +84,9 @@ class LdmTask:
         self.process, self.aligned = objective.process, objective.alignment is not None
         self.token_rows = TokenRows(components.tokenizer)
         self.num_samples, self.weights = len(components.train.data), sampling_weights(components.train.data)
-        self.buckets = buckets_of(components.train.data)
+        self.buckets, self.order = buckets_of(components.train.data), epoch_order(components.train.data)
+        if components.train.live:
+            objective.vae = (components.vae,)
         self.find_unused_parameters = self.aligned  # alignment stops before the training does
         self.copy_rate: Callable[[Pipeline], float] | None = None  # measures `validate`'s copies, where it is set
 
@@ -100,23 +110,30 @@ class LdmTask:
 
     def __getstate__(self) -> dict:
         """What `batch` needs, for the data loader's workers."""
-        needed = ("settings", "components", "process", "aligned", "token_rows", "num_samples", "weights", "buckets")
+        needed = ["settings", "components", "process", "aligned", "token_rows"]
+        needed += ["num_samples", "weights", "buckets", "order"]
         return {name: getattr(self, name) for name in needed}
 
     def batch(self, samples: list[SampleRef], rows: BatchSlice) -> dict[str, Tensor]:
         seed, shape = self.settings.seed, self.components.train.latents.shape_of(samples[0].index)
         times = self.process.draw_times(rows.batch_size, generator_for(seed, 5, rows.step))
-        items = self._mixed(samples, rows, times)
+        items, draw = self._mixed(samples, rows, times), batch_noise(rows, shape, seed, 6)
+        live = self.components.train.live is not None
+        pixels = self._images(items) if live else None  # before the captions: see `StreamedData`
         batch = {
-            "latents": sample_latents(items, batch_noise(rows, shape, seed, 6)),
+            "latents": draw if live else sample_latents(items, draw),
             "noise": batch_noise(rows, shape, seed, 7),
             "times": times[rows.start : rows.stop],
             "input_ids": self._input_ids(caption_or_null(self.settings, split.data, one) for split, one in items),
         }
         aligned_steps = self.settings.alignment.until * self.settings.train.num_steps
         if self.aligned and rows.step < aligned_steps:
-            batch["images"] = to_images(np.stack([split.data.image(one.index) for split, one in items]))
-        return batch
+            batch["images"] = self._images(items) if pixels is None else pixels
+        return batch if pixels is None else batch | {"pixels": pixels}
+
+    def _images(self, items: list[Item]) -> Tensor:
+        """Float32 (B, C, H, W) in [-1, 1]."""
+        return to_images(np.stack([split.data.image(one.index) for split, one in items]))
 
     def _mixed(self, samples: list[SampleRef], rows: BatchSlice, times: Tensor) -> list[Item]:
         """The samples, some of them replaced by images of the mixture as `data.mixture` says; times: (batch_size,)."""
@@ -187,8 +204,9 @@ class LdmTask:
             noise = torch.randn(2, len(indices), *split.latents.shape_of(indices[0]), generator=generator)
             start += len(indices)
             times.append(self.process.draw_times(len(indices), generator))
+            latents = split.latents.sample(indices, noise[0])
             input_ids = self._input_ids(caption_of(split.data, SampleRef(i, 0), 0) for i in indices)
-            batch = (split.latents.sample(indices, noise[0]), noise[1], times[-1], input_ids)
+            batch = (latents, noise[1], times[-1], input_ids)
             on_device = (tensor.to(self.module.unet.device) for tensor in batch)
             losses.append(self.module.losses(*on_device)[0].cpu())
         return torch.cat(times), torch.cat(losses)

@@ -1,6 +1,7 @@
 """The denoising loss: noise process, denoiser and text encoder as one module."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from ldm.diffusion.process import NoiseProcess
 from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS
 from ldm.diffusion.variational import variational_loss
 from ldm.models.representation_alignment import Alignment
+from ldm.training.live_latents import encoded
 from ldm.training.task import LossAndMetrics
 
 
@@ -46,6 +48,7 @@ class DenoisingObjective(nn.Module, ABC):
     ):
         super().__init__()
         self.unet, self.text_encoder, self.process, self.alignment = unet, text_encoder, process, alignment
+        self.vae: Any = None  # or, in a tuple because it is no part of what is trained, what encodes `pixels`
         self.uncertainty = LossVariance() if process.weight == "learned" else None  # the name in checkpoints
 
     @abstractmethod
@@ -66,11 +69,16 @@ class DenoisingObjective(nn.Module, ABC):
         input_ids: Tensor,
         progress: float,
         images: Tensor | None = None,
+        pixels: Tensor | None = None,
     ) -> LossAndMetrics:
         """The mean loss; arguments as of `losses`.
 
         `images`, (B, C, H, W) in [-1, 1]: of the same items, while the U-Net is aligned with an image encoder.
+        `pixels`, the same images, if latents are encoded now: then `latents` is the standard normal noise of their
+        posterior.
         """
+        if pixels is not None:
+            latents = encoded(self.vae[0], pixels, latents)
         losses, metrics = self.losses(latents, noise, times, input_ids)
         if self.alignment is not None and images is not None:
             metrics["alignment"] = self.alignment(images).mean()

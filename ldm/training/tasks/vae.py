@@ -10,7 +10,7 @@ from diffusers import VQModel
 from torch import Tensor, nn
 
 from ldm.config.settings import VaeLoss, VaeSettings
-from ldm.data import Splits, apart, dataset_fingerprint
+from ldm.data import Splits, apart, dataset_fingerprint, epoch_order
 from ldm.data.buckets import buckets_of, sizes_of
 from ldm.models.autoencoder import (
     Autoencoder,
@@ -150,6 +150,7 @@ class VaeTask:
         self.num_samples = len(data.train)
         self.weights: np.ndarray | None = None
         self.buckets = None if self.settings.crop else buckets_of(data.train)
+        self.order = epoch_order(data.train)
         self.channels_last = True  # measured: 1.3 times the images/s at these few channels and large maps
         self.find_unused_parameters = settings.loss.adversarial > 0 and settings.loss.adversarial_start > 0
 

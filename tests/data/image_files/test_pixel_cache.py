@@ -1,14 +1,21 @@
 """Pictures are decoded once, again when anything that decides them changes, and never taken from a damaged cache."""
 
+import io
 import os
 import pickle
+import shutil
+import tarfile
 
+import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from own_data import everything, fill, png
 
 import ldm.data.image_files.pixel_cache as pixels_module
 from ldm.data.image_files.dataset import file_splits
+from ldm.utils import verified_files
 from ldm.utils.errors import UserError
 
 
@@ -134,3 +141,57 @@ def test_pictures_are_private_copies_and_indices_are_checked(root, options):
     np.testing.assert_array_equal(train.image(-1), train.image(len(train) - 1))
     with pytest.raises(IndexError):
         train.image(len(train))
+
+
+@pytest.fixture
+def readings(monkeypatch):
+    """How often all files of a source were read to know whether its cache is there."""
+    calls = []
+    monkeypatch.setattr(verified_files, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(
+        pixels_module, "read_key", lambda *args, original=pixels_module.read_key: calls.append(1) or original(*args)
+    )
+    return calls
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "parquet", "datasets' parquet", "arrow"])
+def test_a_source_is_read_once_and_again_when_it_changes(root, options, readings, kind):
+    def write(shift: int) -> None:
+        if kind == "folder":
+            return [(root / f"{i}.png").write_bytes(png(i + shift)) for i in range(4)]
+        if kind == "tar":
+            with tarfile.open(root / "a.tar", "w") as archive:
+                for i in range(4):
+                    header = tarfile.TarInfo(f"{i}.png")
+                    header.size = len(png(i + shift))
+                    archive.addfile(header, io.BytesIO(png(i + shift)))
+            return
+        cells = [png(i + shift) for i in range(4)]
+        if kind == "parquet":
+            return pq.write_table(pa.table({"image": cells, "text": list("abcd")}), root / "a.parquet")
+        rows = [{"bytes": cell, "path": None} for cell in cells]
+        table = pa.table({"image": rows, "text": list("abcd")})
+        if kind == "arrow":
+            shutil.rmtree(root / "saved", ignore_errors=True)
+            return datasets.Dataset(table).save_to_disk(root / "saved")
+        pq.write_table(table, root / "a.parquet")
+
+    write(0)
+    first = [file_splits(options(root))["train"].fingerprint for _ in range(2)]
+    assert len(readings) == 1 and first[0] == first[1]
+    write(9)
+    assert file_splits(options(root))["train"].fingerprint != first[0]
+    assert len(readings) == 2
+
+
+def test_a_table_that_names_files_is_read_each_time(root, options, readings):
+    fill(root, 2)
+    pq.write_table(pa.table({"image": ["0.png", "1.png"], "text": ["a", "b"]}), root / "a.parquet")
+    (root / "1.png").write_bytes(png(3))
+    for _ in range(2):
+        file_splits(options(root))
+    rows = [{"bytes": png(0), "path": None}, {"bytes": None, "path": "1.png"}]
+    pq.write_table(pa.table({"image": rows, "text": ["a", "b"]}), root / "a.parquet")
+    for _ in range(2):
+        file_splits(options(root))
+    assert len(readings) == 4
