@@ -3,6 +3,7 @@
 A job is a dict of all settings of an image, see `ldm.pipelines.image_metadata`; image i is generated from seed + i.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,16 +61,28 @@ def generate_with(
     folder: ModelFolder, job: dict, count: int = 1, device: str | None = None, callback: "Callback | None" = None
 ) -> list["Image.Image"]:
     """As `generate_job`, by the model in a folder; without torch where it can do the job. Raises: UserError."""
+    return opened(folder, job, device)(job, count, callback)
+
+
+def opened(folder: ModelFolder, job: dict, device: str | None = None) -> Callable[..., list["Image.Image"]]:
+    """The model in a folder as a function of a job like this one, a count and a callback, see `generate_job`.
+
+    Args:
+        job: a complete one, whose prompt may be a list: of all the prompts that will be asked for.
+    Raises: UserError.
+    """
     model = open_torch_free(folder) if suits_torch_free(job) and not wants_gpu(device) else None
     if model is not None:
-        return _without_torch(model, job, count, callback)
+        return functools.partial(_without_torch, model)
     from ldm.models.lora import as_options
     from ldm.pipelines.loading import load_pipeline
 
-    return generate_job(load_pipeline(folder, device=device, **as_options(job["lora"])), job, count, callback)
+    return functools.partial(generate_job, load_pipeline(folder, device=device, **as_options(job["lora"])))
 
 
-def _without_torch(model: TorchFreePipeline, job: dict, count: int, callback: "Callback | None") -> list["Image.Image"]:
+def _without_torch(
+    model: TorchFreePipeline, job: dict, count: int = 1, callback: "Callback | None" = None
+) -> list["Image.Image"]:
     from PIL import Image
 
     prompts = job["prompt"] if isinstance(job["prompt"], list) else [job["prompt"] or ""]
