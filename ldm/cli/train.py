@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 STAGES = {"clip": "text encoder", "vae": "autoencoder", "ldm": "U-Net"}
 MINUTES = 180.0
 YAML = (".yaml", ".yml")
-FLAGS: dict[str, Any] = {"minutes": str, "memory": str, "output": str, "processes": int}
+FLAGS: dict[str, Any] = {"minutes": str, "memory": str, "output": str, "processes": int, "dry_run": bool}
 EVALUATED = 128  # held-out images, at most
 PROMPTS, PER_PROMPT = 12, 4  # of the image grid
 
@@ -47,6 +47,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--minutes", type=float, help="time for everything; used once, for the plan (default: 180)")
     parser.add_argument("-o", "--output", metavar="DIR", help="folder of the exported model (default: NAME-model)")
     parser.add_argument("--name", help="of the project: NAME.yaml and runs/NAME (default: the folder's name)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument("--memory", metavar="SIZE", help="8GiB, 900MiB, ... (default: the GPU's, or what RAM is free)")
     parser.add_argument(
         "--processes",
@@ -110,7 +111,7 @@ def next_step(part: str, settings: Any, config: Any, run: Path) -> str:
         points = settings.denoiser == "mlp"
         draw = f"ldm sample {run} -o points.png" if points else f'ldm generate -m {run} "a prompt"'
         return f"next: {draw}; those of the training are in {run / 'samples'}"
-    from ldm.apps.budget import stages
+    from ldm.apps.stages import stages
     from ldm.config.loading import load
 
     order = list(STAGES)
@@ -199,19 +200,21 @@ def train_all(words: Sequence[str]) -> None:
 
     given, source = parse_words(words, "ldm train")
     output, threads = given.pop("output", None), given.get("train", {}).get("threads", 0)
+    plans, dry_run = {"minutes", "memory"} & given.keys(), given.pop("dry_run", False)
+    limits = limits_of(given)
+    if plans and source.endswith(YAML):
+        new = f"ldm plan {source} --minutes N -o planned.yaml"
+        raise UserError(f"{source} says how long to train: leave out --{min(plans)}, or `{new}` first")
+    if dry_run:
+        return preview(source, limits[0], given, output)
+    if "RANK" not in os.environ:  # before the seconds that torch takes to load; processes of a launcher say nothing
+        print(f"training on {source}", flush=True)
     if (count := processes_of(given, source)) > 1:
         from ldm.training.cpu_processes import run
 
         print(f"training in {count} processes, one for each core; --processes 1 for one", flush=True)
         sys.exit(run(count, words))
-    plans = {"minutes", "memory"} & given.keys()
-    limits = limits_of(given)
-    if plans and source.endswith(YAML):
-        new = f"ldm plan {source} --minutes N -o planned.yaml"
-        raise UserError(f"{source} says how long to train: leave out --{min(plans)}, or `{new}` first")
     prepare_threads(threads)
-    if os.environ.get("RANK", "0") == "0":
-        print(f"training on {source}", flush=True)
     from ldm.training.distributed import end_world, start_world
     from ldm.training.world import from_main, together
     from ldm.utils.atomic_files import atomic_write
@@ -229,6 +232,15 @@ def train_all(words: Sequence[str]) -> None:
     end_world()
 
 
+def preview(source: str, minutes: float, given: dict, output: str | None) -> None:
+    """`--dry-run`: print what would be done."""
+    from ldm.cli.train_preview import lines
+
+    given.pop("processes", None)
+    for line in lines(source, project_file(source, given), minutes, given, output):
+        print(line, flush=True)
+
+
 def parse_words(words: Sequence[str], program: str) -> tuple[dict, str]:
     """Settings and options, nested, and the one word that names the images."""
     from ldm.config.overrides import parse_project
@@ -242,7 +254,7 @@ def parse_words(words: Sequence[str], program: str) -> tuple[dict, str]:
 
 def processes_of(given: dict, source: str) -> int:
     """How many CPU processes to start, by the option --processes, which is taken out of `given`. Raises: UserError."""
-    from ldm.apps.budget import MIN_BATCH
+    from ldm.apps.stages import MIN_BATCH
     from ldm.config.loading import load
     from ldm.training.cpu_processes import useful
 
@@ -308,7 +320,7 @@ def planned(source: str, minutes: float, memory: float | None, given: dict) -> P
 
 def train_project(config: Path, given: dict, output: str | None = None) -> None:
     """All stages of a project, its evaluation and export; what is finished is skipped."""
-    from ldm.apps.budget import stages
+    from ldm.apps.stages import stages
     from ldm.apps.project import settings_for
     from ldm.config.loading import load, run_dir
     from ldm.hub.export import refuse_foreign

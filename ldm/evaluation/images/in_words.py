@@ -53,14 +53,14 @@ def likeness_lines(likeness: dict[str, Any] | None, count: int) -> list[str]:
     heads = ["likeness", "generated", "real images", *(REFERENCES[name] for name in worse)]
     rows = [[*heads, ""]]
     for name, title in MEASURES.items():
-        cells = [plus_minus(likeness[column][name]) for column in ("drawn", "training", *worse)]
-        rows.append([title, *cells, standing(likeness, name)])
+        cells = [plus_minus(likeness[column][name], name) for column in ("drawn", "training", *worse)]
+        rows.append([title, *cells, between(likeness, name)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     widths[0] = max(widths[0], 12)
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def standing(likeness: dict[str, Any], name: str) -> str:
+def between(likeness: dict[str, Any], name: str) -> str:
     """Where generated images stand by a measure, between blurred real images and real ones.
 
     A measure that does not tell those two apart says nothing: their difference must be twice its standard error.
