@@ -39,8 +39,8 @@ def add_parser(subparsers) -> None:
         "evaluate",
         help="measure how well a model follows its prompts",
         description="Measure a glyph model: prompt adherence on a fixed list of prompts, likeness to real glyphs, "
-        "novelty, composition and the autoencoder, each beside chance level and what real glyphs reach. On digits: digit, "
-        "colour and style. On your own images (name the run): whether its CLIP recognises the captions, "
+        "novelty, composition and the autoencoder, each beside chance level and what real glyphs reach. On digits: "
+        "digit, colour and style. On your own images (name the run): whether its CLIP recognises the captions, "
         "whether an image follows when one word changes, likeness to held-out images, near copies, the autoencoder. On "
         "points (data.source: toy): distance to fresh data, modes, likelihood. Of a run of `ldm train clip`: whether "
         "images find their captions, and what its text encoder says of unseen prompts. Writes metrics.json, image "

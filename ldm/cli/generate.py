@@ -23,10 +23,11 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "generate",
         help="generate images from a prompt",
-        description="Generate images from a prompt (without one: unconditionally). Several quoted prompts give an image, "
-        "or a grid, each: out-1.png, out-2.png, ...",
+        description="Generate images from a prompt (without one: unconditionally). Several quoted prompts "
+        "give an image, or a grid, each: out-1.png, out-2.png, ...",
         epilog="Quotes: an argument with a space in it is a prompt of its own, and words without quotes that stand "
-        "together are one prompt. So `red circle` is one, and `'red circle' 'blue square'` are two. A PNG remembers its settings: `ldm generate --from out.png` generates it again.",
+        "together are one prompt. So `red circle` is one, and `'red circle' 'blue square'` are two. A PNG remembers "
+        "its settings: `ldm generate --from out.png` generates it again.",
     )
     parser.add_argument("prompt", nargs="*", help="what the images should show, see below for quotes")
     parser.add_argument("-o", "--output", help="PNG to write; '{seed}' in it = one file per image (default: out.png)")

@@ -320,8 +320,8 @@ def planned(source: str, minutes: float, memory: float | None, given: dict) -> P
 
 def train_project(config: Path, given: dict, output: str | None = None) -> None:
     """All stages of a project, its evaluation and export; what is finished is skipped."""
-    from ldm.apps.stages import stages
     from ldm.apps.project import settings_for
+    from ldm.apps.stages import stages
     from ldm.config.loading import load, run_dir
     from ldm.hub.export import refuse_foreign
     from ldm.training.distributed import start_world

@@ -9,6 +9,7 @@ import jinja2
 
 DECIMALS = {"fd": 1, "mmd": 4}  # of distances between sets of images; all others have three
 
+
 def render(template: str, folder: Path, **values: Any) -> str:
     """The page of a template beside this file; every value in it is escaped.
 

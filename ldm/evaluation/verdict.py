@@ -14,7 +14,7 @@ DIRECTIONS = {True: "Higher is better.", False: "Lower is better."}
 
 
 class Mark(NamedTuple):
-    """One line of a bar: whose value it is, its kind ("chance", "model" or "real"), the value, and how it is written."""
+    """One line of a bar: whose value it is, its kind ("chance", "model", "real"), the value, and how it is written."""
 
     name: str
     kind: str
@@ -49,10 +49,12 @@ def share_bar(title: str, what: str, found: dict[str, Any], higher: bool = True)
     """
     value, low = found.get("share", found.get("value")), found.get("floor")
     top = found.get("ceiling")
-    said = f"{percent(value)} {what}: {standing(value, low, top, found.get('interval'), higher)}."
+    said = ": ".join(
+        filter(None, [f"{percent(value)} {what}", standing(value, low, top, found.get("interval"), higher)])
+    )
     marks = [("chance", "chance", low), ("this model", "model", value), ("real images", "real", top)]
     shown = [Mark(name, kind, one, percent(one)) for name, kind, one in marks if one is not None]
-    return Bar(title, said, higher, shown)
+    return Bar(title, f"{said}.", higher, shown)
 
 
 def number_bar(title: str, sentence: str, marks: Sequence[tuple[str, str, float]], form: str, higher: bool) -> Bar:
@@ -71,7 +73,7 @@ def standing(
     """Where a value stands between chance level and real images: 'no better than chance', '64% of the way ...'.
 
     Args:
-        chance, real: None where there is no such value; interval: of the value, 95%.
+        chance, real: None where there is no such value ("" where there is neither); interval: of the value, 95%.
         higher: whether a higher value is better.
     """
     if chance is not None and interval and interval[0] <= chance <= interval[1]:
@@ -92,6 +94,6 @@ def _beside_one(value: float, chance: float | None, real: float | None, higher: 
         worse = value < real if higher else value > real
         return f"worse than real images, {percent(real)}" if worse else f"no worse than real images, {percent(real)}"
     if chance is None:
-        return "lower is better" if not higher else "higher is better"
+        return ""
     better = value > chance if higher else value < chance
     return f"better than chance, {percent(chance)}" if better else "no better than chance"

@@ -77,6 +77,40 @@ def export(
     return out
 
 
+def renew_card(folder: Path, metrics: Path | None = None, prompts: Sequence[str] = ()) -> None:
+    """Write the card of an exported model anew; its weights stay as they are.
+
+    Args:
+        metrics: JSON file for the card, as `ldm evaluate` writes it; None = the one that is there.
+        prompts: of the card's images; none = the images that are there, or new ones of the prompts in ldm.json.
+    Raises: UserError: `folder` is no exported model.
+    """
+    from ldm.hub.gallery import FOLDER, draw_gallery, pictures
+    from ldm.hub.model_card import write_card
+
+    if not ((folder / "model_index.json").is_file() and (folder / "ldm.json").is_file()):
+        raise UserError(
+            f"{folder} is no exported model (no model_index.json and ldm.json): `ldm export RUN -o {folder}`"
+        )
+    model = read_json(folder / "ldm.json")
+    with readable_io_errors(folder, "make the folder writable"):
+        if metrics:
+            write_json(folder / "metrics.json", _quoted(metrics))
+        if prompts:
+            model["training"] = model.get("training", {}) | {"prompts": list(prompts)}
+            write_json(folder / "ldm.json", model)
+        if prompts or not pictures(folder):
+            shutil.rmtree(folder / FOLDER, ignore_errors=True)
+            draw_gallery(folder, model.get("training", {}).get("prompts", []))
+        write_card(folder)
+
+
+def _quoted(metrics: Path) -> dict:
+    """What a card quotes of a metrics.json: its summary, or all of a file without one."""
+    found = read_json(metrics)
+    return {"summary": found["summary"]} if "summary" in found else found
+
+
 def _write_graphs(stage: Path) -> None:
     """Graphs for ONNX Runtime, of the weights as they now lie there; a model without them is complete, and slower."""
     if importlib.util.find_spec("onnx") is None:
@@ -116,8 +150,7 @@ def _keep_records(pipeline: Pipeline, run: Path, metrics: Path | None, stage: Pa
     assert pipeline.folder is not None  # it was loaded from one: an earlier export, or final/ of a run
     earlier = pipeline.folder.paths["unet"].parent
     if metrics or (earlier / "metrics.json").is_file():
-        found = read_json(metrics or earlier / "metrics.json")
-        write_json(stage / "metrics.json", {"summary": found["summary"]} if "summary" in found else found)
+        write_json(stage / "metrics.json", _quoted(metrics or earlier / "metrics.json"))
     for name in ("logs", "lora"):  # adapters are in the weights already, and may be wanted alone
         if (earlier / name).is_dir():
             shutil.copytree(earlier / name, stage / name)

@@ -5,6 +5,7 @@ A job is a dict of all settings of an image, see `ldm.pipelines.image_metadata`;
 
 import functools
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.pipelines.model_folder import ModelFolder
 from ldm.pipelines.torch_free import TorchFreePipeline, open_torch_free
 from ldm.utils.errors import UserError
-from ldm.utils.terminal import LiveLine, bar
+from ldm.utils.terminal import LiveLine, bar, duration_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -133,14 +134,20 @@ def generate_pixels(
 ) -> "np.ndarray":
     """One image for each prompt from its own seed: uint8 (n, h, w, channels). Raises: UserError where it is refused.
 
-    On a terminal a line tells of the steps meanwhile.
+    On a terminal a line tells of the steps meanwhile, those of all batches together.
     """
     import numpy as np
     import torch
 
+    start, done = time.monotonic(), 0
+
     def show(step: int, timestep: Any, latents: Any) -> None:
+        nonlocal done
+        done += 1
         steps = options.steps or pipeline.defaults["num_inference_steps"]  # type: ignore[attr-defined]
-        live.show(f"{len(prompts)} images  {bar(step + 1, steps)}")
+        total = max(done, steps * math.ceil(len(prompts) / options.batch_size))
+        left = (time.monotonic() - start) / done * (total - done)
+        live.show(f"{len(prompts)} images  {bar(done, total)}  {duration_text(left)} left")
 
     with LiveLine() as live:
         images = generate_images(

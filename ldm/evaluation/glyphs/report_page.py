@@ -12,9 +12,7 @@ PLOTS = {"loss": ("loss", "train_loss"), "gap": ("gap",), "share": ("judged/layo
 def report_page(metrics: dict, folder: Path) -> str:
     """The complete page; its images are the PNG files in `folder`."""
     said = lines(metrics["summary"])
-    return render(
-        "glyphs/report.html.j2", folder, score=score, plots=plots, bars=bars(metrics), lines=said, **metrics
-    )
+    return render("glyphs/report.html.j2", folder, score=score, plots=plots, bars=bars(metrics), lines=said, **metrics)
 
 
 def score(value: float | list[float] | None, measure: str) -> str:

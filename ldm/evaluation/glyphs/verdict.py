@@ -29,7 +29,7 @@ def bars(metrics: dict[str, Any]) -> list[Bar]:
 
 
 def likeness_bar(name: str, found: dict[str, Any]) -> Bar:
-    """The kernel distance to real glyphs by one network, beside that of other real ones and of the least spoiled ones."""
+    """The kernel distance to real glyphs by one network, beside other real ones and the least spoiled ones."""
     kid = found["generated"]["kid"]["value"]
     spoiled = {key: one["kid"]["value"] for key, one in found["ceiling"].items()}
     least = min(spoiled, key=spoiled.__getitem__)

@@ -18,7 +18,7 @@ from ldm.evaluation.images import in_words, one_word, samples
 from ldm.evaluation.images import report as pictures
 from ldm.evaluation.run_loading import open_run
 from ldm.hub.export import export
-from ldm.hub.model_card import rows
+from ldm.hub.metrics_in_words import rows
 from ldm.models.identity_autoencoder import IdentityAutoencoder
 from ldm.models.lora import Adapter, save_lora
 from ldm.pipelines import model_folder
@@ -243,11 +243,12 @@ def test_a_run_on_ones_own_pictures_is_measured_by_them(project, tmp_path, capsy
     quoted = rows(metrics)
     assert metrics["settings"]["guidance_scale"] == 2 and "%" not in quoted["ssim"]
     assert (
-        "ceiling" in quoted["own_caption_first"]
+        "real images " in quoted["own_caption_first"]
         and {"follows_one_word", "near_copies", "psnr", "ssim"} <= quoted.keys()
     )
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert text.count("data:image/png;base64,") == 4 and "http" not in text
+    assert text.count("<h3>") == 4 and text.index("Do they show the caption?") < text.index("data:image/png")
     with Image.open(tmp_path / "drawn.png") as sheet:
         assert sheet.width == 8 * (128 + 4)
 
