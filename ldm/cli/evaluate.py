@@ -100,11 +100,13 @@ def run(args: argparse.Namespace) -> int:
     _check_values(args)
     print(f"evaluating {args.model or 'the included model'}, --samples {args.samples}, into {args.output}", flush=True)
     from ldm.evaluation.options import EvaluationOptions
+    from ldm.pipelines.component_classes import defer_packages
     from ldm.pipelines.generation import SamplingOptions
 
     names = ("output", "samples", "seed", "device", "cache_dir", "lora", "against", "clip", "features", "sections")
     sampling = SamplingOptions(args.steps, args.guidance, args.batch)
     options = EvaluationOptions(sampling=sampling, **{name: getattr(args, name) for name in names})
+    defer_packages()  # of diffusers and transformers a few files are needed
     evaluate = getattr(importlib.import_module(suite.module), suite.function)
     evaluate(args.model if suite is GLYPHS else Path(args.model), options)
     print(f"{args.output / 'metrics.json'}: all numbers")

@@ -24,8 +24,8 @@ def add_parser(subparsers) -> None:
 
     card = subparsers.add_parser(
         "card",
-        help="write the model card of an exported model anew",
-        description="Write README.md of an exported model anew, from what lies in its folder, and images where it has "
+        help="write the card of an exported model again",
+        description="Write README.md of an exported model again, from what lies in its folder, and images where it has "
         "none. The weights stay as they are.",
     )
     card.add_argument("source", metavar="DIR", help="folder of an exported model")

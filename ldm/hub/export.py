@@ -78,7 +78,7 @@ def export(
 
 
 def renew_card(folder: Path, metrics: Path | None = None, prompts: Sequence[str] = ()) -> None:
-    """Write the card of an exported model anew; its weights stay as they are.
+    """Write the card of an exported model again; its weights stay as they are.
 
     Args:
         metrics: JSON file for the card, as `ldm evaluate` writes it; None = the one that is there.
@@ -89,9 +89,7 @@ def renew_card(folder: Path, metrics: Path | None = None, prompts: Sequence[str]
     from ldm.hub.model_card import write_card
 
     if not ((folder / "model_index.json").is_file() and (folder / "ldm.json").is_file()):
-        raise UserError(
-            f"{folder} is no exported model (no model_index.json and ldm.json): `ldm export RUN -o {folder}`"
-        )
+        raise UserError(f"{folder} is no exported model (no model_index.json or no ldm.json): `ldm export` writes one")
     model = read_json(folder / "ldm.json")
     with readable_io_errors(folder, "make the folder writable"):
         if metrics:

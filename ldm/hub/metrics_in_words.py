@@ -73,9 +73,8 @@ def rows(metrics: dict[str, Any]) -> dict[str, str]:
     and "floor" (chance), or within a summary a dict of metrics; anything else is left out.
     """
     found = {name: metric for name, metric in numbers(metrics).items() if is_metric(metric)}
-    shown = [
-        name for name in found if name.removesuffix(REFERENCE) == name or name.removesuffix(REFERENCE) not in found
-    ]
+    references = {name for name in found if name.endswith(REFERENCE) and name.removesuffix(REFERENCE) in found}
+    shown = [name for name in found if name not in references]
     return {name: sentence(name, found[name], found.get(name + REFERENCE)) for name in shown}
 
 

@@ -14,12 +14,12 @@ from ldm.training.run_directory import CORE_WATTS
 from ldm.utils.untrusted_files import count, read_json, read_yaml
 
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
-DRAWS = {"glyphs": "invented Chinese characters", "digits": "handwritten digits in colour"}  # our own data
+SUBJECTS = {"glyphs": "invented Chinese characters", "digits": "handwritten digits in colour"}
 PLACE = "path/to/this/folder"  # in the card's examples; on the Hub it is the repository's name
 
 
 def write_card(folder: Path) -> None:
-    """Write README.md into the exported `folder`, from all that lies there; for metrics.json see `metrics_in_words.rows`."""
+    """Write README.md into the exported `folder`, from all that lies there, metrics.json included."""
     import jinja2
 
     environment = jinja2.Environment(undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -52,19 +52,19 @@ def write_card(folder: Path) -> None:
 
 
 def subject(model: dict[str, Any], training: dict[str, Any]) -> str:
-    """What the model draws, from which texts: the card's first sentence."""
+    """What the model generates, from which texts: the card's first sentence."""
     kind = {1: "greyscale", 3: "colour", 4: "colour"}.get(model.get("channels"), "")
     size = model.get("resolution")
     height, width = (size, size) if isinstance(size, int) else size or ("?", "?")
     clear = " with transparency" if model.get("channels") == 4 else ""
-    if training.get("data") in DRAWS:
-        what = f"{DRAWS[training['data']]}, in {kind} images{clear} of {width} x {height} pixels"
+    if training.get("data") in SUBJECTS:
+        what = f"{SUBJECTS[training['data']]}, in {kind} images{clear} of {width} x {height} pixels"
     else:
         what = f"{kind} images{clear} of {width} x {height} pixels"
     if training.get("text") == "none":
-        return f"Draws {what}, like those that it was trained on; it ignores prompts."
+        return f"Generates {what}, like those that it was trained on; it ignores prompts."
     prompts = [f'"{prompt}"' for prompt in training.get("prompts", ())[:2] if prompt]
-    return f"Draws {what}, from texts" + (f" such as {' or '.join(prompts)}." if prompts else ".")
+    return f"Generates {what}, from texts" + (f" such as {' or '.join(prompts)}." if prompts else ".")
 
 
 def header(model: dict[str, Any], metrics: dict[str, Any], gallery: list[dict[str, str]], curves: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""The verdict of a report: where a number stands between chance and real images, and the bars of each kind of report."""
+"""The verdict of a report: where a number stands between chance and real images, and the bars of each report."""
 
 import pytest
 

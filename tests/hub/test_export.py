@@ -225,23 +225,23 @@ def test_every_sentence_has_a_place_for_its_number():
         (
             {"data": "glyphs", "prompts": ["stacked glyph", "glyph", "more"]},
             1,
-            "Draws invented Chinese characters, in greyscale images of 64 x 64 pixels, from texts such as "
+            "Generates invented Chinese characters, in greyscale images of 64 x 64 pixels, from texts such as "
             '"stacked glyph" or "glyph".',
         ),
-        ({"data": "photos"}, 4, "Draws colour images with transparency of 64 x 64 pixels, from texts."),
+        ({"data": "photos"}, 4, "Generates colour images with transparency of 64 x 64 pixels, from texts."),
         (
             {"text": "none", "prompts": [""] * 4},
             3,
-            "Draws colour images of 64 x 64 pixels, like those that it was trained on; it ignores prompts.",
+            "Generates colour images of 64 x 64 pixels, like those that it was trained on; it ignores prompts.",
         ),
     ],
 )
-def test_the_first_sentence_says_what_the_model_draws(training, channels, said):
+def test_the_first_sentence_says_what_the_model_generates(training, channels, said):
     assert subject({"channels": channels, "resolution": 64}, training) == said
 
 
 @pytest.mark.usefixtures("no_graphs")
-def test_a_card_is_written_anew_and_the_weights_stay(model, tmp_path, capsys):
+def test_a_card_is_written_again_and_the_weights_stay(model, tmp_path, capsys):
     out = export(finished_run(model, tmp_path / "runs"), tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     metrics = tmp_path / "metrics.json"
