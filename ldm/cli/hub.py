@@ -31,6 +31,8 @@ def add_parser(subparsers) -> None:
     card.add_argument("source", metavar="DIR", help="folder of an exported model")
     card.add_argument("--metrics", metavar="FILE", help="metrics.json of `ldm evaluate`, for the card")
     card.add_argument("--prompt", nargs="+", help="of the card's images, which are then generated again")
+    card.add_argument("--license", metavar="ID", help="of the weights, as the Hub names it, such as cc-by-4.0")
+    card.add_argument("--data", metavar="TEXT", help="what the model was trained on, in a sentence or two")
     card.set_defaults(run=run_card)
 
     push = subparsers.add_parser(
@@ -68,7 +70,7 @@ def run_card(args: argparse.Namespace) -> int:
     from ldm.hub.export import renew_card
 
     folder = Path(args.source).expanduser()
-    renew_card(folder, Path(args.metrics) if args.metrics else None, args.prompt or ())
+    renew_card(folder, Path(args.metrics) if args.metrics else None, args.prompt or (), args.license, args.data)
     print(folder / "README.md")
     return 0
 

@@ -237,7 +237,10 @@ def preview(source: str, minutes: float, given: dict, output: str | None) -> Non
     from ldm.cli.train_preview import lines
 
     given.pop("processes", None)
-    for line in lines(source, project_file(source, given), minutes, given, output):
+    project = project_file(source, given)
+    if project.exists() and not source.endswith(YAML):
+        check_source(project, source)
+    for line in lines(source, project, minutes, given, output):
         print(line, flush=True)
 
 
@@ -303,7 +306,6 @@ def planned(source: str, minutes: float, memory: float | None, given: dict) -> P
     """The project file of a folder: the one that an earlier start wrote, else planned now."""
     from ldm.apps.project import write_project
     from ldm.cli.plan import on_stderr
-    from ldm.config.loading import load
 
     path = project_file(source, given)
     if not path.exists():
@@ -311,11 +313,18 @@ def planned(source: str, minutes: float, memory: float | None, given: dict) -> P
         write_project(path, source, minutes, memory, settings, on_stderr)
         print(f"plan: written to {path}")
         return path
-    of = load("vae", path).data.source
-    if of != source and Path(of).resolve() != Path(source).resolve():
-        raise UserError(f"{path} is the project of {of}, not of {source}: add --name OTHER for another project")
+    check_source(path, source)
     say(f"plan: {path}, as made before; remove it to plan anew")
     return path
+
+
+def check_source(project: Path, source: str) -> None:
+    """Raises: UserError: a project file is of other images than these."""
+    from ldm.config.loading import load
+
+    of = load("vae", project).data.source
+    if of != source and Path(of).resolve() != Path(source).resolve():
+        raise UserError(f"{project} is the project of {of}, not of {source}: add --name OTHER for another project")
 
 
 def train_project(config: Path, given: dict, output: str | None = None) -> None:

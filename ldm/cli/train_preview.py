@@ -72,7 +72,7 @@ def about(data: "DataOptions") -> tuple[bool, str]:
 
 
 def share(part: str, minutes: float) -> str:
-    """'at most 12% of the time, 7 min', which a plan gives a stage."""
+    """'about 12% of the time, 7 min', which a plan gives a stage."""
     if part not in SHARES:
         return f"the rest but for {duration_text(RESERVE + PER_MINUTE * minutes)} of report and export"
     return f"about {SHARES[part]:.0%} of the time, {duration_text(60 * SHARES[part] * minutes)}"

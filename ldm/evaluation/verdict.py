@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 from ldm.evaluation.html import percent
 
+FEW = 100  # images, below which it is not said how far above chance a fraction is
 SAME = 0.05  # of the way from chance to real images: nearer than this to the latter is "about as good"
+HARDLY = 0.1  # of that way: less is "hardly better than chance"
 DIRECTIONS = {True: "Higher is better.", False: "Lower is better."}
 
 
@@ -49,12 +51,19 @@ def share_bar(title: str, what: str, found: dict[str, Any], higher: bool = True)
     """
     value, low = found.get("share", found.get("value")), found.get("floor")
     top = found.get("ceiling")
-    said = ": ".join(
-        filter(None, [f"{percent(value)} {what}", standing(value, low, top, found.get("interval"), higher)])
-    )
+    said = ": ".join(filter(None, [f"{percent(value)} {what}", standing_of(found, higher)]))
     marks = [("chance", "chance", low), ("this model", "model", value), ("real images", "real", top)]
     shown = [Mark(name, kind, one, percent(one)) for name, kind, one in marks if one is not None]
     return Bar(title, f"{said}.", higher, shown)
+
+
+def standing_of(found: dict[str, Any], higher: bool = True) -> str:
+    """As `standing`, of a fraction as `share_bar` takes it; of few images no more than whether it is above chance."""
+    value, low = found.get("share", found.get("value")), found.get("floor")
+    said = standing(value, low, found.get("ceiling"), found.get("interval"), higher)
+    if low is not None and found.get("n", FEW) < FEW and not said.startswith("no better"):
+        return f"better than chance; n = {found['n']} is too small to say more"
+    return said
 
 
 def number_bar(title: str, sentence: str, marks: Sequence[tuple[str, str, float]], form: str, higher: bool) -> Bar:
@@ -85,6 +94,8 @@ def standing(
         return "no better than chance"
     if way > 1 + SAME:
         return "above real images by this measure"
+    if way < HARDLY:
+        return f"hardly better than chance, {way:.0%} of the way from it to real images"
     return "about as good as real images" if way >= 1 - SAME else f"{way:.0%} of the way from chance to real images"
 
 

@@ -14,7 +14,7 @@ from ldm.training.run_directory import CORE_WATTS
 from ldm.utils.untrusted_files import count, read_json, read_yaml
 
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
-SUBJECTS = {"glyphs": "invented Chinese characters", "digits": "handwritten digits in colour"}
+SUBJECTS = {"glyphs": "invented Chinese characters", "digits": "handwritten digits"}
 PLACE = "path/to/this/folder"  # in the card's examples; on the Hub it is the repository's name
 
 
@@ -27,6 +27,7 @@ def write_card(folder: Path) -> None:
     model = read_json(folder / "ldm.json")
     training = model.get("training", {})
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
+    sentences = [*rows(metrics).values()]
     gallery, curves = pictures(folder), (folder / "logs").is_dir()
     text = template.render(
         place=PLACE,
@@ -38,7 +39,9 @@ def write_card(folder: Path) -> None:
         tiny_vae=is_tiny(read_json(folder / "vae" / "config.json")),
         variant=any(folder.glob("unet/*.fp16.safetensors")),
         context=read_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length"),
-        metrics=[*rows(metrics).values()],
+        metrics=sentences,
+        references=any("real images" in one or "chance" in one for one in sentences),
+        notice=(folder / "NOTICE").is_file(),
         subject=subject(model, training),
         prompt=next(iter(training.get("prompts", ())), "a prompt").replace('"', '\\"'),
         header=header(model, metrics, gallery, curves),

@@ -164,6 +164,7 @@ def test_a_project_file_is_trained_as_it_says(fitted):
         (["mine", "--ldm.caption_dropout", "2"], "--caption_dropout: must be less than or equal to 1"),
         (["mine", *TINY, "--minutes", "0.5"], "too little time"),
         (["other/mine", *TINY], "is the project of mine, not of other/mine: add --name"),
+        (["other/mine", "--dry-run"], "is the project of mine, not of other/mine: add --name"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line(tmp_path, words, said, capsys, fitted):

@@ -5,7 +5,7 @@ import pytest
 from ldm.evaluation import clip_report
 from ldm.evaluation.glyphs import verdict as glyphs
 from ldm.evaluation.images import verdict as images
-from ldm.evaluation.verdict import number_bar, share_bar, standing
+from ldm.evaluation.verdict import number_bar, share_bar, standing, standing_of
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,7 @@ from ldm.evaluation.verdict import number_bar, share_bar, standing
         (0.3, 0.2, 0.6, [0.25, 0.35], True, "25% of the way from chance to real images"),
         (0.3, 0.2, 0.6, [0.15, 0.35], True, "no better than chance, as far as so many images can tell"),
         (0.1, 0.2, 0.6, [0.05, 0.15], True, "no better than chance"),
+        (0.22, 0.2, 0.6, [0.21, 0.23], True, "hardly better than chance, 5% of the way from it to real images"),
         (0.59, 0.2, 0.6, None, True, "about as good as real images"),
         (0.9, 0.2, 0.6, None, True, "above real images by this measure"),
         (4.0, 5.0, 1.0, [3.5, 4.5], False, "25% of the way from chance to real images"),  # strokes that are wrong
@@ -27,6 +28,13 @@ from ldm.evaluation.verdict import number_bar, share_bar, standing
 )
 def test_where_a_value_stands(value, chance, real, interval, higher, said):
     assert standing(value, chance, real, interval, higher) == said
+
+
+def test_of_few_images_no_more_is_said_than_whether_they_are_above_chance():
+    found = {"share": 0.5, "interval": [0.4, 0.6], "floor": 0.1, "ceiling": 0.9, "n": 32}
+    assert standing_of(found) == "better than chance; n = 32 is too small to say more"
+    assert standing_of(found | {"floor": 0.45}).startswith("no better than chance")
+    assert standing_of(found | {"n": 100}) == "50% of the way from chance to real images"
 
 
 def test_a_bar_has_chance_the_model_and_real_images_as_far_as_they_are_known():
@@ -56,7 +64,7 @@ def test_the_five_bars_of_a_glyph_report():
         "adherence": {"character": {"measures": {"layout": layout, "radical": layout}}, "pair": {"measures": {}}},
         "fidelity": {"encoder": {"generated": kid(2.5), "floor": kid(0.0), "ceiling": {"mirrored": kid(9.8)}}},
         "novelty": {
-            "generated": {"copies": {"share": 0.0, "interval": [0.0, 0.1], "n": 30}},
+            "generated": {"copies": {"share": 0.0, "interval": [0.0, 0.1], "n": 300}},
             "real_unseen": {"copies": {"share": 0.01}},
         },
     }

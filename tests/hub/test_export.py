@@ -20,6 +20,7 @@ from ldm.hub.model_card import _public, subject
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.model_folder import resolve_model
 from ldm.utils.errors import UserError
+from ldm.utils.untrusted_files import read_json
 
 
 @pytest.fixture(scope="module")
@@ -250,8 +251,11 @@ def test_a_card_is_written_again_and_the_weights_stay(model, tmp_path, capsys):
     written = {path.name for path in out.rglob("*") if path.is_file() and before.get(path) != path.stat().st_mtime_ns}
     assert written == {"README.md", "metrics.json"}
     assert "an SSIM of **0.500**" in (out / "README.md").read_text()
-    assert call("card", out, "--prompt", "a blue cat", "a dog") == 0
+    (out / "NOTICE").write_text("of others")
+    assert call("card", out, "--prompt", "a blue cat", "a dog", "--license", "cc-by-4.0", "--data", "Nine cats.") == 0
     card = (out / "README.md").read_text()
+    assert "license: cc-by-4.0\n" in card and "\nNine cats.\n" in card and "are in `NOTICE`" in card
+    assert read_json(out / "ldm.json")["license"] == "cc-by-4.0"
     assert card.count("url: gallery/") == 2 and '("a blue cat", seed=0)' in card and "an SSIM of **0.500**" in card
     with pytest.raises(UserError, match="is no exported model"):
         call("card", tmp_path / "runs")

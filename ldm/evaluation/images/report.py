@@ -29,7 +29,7 @@ from ldm.evaluation.feature_extractors import (
 )
 from ldm.evaluation.html import render
 from ldm.evaluation.images import one_word
-from ldm.evaluation.images.in_words import FEW, lines
+from ldm.evaluation.images.in_words import lines
 from ldm.evaluation.images.samples import TRAINING, Generated, Prompts, generate_all, prompts_of
 from ldm.evaluation.images.verdict import RARE, bars
 from ldm.evaluation.metrics.confidence import bootstrap
@@ -38,6 +38,7 @@ from ldm.evaluation.metrics.proportions import proportion
 from ldm.evaluation.metrics.reconstruction import psnr, reconstruct, ssim
 from ldm.evaluation.options import EvaluationOptions, write_metrics
 from ldm.evaluation.run_loading import OpenRun, checkpoint_state, open_run
+from ldm.evaluation.verdict import FEW
 from ldm.models.lora import as_options, merge, read_lora
 from ldm.pipelines.generation import SamplingOptions
 from ldm.training.validation import summary, validations
