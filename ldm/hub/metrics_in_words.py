@@ -47,7 +47,7 @@ KNOWN = {
     "follows_one_word": Phrase("{} of images follow when one word of the caption changes, by a CLIP"),
     "fd": Phrase("The Fréchet distance to held-out images is {}", False, "{:.1f}"),
     "kid": Phrase("The kernel distance (KID) to held-out images is {}", False, "{:.3f}"),
-    "coverage": Phrase("{} of held-out images have a generated one among their neighbours (coverage)"),
+    "coverage": Phrase("The coverage is {}: held-out images with a generated one among their neighbours"),
     "near_copies": Phrase(
         "{} of images are nearer to a training image than 99% of held-out ones", False, beside="real images 1%"
     ),
