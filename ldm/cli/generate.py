@@ -77,10 +77,11 @@ def _generate(args: argparse.Namespace, live: LiveLine) -> int:
     complete(job, folder.defaults)
     jobs = [job] if len(prompts) == 1 else [job | {"prompt": prompt} for prompt in prompts]
     draw = opened(folder, job if len(prompts) == 1 else job | {"prompt": prompts}, args.device)
-    for one, its_output in zip(jobs, outputs, strict=True):
-        images = draw(one, columns * rows, progress(job["steps"], live))
+    for its_job, its_output in zip(jobs, outputs, strict=True):
+        images = draw(its_job, columns * rows, progress(job["steps"], live))
         live.clear()
-        print(_said(_save(images, columns, its_output, one, args.svg), images, one, len(jobs) > 1, start), flush=True)
+        paths = _save(images, columns, its_output, its_job, args.svg)
+        print(_said(paths, images, its_job, len(jobs) > 1, start), flush=True)
         start = time.perf_counter()
     return 0
 

@@ -32,12 +32,12 @@ def lines(source: str, project: Path, minutes: float, given: dict, output: str |
     planned = project.is_file()
     base = project if planned or project == Path(source) else shipped_configs() / PRESETS["cpu"]
     named = given if planned else given | {"name": project.stem}
-    chosen = {part: load(part, base, settings_for(part, named)) for part in STAGES}  # type: ignore[call-overload]
+    chosen = {part: load(part, base, settings_for(part, named)) for part in STAGES}
     data = chosen["vae"].data if planned else chosen["vae"].data.model_copy(update={"source": source})
     captioned, text = about(data)
     yield f"data: {text}"
     yield f"plan: {project}, as made before" if planned else f"plan: {project}, to be written for {minutes:g} minutes"
-    parts = [part for part in stages(chosen["ldm"]) if captioned or part != "clip"]  # type: ignore[arg-type]
+    parts = [part for part in stages(chosen["ldm"]) if planned or captioned or part != "clip"]  # type: ignore[arg-type]
     for number, part in enumerate(parts, start=1):
         run = run_dir(chosen[part], part)
         much = amount(chosen[part]) if planned else share(part, minutes)

@@ -49,8 +49,8 @@ def share_bar(title: str, what: str, found: dict[str, Any], higher: bool = True)
         what: follows the percentage: 'of images have the layout that the prompt names'.
         found: "share" or "value", "interval", and perhaps "floor" (chance), "ceiling" (real images) and "n".
     """
-    value, low = found.get("share", found.get("value")), found.get("floor")
-    top = found.get("ceiling")
+    value = found["share"] if "share" in found else found["value"]
+    low, top = found.get("floor"), found.get("ceiling")
     said = ": ".join(filter(None, [f"{percent(value)} {what}", standing_of(found, higher)]))
     marks = [("chance", "chance", low), ("this model", "model", value), ("real images", "real", top)]
     shown = [Mark(name, kind, one, percent(one)) for name, kind, one in marks if one is not None]
@@ -59,7 +59,8 @@ def share_bar(title: str, what: str, found: dict[str, Any], higher: bool = True)
 
 def standing_of(found: dict[str, Any], higher: bool = True) -> str:
     """As `standing`, of a fraction as `share_bar` takes it; of few images no more than whether it is above chance."""
-    value, low = found.get("share", found.get("value")), found.get("floor")
+    value: float = found["share"] if "share" in found else found["value"]
+    low = found.get("floor")
     said = standing(value, low, found.get("ceiling"), found.get("interval"), higher)
     if low is not None and found.get("n", FEW) < FEW and not said.startswith("no better"):
         return f"better than chance; n = {found['n']} is too small to say more"

@@ -56,7 +56,7 @@ def write_card(folder: Path) -> None:
 
 def subject(model: dict[str, Any], training: dict[str, Any]) -> str:
     """What the model generates, from which texts: the card's first sentence."""
-    kind = {1: "greyscale", 3: "colour", 4: "colour"}.get(model.get("channels"), "")
+    kind = "greyscale" if model.get("channels") == 1 else "colour"
     size = model.get("resolution")
     height, width = (size, size) if isinstance(size, int) else size or ("?", "?")
     clear = " with transparency" if model.get("channels") == 4 else ""
