@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm.apps.stages import STAGES, amount
 from ldm.utils.errors import UserError
 
 if TYPE_CHECKING:
     from ldm.config.settings import RunSettings
 
-STAGES = {"clip": "text encoder", "vae": "autoencoder", "ldm": "U-Net"}
 MINUTES = 180.0
 YAML = (".yaml", ".yml")
 FLAGS: dict[str, Any] = {"minutes": str, "memory": str, "output": str, "processes": int, "dry_run": bool}
@@ -364,15 +364,6 @@ def say(text: str) -> None:
 
     if start_world().is_main_process:
         print(text, flush=True)
-
-
-def amount(settings: "RunSettings") -> str:
-    """'470 steps of 64, about 11 min'."""
-    from ldm.utils.terminal import duration_text
-
-    train = settings.train
-    planned = f", about {duration_text(60 * train.planned_minutes)}" if train.planned_minutes else ""
-    return f"{train.num_steps} steps of {train.batch_size}{planned}"
 
 
 def finished(part: str, settings: "RunSettings", earlier: Sequence[Path] = ()) -> bool:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.apps.project import PRESETS, settings_for
-from ldm.apps.stages import PER_MINUTE, RESERVE, SHARES, stages
-from ldm.cli.train import STAGES, amount
+from ldm.apps.stages import PER_MINUTE, RESERVE, SHARES, STAGES, amount, stages
 from ldm.config.loading import load, run_dir
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.assets import shipped_configs
