@@ -17,22 +17,22 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from ldm.apps.stages import MIN_BATCH, SHARES, stages
 from ldm.config.loading import load
 from ldm.config.settings import ClipSettings, DataOptions, LdmSettings, RunSettings, TrainOptions, VaeSettings
 from ldm.evaluation.training_hook import COPIES, COPY_STEPS
 from ldm.training import validation
-from ldm.training.cost_estimate import Forecast, forecast, size_text, training_device, training_samples
+from ldm.training.cost_estimate import Forecast, forecast, size_text, training_samples
+from ldm.training.devices import training_device
 from ldm.utils.errors import UserError
 
-SHARES = {"clip": 0.12, "vae": 0.15}  # of the time, at most, unless `LEAST` takes more
-MOST = 0.35  # of the time that such a stage may take then
+MOST = 0.35  # of the time that text encoder or autoencoder may take where their share is too little
 TARGET = {"clip": 30_000, "vae": 20_000, "ldm": 20_000}  # images that a network should see, else it is narrowed
 REFERENCE = 5.3e6  # parameters of the U-Net that TARGET is for; of others in proportion, and at least half of it
 LEAST = {"clip": 5_000, "vae": 4_000, "ldm": 4_000}  # images below which nothing is learned
 EPOCHS = {"clip": 40, "vae": 100}  # after which these stages have enough, if they have seen
 ENOUGH = {"clip": 60_000, "vae": 100_000}  # so many images
 MIN_STEPS = {"clip": 300, "vae": 600, "ldm": 600}  # a batch is halved until there are so many
-MIN_BATCH = {"clip": 32, "vae": 16, "ldm": 16}
 NARROWED = (0.25, 0.375, 0.5, 0.75, 1.0)  # widths of text encoder and autoencoder, of those in the config
 WIDTHS = (*NARROWED, 1.5, 2.0, 3.0, 4.0)  # of the U-Net
 EMA_WINDOWS = 10  # of the EMA in a training, at least
@@ -106,14 +106,6 @@ def propose(
             needed = max(used + short.seconds, short.seconds / (1 - others)) if part == "ldm" else short.seconds / MOST
             raise UserError(short.text(math.ceil(1.05 * (needed + reserve) / SLACK / 60 + 1))) from None
     return proposals
-
-
-def stages(settings: LdmSettings) -> list[str]:
-    """The stages that a project trains, in order."""
-    if settings.distill.teacher or settings.start.model:
-        return ["ldm"]
-    wanted = {"clip": settings.text.source == "run", "vae": settings.vae == "run", "ldm": True}
-    return [part for part, needed in wanted.items() if needed]
 
 
 def kept_of(part: str, keep: Collection[str]) -> set[str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ldm.apps.stages import PER_MINUTE, RESERVE
 from ldm.config.loading import load
 from ldm.config.yaml_io import dump, merge, read
 from ldm.utils.errors import UserError
@@ -17,7 +18,6 @@ from ldm.utils.image_sizes import bucket_sizes, size_of
 
 PRESETS = {"cpu": "folder-cpu.yaml", "mps": "folder-cpu.yaml", "cuda": "folder.yaml"}
 TITLES = {"clip": "Text encoder", "vae": "Autoencoder", "ldm": "U-Net"}
-RESERVE, PER_MINUTE = 45.0, 1.5  # seconds for what is no training: export, report, image grid
 
 Say = Callable[[str], None]
 
@@ -88,7 +88,7 @@ def look_at(source: str, given: dict) -> dict[str, Any]:
 
 def preset() -> Path:
     """The project file that is started from on this device."""
-    from ldm.training.cost_estimate import training_device
+    from ldm.training.devices import training_device
     from ldm.utils.assets import shipped_configs
 
     return shipped_configs() / PRESETS[training_device().type]

@@ -39,8 +39,8 @@ def add_parser(subparsers) -> None:
         "evaluate",
         help="measure how well a model follows its prompts",
         description="Measure a glyph model: prompt adherence on a fixed list of prompts, likeness to real glyphs, "
-        "novelty, composition and the autoencoder, each with its floor (chance level) and ceiling. On digits: digit, "
-        "colour and style. On your own images (name the run): whether its CLIP recognises the captions, "
+        "novelty, composition and the autoencoder, each beside chance level and what real glyphs reach. On digits: "
+        "digit, colour and style. On your own images (name the run): whether its CLIP recognises the captions, "
         "whether an image follows when one word changes, likeness to held-out images, near copies, the autoencoder. On "
         "points (data.source: toy): distance to fresh data, modes, likelihood. Of a run of `ldm train clip`: whether "
         "images find their captions, and what its text encoder says of unseen prompts. Writes metrics.json, image "
@@ -100,11 +100,13 @@ def run(args: argparse.Namespace) -> int:
     _check_values(args)
     print(f"evaluating {args.model or 'the included model'}, --samples {args.samples}, into {args.output}", flush=True)
     from ldm.evaluation.options import EvaluationOptions
+    from ldm.pipelines.component_classes import defer_packages
     from ldm.pipelines.generation import SamplingOptions
 
     names = ("output", "samples", "seed", "device", "cache_dir", "lora", "against", "clip", "features", "sections")
     sampling = SamplingOptions(args.steps, args.guidance, args.batch)
     options = EvaluationOptions(sampling=sampling, **{name: getattr(args, name) for name in names})
+    defer_packages()  # of diffusers and transformers a few files are needed
     evaluate = getattr(importlib.import_module(suite.module), suite.function)
     evaluate(args.model if suite is GLYPHS else Path(args.model), options)
     print(f"{args.output / 'metrics.json'}: all numbers")
@@ -158,11 +160,11 @@ def _block(settings: dict, name: str) -> dict:
 
 
 def _fetched(model: str | None) -> str | Path | None:
-    """The folder of a model on the Hub, fetched; any other as it is."""
-    from ldm.pipelines.model_folder import HUB_ID, resolve_model
+    """The folder of a model on the Hub, fetched; any other as it is. Raises: UserError: there is no such model."""
+    from ldm.pipelines.model_folder import resolve_model
     from ldm.utils.assets import shipped_models
 
-    if model is None or Path(model).exists() or model in shipped_models() or not HUB_ID.fullmatch(model):
+    if model is None or Path(model).exists() or model in shipped_models():
         return model
     return resolve_model(model).paths["unet"].parent
 

@@ -1,4 +1,4 @@
-"""`ldm export` and `ldm push`: write a run as one model folder, and upload it to the Hub."""
+"""`ldm export`, `ldm card` and `ldm push`: a run as one model folder, its card, and its upload to the Hub."""
 
 import argparse
 import os
@@ -21,6 +21,19 @@ def add_parser(subparsers) -> None:
     export.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to write")
     _add_export_options(export, "the folder's name")
     export.set_defaults(run=run_export)
+
+    card = subparsers.add_parser(
+        "card",
+        help="write the card of an exported model again",
+        description="Write README.md of an exported model again, from what lies in its folder, and images where it has "
+        "none. The weights stay as they are.",
+    )
+    card.add_argument("source", metavar="DIR", help="folder of an exported model")
+    card.add_argument("--metrics", metavar="FILE", help="metrics.json of `ldm evaluate`, for the card")
+    card.add_argument("--prompt", nargs="+", help="of the card's images, which are then generated again")
+    card.add_argument("--license", metavar="ID", help="of the weights, as the Hub names it, such as cc-by-4.0")
+    card.add_argument("--data", metavar="TEXT", help="what the model was trained on, in a sentence or two")
+    card.set_defaults(run=run_card)
 
     push = subparsers.add_parser(
         "push",
@@ -50,6 +63,15 @@ def run_export(args: argparse.Namespace) -> int:
     found = files(out).values()
     size = sum(file.stat().st_size for file in found)
     print(f"{out}: {len(found)} files, {size / 2**20:.1f} MiB. Next: ldm generate -m {out} 'a prompt'")
+    return 0
+
+
+def run_card(args: argparse.Namespace) -> int:
+    from ldm.hub.export import renew_card
+
+    folder = Path(args.source).expanduser()
+    renew_card(folder, Path(args.metrics) if args.metrics else None, args.prompt or (), args.license, args.data)
+    print(folder / "README.md")
     return 0
 
 

@@ -61,6 +61,7 @@ COMMANDS: Registry = {
     "plan": ("ldm.cli.plan", "fit a training into given minutes and memory"),
     "preview-decoder": ("ldm.cli.preview_decoder", "train a tiny decoder for previews"),
     "export": ("ldm.cli.hub", "export a run as one self-contained model folder"),
+    "card": ("ldm.cli.hub", "write the card of an exported model again"),
     "push": ("ldm.cli.hub", "upload a model folder with its card to the Hub"),
     "web": ("ldm.cli.web", "write a page that generates images in the browser"),
     "evaluate": ("ldm.cli.evaluate", "measure prompt adherence and image quality"),
@@ -75,7 +76,7 @@ GROUPS = {  # as the help shows them
     "train": ("train", "cache", "runs", "preview-decoder"),
     "generate": ("generate", "edit", "sample", "font", "app"),
     "evaluate": ("evaluate", "likelihood", "figures"),
-    "publish": ("export", "push", "web", "space"),
+    "publish": ("export", "card", "push", "web", "space"),
 }
 EXAMPLES = {
     "ldm generate horizontal stacked glyph --grid 4x2": "eight images from the included model, in out.png",

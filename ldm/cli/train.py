@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm.apps.stages import STAGES, amount
 from ldm.utils.errors import UserError
 
 if TYPE_CHECKING:
     from ldm.config.settings import RunSettings
 
-STAGES = {"clip": "text encoder", "vae": "autoencoder", "ldm": "U-Net"}
 MINUTES = 180.0
 YAML = (".yaml", ".yml")
-FLAGS: dict[str, Any] = {"minutes": str, "memory": str, "output": str, "processes": int}
+FLAGS: dict[str, Any] = {"minutes": str, "memory": str, "output": str, "processes": int, "dry_run": bool}
 EVALUATED = 128  # held-out images, at most
 PROMPTS, PER_PROMPT = 12, 4  # of the image grid
 
@@ -47,6 +47,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--minutes", type=float, help="time for everything; used once, for the plan (default: 180)")
     parser.add_argument("-o", "--output", metavar="DIR", help="folder of the exported model (default: NAME-model)")
     parser.add_argument("--name", help="of the project: NAME.yaml and runs/NAME (default: the folder's name)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument("--memory", metavar="SIZE", help="8GiB, 900MiB, ... (default: the GPU's, or what RAM is free)")
     parser.add_argument(
         "--processes",
@@ -110,7 +111,7 @@ def next_step(part: str, settings: Any, config: Any, run: Path) -> str:
         points = settings.denoiser == "mlp"
         draw = f"ldm sample {run} -o points.png" if points else f'ldm generate -m {run} "a prompt"'
         return f"next: {draw}; those of the training are in {run / 'samples'}"
-    from ldm.apps.budget import stages
+    from ldm.apps.stages import stages
     from ldm.config.loading import load
 
     order = list(STAGES)
@@ -199,19 +200,21 @@ def train_all(words: Sequence[str]) -> None:
 
     given, source = parse_words(words, "ldm train")
     output, threads = given.pop("output", None), given.get("train", {}).get("threads", 0)
+    plans, dry_run = {"minutes", "memory"} & given.keys(), given.pop("dry_run", False)
+    limits = limits_of(given)
+    if plans and source.endswith(YAML):
+        new = f"ldm plan {source} --minutes N -o planned.yaml"
+        raise UserError(f"{source} says how long to train: leave out --{min(plans)}, or `{new}` first")
+    if dry_run:
+        return preview(source, limits[0], given, output)
+    if "RANK" not in os.environ:  # before the seconds that torch takes to load; processes of a launcher say nothing
+        print(f"training on {source}", flush=True)
     if (count := processes_of(given, source)) > 1:
         from ldm.training.cpu_processes import run
 
         print(f"training in {count} processes, one for each core; --processes 1 for one", flush=True)
         sys.exit(run(count, words))
-    plans = {"minutes", "memory"} & given.keys()
-    limits = limits_of(given)
-    if plans and source.endswith(YAML):
-        new = f"ldm plan {source} --minutes N -o planned.yaml"
-        raise UserError(f"{source} says how long to train: leave out --{min(plans)}, or `{new}` first")
     prepare_threads(threads)
-    if os.environ.get("RANK", "0") == "0":
-        print(f"training on {source}", flush=True)
     from ldm.training.distributed import end_world, start_world
     from ldm.training.world import from_main, together
     from ldm.utils.atomic_files import atomic_write
@@ -229,6 +232,18 @@ def train_all(words: Sequence[str]) -> None:
     end_world()
 
 
+def preview(source: str, minutes: float, given: dict, output: str | None) -> None:
+    """`--dry-run`: print what would be done."""
+    from ldm.cli.train_preview import lines
+
+    given.pop("processes", None)
+    project = project_file(source, given)
+    if project.exists() and not source.endswith(YAML):
+        check_source(project, source)
+    for line in lines(source, project, minutes, given, output):
+        print(line, flush=True)
+
+
 def parse_words(words: Sequence[str], program: str) -> tuple[dict, str]:
     """Settings and options, nested, and the one word that names the images."""
     from ldm.config.overrides import parse_project
@@ -242,7 +257,7 @@ def parse_words(words: Sequence[str], program: str) -> tuple[dict, str]:
 
 def processes_of(given: dict, source: str) -> int:
     """How many CPU processes to start, by the option --processes, which is taken out of `given`. Raises: UserError."""
-    from ldm.apps.budget import MIN_BATCH
+    from ldm.apps.stages import MIN_BATCH
     from ldm.config.loading import load
     from ldm.training.cpu_processes import useful
 
@@ -291,7 +306,6 @@ def planned(source: str, minutes: float, memory: float | None, given: dict) -> P
     """The project file of a folder: the one that an earlier start wrote, else planned now."""
     from ldm.apps.project import write_project
     from ldm.cli.plan import on_stderr
-    from ldm.config.loading import load
 
     path = project_file(source, given)
     if not path.exists():
@@ -299,17 +313,24 @@ def planned(source: str, minutes: float, memory: float | None, given: dict) -> P
         write_project(path, source, minutes, memory, settings, on_stderr)
         print(f"plan: written to {path}")
         return path
-    of = load("vae", path).data.source
-    if of != source and Path(of).resolve() != Path(source).resolve():
-        raise UserError(f"{path} is the project of {of}, not of {source}: add --name OTHER for another project")
+    check_source(path, source)
     say(f"plan: {path}, as made before; remove it to plan anew")
     return path
 
 
+def check_source(project: Path, source: str) -> None:
+    """Raises: UserError: a project file is of other images than these."""
+    from ldm.config.loading import load
+
+    of = load("vae", project).data.source
+    if of != source and Path(of).resolve() != Path(source).resolve():
+        raise UserError(f"{project} is the project of {of}, not of {source}: add --name OTHER for another project")
+
+
 def train_project(config: Path, given: dict, output: str | None = None) -> None:
     """All stages of a project, its evaluation and export; what is finished is skipped."""
-    from ldm.apps.budget import stages
     from ldm.apps.project import settings_for
+    from ldm.apps.stages import stages
     from ldm.config.loading import load, run_dir
     from ldm.hub.export import refuse_foreign
     from ldm.training.distributed import start_world
@@ -343,15 +364,6 @@ def say(text: str) -> None:
 
     if start_world().is_main_process:
         print(text, flush=True)
-
-
-def amount(settings: "RunSettings") -> str:
-    """'470 steps of 64, about 11 min'."""
-    from ldm.utils.terminal import duration_text
-
-    train = settings.train
-    planned = f", about {duration_text(60 * train.planned_minutes)}" if train.planned_minutes else ""
-    return f"{train.num_steps} steps of {train.batch_size}{planned}"
 
 
 def finished(part: str, settings: "RunSettings", earlier: Sequence[Path] = ()) -> bool:

@@ -18,12 +18,14 @@ from ldm.evaluation.feature_extractors import ClipEmbedder
 from ldm.evaluation.html import render
 from ldm.evaluation.metrics.proportions import proportion
 from ldm.evaluation.options import EvaluationOptions, word_table, write_metrics
+from ldm.evaluation.verdict import Bar, share_bar
 from ldm.models.caption_swaps import CaptionSwaps
 from ldm.models.clip import recall_at
 from ldm.models.text_encoder import text_tower
 from ldm.training.tasks.clip import caption_swaps
 from ldm.utils.atomic_files import atomic_write
 from ldm.utils.errors import UserError
+from ldm.utils.terminal import Parts
 
 
 def evaluate_clip(run: Path, options: EvaluationOptions) -> dict:
@@ -34,23 +36,25 @@ def evaluate_clip(run: Path, options: EvaluationOptions) -> dict:
     """
     started, clip = time.monotonic(), ClipEmbedder(run)
     settings: Any = load("clip", run / "config.yaml")
-    data = at_one_size(build(settings.data))
-    if len(data.validation) < 2:
-        raise UserError(f"{run} holds out {len(data.validation)} image: measuring takes two")
-    swaps = caption_swaps(data.train, settings.seed)
-    metrics: dict[str, Any] = {
-        "format": 1,
-        "model": {"source": str(run), "digest": clip.digest},
-        "pairs": pairs_section(clip, data.validation, swaps, options),
-        "text": {},
-    }
-    if settings.data.source == "glyphs":
-        from ldm.evaluation.glyphs.text_probe import text_section
+    metrics: dict[str, Any] = {"format": 1, "model": {"source": str(run), "digest": clip.digest}}
+    probed = settings.data.source == "glyphs"
+    parts = ("data", "images and captions", *(["unseen prompts"] if probed else []))
+    with Parts(dict.fromkeys(parts, 0.0)) as progress:
+        progress.begin("data")
+        data = at_one_size(build(settings.data))
+        if len(data.validation) < 2:
+            raise UserError(f"{run} holds out {len(data.validation)} image: measuring takes two")
+        swaps = caption_swaps(data.train, settings.seed)
+        progress.begin("images and captions")
+        metrics |= {"pairs": pairs_section(clip, data.validation, swaps, options), "text": {}}
+        if probed:
+            from ldm.evaluation.glyphs.text_probe import text_section
 
-        metrics["text"] = text_section(text_tower(clip.clip), clip.tokenizer)
+            progress.begin("unseen prompts")
+            metrics["text"] = text_section(text_tower(clip.clip), clip.tokenizer)
     metrics["seconds"] = round(time.monotonic() - started)
     write_metrics(metrics, options.output)
-    page = render("clip_report.html.j2", options.output, **metrics)
+    page = render("clip_report.html.j2", options.output, bars=bars(metrics), **metrics)
     atomic_write(options.output / "index.html", page.encode())
     print(word_table(rows(metrics)))
     print(f"{options.output / 'index.html'}: numbers in one file")
@@ -71,6 +75,26 @@ def rows(metrics: dict) -> list[tuple[str, str]]:
     for name, text in metrics["text"].items():
         for what in ("radical", "layout"):
             found.append((f"{what} of held-out prompts ({name}), read by a linear map", f"{text[what]:.1%}"))
+    return found
+
+
+def bars(metrics: dict) -> list[Bar]:
+    """What opens the page. Real images are what is looked at here, so beside the encoders stands chance alone."""
+    pairs, found = metrics["pairs"], []
+    for name, title, what in (
+        ("image_to_text_recall@1", "Do images find their caption?", "of images are nearest to their own caption"),
+        ("text_to_image_recall@1", "Do captions find their image?", "of captions are nearest to their own image"),
+    ):
+        if name in pairs["recall"]:
+            beside = {"value": pairs["recall"][name], "floor": pairs["chance"][name]}
+            found.append(share_bar(title, f"{what}, of {pairs['n']}", beside))
+    if (replaced := pairs["one_phrase_replaced"])["n"]:
+        what = "of images are nearer to their caption than to it with one phrase replaced"
+        found.append(share_bar("Is every phrase read?", what, replaced | {"floor": 0.5}))
+    for read in [*metrics["text"].values()][:1]:
+        for what in ("radical", "layout"):
+            said = f"of unseen prompts, a linear map reads the {what} in the text encoder's states"
+            found.append(share_bar(f"Is the {what} in the text states?", said, {"value": read[what]}))
     return found
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import jinja2
 
+DECIMALS = {"fd": 1, "mmd": 4}  # of distances between sets of images; all others have three
+
 
 def render(template: str, folder: Path, **values: Any) -> str:
     """The page of a template beside this file; every value in it is escaped.
@@ -46,10 +48,10 @@ def cell(value: Any) -> str:
     return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def plus_minus(found: dict[str, float | None]) -> str:
-    """{"value", "error"} -> '0.123 ± 0.01'; without an error the value alone."""
-    value, error = found["value"], found["error"]
-    return f"{value:.3g}" if error is None else f"{value:.3g} ± {error:.1g}"
+def plus_minus(found: dict[str, float | None], measure: str = "") -> str:
+    """{"value", "error"} -> '0.123 ± 0.010', with the decimals of the measure; without an error the value alone."""
+    digits = DECIMALS.get(measure, 3)
+    return " ± ".join(f"{each:.{digits}f}" for each in (found["value"], found["error"]) if each is not None)
 
 
 def curves(series: dict[str, list[tuple[float, float]]], x_label: str, y_label: str) -> str:

@@ -54,8 +54,7 @@ def export(
 
     if dtype not in (*DTYPES, BOTH):
         raise UserError(f"--dtype must be one of {', '.join([*DTYPES, BOTH])}, got {dtype!r}")
-    if license is not None and not LICENSE.fullmatch(license):
-        raise UserError(f"--license must be a name as the Hub has it, such as apache-2.0 or cc-by-4.0, got {license!r}")
+    check_license(license)
     out = Path(out)
     place = out.resolve()
     refuse_foreign(out)
@@ -63,7 +62,7 @@ def export(
     refuse_own(pipeline, str(run))
     facts = training_facts(Path(run)) or pipeline.defaults.get("training", {})
     facts |= {"prompts": list(prompts)} if prompts else {}
-    license = license or pipeline.defaults.get("license") or ("apache-2.0" if facts.get("data") in OURS else None)
+    license = license or pipeline.defaults.get("license") or own_license(facts)
     with readable_io_errors(out, "choose another folder, or make room"), exclusive_lock(place), staged(place) as stage:
         pipeline.defaults |= {"training": facts, "license": license}
         save_folder(pipeline, stage, name or place.name)
@@ -75,6 +74,59 @@ def export(
         draw_gallery(stage, facts.get("prompts", []))
         write_card(stage)
     return out
+
+
+def renew_card(
+    folder: Path,
+    metrics: Path | None = None,
+    prompts: Sequence[str] = (),
+    license: str | None = None,
+    data: str | None = None,
+) -> None:
+    """Write the card of an exported model again; its weights stay as they are.
+
+    Args:
+        metrics: JSON file for the card, as `ldm evaluate` writes it; None = the one that is there.
+        prompts: of the card's images; none = the images that are there, or new ones of the prompts in ldm.json.
+        license: see `export`; data: what the model was trained on, in words; None = as it was.
+    Raises: UserError: `folder` is no exported model.
+    """
+    from ldm.hub.gallery import FOLDER, draw_gallery, pictures
+    from ldm.hub.model_card import write_card
+
+    if not ((folder / "model_index.json").is_file() and (folder / "ldm.json").is_file()):
+        raise UserError(f"{folder} is no exported model (no model_index.json or no ldm.json): `ldm export` writes one")
+    check_license(license)
+    model = read_json(folder / "ldm.json")
+    facts = model.get("training", {}) | ({"prompts": list(prompts)} if prompts else {})
+    facts |= {"about_data": data} if data else {}
+    told = model | {"training": facts, "license": license or model.get("license") or own_license(facts)}
+    with readable_io_errors(folder, "make the folder writable"):
+        if metrics:
+            write_json(folder / "metrics.json", _quoted(metrics))
+        if told != model:
+            write_json(folder / "ldm.json", told)
+        if prompts or not pictures(folder):
+            shutil.rmtree(folder / FOLDER, ignore_errors=True)
+            draw_gallery(folder, facts.get("prompts", []))
+        write_card(folder)
+
+
+def check_license(license: str | None) -> None:
+    """Raises: UserError for what is no name of a licence on the Hub."""
+    if license is not None and not LICENSE.fullmatch(license):
+        raise UserError(f"--license must be a name as the Hub has it, such as apache-2.0 or cc-by-4.0, got {license!r}")
+
+
+def own_license(facts: dict) -> str | None:
+    """The licence of a model of our own data; None of any other."""
+    return "apache-2.0" if facts.get("data") in OURS else None
+
+
+def _quoted(metrics: Path) -> dict:
+    """What a card quotes of a metrics.json: its summary, or all of a file without one."""
+    found = read_json(metrics)
+    return {"summary": found["summary"]} if "summary" in found else found
 
 
 def _write_graphs(stage: Path) -> None:
@@ -116,8 +168,7 @@ def _keep_records(pipeline: Pipeline, run: Path, metrics: Path | None, stage: Pa
     assert pipeline.folder is not None  # it was loaded from one: an earlier export, or final/ of a run
     earlier = pipeline.folder.paths["unet"].parent
     if metrics or (earlier / "metrics.json").is_file():
-        found = read_json(metrics or earlier / "metrics.json")
-        write_json(stage / "metrics.json", {"summary": found["summary"]} if "summary" in found else found)
+        write_json(stage / "metrics.json", _quoted(metrics or earlier / "metrics.json"))
     for name in ("logs", "lora"):  # adapters are in the weights already, and may be wanted alone
         if (earlier / name).is_dir():
             shutil.copytree(earlier / name, stage / name)

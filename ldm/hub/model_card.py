@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from ldm.hub.gallery import pictures
+from ldm.hub.metrics_in_words import is_metric, numbers, rows, value_of
 from ldm.models.latents import is_linear, is_tiny
 from ldm.pipelines.model_folder import HUB_ID
 from ldm.training.run_directory import CORE_WATTS
 from ldm.utils.untrusted_files import count, read_json, read_yaml
 
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
+SUBJECTS = {"glyphs": "invented Chinese characters", "digits": "handwritten digits"}
 PLACE = "path/to/this/folder"  # in the card's examples; on the Hub it is the repository's name
 
 
 def write_card(folder: Path) -> None:
-    """Write README.md into the exported `folder`, from all that lies there; for metrics.json see `rows`."""
+    """Write README.md into the exported `folder`, from all that lies there, metrics.json included."""
     import jinja2
 
     environment = jinja2.Environment(undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -25,6 +27,7 @@ def write_card(folder: Path) -> None:
     model = read_json(folder / "ldm.json")
     training = model.get("training", {})
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
+    sentences = [*rows(metrics).values()]
     gallery, curves = pictures(folder), (folder / "logs").is_dir()
     text = template.render(
         place=PLACE,
@@ -36,7 +39,11 @@ def write_card(folder: Path) -> None:
         tiny_vae=is_tiny(read_json(folder / "vae" / "config.json")),
         variant=any(folder.glob("unet/*.fp16.safetensors")),
         context=read_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length"),
-        metrics=rows(metrics),
+        metrics=sentences,
+        references=any("real images" in one or "chance" in one for one in sentences),
+        notice=(folder / "NOTICE").is_file(),
+        subject=subject(model, training),
+        prompt=next(iter(training.get("prompts", ())), "a prompt").replace('"', '\\"'),
         header=header(model, metrics, gallery, curves),
         energy={part: energy(run) for part, run in training.get("runs", {}).items()},
         picture=next((path.name for path in sorted(folder.glob("*.png"))), None),
@@ -45,6 +52,22 @@ def write_card(folder: Path) -> None:
         adapters=(folder / "lora").is_dir(),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def subject(model: dict[str, Any], training: dict[str, Any]) -> str:
+    """What the model generates, from which texts: the card's first sentence."""
+    kind = "greyscale" if model.get("channels") == 1 else "colour"
+    size = model.get("resolution")
+    height, width = (size, size) if isinstance(size, int) else size or ("?", "?")
+    clear = " with transparency" if model.get("channels") == 4 else ""
+    if training.get("data") in SUBJECTS:
+        what = f"{SUBJECTS[training['data']]}, in {kind} images{clear} of {width} x {height} pixels"
+    else:
+        what = f"{kind} images{clear} of {width} x {height} pixels"
+    if training.get("text") == "none":
+        return f"Generates {what}, like those that it was trained on; it ignores prompts."
+    prompts = [f'"{prompt}"' for prompt in training.get("prompts", ())[:2] if prompt]
+    return f"Generates {what}, from texts" + (f" such as {' or '.join(prompts)}." if prompts else ".")
 
 
 def header(model: dict[str, Any], metrics: dict[str, Any], gallery: list[dict[str, str]], curves: bool = False) -> str:
@@ -109,15 +132,6 @@ def _runs_of(model: Path) -> dict[str, Any]:
     return training_facts(model).get("runs", {}) if (model / "config.yaml").is_file() else {}
 
 
-def rows(metrics: dict[str, Any]) -> dict[str, str]:
-    """The card's table, name -> text, of the metrics' "summary" (or of all of them, when there is none).
-
-    A metric is a number, or {"share" or "value": x, "interval": [low, high]} and perhaps "n", "ceiling" and "floor", or
-    within a summary a dict of metrics; anything else is left out.
-    """
-    return {name: text for name, metric in _metrics(metrics).items() if (text := _as_text(metric))}
-
-
 def task_of(training: dict[str, Any]) -> str:
     """What the Hub calls that which the model does."""
     return "unconditional-image-generation" if training.get("text") == "none" else "text-to-image"
@@ -135,11 +149,11 @@ def results(task: str, data: str | None, metrics: dict[str, Any]) -> list:
             dataset_split="test",
             metric_type=metric,
             metric_name=metric.replace("_", " "),
-            metric_value=round(_value(number), 4),
+            metric_value=round(value_of(number), 4),
             metric_args={"interval": number["interval"]} if isinstance(number, dict) else None,
         )
-        for metric, number in _metrics(metrics).items()
-        if _as_text(number)
+        for metric, number in numbers(metrics).items()
+        if is_metric(number)
     ]
 
 
@@ -148,37 +162,6 @@ def energy(run: dict[str, Any]) -> float | None:
     cores = re.search(r"(\d+) cores", run.get("hardware") or "")
     watts = run.get("watts") or (int(cores[1]) * CORE_WATTS if cores else None)
     return watts * run["minutes"] / 60 if watts and run.get("minutes") else None
-
-
-def _metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The numbers that are quoted, by name; {"kid": {"OCR": 1}} is "kid_OCR"."""
-    if "summary" not in metrics:
-        return metrics
-    flat: dict[str, Any] = {}
-    for name, value in metrics["summary"].items():
-        parts = value if isinstance(value, dict) and "interval" not in value else {"": value}
-        flat |= {f"{name}_{part}".strip("_"): number for part, number in parts.items()}
-    return flat
-
-
-def _value(metric) -> Any:
-    return metric.get("share", metric.get("value")) if isinstance(metric, dict) and "interval" in metric else metric
-
-
-def _as_text(metric) -> str:
-    """'95.3% (95% interval 91.0% to 98.0%, n = 128)'; "" for what is no metric."""
-    value = _value(metric)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return ""
-    if not isinstance(metric, dict):
-        return f"{value:.4g}"
-    (low, high), more = metric["interval"], []
-    form = "{:.1%}" if 0 <= low <= high <= 1 else "{:.3g}"
-    if metric.get("n"):
-        more.append(f"n = {metric['n']}")
-    more += [f"{name} {form.format(metric[name])}" for name in ("ceiling", "floor") if metric.get(name) is not None]
-    interval = f"95% interval {form.format(low)} to {form.format(high)}"
-    return f"{form.format(value)} ({', '.join([interval, *more])})"
 
 
 def part_runs(run: Path) -> dict[str, Path]:

@@ -3,7 +3,9 @@
 A job is a dict of all settings of an image, see `ldm.pipelines.image_metadata`; image i is generated from seed + i.
 """
 
+import functools
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.pipelines.model_folder import ModelFolder
 from ldm.pipelines.torch_free import TorchFreePipeline, open_torch_free
 from ldm.utils.errors import UserError
-from ldm.utils.terminal import LiveLine, bar
+from ldm.utils.terminal import LiveLine, bar, duration_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,16 +62,28 @@ def generate_with(
     folder: ModelFolder, job: dict, count: int = 1, device: str | None = None, callback: "Callback | None" = None
 ) -> list["Image.Image"]:
     """As `generate_job`, by the model in a folder; without torch where it can do the job. Raises: UserError."""
+    return opened(folder, job, device)(job, count, callback)
+
+
+def opened(folder: ModelFolder, job: dict, device: str | None = None) -> Callable[..., list["Image.Image"]]:
+    """The model in a folder as a function of a job like this one, a count and a callback, see `generate_job`.
+
+    Args:
+        job: a complete one, whose prompt may be a list: of all the prompts that will be asked for.
+    Raises: UserError.
+    """
     model = open_torch_free(folder) if suits_torch_free(job) and not wants_gpu(device) else None
     if model is not None:
-        return _without_torch(model, job, count, callback)
+        return functools.partial(_without_torch, model)
     from ldm.models.lora import as_options
     from ldm.pipelines.loading import load_pipeline
 
-    return generate_job(load_pipeline(folder, device=device, **as_options(job["lora"])), job, count, callback)
+    return functools.partial(generate_job, load_pipeline(folder, device=device, **as_options(job["lora"])))
 
 
-def _without_torch(model: TorchFreePipeline, job: dict, count: int, callback: "Callback | None") -> list["Image.Image"]:
+def _without_torch(
+    model: TorchFreePipeline, job: dict, count: int = 1, callback: "Callback | None" = None
+) -> list["Image.Image"]:
     from PIL import Image
 
     prompts = job["prompt"] if isinstance(job["prompt"], list) else [job["prompt"] or ""]
@@ -120,14 +134,20 @@ def generate_pixels(
 ) -> "np.ndarray":
     """One image for each prompt from its own seed: uint8 (n, h, w, channels). Raises: UserError where it is refused.
 
-    On a terminal a line tells of the steps meanwhile.
+    On a terminal a line tells of the steps meanwhile, those of all batches together.
     """
     import numpy as np
     import torch
 
+    start, done = time.monotonic(), 0
+
     def show(step: int, timestep: Any, latents: Any) -> None:
+        nonlocal done
+        done += 1
         steps = options.steps or pipeline.defaults["num_inference_steps"]  # type: ignore[attr-defined]
-        live.show(f"{len(prompts)} images  {bar(step + 1, steps)}")
+        total = max(done, steps * math.ceil(len(prompts) / options.batch_size))
+        left = (time.monotonic() - start) / done * (total - done)
+        live.show(f"{len(prompts)} images  {bar(done, total)}  {duration_text(left)} left")
 
     with LiveLine() as live:
         images = generate_images(

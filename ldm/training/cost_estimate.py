@@ -27,7 +27,8 @@ from ldm.data import build as build_data
 from ldm.data import is_own
 from ldm.formats.shards import is_pattern
 from ldm.models.pretrained import TEXT, VAE, Component, locate
-from ldm.training.distributed import asked_for_cpu, checkpoint_gradients, precision
+from ldm.training.devices import training_device
+from ldm.training.distributed import checkpoint_gradients, precision
 from ldm.training.optimizer import build_optimizer
 from ldm.training.run_directory import sibling
 from ldm.utils.errors import UserError
@@ -146,14 +147,6 @@ def forecast(
     speed = probe(subject, device, local, half, settings) if timed else Speed(math.nan, math.nan)
     state = 16 * cost.trained + (4 * cost.exported if train.ema_decay else 0)  # weights, gradients, Adam's two; EMA
     return Forecast(cost, speed, world, local, state, subject.description, device, half)
-
-
-def training_device() -> torch.device:
-    """As accelerate chooses it: CUDA, an Apple GPU, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    apple = torch.backends.mps.is_available() and not asked_for_cpu()
-    return torch.device("mps" if apple else "cpu")
 
 
 def measure_cost(subject: ProbeTarget) -> CostCount:

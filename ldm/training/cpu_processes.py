@@ -26,7 +26,7 @@ def useful(batches: Iterable[int]) -> int:
     """
     import psutil
 
-    from ldm.training.cost_estimate import training_device
+    from ldm.training.devices import training_device
 
     if {"RANK", "OMP_NUM_THREADS"} & os.environ.keys() or training_device().type != "cpu":
         return 1

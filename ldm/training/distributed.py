@@ -11,6 +11,7 @@ from torch import nn
 
 from ldm.config.settings import TrainOptions
 from ldm.training import world
+from ldm.training.devices import asked_for_cpu
 from ldm.training.launcher import asked_precision, launcher_words, option
 from ldm.training.optimizer import native_bf16
 from ldm.utils.errors import UserError, out_of_memory
@@ -40,11 +41,6 @@ def checkpoint_gradients(module: nn.Module) -> nn.Module:
         if isinstance(part, ModelMixin) and part._supports_gradient_checkpointing:
             part.enable_gradient_checkpointing()
     return module
-
-
-def asked_for_cpu() -> bool:
-    """Whether ACCELERATE_USE_CPU, or `accelerate launch --cpu`, keeps the training off a GPU."""
-    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
 
 
 def start_world() -> PartialState:

@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from typing import IO, Self
 
 REFRESH = 0.1  # seconds
@@ -38,6 +39,41 @@ class LiveLine:
     def _write(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
+
+
+class Parts:
+    """A long work in parts, one after the other: a live line on a terminal, elsewhere a plain line for each part.
+
+    Args:
+        weights: part -> how long it takes, about, in any unit; 0 = unknown, and not counted in the time left.
+    """
+
+    def __init__(self, weights: Mapping[str, float], stream: IO[str] | None = None):
+        self._weights, self._stream = dict(weights), stream or sys.stderr
+        self._live = LiveLine(self._stream)
+        self._begun: list[str] = []
+        self._since = self._spent = 0.0  # when the last part began; seconds that counted ones took
+
+    def begin(self, name: str) -> None:
+        """Say that a part begins, by which the one before it has ended."""
+        now = time.monotonic()
+        if self._begun and self._weights.get(self._begun[-1]):
+            self._spent += now - self._since
+        done = sum(self._weights.get(one, 0) for one in self._begun)
+        left = sum(weight for one, weight in self._weights.items() if one not in self._begun)
+        rest = f", about {duration_text(self._spent / done * left)} left" if done and left else ""
+        self._begun.append(name)
+        self._since, number, total = now, len(self._begun), max(len(self._begun), len(self._weights))
+        if self._live.visible:
+            self._live.show(f"{bar(number - 1, total)}  {name}{rest}", now=True)
+        else:
+            print(f"[{number}/{total}] {name}{rest}", file=self._stream, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._live.clear()
 
 
 def bar(done: int, total: int, width: int = 24) -> str:

@@ -55,6 +55,37 @@ def test_a_prompt_needs_no_quotes_and_the_seeds_are_said(tmp_path, model, capsys
     assert read_png(first)["prompt"] == "water on fire" and (pixels(first) == pixels(second)).all()
 
 
+@pytest.mark.parametrize(
+    ("words", "prompts"),
+    [
+        ([], [None]),
+        ([""], [""]),
+        (["fire"], ["fire"]),
+        (["red", "circle"], ["red circle"]),
+        (["red circle", "blue square"], ["red circle", "blue square"]),
+        (["a", "red", "circle", "blue square", "fire"], ["a red circle", "blue square", "fire"]),
+    ],
+)
+def test_an_argument_with_a_space_is_a_prompt_of_its_own(words, prompts):
+    assert generate.prompts_of(words) == prompts
+
+
+def test_several_prompts_give_a_grid_each_as_if_asked_for_alone(tmp_path, model, capsys):
+    options = ("-m", model, "-n", 2, "--steps", 2, "--seed", 3)
+    call("water on fire", "a well", "-o", tmp_path / "both.png", *options)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" in ")[0] for line in lines] == [
+        f"{tmp_path / 'both-1.png'}: 2 images of 'water on fire'",
+        f"{tmp_path / 'both-2.png'}: 2 images of 'a well'",
+    ]
+    call("a well", "-o", tmp_path / "alone.png", *options)
+    assert read_png(tmp_path / "both-2.png") == read_png(tmp_path / "alone.png")
+    assert (pixels(tmp_path / "both-2.png") == pixels(tmp_path / "alone.png")).all()
+    assert (pixels(tmp_path / "both-1.png") != pixels(tmp_path / "alone.png")).any()
+    call("a well", "water on fire", "-o", tmp_path / "{seed}.png", *options)
+    assert {path.name for path in tmp_path.glob("[34]-*.png")} == {"3-1.png", "4-1.png", "3-2.png", "4-2.png"}
+
+
 def test_metadata_is_enough_to_draw_it_again(tmp_path, model):
     first, again, other = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"
     options = ("--grid", "2x1", "--seed", 3, "--steps", 2, "--guidance", 2.5, "--negative", "fire", "--scale", 2)

@@ -10,6 +10,7 @@ import pytest
 
 from ldm.cli import main as cli
 from ldm.cli.train import train_stage
+from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "pydantic")
@@ -90,6 +91,49 @@ def test_runs_are_listed_without_torch(tmp_path):
         "except SystemExit: print([name for name in ('torch', 'numpy', 'diffusers') if name in sys.modules])"
     )
     assert "checkpoints" in done.stdout and done.stdout.strip().endswith("[]"), done.stdout + done.stderr
+
+
+FIRST_WORDS = """
+import builtins, sys
+def first(*words, **how):
+    heavy = [name for name in ("torch", "diffusers", "transformers", "datasets", "accelerate") if name in sys.modules]
+    sys.stdout.write(f"{words[0]}|{heavy}")
+    raise SystemExit(0)
+from ldm.utils.terminal import LiveLine
+LiveLine.show = lambda self, text, now=False: first(text)
+builtins.print = first
+from ldm.cli.main import main
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["generate", "a", "red", "circle"], "loading the model ..."),
+        (["evaluate"], "evaluating the included model"),
+        (["train", "images"], "training on images"),
+        (["train", "clip", "PROJECT"], "text encoder: PROJECT"),
+    ],
+)
+def test_the_first_line_comes_before_the_heavy_libraries(words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    project = str(shipped_configs() / "smoke.yaml")
+    words, said = [word.replace("PROJECT", project) for word in words], said.replace("PROJECT", project)
+    done = run_python(f"{FIRST_WORDS}main({words!r})")
+    text, _, heavy = done.stdout.rpartition("|")
+    assert text.startswith(said) and heavy == "[]", done.stdout + done.stderr
+
+
+def test_a_model_that_is_not_there_is_refused_without_torch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_python(
+        "import sys\n"
+        "from ldm.cli.main import main\n"
+        "try: main(['evaluate', 'nowhere'])\n"
+        "except SystemExit as stop: print(stop.code, [name for name in ('torch', 'diffusers') if name in sys.modules])"
+    )
+    assert done.stderr.startswith("error: there is no folder nowhere") and done.stdout == "2 []\n", done.stderr
+    assert not any(tmp_path.iterdir())
 
 
 def parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:

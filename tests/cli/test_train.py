@@ -109,6 +109,35 @@ def test_a_folder_is_planned_once_and_its_stages_follow(tmp_path, fitted, capsys
     assert [settings.optim.lr for _, settings in fitted[4:7]] == [0.5, 0.25, 0.5]
 
 
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, fitted, capsys):
+    images(tmp_path / "mine")
+    assert ldm("train", "mine", "--minutes", 100, *TINY, "--dry-run") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("data: mine: 12 images (") and "captions: 24" in said[0]
+    assert said[1] == "plan: mine.yaml, to be written for 100 minutes"
+    assert said[2] == "[1/3] text encoder: about 12% of the time, 12 min, in runs/mine/clip (new)"
+    assert said[4] == "[3/3] U-Net: the rest but for 3 min of report and export, in runs/mine/ldm (new)"
+    assert said[5] == "then: report in runs/mine/report, model in mine-model"
+    assert not fitted and [path.name for path in tmp_path.iterdir()] == ["mine"]
+    images(tmp_path / "bare", captions=False)
+    assert ldm("train", "bare", "--dry-run") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "no captions" in said[0] and said[2].startswith("[1/2] autoencoder: about 15% of the time")
+
+
+def test_a_dry_run_of_a_project_counts_its_steps_and_what_is_done(tmp_path, capsys):
+    for name in ("clip/checkpoints/step-00000006", "clip/final", "vae/checkpoints/step-00000002"):
+        (tmp_path / "runs" / "smoke" / name).mkdir(parents=True)
+    steps = {part: load(part, SMOKE).train for part in command.STAGES}
+    assert ldm("train", SMOKE, "--clip.train.num_steps", 6, "--dry-run") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == f"plan: {SMOKE}, as made before"
+    assert said[2].startswith("[1/3] text encoder: 6 steps of") and said[2].endswith("clip (trained before)")
+    assert said[3].startswith(f"[2/3] autoencoder: {steps['vae'].num_steps} steps of {steps['vae'].batch_size}")
+    assert said[3].endswith("in runs/smoke/vae (continues at step 2)") and said[4].endswith("ldm (new)")
+    assert ldm("train", "nowhere", "--dry-run") == 2 and "nowhere does not exist" in capsys.readouterr().err
+
+
 def test_a_project_file_is_trained_as_it_says(fitted):
     assert ldm("train", SMOKE, "--name", "mine") == 0
     assert [what for what, _ in fitted[:3]] == ["clip", "vae", "ldm"]
@@ -135,6 +164,7 @@ def test_a_project_file_is_trained_as_it_says(fitted):
         (["mine", "--ldm.caption_dropout", "2"], "--caption_dropout: must be less than or equal to 1"),
         (["mine", *TINY, "--minutes", "0.5"], "too little time"),
         (["other/mine", *TINY], "is the project of mine, not of other/mine: add --name"),
+        (["other/mine", "--dry-run"], "is the project of mine, not of other/mine: add --name"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line(tmp_path, words, said, capsys, fitted):

@@ -7,6 +7,7 @@ import jinja2
 import numpy as np
 
 from ldm.evaluation import html
+from ldm.evaluation.verdict import share_bar
 from ldm.utils.image_grid import save_png
 
 VOID = {"meta", "img", "rect", "polyline", "html", "p"}
@@ -29,10 +30,12 @@ class Checker(HTMLParser):
 
 TEMPLATE = """
 {% extends "report_base.html.j2" %}
-{% from "report_macros.html.j2" import note, picture, row, table %}
+{% from "report_macros.html.j2" import folded, note, picture, row, table, verdict %}
 {% block title %}{{ name }}{% endblock %}
 {% block body %}
+{{ verdict(bars) }}
 {{ note("<b>") }}
+{% call folded("methods") %}{{ note("weights") }}{% endcall %}
 {% call table(["a", "b"]) %}{{ row(["<script>", 0.5]) }}{{ row([none, 3]) }}{% endcall %}
 <details><summary>more</summary>{{ picture("a.png", "it's <one>") }}</details>
 {{ curves(lines, "step", "loss") | safe }}
@@ -47,19 +50,23 @@ def test_a_page_is_well_formed_and_fetches_nothing(tmp_path, monkeypatch):
     files = jinja2.FileSystemLoader(Path(html.__file__).parent)
     loader = jinja2.ChoiceLoader([jinja2.DictLoader({"page": TEMPLATE}), files])
     monkeypatch.setattr(jinja2, "FileSystemLoader", lambda folder: loader)
+    bar = share_bar("Layout?", "of <glyphs>", {"value": 0.5, "floor": 0.25, "ceiling": 1.5})
     lines = {"train": [(0, 1.0), (10, 0.5)], "validation": [(0, 1.0), (10, 0.7)]}
-    text = html.render("page", tmp_path, name="T & T", lines=lines)
+    text = html.render("page", tmp_path, name="T & T", lines=lines, bars=[bar])
     checker = Checker()
     checker.feed(text)
     assert checker.open == [] and len(checker.links) == 1 and checker.links[0].startswith("data:image/png;base64,")
     assert "<script" not in text and "<one>" not in text and "http" not in text
+    assert [f"style='width:{width}%'" in text for width in ("25.0", "50.0", "100.0")] == [True] * 3
+    assert "<summary>methods</summary>" in text and "Higher is better." in text and "<glyphs>" not in text
     assert "0.500" in text and "width=device-width" in text and "T &amp; T" in text
 
 
 def test_numbers_become_text():
     assert html.percent(0.953) == "95.3%" and html.percent([0.1, 0.2]) == "10.0% to 20.0%" and html.percent(None) == ""
-    assert html.plus_minus({"value": 0.12345, "error": 0.0123}) == "0.123 ± 0.01"
-    assert html.plus_minus({"value": 0.12345, "error": None}) == "0.123"
+    assert html.plus_minus({"value": 0.12345, "error": 0.0123}) == "0.123 ± 0.012"
+    assert html.plus_minus({"value": 821.4, "error": 17.0}, "fd") == "821.4 ± 17.0"
+    assert html.plus_minus({"value": 0.12345, "error": None}, "mmd") == "0.1235"
     assert html.cell(0.5) == "0.500" and html.cell(3) == "3" and html.cell(None) == ""
 
 

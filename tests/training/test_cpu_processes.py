@@ -49,7 +49,7 @@ def test_what_somebody_chose_counts(monkeypatch, tmp_path):
 
 
 def test_a_gpu_keeps_the_training_in_one_process(monkeypatch):
-    monkeypatch.setattr("ldm.training.cost_estimate.training_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("ldm.training.devices.training_device", lambda: torch.device("cuda"))
     assert cpu_processes.useful([64]) == 1
 
 

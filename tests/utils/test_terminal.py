@@ -6,7 +6,7 @@ import pytest
 
 from ldm.cli.common import progress
 from ldm.utils import terminal
-from ldm.utils.terminal import LiveLine, bar
+from ldm.utils.terminal import LiveLine, Parts, bar
 
 
 class Terminal(io.StringIO):
@@ -60,3 +60,17 @@ def test_steps_have_a_bar_and_the_time_left(clock, monkeypatch):
     left = [text.partition("]")[2] for text in shown(stream)]
     assert left == [" 0/4", " 1/4", " 2/4  4 s left", " 3/4  2 s left", " 4/4  0 s left"]
     assert bar(3, 4, 8) == "[######--] 3/4" and bar(0, 0) == f"[{'-' * 24}] 0/0"
+
+
+def test_parts_of_a_long_work_tell_the_time_left_by_their_weights(clock, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for stream in (io.StringIO(), Terminal()):
+        with Parts({"a": 100, "b": 300, "c": 100, "scores": 0}, stream) as parts:
+            for name, seconds in (("a", 20), ("b", 60), ("c", 20), ("scores", 500)):
+                parts.begin(name)
+                clock[0] += seconds
+        ends = ["a", "b, about 80 s left", "c, about 20 s left", "scores"]
+        if stream.isatty():
+            assert [text.partition("/4  ")[2] for text in shown(stream)] == [*ends, ""]
+        else:
+            assert stream.getvalue().splitlines() == [f"[{i}/4] {text}" for i, text in enumerate(ends, start=1)]

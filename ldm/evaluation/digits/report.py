@@ -18,12 +18,15 @@ from ldm.config.settings import DataOptions
 from ldm.data import evenly_spaced_indices
 from ldm.data.digits import GROUNDS, HELD_OUT, PAIRS, SLANT, THICKNESS, DigitData, phrase, splits
 from ldm.evaluation.digits.classifier import DigitClassifier, attribute_accuracy, digit_images
+from ldm.evaluation.digits.verdict import bars
+from ldm.evaluation.html import render
 from ldm.evaluation.options import AGREE, DISAGREE, EvaluationOptions, write_metrics
 from ldm.models.latents import posterior
 from ldm.models.lora import as_options
 from ldm.pipelines.generation import generate_pixels
 from ldm.pipelines.loading import load_pipeline
 from ldm.training.data_order import image_batches
+from ldm.utils.atomic_files import atomic_write
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import image_grid, save_png
 from ldm.utils.image_tensors import to_pixels
@@ -34,6 +37,15 @@ log = logging.getLogger(__name__)
 REAL = 512  # test images that the classifier and the autoencoder are measured on
 COLUMNS = 16
 ATTRIBUTES = ("digit", "ink", "both", "ground", "thickness", "slant")
+WORDS = {"ink": "colour", "both": "digit and colour", "ground": "background", "thickness": "pen"}
+TITLES = {
+    "heldout": "Pairs that training never showed",
+    "seen": "Pairs of training",
+    "heldout_described": "Complete descriptions of pairs that training never showed",
+    "seen_described": "Complete descriptions of pairs of training",
+    "real": "Real: handwriting that nothing was trained on",
+    "real_decoded": "Real: the same, encoded and decoded",
+}
 QUOTED = {  # name in the summary -> section, attribute
     "digit": ("seen", "digit"),
     "ink": ("seen", "ink"),
@@ -81,8 +93,30 @@ def evaluate_digits(run: Path | str, options: EvaluationOptions) -> dict:
         "seconds": round(time.monotonic() - started),
     }
     write_metrics(metrics, output)
+    write_page(metrics, output)
     print(table(sections))
+    print(f"{output / 'index.html'}: numbers and images in one file")
     return metrics
+
+
+def write_page(metrics: dict[str, Any], output: Path) -> None:
+    """Write index.html from the metrics and the grids in `output`."""
+    grids = [name for name in TITLES if (output / f"{file_of(name)}.png").is_file() and name in metrics["sections"]]
+    page = render(
+        "digits/report.html.j2",
+        output,
+        bars=bars(metrics["sections"]),
+        titles=TITLES,
+        grids={name: file_of(name) for name in grids},
+        attributes={name: WORDS.get(name, name) for name in ATTRIBUTES},
+        **metrics,
+    )
+    atomic_write(output / "index.html", page.encode())
+
+
+def file_of(section: str) -> str:
+    """The name of a section's grid, without its ending."""
+    return section.replace("_", "-")
 
 
 # ---- prompts --------------------------------------------------------------------------------------------------------
@@ -154,7 +188,7 @@ def score_section(name: str, images: np.ndarray, specs: list[Spec], classifier: 
     predicted = classifier.predict(images)
     section: dict[str, Any] = attribute_accuracy(predicted, specs)
     correct = [d == s["digit"] and i == s["ink"] for d, i, s in zip(predicted.digits, predicted.inks, specs)]
-    save_grid(images, specs, correct, output / f"{name.replace('_', '-')}.png")
+    save_grid(images, specs, correct, output / f"{file_of(name)}.png")
     if not name.endswith("described"):
         section["pairs"] = by_pair(specs, correct)
     log.info("%s: %d of %d agree in digit and ink", name, sum(correct), len(correct))

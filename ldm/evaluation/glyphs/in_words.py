@@ -23,7 +23,7 @@ STROKES = "character_strokes_error"
 
 
 def lines(summary: dict[str, Any]) -> list[str]:
-    """A line for each number: accuracy with its interval, what real glyphs reach, and permuted prompts."""
+    """A line for each number: accuracy with its interval, what real glyphs reach, and chance level."""
     found = []
     for name, title in TITLES.items():
         if one := summary.get(name):
@@ -31,7 +31,8 @@ def lines(summary: dict[str, Any]) -> list[str]:
     if strokes := summary.get(STROKES):
         found.append(("all phrases: strokes", f"{strokes['value']:.1f} off on average{_references(strokes, '{:.1f}')}"))
     if kid := summary.get("kid"):
-        found.append(("KID", ", ".join(f"{value:.3g} ({name})" for name, value in kid.items())))
+        measured = ", ".join(f"{value:.3f} ({name})" for name, value in kid.items())
+        found.append(("KID", f"{measured}; lower is better, other real glyphs are near 0"))
     for name, title, text in (
         ("copies", "copies", "of the glyphs are copies of training images"),
         (
@@ -48,9 +49,9 @@ def lines(summary: dict[str, Any]) -> list[str]:
 
 
 def _references(found: dict[str, Any], form: str = "{:.1%}") -> str:
-    """' (95%: 93.0% to 97.1%; real glyphs 99.0%, permuted prompts 12.0%)'."""
+    """' (95%: 93.0% to 97.1%; real glyphs 99.0%, chance 12.0%)'."""
     interval = " to ".join(map(form.format, found["interval"] or ()))
-    others = [("real glyphs", found["ceiling"]), ("permuted prompts", found["floor"])]
+    others = [("real glyphs", found["ceiling"]), ("chance", found["floor"])]
     beside = ", ".join(f"{name} {form.format(value)}" for name, value in others if value is not None)
     said = "; ".join(filter(None, [interval and f"95%: {interval}", beside]))
     return f" ({said})" if said else ""

@@ -8,7 +8,7 @@ glyphs reach against real glyphs (distances); and the digest of the network that
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import atomic_write
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import image_grid, save_png
+from ldm.utils.terminal import Parts
 
 COLUMNS = 16
 SHOWN = 96  # images in a grid
@@ -99,7 +100,8 @@ def evaluate_glyphs(model: str | Path | None, options: EvaluationOptions) -> dic
     rival = _rival(options, plan)  # before minutes of work, in case there is none
     data = DataOptions(cache_dir=options.cache_dir)
     reference = Reference(pipeline, data, options.features, clip_of(pipeline, options.clip))
-    metrics, results = measure(pipeline, plan, reference, output, options.sections)
+    with Parts(parts_of(plan, options.sections)) as parts:
+        metrics, results = measure(pipeline, plan, reference, output, options.sections, parts.begin)
     metrics["model"]["lora"] = options.lora
     metrics["model"]["source"] = metrics["model"]["source"] or str(model)
     complete = not options.sections
@@ -130,11 +132,29 @@ def _opened(model: str | Path | None, options: EvaluationOptions) -> Pipeline:
     return opened.pipeline
 
 
+def parts_of(plan: Plan, sections: Sequence[str]) -> dict[str, float]:
+    """The parts of the work, as progress tells of them, with the number of images; 0 = none are generated."""
+    chosen = tuple(sections) or SECTIONS + COMPOSITION
+    parts: dict[str, float] = {
+        f"images: {name}": plan.sets * plan.per_prompt[name] * len(plan.prompts(name)) for name in chosen
+    }
+    general = ("OCR", "likeness", "novelty", "autoencoder") if not sections else ()
+    return parts | dict.fromkeys(("scores", *general), 0.0)
+
+
 def measure(
-    pipeline: Pipeline, plan: Plan, reference: Reference, output: Path, sections: tuple[str, ...] = ()
+    pipeline: Pipeline,
+    plan: Plan,
+    reference: Reference,
+    output: Path,
+    sections: tuple[str, ...] = (),
+    begin: Callable[[str], None] = lambda part: None,
 ) -> tuple[dict[str, Any], ModelResults]:
-    """All of the report, or some sections of its prompts; grids of the images go to `output`."""
-    results = generate_and_score(pipeline, plan, reference, sections or SECTIONS + COMPOSITION)
+    """All of the report, or some sections of its prompts; grids of the images go to `output`.
+
+    `begin`: is told which of the `parts_of` it begins.
+    """
+    results = generate_and_score(pipeline, plan, reference, sections or SECTIONS + COMPOSITION, begin)
     for name, part in results.samples.items():
         save_section(part, complete_agreement(results.scores[name]), output / f"{name}.png")
     metrics: dict[str, Any] = {
@@ -147,32 +167,50 @@ def measure(
         "adherence": {name: adherence_section(results, name, reference) for name in results.samples},
         "text": text_section(pipeline.networks.module("text_encoder"), pipeline.tokenizer),
     }
-    return metrics | ({} if sections else general_sections(pipeline, plan, results, reference, output)), results
+    if sections:
+        return metrics, results
+    return metrics | general_sections(pipeline, plan, results, reference, output, begin), results
 
 
-def general_sections(pipeline: Pipeline, plan: Plan, results: ModelResults, reference: Reference, output: Path) -> dict:
+def general_sections(
+    pipeline: Pipeline,
+    plan: Plan,
+    results: ModelResults,
+    reference: Reference,
+    output: Path,
+    begin: Callable[[str], None] = lambda part: None,
+) -> dict:
     """What is measured of all images or of none of them."""
     described, general = results.samples["character"], results.only(SECTIONS)
+    begin("OCR")
     read = {name: reference.reader.read(part.images) for name, part in general.samples.items()}
-    return {
-        "fidelity": fidelity_section(described, reference),
-        **({"clip": clip_section(described, reference, reference.clip)} if reference.clip else {}),
-        "validity": validity_section(described, read["character"].confidences, reference),
-        "novelty": novelty_section(general, read, reference, output),
-        "vae": vae_report(
-            pipeline.networks.module("vae"),
-            reference.own["validation"],
-            reference.reader,
-            output,
-            plan.characters,
-            train=reference.own["train"],
-        ),
+    begin("likeness")
+    found: dict[str, Any] = {"fidelity": fidelity_section(described, reference)}
+    if reference.clip:
+        found["clip"] = clip_section(described, reference, reference.clip)
+    found["validity"] = validity_section(described, read["character"].confidences, reference)
+    begin("novelty")
+    found["novelty"] = novelty_section(general, read, reference, output)
+    begin("autoencoder")
+    vae, own = pipeline.networks.module("vae"), reference.own
+    return found | {
+        "vae": vae_report(vae, own["validation"], reference.reader, output, plan.characters, train=own["train"])
     }
 
 
-def generate_and_score(pipeline, plan: Plan, reference: Reference, sections: Iterable[str]) -> ModelResults:
+def generate_and_score(
+    pipeline,
+    plan: Plan,
+    reference: Reference,
+    sections: Iterable[str],
+    begin: Callable[[str], None] = lambda part: None,
+) -> ModelResults:
     """Generate sections of the prompts and score their images."""
-    samples = {name: generate_section(pipeline, name, plan) for name in sections}
+    samples = {}
+    for name in sections:
+        begin(f"images: {name}")
+        samples[name] = generate_section(pipeline, name, plan)
+    begin("scores")
     predictions = {name: reference.scorer(part.images) for name, part in samples.items()}
     scores = {name: reference.scorer.scores(predictions[name], part.specs) for name, part in samples.items()}
     return ModelResults(pipeline.digest, samples, predictions, scores)

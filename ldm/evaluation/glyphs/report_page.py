@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ldm.evaluation.glyphs.in_words import lines
+from ldm.evaluation.glyphs.verdict import bars
 from ldm.evaluation.html import percent, render
 
 PLOTS = {"loss": ("loss", "train_loss"), "gap": ("gap",), "share": ("judged/layout", "judged/radical")}
@@ -9,7 +11,8 @@ PLOTS = {"loss": ("loss", "train_loss"), "gap": ("gap",), "share": ("judged/layo
 
 def report_page(metrics: dict, folder: Path) -> str:
     """The complete page; its images are the PNG files in `folder`."""
-    return render("glyphs/report.html.j2", folder, score=score, plots=plots, **metrics)
+    said = lines(metrics["summary"])
+    return render("glyphs/report.html.j2", folder, score=score, plots=plots, bars=bars(metrics), lines=said, **metrics)
 
 
 def score(value: float | list[float] | None, measure: str) -> str:

@@ -4,14 +4,14 @@ from typing import Any
 
 from ldm.evaluation.autoencoder_quality import complaints, facts
 from ldm.evaluation.html import percent, plus_minus
+from ldm.evaluation.verdict import FEW, standing_of
 
-FEW = 100  # images, below which likeness is not measured and words are no verdict
 MEASURES = {"fd": "FD", "kid": "KID", "precision": "precision", "recall": "recall", "coverage": "coverage"}
 REFERENCES = {"blurred": "blurred real", "other_captions": "few captions"}  # real images that should do badly
 
 
 def words_line(found: dict[str, Any] | None) -> str:
-    """R-precision with its interval, ceiling and chance level."""
+    """R-precision with its interval, real images and chance level."""
     if found is None:
         return "own caption   not measured (see below)"
     text = (
@@ -19,7 +19,7 @@ def words_line(found: dict[str, Any] | None) -> str:
         f"{found['candidates'] - 1} others (95%: {percent(found['interval'])}; real images "
         f"{percent(found['ceiling'])}, chance {percent(found['floor'])})"
     )
-    return f"own caption   {text}{_standing(found)}"
+    return f"own caption   {text}: {standing_of(found)}"
 
 
 def one_word_line(found: dict[str, Any] | None) -> str:
@@ -32,16 +32,7 @@ def one_word_line(found: dict[str, Any] | None) -> str:
         f"{percent(found['interval'])}; {top}, chance 50%); {percent(found['pixels'])} of the pixels change "
         f"({percent(found['pixels_of_others'])} between images of two captions)"
     )
-    return f"one word      {text}{_standing(found)}"
-
-
-def _standing(found: dict[str, Any]) -> str:
-    if found["interval"][0] <= found["floor"]:
-        return ": no better than chance, as far as so many images can tell"
-    if found["n"] < FEW:
-        return f": better than chance; n = {found['n']} is too small to say more"
-    top = found["ceiling"]
-    return f": {found['share'] / top:.0%} of what real images reach" if top else ""
+    return f"one word      {text}: {standing_of(found)}"
 
 
 def likeness_lines(likeness: dict[str, Any] | None, count: int) -> list[str]:
@@ -53,14 +44,14 @@ def likeness_lines(likeness: dict[str, Any] | None, count: int) -> list[str]:
     heads = ["likeness", "generated", "real images", *(REFERENCES[name] for name in worse)]
     rows = [[*heads, ""]]
     for name, title in MEASURES.items():
-        cells = [plus_minus(likeness[column][name]) for column in ("drawn", "training", *worse)]
-        rows.append([title, *cells, standing(likeness, name)])
+        cells = [plus_minus(likeness[column][name], name) for column in ("drawn", "training", *worse)]
+        rows.append([title, *cells, between(likeness, name)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     widths[0] = max(widths[0], 12)
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def standing(likeness: dict[str, Any], name: str) -> str:
+def between(likeness: dict[str, Any], name: str) -> str:
     """Where generated images stand by a measure, between blurred real images and real ones.
 
     A measure that does not tell those two apart says nothing: their difference must be twice its standard error.

@@ -29,14 +29,16 @@ from ldm.evaluation.feature_extractors import (
 )
 from ldm.evaluation.html import render
 from ldm.evaluation.images import one_word
-from ldm.evaluation.images.in_words import FEW, lines
+from ldm.evaluation.images.in_words import lines
 from ldm.evaluation.images.samples import TRAINING, Generated, Prompts, generate_all, prompts_of
+from ldm.evaluation.images.verdict import RARE, bars
 from ldm.evaluation.metrics.confidence import bootstrap
 from ldm.evaluation.metrics.distribution_distances import with_reference_range
 from ldm.evaluation.metrics.proportions import proportion
 from ldm.evaluation.metrics.reconstruction import psnr, reconstruct, ssim
 from ldm.evaluation.options import EvaluationOptions, write_metrics
 from ldm.evaluation.run_loading import OpenRun, checkpoint_state, open_run
+from ldm.evaluation.verdict import FEW
 from ldm.models.lora import as_options, merge, read_lora
 from ldm.pipelines.generation import SamplingOptions
 from ldm.training.validation import summary, validations
@@ -47,8 +49,7 @@ from ldm.utils.image_grid import image_grid, save_png
 log = logging.getLogger(__name__)
 
 CANDIDATES = 100  # captions among which an image's own one has to be the nearest, itself included
-NUM_PERMUTATIONS = 20  # the floor is the mean over so many permutations of the captions
-RARE = 0.01  # of real held-out images are as near to a training image as what is called a near copy
+NUM_PERMUTATIONS = 20  # chance level is the mean over so many permutations of the captions
 PAIRS, COLUMNS, SIDE = 32, 8, 128  # in a grid, and the most pixels of an image there
 BLUR = 16  # a blurred image is one whose Gaussian has a standard deviation of its side over so much
 
@@ -104,7 +105,8 @@ def evaluate_images(run: Path, options: EvaluationOptions) -> dict:
     save_scores(scores, output)
     write_metrics(metrics, output)
     said = lines(metrics)
-    atomic_write(output / "index.html", render("images/report.html.j2", output, **metrics, lines=said).encode())
+    page = render("images/report.html.j2", output, **metrics, lines=said, bars=bars(metrics))
+    atomic_write(output / "index.html", page.encode())
     print("\n".join([*said, *metrics["notes"], f"{output / 'index.html'}: numbers and images in one file"]))
     return metrics
 

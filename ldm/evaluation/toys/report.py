@@ -10,7 +10,7 @@ generated from `seed + k n + i`.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from ldm.pipelines.generation import SamplingOptions, generate_images
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.errors import UserError
+from ldm.utils.terminal import Parts
 from ldm.utils.untrusted_files import read_yaml
 
 FAR = (
@@ -70,9 +71,12 @@ def evaluate_toy(run: Path, options: EvaluationOptions) -> dict:
     sampling = replace(options.sampling, batch_size=4096)
     plan = Plan(samples=options.samples, seed=options.seed, sampling=sampling)
     pipeline, toy = load_pipeline(run, device=options.device), toy_named(data.toy.name)
-    metrics = measure(pipeline, toy, plan, data.toy.captions)
-    points = torch.from_numpy(splits(data)["validation"].points[: plan.likelihoods])
-    metrics["likelihood"] = likelihood_section(pipeline, toy, points)
+    classes = toy.parts if data.toy.captions else ()
+    with Parts(parts_of(plan, classes)) as parts:
+        metrics = measure(pipeline, toy, plan, data.toy.captions, parts.begin)
+        points = torch.from_numpy(splits(data)["validation"].points[: plan.likelihoods])
+        parts.begin("likelihood")
+        metrics["likelihood"] = likelihood_section(pipeline, toy, points)
     metrics = {"toy": data.toy.name, "summary": quoted(metrics)} | metrics
     options.output.mkdir(parents=True, exist_ok=True)
     write_metrics(metrics, options.output)
@@ -80,14 +84,34 @@ def evaluate_toy(run: Path, options: EvaluationOptions) -> dict:
     return metrics
 
 
-def measure(pipeline: Pipeline, toy: Toy, plan: Plan, captions: bool = False) -> dict[str, Any]:
-    """All numbers as a dict fit for JSON; `captions`: whether the model knows the modes by name."""
-    started = time.monotonic()
-    sets = [generate_points(pipeline, "", plan, plan.seed + k * plan.samples) for k in range(plan.sets)]
+def parts_of(plan: Plan, classes: Sequence[str]) -> dict[str, float]:
+    """The parts of the work, as progress tells of them, with the number of points; 0 = none are generated."""
+    parts: dict[str, float] = {f"set {k + 1} of the model's points": plan.samples for k in range(plan.sets)}
+    if classes:
+        parts["points of each mode"] = plan.samples
+    return parts | {"distances": 0.0, "likelihood": 0.0}
+
+
+def measure(
+    pipeline: Pipeline,
+    toy: Toy,
+    plan: Plan,
+    captions: bool = False,
+    begin: Callable[[str], None] = lambda part: None,
+) -> dict[str, Any]:
+    """All numbers as a dict fit for JSON; `captions`: whether the model knows the modes by name.
+
+    `begin`: is told which of the `parts_of` it begins.
+    """
+    started, sets = time.monotonic(), []
+    for k in range(plan.sets):
+        begin(f"set {k + 1} of the model's points")
+        sets.append(generate_points(pipeline, "", plan, plan.seed + k * plan.samples))
     seconds = (time.monotonic() - started) / plan.sets
     fresh = [fresh_points(toy, plan, j) for j in range(plan.fresh)]
     if sets[0].shape[1] != toy.dims:
         raise UserError(f"the model generates points of {sets[0].shape[1]} numbers, the toy has {toy.dims}")
+    begin("distances")
     metrics: dict[str, Any] = {
         "plan": plan.as_json() | {"defaults": pipeline.defaults},
         "seconds_per_set": round(seconds, 2),
@@ -98,6 +122,7 @@ def measure(pipeline: Pipeline, toy: Toy, plan: Plan, captions: bool = False) ->
     if toy.parts:
         metrics["modes"] = mode_section(toy, torch.cat(sets))
     if captions:
+        begin("points of each mode")
         metrics["classes"] = class_section(pipeline, toy, plan)
     metrics["seconds"] = round(time.monotonic() - started)
     return metrics
@@ -252,12 +277,19 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     spread = summary["spread_between_sets"]
     found = [("generated", summary["drawn"])]
     for name, ratio in summary["sliced_wasserstein_ratio"].items():
-        found.append((f"distance to data ({name}), 1 = as two sets of data", f"{ratio:.2f} ± {spread[name]:.2f}"))
-    nll = f"{summary['nll_of_samples']:.3f} nats, of data {summary['nll_of_data']:.3f}"
+        found.append(
+            (
+                f"distance to data ({name}); lower is better, two sets of real data have 1",
+                f"{ratio:.2f} ± {spread[name]:.2f}",
+            )
+        )
+    nll = f"{summary['nll_of_samples']:.3f} nats, real data {summary['nll_of_data']:.3f}"
     found.append(("negative log-likelihood of samples under the data", nll))
     if "model_nll_of_data_less_the_true_one" in summary:
         gap, error = summary["model_nll_of_data_less_the_true_one"]
-        found.append(("the same of data under the model, above the true one", f"{gap:.4f} ± {error:.4f} nats"))
+        found.append(
+            ("the same of data under the model, above the true one; 0 is best", f"{gap:.4f} ± {error:.4f} nats")
+        )
     if "modes_covered" in summary:
         worst = f"largest error of a weight {summary['worst_weight_error_in_points']:.2f} points"
         found.append(("modes covered", f"{summary['modes_covered']}, {worst}"))

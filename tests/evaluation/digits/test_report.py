@@ -73,6 +73,9 @@ def test_a_model_that_obeys_is_told_from_one_that_draws_all_in_blue(judged, tmp_
     assert bad["seen"]["ink"]["share"] < 0.2 and bad["seen"]["digit"]["share"] > 0.5
     assert json.loads((tmp_path / "report" / "metrics.json").read_text())["sections"] == bad
     assert (tmp_path / "report" / "heldout.png").is_file()
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert page.count("<h3>") == 5 and page.count("data:image/png;base64,") == 4 and "http" not in page
+    assert page.index("Is the digit right?") < page.index("data:image/png")
     printed = capsys.readouterr().out
     assert "heldout" in printed and "both" in printed
 

@@ -200,6 +200,8 @@ def test_the_whole_report_of_a_tiny_random_model(reports):
     assert saved["summary"]["layout"]["value"] == saved["adherence"]["layout"]["measures"]["layout"]["value"]
     text = (folder / "first" / "index.html").read_text(encoding="utf-8")
     assert text.count("data:image/png;base64,") == 11 and "src='data:" in text and "http" not in text
+    assert text.count("<h3>") == 5 and text.index("<h3>") < text.index("data:image/png") < text.index("<h2>")
+    assert not {"ceiling", "floor"} & {*text.lower().split()}
     with Image.open(folder / "first" / "layout.png") as page:
         assert page.width == 16 * 22  # its pictures are 16 pixels wide
 

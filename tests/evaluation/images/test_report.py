@@ -18,7 +18,7 @@ from ldm.evaluation.images import in_words, one_word, samples
 from ldm.evaluation.images import report as pictures
 from ldm.evaluation.run_loading import open_run
 from ldm.hub.export import export
-from ldm.hub.model_card import rows
+from ldm.hub.metrics_in_words import rows
 from ldm.models.identity_autoencoder import IdentityAutoencoder
 from ldm.models.lora import Adapter, save_lora
 from ldm.pipelines import model_folder
@@ -122,17 +122,17 @@ def likeness(ours, real, blurred, error):
 
 
 def test_a_measure_that_cannot_tell_real_images_from_blurred_ones_says_nothing():
-    assert in_words.standing(likeness(15, 10, 30, 1), "fd") == "75% of the way from blurred to real"
-    assert in_words.standing(likeness(31, 10, 30, 1), "fd") == "no better than blurred real images"
-    assert in_words.standing(likeness(9, 10, 30, 1), "fd") == "100% of the way from blurred to real"
-    assert in_words.standing(likeness(15, 10, 30, 10), "fd").startswith("says nothing")
-    assert in_words.standing(likeness(15, 30, 10, 1), "fd").startswith("says nothing")  # the wrong way round
+    assert in_words.between(likeness(15, 10, 30, 1), "fd") == "75% of the way from blurred to real"
+    assert in_words.between(likeness(31, 10, 30, 1), "fd") == "no better than blurred real images"
+    assert in_words.between(likeness(9, 10, 30, 1), "fd") == "100% of the way from blurred to real"
+    assert in_words.between(likeness(15, 10, 30, 10), "fd").startswith("says nothing")
+    assert in_words.between(likeness(15, 30, 10, 1), "fd").startswith("says nothing")  # the wrong way round
 
 
 @pytest.mark.parametrize(
     "share, low, n, said",
     [
-        (0.3, 0.2, 200, "60% of what real images reach"),
+        (0.3, 0.2, 200, "57% of the way from chance to real images"),
         (0.3, 0.02, 200, "no better than chance"),
         (0.3, 0.2, 32, "small"),
     ],
@@ -243,11 +243,12 @@ def test_a_run_on_ones_own_pictures_is_measured_by_them(project, tmp_path, capsy
     quoted = rows(metrics)
     assert metrics["settings"]["guidance_scale"] == 2 and "%" not in quoted["ssim"]
     assert (
-        "ceiling" in quoted["own_caption_first"]
+        "real images " in quoted["own_caption_first"]
         and {"follows_one_word", "near_copies", "psnr", "ssim"} <= quoted.keys()
     )
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert text.count("data:image/png;base64,") == 4 and "http" not in text
+    assert text.count("<h3>") == 4 and text.index("Do they show the caption?") < text.index("data:image/png")
     with Image.open(tmp_path / "drawn.png") as sheet:
         assert sheet.width == 8 * (128 + 4)
 
@@ -275,7 +276,7 @@ def test_a_model_that_draws_the_held_out_pictures_gets_what_they_get(project, tm
     metrics = evaluate(project / "ldm", tmp_path)
     assert metrics["one_word"]["share"] == metrics["one_word"]["ceiling"] == 1
     assert metrics["one_word"]["unchanged"] == 0 and 0 < metrics["one_word"]["pixels"] < 0.9
-    standing = in_words.standing(metrics["likeness"], "precision")  # the features of so small a CLIP depend on the CPU
+    standing = in_words.between(metrics["likeness"], "precision")  # the features of so small a CLIP depend on the CPU
     assert standing.startswith(("100% of the way", "says nothing: it cannot tell blurred images from real ones"))
     assert {"kid", "kid_of_real"} <= rows(metrics).keys()
     assert metrics["words"]["share"] == metrics["words"]["ceiling"] and metrics["words"]["n"] == len(held)

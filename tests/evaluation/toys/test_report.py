@@ -114,6 +114,9 @@ def test_what_a_run_was_trained_on_decides_how_it_is_judged(tmp_path, monkeypatc
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert metrics["toy"] == "8_gaussians" and metrics["plan"]["samples"] == 800 and metrics["plan"]["steps"] == 10
     assert abs(metrics["likelihood"]["gap"]) < 0.01  # the exact denoiser has the true density
-    assert metrics["summary"]["modes_covered"] == "8 of 8" and "8 of 8" in (said := capsys.readouterr().out)
+    said, progress = capsys.readouterr()
+    assert metrics["summary"]["modes_covered"] == "8 of 8" and "8 of 8" in said
+    stages = [line.split(",")[0] for line in progress.splitlines() if line.startswith("[")]
+    assert stages[0] == "[1/8] set 1 of the model's points" and stages[-1] == "[8/8] likelihood" and len(stages) == 8
     assert "modes covered" in said and "{" not in said and said.endswith("metrics.json: all numbers\n")
     assert command.source_of(None) == command.source_of(tmp_path / "none") == command.source_of("user/name") == ""
