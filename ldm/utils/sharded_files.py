@@ -3,12 +3,12 @@
 Every process writes its own file. Any number of processes reads them, each what it needs; nothing is pickled.
 """
 
-import errno
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.utils.atomic_files import FULL, DiskFull
 from ldm.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,18 +32,13 @@ def write(checkpoint: Path, tensors: dict[str, "Tensor"], group: Any = None) -> 
     folder = checkpoint / SHARDS
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        dcp.save(dict(tensors), storage_writer=writer, process_group=group)
+        with _without_remarks():
+            dcp.save(dict(tensors), storage_writer=writer, process_group=group)
     except dcp.CheckpointException as failed:
         rank, (error, _) = next(iter(failed.failures.items()))
-        kind = DiskFull if getattr(error, "errno", None) in FULL or _names_full(error) else UserError
-        raise kind(
+        raise UserError(
             f"process {rank + 1} cannot write {folder}: {error}; make room or choose another --output-dir"
         ) from error
-
-
-def _names_full(error: BaseException) -> bool:
-    """safetensors has an exception of its own, which has the number of the system's error in its text."""
-    return any(f"os error {number}" in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 def shapes(checkpoint: Path) -> dict[str, "Size"]:
@@ -55,8 +50,7 @@ def read_into(checkpoint: Path, tensors: dict[str, "Tensor"]) -> None:
     """Fill these tensors, whole ones or this process's part of distributed ones; no other process is asked."""
     import torch.distributed.checkpoint as dcp
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+    with _without_remarks():
         dcp.load(dict(tensors), storage_reader=_reader(checkpoint), no_dist=True)
 
 
@@ -76,6 +70,14 @@ def by_group(tensors: dict[str, "Tensor"]) -> dict[str, dict[str, "Tensor"]]:
         group, name = full.split("/", 1)
         groups.setdefault(group, {})[name] = tensor
     return groups
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Torch remarks on one process that it is alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _entries(checkpoint: Path) -> dict[str, Any]:

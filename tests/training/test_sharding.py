@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from commands import BIN, ROOT, run
-from forked import until, world
+from forked import world
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_trainings import assert_same_run, losses, settings_of, task_of, write_project
@@ -24,6 +24,7 @@ from ldm.training.world import together
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils import sharded_files
 from ldm.utils.assets import shipped_configs
+from ldm.utils.errors import UserError
 
 STEPS, HALF = 20, 10
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -80,18 +81,21 @@ def assert_near(one, other, tolerance):
     assert losses(one) == pytest.approx(losses(other), rel=tolerance) and list(losses(one)) == [*range(1, STEPS + 1)]
     ours, theirs = (checkpoint.load(run / "checkpoints" / checkpoint.name(STEPS))[0] for run in (one, other))
     for group in GROUPS:
-        assert ours[group].keys() == theirs[group].keys() and ours[group]
-        for name, value in ours[group].items():
-            torch.testing.assert_close(value, theirs[group][name], rtol=100 * tolerance, atol=10 * tolerance)
+        assert_close(ours[group], theirs[group], tolerance)
     images = [path.name for path in sorted((one / "samples").iterdir())]
     assert len(images) == 6  # raw and EMA, at the begin, the half and the end
     for name in images:
         first, second = (np.asarray(Image.open(run / "samples" / name), dtype=int) for run in (one, other))
         assert np.abs(first - second).max() <= 1
     first, second = (load_file(run / "final/unet/diffusion_pytorch_model.safetensors") for run in (one, other))
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        torch.testing.assert_close(value, second[name], rtol=100 * tolerance, atol=10 * tolerance)
+    assert_close(first, second, tolerance)
+
+
+def assert_close(ours, theirs, tolerance):
+    assert ours.keys() == theirs.keys() and ours
+    for name, value in ours.items():
+        if not name.endswith("k_proj.bias"):  # softmax does not see it: Adam follows what rounding leaves of a zero
+            torch.testing.assert_close(value, theirs[name], rtol=100 * tolerance, atol=10 * tolerance)
 
 
 @pytest.mark.slow
@@ -125,18 +129,30 @@ def test_settings_of_a_training_mean_the_same_in_shards(changes, project, tmp_pa
     assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), rel=1e-2 if bf16 else 1e-5)
 
 
+def train_until_killed(project, run, environment, changes):
+    """The second process is killed while both write the last checkpoint."""
+    write = sharded_files.write
+
+    def write_or_die(folder, tensors, group):
+        if os.environ["RANK"] == "1" and checkpoint.name(STEPS) in folder.name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(folder, tensors, group)
+
+    sharded_files.write = write_or_die
+    train(project, run, environment, changes)
+
+
 @pytest.mark.slow
-def test_a_killed_training_continues_to_the_same_end(project, sharded, tmp_path):
-    run = tmp_path / "run"
-    children = start(project, run, FSDP)
-    until(lambda: max(losses(run), default=0) > HALF)
-    children[1].kill(signal.SIGKILL)
-    children[1].wait()
-    assert children[0].wait() == 2 and "Traceback" not in children[0].said()
-    if (run / "final").exists():
-        pytest.skip("it ended before it was killed")
-    assert f"resumed {run / 'checkpoints' / checkpoint.name(HALF)}" in trained(project, run, FSDP)
-    assert_same_run(run, sharded)
+def test_a_training_killed_while_it_saves_continues_to_the_same_end(project, sharded, tmp_path):
+    folder = tmp_path / "run"
+    main, other = world(partial(train_until_killed, project, folder, FSDP, {}), tmp_path / "said", 2)
+    assert other.wait() == -signal.SIGKILL and main.wait() == 2
+    assert "Traceback" not in main.said() and "--resume auto continues from the last checkpoint" in main.said()
+    (saved,) = checkpoint.saved(folder / "checkpoints")
+    assert saved.name == checkpoint.name(HALF) and not (folder / "final").exists()
+    assert f"resumed {saved}" in trained(project, folder, FSDP)
+    assert_same_run(folder, sharded)
+    assert not [*(folder / "checkpoints").glob(".*")]  # nothing unfinished is left
 
 
 @pytest.mark.slow
@@ -160,16 +176,33 @@ def forget(run, step):
     checkpoint.delete([path for path in checkpoint.saved(run / "checkpoints") if path.name > checkpoint.name(step)])
 
 
+def launched(project, run_folder, config, **environment):
+    """What `accelerate launch` says that trains in two processes."""
+    here = run_folder.parent
+    (here / "ldm.yaml").write_text(to_yaml(settings(project, run_folder)))
+    path = shipped_configs() / "accelerate" / config
+    launch = ["launch", "--config_file", path, "--num_processes", 2, "--main_process_port", 0]
+    words = [ROOT / "train_ldm.py", "ldm.yaml", "--output-dir", run_folder]
+    return run(BIN / "accelerate", *launch, *words, cwd=here, **environment)
+
+
 @pytest.mark.slow
 def test_the_real_launcher_shards(project, sharded, tmp_path):
-    (tmp_path / "ldm.yaml").write_text(to_yaml(settings(project, tmp_path / "run")))
-    config = shipped_configs() / "accelerate" / "eight-gpus-fsdp.yaml"
-    launch = ["launch", "--config_file", config, "--num_processes", 2, "--main_process_port", 0]
-    words = [ROOT / "train_ldm.py", "ldm.yaml", "--output-dir", tmp_path / "run"]
-    said = run(BIN / "accelerate", *launch, *words, cwd=tmp_path, ACCELERATE_USE_CPU="true")
+    said = launched(project, tmp_path / "run", "eight-gpus-fsdp.yaml", ACCELERATE_USE_CPU="true")
     assert "in shards (FSDP2)" in said
     assert losses(tmp_path / "run") == pytest.approx(losses(sharded), rel=1e-5)
     assert sharded_files.is_sharded(tmp_path / "run" / "checkpoints" / checkpoint.name(STEPS))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_shard(project, tmp_path):
+    for name in ("eight-gpus-fsdp", "eight-gpus"):
+        (tmp_path / name).mkdir()
+        said = launched(project, tmp_path / name / "run", f"{name}.yaml")
+        assert ("in shards (FSDP2)" in said) == (name == "eight-gpus-fsdp")
+    one, other = (losses(tmp_path / name / "run") for name in ("eight-gpus-fsdp", "eight-gpus"))
+    assert one == pytest.approx(other, rel=1e-3)
 
 
 def test_shards_are_read_whole_and_in_part(tmp_path):
@@ -188,9 +221,15 @@ def test_shards_are_read_whole_and_in_part(tmp_path):
     assert checkpoint.load(tmp_path / "step", whole=False)[0] == {}
 
 
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="process 1 cannot write .*file.*; make room or choose another --output-dir"):
+        sharded_files.write(tmp_path / "file", {"model/a": torch.ones(1)})
+
+
 def test_layers_are_blocks_or_those_that_are_named():
     net = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Sequential(torch.nn.Linear(1, 1)))
     assert layers_of(net, None) == layers_of(net, ()) == []
     assert layers_of(net, ("Linear",)) == [net[1][0], net[0]]
-    with pytest.raises(Exception, match="fsdp_transformer_layer_cls_to_wrap Conv2d: the model has none"):
+    with pytest.raises(UserError, match="fsdp_transformer_layer_cls_to_wrap Conv2d: the model has none"):
         layers_of(net, ("Linear", "Conv2d"))
