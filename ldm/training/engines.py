@@ -49,7 +49,7 @@ class Replicated:
         """Within this context gradients are not exchanged."""
         return self.accelerator.no_sync(module)
 
-    def clip_grad_norm(self, most: float) -> Tensor | None:
+    def clip_grad_norm(self, most: float) -> Tensor:
         """Scale the gradients so that their norm is at most `most`; the norm that they had."""
         return self.accelerator.clip_grad_norm_(self.module.parameters(), most)
 

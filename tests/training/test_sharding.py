@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 from tiny_trainings import assert_same_run, losses, settings_of, task_of, write_project
 
 from ldm.config.loading import to_yaml
+from ldm.data import build
 from ldm.training.distributed import start_world
 from ldm.training.engines import layers_of
 from ldm.training.run_directory import open_run
+from ldm.training.tasks.distillation import distillation_task
 from ldm.training.trainer import Trainer
 from ldm.training.world import together
 from ldm.utils import checkpoint_files as checkpoint
@@ -36,14 +38,17 @@ def project(tmp_path_factory):
     return write_project(tmp_path_factory.mktemp("project") / "project")
 
 
-def settings(project, run, **changes):
-    """An LDM whose text encoder learns too; without dropout, so that the number of processes does not matter."""
+def settings(project, run, distilled=False, **changes):
+    """An LDM whose text encoder learns too, or a student; without dropout, as then processes may be one or two."""
     options = {"num_steps": STEPS, "save_every": HALF, "sample_every": HALF, "keep_checkpoints": 4} | changes
     ours = settings_of("ldm", project, run, **options)
     changed = {
         "text": ours.text.model_copy(update={"train": True}),
         "model": ours.model.model_copy(update={"dropout": 0.0}),
     }
+    if distilled:
+        teacher = {"teacher": str(project / "model"), "steps": 2}
+        changed |= {"text": ours.text, "distill": ours.distill.model_copy(update=teacher)}
     return ours.model_copy(update=changed)
 
 
@@ -55,7 +60,13 @@ def train(project, run, environment, changes):
         start_world()
         ours = settings(project, run, **changes)
         open_run(ours, "ldm")
-        Trainer(task_of("ldm", ours, run), ours, run).fit()
+        Trainer(task(ours, run), ours, run).fit()
+
+
+def task(ours, run):
+    if ours.distill.teacher:
+        return distillation_task(ours, build(ours.data), run, torch.device("cpu"))
+    return task_of("ldm", ours, run)
 
 
 def start(project, run, environment, size=2, **changes):
@@ -113,8 +124,12 @@ def test_shards_train_as_ddp_does(project, sharded, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [{"gradient_accumulation_steps": 2, "gradient_checkpointing": True}, {"mixed_precision": "bf16", "ema_decay": 0.0}],
-    ids=["accumulated", "bf16"],
+    [
+        {"gradient_accumulation_steps": 2, "gradient_checkpointing": True},
+        {"mixed_precision": "bf16", "ema_decay": 0.0},
+        {"distilled": True},
+    ],
+    ids=["accumulated", "bf16", "distilled"],
 )
 def test_settings_of_a_training_mean_the_same_in_shards(changes, project, tmp_path):
     changes = changes | {"num_steps": 4, "save_every": 4, "sample_every": 0}
