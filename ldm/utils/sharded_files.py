@@ -29,11 +29,11 @@ def write(checkpoint: Path, tensors: dict[str, "Tensor"], group: Any = None) -> 
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
-    folder, ordered = checkpoint / SHARDS, dict(sorted(tensors.items()))  # the same files after a resume
+    folder = checkpoint / SHARDS
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
         with _without_remarks():
-            dcp.save(ordered, storage_writer=writer, process_group=group)
+            dcp.save(dict(tensors), storage_writer=writer, process_group=group)
     except dcp.CheckpointException as failed:
         rank, (error, _) = next(iter(failed.failures.items()))
         raise UserError(
