@@ -169,6 +169,17 @@ def test_a_training_killed_while_it_saves_continues_to_the_same_end(project, sha
     assert not [*(folder / "checkpoints").glob(".*")]  # nothing unfinished is left
 
 
+def train_apart(project, folder):
+    train(project, folder / os.environ["RANK"] / "run", FSDP, {})
+
+
+@pytest.mark.slow
+def test_machines_without_a_disk_in_common_are_refused(project, tmp_path):
+    children = world(partial(train_apart, project, tmp_path), tmp_path / "said", 2, nodes=True)
+    for child in children:
+        assert child.wait() == 2 and "FSDP needs an --output-dir that all machines share" in child.said()
+
+
 @pytest.mark.slow
 def test_one_process_continues_what_two_began_and_two_what_one_did(project, sharded, tmp_path):
     run = tmp_path / "run"
