@@ -142,6 +142,8 @@ def fit(
     quiet_libraries()
     state = start_world()
     settings, notes = followed(part, settings, state.device)
+    if part == "ldm":
+        check_sharding(settings)
     # The main process makes what a shared disk lacks, then the first of each node what its own lacks, then all read.
     with state.main_process_first(), state.local_main_process_first():
         run = open_run(settings, part)
@@ -157,6 +159,14 @@ def fit(
         from ldm.models.autoencoder import load_vae
 
         write_report(load_vae(run), data.validation, run, data.train)
+
+
+def check_sharding(settings: Any) -> None:
+    """Raises: UserError, before the work, for a setting of a denoiser with which the launcher's FSDP does not work."""
+    from ldm.training.distributed import precision, start_world
+    from ldm.training.sharding_options import check_settings
+
+    check_settings(settings, precision(settings.train.mixed_precision, start_world().device))
 
 
 def quiet_libraries() -> None:
@@ -337,6 +347,7 @@ def train_project(config: Path, given: dict, output: str | None = None) -> None:
     from ldm.utils.runtime import prepare_threads
 
     chosen = {part: load(part, config, settings_for(part, given)) for part in STAGES}
+    check_sharding(chosen["ldm"])
     parts = stages(chosen["ldm"])  # type: ignore[arg-type]
     prepare_threads(chosen["ldm"].train.threads)
     quiet_libraries()

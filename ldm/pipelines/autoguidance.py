@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ldm.pipelines.networks import NETWORKS
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils import checkpoint_files as checkpoint
+from ldm.utils import sharded_files
 from ldm.utils.errors import UserError
 
 Load = Callable[..., Pipeline]  # `load_pipeline`, which imports this module
@@ -30,7 +31,8 @@ def load_weak(path: str | Path, main: Pipeline, load: Load) -> Pipeline:
     Raises: UserError if there is no such model, or its autoencoder is another one.
     """
     folder = Path(path).expanduser()
-    if not (folder / checkpoint.MANIFEST).is_file() or not (folder / "model.safetensors").is_file():
+    whole = (folder / "model.safetensors").is_file()
+    if not (folder / checkpoint.MANIFEST).is_file() or not (whole or sharded_files.is_sharded(folder)):
         weak = load(path, device=main.device, dtype=main.dtype)
     else:
         weak = _from_checkpoint(folder, main, load)
@@ -44,8 +46,7 @@ def _from_checkpoint(folder: Path, main: Pipeline, load: Load) -> Pipeline:
     """The run's pipeline as it was then; of an unfinished run it is the main one with that run's weights."""
     if fault := checkpoint.verify(folder):
         raise UserError(f"checkpoint {folder} cannot be used: {fault}")
-    averaged = folder / "ema.safetensors"
-    tensors = load_file(averaged if averaged.is_file() else folder / "model.safetensors")
+    tensors = _weights(folder)
     run = folder.resolve().parents[1]
     if (run / "final" / "unet").is_dir():
         weak = load(run, device=main.device, dtype=main.dtype)
@@ -56,6 +57,15 @@ def _from_checkpoint(folder: Path, main: Pipeline, load: Load) -> Pipeline:
         raise UserError(f"checkpoint {folder} is of another denoiser than the one it should fill")
     _fill(weak.text_encoder, "text_encoder", tensors)  # it is there where it was trained along
     return weak
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    """The averaged weights of a checkpoint, or those in training where none were averaged."""
+    if sharded_files.is_sharded(folder):
+        groups = sharded_files.read_whole(folder)
+        return groups.get("ema") or groups["model"]
+    averaged = folder / "ema.safetensors"
+    return load_file(averaged if averaged.is_file() else folder / "model.safetensors")
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from diffusers import ModelMixin
 from torch import nn
 
 from ldm.config.settings import TrainOptions
-from ldm.training import world
+from ldm.training import sharding_options, world
 from ldm.training.devices import asked_for_cpu
 from ldm.training.launcher import asked_precision, launcher_words, option
 from ldm.training.optimizer import native_bf16
@@ -18,7 +18,6 @@ from ldm.utils.errors import UserError, out_of_memory
 from ldm.utils.runtime import usable_cores
 
 ENGINES = {
-    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config (tensor, context or expert parallelism)",
@@ -46,6 +45,7 @@ def checkpoint_gradients(module: nn.Module) -> nn.Module:
 def start_world() -> PartialState:
     """Join the processes that the launcher started. Without CUDA, several processes means several CPU processes."""
     check_engine()
+    sharding_options.take_over()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     patience = {"timeout": world.PATIENCE} if several else {}
     state = PartialState(cpu=asked_for_cpu() or (several and not torch.cuda.is_available()), **patience)
@@ -65,8 +65,8 @@ def check_engine() -> None:
     for variable, name in ENGINES.items():
         if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
             raise UserError(
-                f"accelerate launch asks for {name}, which is not supported: every process holds the complete model "
-                "(DDP); answer no to it in `accelerate config`, or use a file of configs/accelerate"
+                f"accelerate launch asks for {name}, which is not supported: processes hold the complete model (DDP) "
+                "or shards of it (FSDP 2); answer no to it in `accelerate config`, or use a file of configs/accelerate"
             )
 
 

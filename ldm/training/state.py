@@ -20,6 +20,7 @@ from ldm.training.validation import Validation
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import DiskFull, require_free_space
 from ldm.utils.errors import UserError
+from ldm.utils.sharded_files import SHARDS
 
 MAX_SKIPPED = 3  # steps in a row whose gradients are not finite
 MAX_SKIPPED_FP16 = 24  # the scale of fp16 losses begins too high on purpose, and is halved each time
@@ -76,9 +77,7 @@ class TrainingState:
                 raise UserError(
                     f"{group} {bad} became non-finite before step {self.step} and is not saved: {LOWER_RATE}"
                 )
-        scale = None if self.scaler is None else self.scaler.state_dict()
-        state = {"step": self.step, "skipped": self.skipped, "ema_steps": self.ema.optimization_step, "scaler": scale}
-        state |= {"validations": self.validations} | self.origin
+        state = self._numbers()
         try:
             checkpoint.save(path, groups, state)
         except DiskFull:  # superseded checkpoints can be deleted
@@ -115,6 +114,12 @@ class TrainingState:
         each = 3 * weights + sum(p.numel() * p.element_size() for p in self.ema.shadow_params)
         count = max(1, keep + 1 - len(checkpoint.saved(folder)))  # the oldest is deleted after the newest is written
         require_free_space(folder, each * count, f"{count} checkpoints", "make room or choose another --output-dir")
+
+    def _numbers(self) -> dict[str, Any]:
+        """What a checkpoint holds beside tensors."""
+        scale = None if self.scaler is None else self.scaler.state_dict()
+        state = {"step": self.step, "skipped": self.skipped, "ema_steps": self.ema.optimization_step, "scaler": scale}
+        return state | {"validations": self.validations} | self.origin
 
     def _gather(self) -> dict[str, dict[str, Tensor]]:
         """Tensors by group and name; frozen components belong to other runs."""
@@ -159,17 +164,18 @@ class TrainingState:
             self.optimizer.state[parameter][key] = value
 
 
-def find(run: Path, wanted: str) -> tuple[Path, checkpoint.Content] | None:
+def find(run: Path, wanted: str, whole: bool = True) -> tuple[Path, checkpoint.Content] | None:
     """The checkpoint of a run to resume from and its content, None for a fresh start.
 
     Args:
         wanted: 'auto' (the newest valid one, if there is any), 'never', or a checkpoint's folder.
+        whole: see `ldm.utils.checkpoint_files.load`.
     Raises: UserError where a fresh start would pass over checkpoints, or if the one that is named is damaged.
     """
     folder = run / "checkpoints"
     if wanted not in ("auto", "never"):
-        return Path(wanted), checkpoint.load(Path(wanted))
-    found = checkpoint.load_newest(folder) if wanted == "auto" else None
+        return Path(wanted), checkpoint.load(Path(wanted), whole)
+    found = checkpoint.load_newest(folder, whole) if wanted == "auto" else None
     others = checkpoint.saved(folder)
     if found is None and others:
         reason = "" if wanted == "never" else f", none valid ({others[-1].name}: {checkpoint.verify(others[-1])})"
@@ -182,7 +188,9 @@ def weights_of(found: tuple[Path, checkpoint.Content] | None) -> dict[str, str]:
     if found is None:
         return {"the checkpoint": "none"}
     manifest = json.loads((found[0] / checkpoint.MANIFEST).read_text(encoding="utf-8"))
-    return {"the checkpoint": f"{found[0].name} ({manifest['files']['model.safetensors']['sha256'][:12]})"}
+    files = manifest["files"]
+    weights = files.get("model.safetensors") or next(files[name] for name in sorted(files) if name.startswith(SHARDS))
+    return {"the checkpoint": f"{found[0].name} ({weights['sha256'][:12]})"}
 
 
 def rewind(run: Path, step: int) -> list[str]:

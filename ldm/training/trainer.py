@@ -24,11 +24,13 @@ from ldm.training.distributed import (
     loader_workers,
 )
 from ldm.training.ema import EMA
+from ldm.training.engines import build_engine
 from ldm.training.optimizer import build_optimizer, lr_factor
 from ldm.training.progress import Meter
 from ldm.training.resume_rules import comparable
 from ldm.training.run_directory import lock_run, record
 from ldm.training.run_log import RunLog, shortened
+from ldm.training.sharded_state import ShardedState
 from ldm.training.state import TrainingState, find, rewind, weights_of
 from ldm.training.task import BatchSlice, LossAndMetrics, Task
 from ldm.training.validation import VALUES, best_of, due, last_step, summary, wanted
@@ -52,18 +54,16 @@ class Trainer:
         self.accelerator = build_accelerator(self.train, run, task.find_unused_parameters)
         self.log = RunLog(self.accelerator, run, self.train.report_to)
         self.writes = writes_to(run)  # checkpoints and the finished model; the log and images: the main process
-        task.module.to(self.accelerator.device)
         if self.train.gradient_checkpointing:
             checkpoint_gradients(task.module)
-        if self.accelerator.mixed_precision != "no" and (task.channels_last or self.accelerator.device.type == "cuda"):
-            task.module.to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(task.module, settings.optim)
-        self.ema = EMA(task.model.parameters() if self.train.ema_decay else [], decay=self.train.ema_decay)
+        self.engine = build_engine(self.accelerator, task, settings, self.writes)
+        self.module, self.model = self.engine.module, self.engine.model
+        self.optimizer = build_optimizer(self.module, settings.optim)
+        self.ema = EMA(self.model.parameters() if self.train.ema_decay else [], decay=self.train.ema_decay)
         origin = {"settings": settings.model_dump(mode="json"), "identity": task.fingerprints}
         origin["images"] = task.num_samples
-        self.state = TrainingState(
-            task.module, task.model, self.optimizer, self.ema, origin, scaler=self.accelerator.scaler
-        )
+        state = ShardedState if self.engine.sharded else TrainingState
+        self.state = state(self.module, self.model, self.optimizer, self.ema, origin, scaler=self.accelerator.scaler)
         self.batches = Batches(task, settings.seed)
         self.held = DeferredSignals()
         self.validates = False  # whether checkpoints are compared; `fit` decides
@@ -100,8 +100,7 @@ class Trainer:
 
     def _train(self) -> None:
         first = self.step
-        # The moments are where they belong; counts of steps that lie on a GPU would be read from it one by one.
-        module, optimizer = self.accelerator.prepare(self.task.module, self.optimizer, device_placement=[None, False])
+        module, optimizer = self.engine.prepare(self.optimizer)
         if self.train.compile:
             module = torch.compile(module)
         if self.accelerator.is_main_process and self.accelerator.log_with:
@@ -110,7 +109,7 @@ class Trainer:
         world, precision = self.accelerator.num_processes, self.accelerator.mixed_precision
         self.log.say(
             f"{self.run}: step {self.step} of {self.train.num_steps}, {f'{world} processes, ' if world > 1 else ''}"
-            f"{'fp32' if precision == 'no' else precision}, {self.accelerator.device}"
+            f"{'fp32' if precision == 'no' else precision}, {self.accelerator.device}{self.engine.text}"
         )
         if remark := small_buckets(self.task.buckets, self.train.batch_size):
             self.log.say(remark)
@@ -124,7 +123,7 @@ class Trainer:
                 meter.show_first()
             self._after_step(meter)
         self._enter("waiting for the finished model", WAITING, uncut=self.writes)
-        if self.writes:
+        if self.writes or self.engine.sharded:
             self._finish(trained=self.step > first)
         if self.accelerator.is_main_process and self.train.planned_minutes:
             if first == 0 and self.step == self.train.num_steps:
@@ -161,11 +160,11 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(derive_seed(self.settings.seed, self.step, self.accelerator.process_index))  # dropout
-        self.task.module.train()
+        self.module.train()
         try:
             losses = self._accumulate(module, micro_batches, meter)
             self._enter("the optimizer's step", OPTIMIZING)
-            norm = self.accelerator.clip_grad_norm_(self.task.module.parameters(), self.settings.optim.grad_clip)
+            norm = self.engine.clip_grad_norm(self.settings.optim.grad_clip)
             # A process's gradients are in everyone's mean, so all find the same; one number is read from the device.
             finite = math.isfinite(norm)
             if finite or self.accelerator.scaler is not None:  # which skips by itself, and has to hear of it
@@ -177,7 +176,7 @@ class Trainer:
             for loss, metrics in losses:
                 meter.add(loss, metrics)
             if self.train.ema_decay:
-                self.ema.step(self.task.model.parameters())
+                self.ema.step(self.model.parameters())
         items = "" if finite else self._first_items(self.step)
         if warning := self.state.count_step(finite, items):
             self.log.say(warning)
@@ -192,7 +191,7 @@ class Trainer:
                 pinned = device.type == "cuda"
                 batch = {key: value.to(device, non_blocking=pinned) for key, value in next(micro_batches).items()}
             self._enter("forward and backward", LOADING + 2 * micro + 1)
-            with self.accelerator.no_sync(module) if micro + 1 < accumulation else nullcontext():
+            with self.engine.no_sync(module) if micro + 1 < accumulation else nullcontext():
                 loss, metrics = module(**batch, progress=self.step / self.train.num_steps)
                 self.accelerator.backward(loss / accumulation)
             losses.append((loss, metrics))
@@ -236,7 +235,7 @@ class Trainer:
         """Write a checkpoint; see `TrainingState.save`."""
         self._enter("waiting for a checkpoint", WAITING)
         self.accelerator.wait_for_everyone()
-        if self.writes:
+        if self.writes or self.engine.sharded:
             self._enter("writing a checkpoint", WAITING, uncut=True)
             best = best_of(self.state.validations, self.train) if self.validates else None
             spare = checkpoint.name(int(best["step"])) if best else None
@@ -249,7 +248,7 @@ class Trainer:
             lock_run(self.run)
             remove_stale(self.checkpoints)
         self.accelerator.wait_for_everyone()
-        found = find(self.run, wanted)
+        found = find(self.run, wanted, whole=not self.engine.sharded)
         origin = self.state.origin
         agree(comparable(origin["settings"]), "give all processes the same settings")
         agree(origin["identity"], "give all processes the same files")
@@ -267,15 +266,14 @@ class Trainer:
         main = self.accelerator.is_main_process
         self._enter("reporting" if main else "waiting for a report", WAITING, alone=main)
         self.accelerator.wait_for_everyone()
-        if main:
-            self.task.module.eval()
-            numbers = self._report_of("raw")
-            if self.train.ema_decay:
-                with self.ema_weights():
-                    numbers |= self._report_of("ema")
-            if not self.held.pending:
-                self.log.write({"step": self.step} | numbers)
-                self.log.say(f"step {self.step} validation  {shortened(numbers)}")
+        numbers: dict[str, float] = {}
+        for weights in ["raw", "ema"][: 1 + bool(self.train.ema_decay)]:
+            if main or self.engine.sharded:
+                with self.engine.whole(self.ema if weights == "ema" else None):
+                    numbers |= self._report_of(weights) if main else {}
+        if main and not self.held.pending:
+            self.log.write({"step": self.step} | numbers)
+            self.log.say(f"step {self.step} validation  {shortened(numbers)}")
         self.accelerator.wait_for_everyone()
 
     def _report_of(self, weights: str) -> dict[str, float]:
@@ -283,6 +281,7 @@ class Trainer:
         numbers: dict[str, float] = {}
         if self.held.pending:
             return numbers
+        self.task.module.eval()
         folder = self.run / "samples"
         with self.held.deliver(), self.log.tolerated(OSError, f"cannot write to {folder}"):
             folder.mkdir(exist_ok=True, parents=True)
@@ -297,11 +296,12 @@ class Trainer:
         self._enter("validating" if main else "waiting for a validation", WAITING, uncut=main)
         self.accelerator.wait_for_everyone()
         numbers = torch.full((len(VALUES),), math.nan, dtype=torch.float64)
-        if main:
-            self.task.module.eval()
-            with self.ema_weights():
-                values = self.task.validate()
-            numbers = torch.tensor([values.get(name, math.nan) for name in VALUES], dtype=torch.float64)
+        if main or self.engine.sharded:
+            with self.exported_weights():
+                if main:
+                    self.task.module.eval()
+                    values = self.task.validate()
+                    numbers = torch.tensor([values.get(name, math.nan) for name in VALUES], dtype=torch.float64)
         numbers = numbers_of_main(numbers)
         found = {
             name: value
@@ -312,20 +312,22 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.log.write({"step": self.step} | {f"validation/{name}": value for name, value in found.items()})
 
-    def ema_weights(self) -> AbstractContextManager[None]:
-        """Within this context the model has the EMA weights, where there are any."""
-        return self.ema.swapped_in(self.task.model.parameters()) if self.train.ema_decay else nullcontext()
+    def exported_weights(self) -> AbstractContextManager[None]:
+        """Within this context the task's model has the EMA weights, where there are any."""
+        return self.engine.whole(self.ema if self.train.ema_decay else None)
 
     def _finish(self, trained: bool) -> None:
         """Write `final/`, unless it is valid and nothing was trained since."""
-        if not trained and checkpoint.finished(self.run):
+        if self.engine.of_main(not trained and checkpoint.finished(self.run)):
             self.log.say(f"already finished: {self.run / 'final'}")
             return
-        self.task.module.eval()
         if self.validates:
             self._take_best()
-        with self.ema_weights(), checkpoint.staged(self.run / "final") as folder:
-            self.task.finish(folder)
+        with self.exported_weights():
+            if self.writes:
+                self.task.module.eval()
+                with checkpoint.staged(self.run / "final") as folder:
+                    self.task.finish(folder)
         self.log.say(f"finished: {self.run / 'final'}")
 
     def _take_best(self) -> None:

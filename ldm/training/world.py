@@ -130,8 +130,18 @@ def agree(facts: Mapping[str, str], advice: str) -> None:
             f"{socket.gethostname()} and {main.get(name, 'missing')} for the main process: {advice}"
         )
     )
-    if first := next(filter(None, _world.gather(complaint)), ""):
+    if first := first_of_all(complaint):
         raise UserError(first)
+
+
+def first_of_all(text: str) -> str:
+    """The first text of all processes, by their order, that is not empty."""
+    return text if _world is None else next(filter(None, _world.gather(text)), "")
+
+
+def group() -> distributed.ProcessGroup | None:
+    """All processes, to talk on the CPU."""
+    return None if _world is None else _world.group
 
 
 def own_rank() -> int:

@@ -1,6 +1,7 @@
 """Checkpoints that are complete or absent: staged folder, fsync, manifest with sizes and sha256 last, one rename.
 
-A checkpoint holds model, EMA and optimizer tensors (safetensors) and the step (JSON). Nothing else is needed to
+A checkpoint holds model, EMA and optimizer tensors (safetensors; of a training in shards in `shards`, see
+`ldm.utils.sharded_files`) and the step (JSON). Nothing else is needed to
 resume: batches, noise, timesteps and dropout are functions of (seed, step), and the learning rate of the step.
 
 Formats of the manifest: 1, whose state is step, seed and EMA steps; 2, with settings and the digests of data and parts.
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.utils import atomic_files as disk
+from ldm.utils import sharded_files
 from ldm.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,21 +87,26 @@ def save(folder: Path, tensors: dict[str, dict[str, "Tensor"]], state: dict) -> 
         (stage / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
 
 
-def load(folder: Path) -> Content:
-    """Tensors and state of a checkpoint. Raises: UserError if it is not valid."""
+def load(folder: Path, whole: bool = True) -> Content:
+    """Tensors and state of a checkpoint; those that lie in shards only if they are wanted whole.
+
+    Raises: UserError if it is not valid.
+    """
     if fault := verify(folder) or (None if (folder / "state.json").is_file() else "it has no state.json"):
         raise UserError(f"checkpoint {folder} cannot be used: {fault}; --resume auto takes the newest whole one")
     from safetensors.torch import load_file
 
     groups = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    if whole and sharded_files.is_sharded(folder):
+        groups = sharded_files.read_whole(folder)
     return groups, json.loads((folder / "state.json").read_text(encoding="utf-8"))
 
 
-def load_newest(folder: Path) -> tuple[Path, Content] | None:
+def load_newest(folder: Path, whole: bool = True) -> tuple[Path, Content] | None:
     """The latest valid checkpoint and its content, read as soon as it is verified; None if there is none."""
     for path in reversed(saved(folder)):
         with suppress(UserError):
-            return path, load(path)
+            return path, load(path, whole)
     return None
 
 

@@ -11,6 +11,7 @@ from tiny_model import COSINE, FLOW, tiny_folder, tiny_pipeline
 from ldm.pipelines.autoguidance import load_weak
 from ldm.pipelines.loading import load_pipeline
 from ldm.utils import checkpoint_files as checkpoint
+from ldm.utils import sharded_files
 from ldm.utils.errors import UserError
 
 
@@ -86,6 +87,16 @@ def test_a_checkpoint_gives_its_averaged_weights(tmp_path, main, finished, ema):
     folder = save_checkpoint(run, weak, ema=ema)
     torch.testing.assert_close(draw(main, "a", weak=folder), draw(main, "a", weak=weak), atol=1e-5, rtol=0)
     assert (draw(main, "a") - draw(main, "a", guidance_scale=1.0)).abs().max() > 1e-3  # the main one is as it was
+
+
+def test_a_checkpoint_in_shards_gives_its_averaged_weights(tmp_path, main):
+    weak, folder = other_unet(main), tmp_path / "ldm" / "checkpoints" / checkpoint.name(100)
+    own = dict(weak.named_parameters())
+    tensors = {f"model/unet.{name}": value * 0 for name, value in own.items()}
+    with checkpoint.staged(folder) as stage:
+        sharded_files.write(stage, tensors | {f"ema/{name}": value for name, value in own.items()})
+        (stage / "state.json").write_text("{}")
+    torch.testing.assert_close(draw(main, "a", weak=folder), draw(main, "a", weak=weak), atol=1e-5, rtol=0)
 
 
 def test_a_text_tower_that_was_trained_along_comes_with_it(tmp_path, main):

@@ -110,7 +110,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("variable", "named"),
-    [("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron"), ("PARALLELISM_CONFIG", "parallelism")],
+    [("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron"), ("PARALLELISM_CONFIG", "parallelism")],
 )
 def test_an_engine_that_is_not_supported_is_refused_by_name(monkeypatch, variable, named):
     monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "true")
@@ -132,7 +132,8 @@ def test_launcher_files_are_read_and_ask_for_what_is_supported(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(path))
-    assert config.distributed_type in ("NO", "MULTI_GPU") and not config.fsdp_config and not config.deepspeed_config
+    assert config.distributed_type in ("NO", "MULTI_GPU", "FSDP") and not config.deepspeed_config
+    assert config.fsdp_config.get("fsdp_version") == (2 if config.distributed_type == "FSDP" else None)
     words = re.findall(r"--config_file (\S+)", path.read_text())
     assert [Path(word).name for word in words] == [path.name]
 
