@@ -60,7 +60,8 @@ class Trainer:
         self.module, self.model = self.engine.module, self.engine.model
         self.optimizer = build_optimizer(self.module, settings.optim)
         self.ema = EMA(self.model.parameters() if self.train.ema_decay else [], decay=self.train.ema_decay)
-        origin = {"settings": settings.model_dump(mode="json"), "identity": task.fingerprints, "images": task.num_samples}
+        known = {"settings": settings.model_dump(mode="json"), "identity": task.fingerprints}
+        origin = known | {"images": task.num_samples}
         state = ShardedState if self.engine.sharded else TrainingState
         self.state = state(self.module, self.model, self.optimizer, self.ema, origin, scaler=self.accelerator.scaler)
         self.batches = Batches(task, settings.seed)
