@@ -63,7 +63,7 @@ def serving(folder: Path):
 def opened(browser, address: str, query: str = "", **options):
     """A page, and the list of what it complains of and asks elsewhere."""
     page, wrong = browser.new_page(**options), []
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(300_000)  # a machine under load
 
     def heard(message) -> None:
         if message.type in ("error", "warning"):

@@ -45,12 +45,18 @@ def served(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def launch():
+    """(further options) -> a headless Chromium."""
     playwright = pytest.importorskip("playwright.sync_api")
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no chromium is installed")
     with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+        yield lambda *options: driver.chromium.launch(executable_path=program, args=["--no-sandbox", *options])
+
+
+@pytest.fixture(scope="module")
+def browser(launch):
+    opened = launch()
+    yield opened
+    opened.close()

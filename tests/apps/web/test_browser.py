@@ -259,6 +259,21 @@ def test_the_page_is_isolated_and_opens_again_without_its_server(browser, served
     assert not [each for each in wrong if "ERR_CONNECTION_REFUSED" not in each]
 
 
+@pytest.mark.slow
+def test_webgpu_draws_what_python_draws(launch, served, light):
+    """On an adapter that the CPU computes, asked for by name."""
+    browser = launch("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
+    job = {"prompt": "single glyph", "seed": 1, "steps": 2, "guidance": 1, "negative": ""}
+    page, wrong = opened(browser, served[1], "?engine=webgpu&threads=1#prompt=single+glyph&seed=1&steps=2")
+    if not page.evaluate("navigator.gpu?.requestAdapter().then((adapter) => adapter !== null)"):
+        pytest.skip("this Chromium has no WebGPU")
+    found = finished(page)
+    assert page.get_attribute("#about", "data-engine") == "webgpu 1"
+    assert abs(found - python_draws(light, job)).max() <= 3
+    assert not [each for each in wrong if "powerPreference" not in each]
+    browser.close()
+
+
 def test_what_is_missing_is_told_in_one_line(browser, served):
     folder = served[0]
     for name in ("runtime/ort-wasm-simd-threaded.wasm", "model/unet/model.onnx", "settings.json"):

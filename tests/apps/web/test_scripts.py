@@ -300,7 +300,7 @@ found.again = await get("model/unet?v=1");
 await get("model/unet?v=2");
 found.kept = [...kept.keys()].sort();
 const waits = [];
-worker.onmessage({ waitUntil: (promise) => waits.push(promise) });
+worker.onmessage({ data: ["runtime/ort.mjs"], waitUntil: (promise) => waits.push(promise) });
 await Promise.all(waits);
 found.asked = [...asked];
 online = false;
@@ -315,6 +315,7 @@ console.log(JSON.stringify(found));"""
     assert found["first"] == found["again"] == [f"of {scope}model/unet?v=1", "require-corp", "text/plain"]
     assert found["kept"] == ["ldm /other/ model 1", "ldm /try/ model 2", "ldm /try/ page"]
     assert found["asked"].count("model/unet?v=1") == 1 and found["asked"].count("worker.js") == 1
+    assert "runtime/ort.mjs" in found["asked"]
     assert found["offline"] == [f"of {scope}model/unet?v=2", f"of {scope}worker.js", f"of {scope}"]
     assert found["lost"] == "no network" and found["others"] == [None, None, None]
 

@@ -65,7 +65,7 @@ const answers = {
   done({ lost, seconds }) {
     drawn = running;
     busy(null);
-    if (drawn.id === 1) keep();
+    if (drawn.id === 1) keep(Object.values(settings.runtimes).flatMap((runtime) => runtime?.module ?? []));
     view.name(titleOf(drawn));
     say(`Seed ${drawn.seed}, ${seconds.toFixed(1)} s.${lost ? ` The prompt is too long, these words were lost: ${lost}` : ""}`);
   },

@@ -25,7 +25,7 @@ function taken() {
   });
 }
 
-/** Asks sw.js to keep the page's own files. */
-export function keep() {
-  navigator.serviceWorker?.ready.then(({ active }) => active.postMessage("keep"), () => {});
+/** Asks sw.js to keep the page's own files, and the modules of the engines. */
+export function keep(modules) {
+  navigator.serviceWorker?.ready.then(({ active }) => active.postMessage(modules), () => {});
 }

@@ -18,7 +18,7 @@ const HEADERS = {
 oninstall = () => skipWaiting();
 onactivate = (event) => event.waitUntil(clients.claim());
 // asked for by the page once it has drawn: until then its model needs the network more
-onmessage = (event) => event.waitUntil(keepShell().catch(() => {}));
+onmessage = (event) => event.waitUntil(keepShell(event.data).catch(() => {}));
 
 onfetch = (event) => {
   const url = new URL(event.request.url);
@@ -27,9 +27,9 @@ onfetch = (event) => {
   event.respondWith((version ? keptFirst(event, KEPT + version) : networkFirst(event, url)).then(isolated));
 };
 
-async function keepShell() {
+async function keepShell(modules) {
   const cache = await caches.open(SHELL);
-  for (const path of FILES) if (!(await cache.match(path))) await cache.add(new Request(path, { cache: "no-cache" }));
+  for (const path of [...FILES, ...modules]) if (!(await cache.match(path))) await cache.add(new Request(path, { cache: "no-cache" }));
 }
 
 async function networkFirst(event, url) {
