@@ -132,7 +132,8 @@ async function poster() {
   view.lay(1);
   view.show(pixels, 0, true);
   view.name(`Drawn beforehand. ${titleOf(found)}`);
-  $("caption").textContent = `Drawn beforehand: “${found.prompt}”, seed ${found.seed}. Your own follows when the model is loaded.`;
+  const how = `“${found.prompt}”, seed ${found.seed}`;
+  $("caption").textContent = `Drawn beforehand: ${how}. Your own follows when the model is loaded.`;
   $("caption").hidden = false;
 }
 
@@ -147,7 +148,8 @@ function record() {
   const { prompt, negative, seed, steps, guidance } = drawn;
   const { interval, digest, model } = settings;
   const grid = `${view.columns}x${view.columns}`;
-  return JSON.stringify({ model, prompt: prompt || null, negative: negative || null, grid, seed, steps, guidance, interval, scale: view.scale, digest });
+  const words = { prompt: prompt || null, negative: negative || null };
+  return JSON.stringify({ model, ...words, grid, seed, steps, guidance, interval, scale: view.scale, digest });
 }
 
 async function copy() {
@@ -211,7 +213,8 @@ function fillIn() {
 }
 
 async function start() {
-  if (typeof WebAssembly !== "object") throw new Error("This browser has no WebAssembly (or it is switched off), so it cannot draw here.");
+  if (typeof WebAssembly !== "object")
+    throw new Error("This browser has no WebAssembly (or it is switched off), so it cannot draw here.");
   const again = prepare(threads(wish));
   const answer = await fetch("settings.json", { cache: "no-cache" });
   if (!answer.ok) throw new Error("settings.json is missing: write the site again with ldm web.");
@@ -241,7 +244,8 @@ $("dice").onclick = anotherSeed;
 $("images").onchange = () => draw();
 $("prompt").oninput = () => settings && mark();
 $("copy").onclick = copy;
-$("download").onclick = async () => save(new Blob([withText(await view.png(), "ldm", record())], { type: "image/png" }), "png");
+$("download").onclick = async () =>
+  save(new Blob([withText(await view.png(), "ldm", record())], { type: "image/png" }), "png");
 $("vector").onclick = () => save(view.svg(drawn.prompt, record()), "svg");
 $("look").onclick = () => {
   view.outlined = !view.outlined;

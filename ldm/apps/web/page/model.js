@@ -74,7 +74,8 @@ export class Model {
     const [ort, wasm] = await Promise.all([import(`./${engine.module}`), files.take(engine.wasm.path)]);
     ort.env.wasm.numThreads = engine.threads;
     ort.env.wasm.wasmBinary = wasm.buffer;
-    Object.assign(model, { ort, settings, engine, known: new Map(), tensor: (data, dims) => new ort.Tensor("float32", data, dims) });
+    const tensor = (data, dims) => new ort.Tensor("float32", data, dims);
+    Object.assign(model, { ort, settings, engine, tensor, known: new Map() });
     model.tokenizer = new Tokenizer(JSON.parse(new TextDecoder().decode(await files.take(settings.words))), settings);
     const options = { executionProviders: [engine.provider], graphOptimizationLevel: effort(engine, settings) };
     const sizes = new Map(settings.files.map(({ path, bytes }) => [path, bytes]));
@@ -98,7 +99,8 @@ export class Model {
     const x = standardNormal(0, this.settings.shape.reduce((a, b) => a * b));
     const prediction = await this.predict(x, 500, [await this.states(this.tokenizer.encode("").ids)]);
     const latents = this.tensor(x, [1, ...this.settings.shape]);
-    if (!finite(prediction) || !finite((await this.vae.run({ latents })).picture.data)) throw new Error("WebGPU computes no numbers here");
+    if (!finite(prediction) || !finite((await this.vae.run({ latents })).picture.data))
+      throw new Error("WebGPU computes no numbers here");
   }
 
   /**

@@ -29,7 +29,8 @@ onfetch = (event) => {
 
 async function keepShell(modules) {
   const cache = await caches.open(SHELL);
-  for (const path of [...FILES, ...modules]) if (!(await cache.match(path))) await cache.add(new Request(path, { cache: "no-cache" }));
+  for (const path of [...FILES, ...modules])
+    if (!(await cache.match(path))) await cache.add(new Request(path, { cache: "no-cache" }));
 }
 
 async function networkFirst(event, url) {
