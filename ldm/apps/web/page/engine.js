@@ -3,7 +3,8 @@
 const MOST = 4; // threads: networks of this size gain nothing from more
 
 export function threads(wish) {
-  return Number(wish.threads) || Math.min(MOST, navigator.hardwareConcurrency || 1);
+  // half of the cores: threads that wait for each other spin, which is worse than none where others want the core
+  return Number(wish.threads) || Math.min(MOST, Math.ceil((navigator.hardwareConcurrency || 1) / 2));
 }
 
 /**

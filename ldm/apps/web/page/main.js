@@ -91,7 +91,7 @@ function draw() {
   if (!ready) return poster();
   if (!$("form").checkValidity()) $("more").open = true;
   if (!$("form").reportValidity()) return;
-  const job = { id: ++jobs, preview: $("preview").checked };
+  const job = { id: ++jobs, preview: $("preview").checked && jobs > 1 };
   for (const name of FIELDS) job[name] = $(name).type === "number" ? $(name).valueAsNumber : $(name).value;
   job.images = Number(job.images);
   history.replaceState(null, "", toHash(job));

@@ -5,10 +5,10 @@ const PATIENCE = 3000; // milliseconds for sw.js to start
 
 /** Whether the page is about to be loaded again, through sw.js: nothing else is worth starting then. */
 export async function prepare(threads) {
-  if (!("serviceWorker" in navigator)) return false;
+  if (!("serviceWorker" in navigator) || crossOriginIsolated || threads < 2) return false;
   try {
+    if (sessionStorage.getItem(TRIED)) return false;
     const registration = await navigator.serviceWorker.register("sw.js");
-    if (crossOriginIsolated || threads < 2 || sessionStorage.getItem(TRIED)) return false;
     if (!navigator.serviceWorker.controller && (registration.active || !(await taken()))) return false;
     sessionStorage.setItem(TRIED, "yes");
     location.reload();
@@ -25,7 +25,13 @@ function taken() {
   });
 }
 
-/** Asks sw.js to keep the page's own files, and the modules of the engines. */
-export function keep(modules) {
-  navigator.serviceWorker?.ready.then(({ active }) => active.postMessage(modules), () => {});
+/** Starts sw.js, if it does not run yet, and asks it to keep the page's own files and the modules of the engines. */
+export async function keep(modules) {
+  if (!("serviceWorker" in navigator)) return;
+  try {
+    await navigator.serviceWorker.register("sw.js");
+    (await navigator.serviceWorker.ready).active.postMessage(modules);
+  } catch {
+    // as above
+  }
 }
