@@ -223,10 +223,9 @@ console.log(JSON.stringify(svg(path([[[0, 0], [1.004, 0], [0.5, 2]]], 64, 0), 12
         (None, {}, True, ["wasm 4"]),
         (None, {"threads": "2"}, True, ["wasm 2"]),
         (None, {"threads": "2"}, False, ["wasm 1"]),
-        ({"info": {}}, {}, True, ["webgpu 1", "wasm 4"]),
-        ({"info": {}}, {"engine": "wasm"}, True, ["wasm 4"]),
-        ({"info": {"isFallbackAdapter": True}}, {}, True, ["wasm 4"]),
-        ({"info": {"isFallbackAdapter": True}}, {"engine": "webgpu"}, False, ["webgpu 1", "wasm 1"]),
+        ({"info": {}}, {}, True, ["wasm 4"]),
+        ({"info": {}}, {"engine": "webgpu"}, False, ["webgpu 1", "wasm 1"]),
+        (None, {"engine": "webgpu"}, True, ["wasm 4"]),
     ],
 )
 def test_the_best_engine_is_tried_first(node, adapter, wish, isolated, wanted):

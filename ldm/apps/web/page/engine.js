@@ -1,4 +1,4 @@
-// What runs the networks: WebGPU where there is a real one, else WebAssembly with as many threads as the page may have.
+// What runs the networks: WebAssembly with as many threads as the page may have, or on request WebGPU.
 
 const MOST = 4; // threads: networks of this size gain nothing from more
 
@@ -10,20 +10,19 @@ export function threads(wish) {
 /**
  * The engines to try, the best first.
  * @param {{gpu: object | null, cpu: object}} runtimes {module, wasm: {path, bytes}} each
- * @param {{engine?: string, threads?: string}} wish of the address: ?engine=wasm or webgpu, ?threads=N
+ * @param {{engine?: string, threads?: string}} wish of the address: ?engine=webgpu, ?threads=N
  */
 export async function engines({ gpu, cpu }, wish) {
   const slow = { ...cpu, provider: "wasm", threads: crossOriginIsolated ? threads(wish) : 1 };
-  if (!gpu || wish.engine === "wasm" || !(await hasGpu(wish.engine === "webgpu"))) return [slow];
+  if (!gpu || wish.engine !== "webgpu" || !(await hasGpu())) return [slow];
   return [{ ...gpu, provider: "webgpu", threads: 1 }, slow];
 }
 
-/** Whether there is a WebGPU that ONNX Runtime's build for it can use; one computed by the CPU counts on request only. */
-async function hasGpu(any) {
+/** Whether there is a WebGPU that ONNX Runtime's build for it can use. */
+async function hasGpu() {
   if (!navigator.gpu || !("Suspending" in WebAssembly)) return false;
   try {
-    const adapter = await navigator.gpu.requestAdapter();
-    return adapter !== null && (any || !adapter.info?.isFallbackAdapter);
+    return (await navigator.gpu.requestAdapter()) !== null;
   } catch {
     return false;
   }
