@@ -13,7 +13,7 @@ from playwright.sync_api import sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
 LOADING = 120_000  # milliseconds
-VIEWS = (("light", 1000, 640), ("dark", 390, 1200))  # in these colours, this wide and high
+VIEWS = (("light", 1280, 860), ("dark", 390, 860))  # in these colours, this wide and high
 
 
 def main(address: str, target: Path) -> None:

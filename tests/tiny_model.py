@@ -11,8 +11,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm.config.settings import NoiseOptions
 from ldm.hub.export import save_folder
+from ldm.models.linear_autoencoder import build_linear
 from ldm.models.lora import Adapter, save_lora
 from ldm.pipelines.diffusers_schedulers import export_scheduler
+from ldm.pipelines.onnx_export import write_graphs
 from ldm.pipelines.pipeline import Pipeline
 
 FLOW = NoiseOptions()
@@ -90,6 +92,27 @@ def _exported(noise: str, options: tuple) -> dict[str, bytes]:
         save_folder(tiny_pipeline(NoiseOptions.model_validate_json(noise), **dict(options)), Path(place), "tiny")
         paths = [path for path in Path(place).rglob("*") if path.is_file()]
         return {path.relative_to(place).as_posix(): path.read_bytes() for path in paths}
+
+
+def linear_pipeline(channels: int = 1) -> Pipeline:
+    """128 x 128 pictures and an AutoencoderTiny: 12 latent channels, 16 x 16 latents; U-Net and encoder as above."""
+    pipeline = tiny_pipeline()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = build_linear(channels, factor=8, latent_channels=12, width=8, blocks=1)
+        vae.decoder.layers[-1].weight.data *= 20  # mid grey with a spread: untrained ones are black
+        vae.decoder.layers[-1].bias.data.fill_(0.5)
+        unet = UNet2DConditionModel.from_config(pipeline.unet.config, sample_size=16, in_channels=12, out_channels=12)
+    return Pipeline(vae, pipeline.text_encoder, pipeline.tokenizer, unet, pipeline.scheduler, pipeline.defaults)
+
+
+def linear_folder(folder: Path, channels: int = 1, prompts: tuple[str, ...] = ()) -> Path:
+    """An exported folder of `linear_pipeline`, with graphs for ONNX Runtime."""
+    pipeline = linear_pipeline(channels)
+    pipeline.defaults |= {"training": {"prompts": list(prompts)}}
+    save_folder(pipeline, folder, "linear")
+    write_graphs(pipeline, folder)
+    return folder
 
 
 def tiny_lora(folder: Path) -> Path:

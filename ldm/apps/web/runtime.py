@@ -12,16 +12,20 @@ from ldm.utils.atomic_files import exclusive_lock, readable_io_errors, staged
 from ldm.utils.errors import UserError
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"  # the tested version
-FILES = {  # what the page needs of it, and the sha256 in that version
+CPU = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")  # what the page needs of it: module, WebAssembly
+GPU = ("ort.jspi.bundle.min.mjs", "ort-wasm-simd-threaded.jspi.wasm")  # what it also takes, for WebGPU
+FILES = {  # sha256 in that version
     "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+    "ort.jspi.bundle.min.mjs": "07ec090355e11b342c95436db54da2d0c2bd5b1d319745bfd3337e6bdcf170ac",
+    "ort-wasm-simd-threaded.jspi.wasm": "a54c76f86b0f0d9572380cf1c6292a7b3903716ffcbcd6b0e5c7050bf430eb93",
 }
 LICENCES = ("LICENSE", "ThirdPartyNotices.txt")  # the npm package leaves them out; the Python package has the same
 CACHE = Path("cache") / f"{PACKAGE}-{VERSION}"
 
 
 def find_runtime(named: str | None = None) -> Path:
-    """The folder that holds `FILES`.
+    """The folder that holds `CPU`, and `GPU` if it is complete.
 
     Args:
         named: the package, its dist/, or a node_modules with it; None = look for node_modules here and above, then in
@@ -32,16 +36,21 @@ def find_runtime(named: str | None = None) -> Path:
     if named is not None:
         found = _within(Path(named).expanduser())
         if found is None:
-            raise UserError(f"--runtime {named} does not hold {' and '.join(FILES)}: name a folder of {PACKAGE}")
+            raise UserError(f"--runtime {named} does not hold {' and '.join(CPU)}: name a folder of {PACKAGE}")
         return found
     return nearby_runtime() or _fetched()
 
 
 def nearby_runtime() -> Path | None:
-    """The folder that holds `FILES` in a node_modules here or above, or in the cache; None if there is none."""
+    """The folder that holds `CPU` in a node_modules here or above, or in the cache; None if there is none."""
     here = Path.cwd()
     near = (_within(place / "node_modules") for place in (here, *here.parents))
     return next((place for place in near if place), None) or _within(CACHE)
+
+
+def present(folder: Path) -> list[str]:
+    """Names of the files that a page takes from a folder of `find_runtime`."""
+    return [name for names in (CPU, GPU) if all((folder / name).is_file() for name in names) for name in names]
 
 
 def licences() -> list[Path]:
@@ -56,7 +65,7 @@ def licences() -> list[Path]:
 
 def _within(folder: Path) -> Path | None:
     inside = (folder, folder / "dist", folder / PACKAGE / "dist")
-    return next((place for place in inside if all((place / name).is_file() for name in FILES)), None)
+    return next((place for place in inside if all((place / name).is_file() for name in CPU)), None)
 
 
 def _fetched() -> Path:

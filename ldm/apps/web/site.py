@@ -1,11 +1,13 @@
 """The folder: our page, the model's graphs, weights and tokens as they lie in the model folder, and the runtime."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from ldm.apps.web.runtime import FILES, licences
+from ldm.apps.web.examples import MAX_EXAMPLES, chips, labels, write_posters
+from ldm.apps.web.runtime import CPU, GPU, licences, present
 from ldm.pipelines.model_folder import FALLBACKS, HUB_ID, ModelFolder
 from ldm.pipelines.onnx_runtime import GRAPHS, graph
 from ldm.pipelines.torch_free import TorchFreePipeline, open_torch_free
@@ -64,20 +66,45 @@ def write_site(folder: ModelFolder, model: TorchFreePipeline, runtime: Path, out
     Returns: its files, sorted. Raises: UserError if it cannot be written.
     """
     place = out.resolve()
-    carried = {f"runtime/{name}": runtime / name for name in FILES}
     parts = _model_files(folder)
+    carried = {f"runtime/{name}": runtime / name for name in present(runtime)}
     with readable_io_errors(out, "choose another folder, or make room"), exclusive_lock(place), staged(place) as stage:
         shutil.copytree(PAGE, stage, dirs_exist_ok=True)
         licence = {f"runtime/{path.name}": path for path in licences()}
         for name, path in (carried | parts | licence).items():
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, stage / name)
-        loaded = [name for name in (*carried, *parts) if not name.endswith((".mjs", ".md"))]
-        sizes = {name: (stage / name).stat().st_size for name in loaded}
-        settings = {**describe(folder, model), "megabytes": round(sum(sizes.values()) / 1e6)}
-        settings["files"] = [{"path": name, "bytes": size} for name, size in sizes.items()]
+        loaded = [name for name in parts if not name.endswith(".md")]
+        settings = describe(folder, model)
+        settings |= {"files": [_file(stage, name) for name in loaded], "runtimes": _runtimes(stage)}
+        settings["posters"] = write_posters(model, settings, stage)
+        settings |= _loaded(stage, settings)
         (stage / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return sorted(path for path in place.rglob("*") if path.is_file())
+
+
+def _file(stage: Path, name: str) -> dict[str, Any]:
+    return {"path": name, "bytes": (stage / name).stat().st_size}
+
+
+def _runtimes(stage: Path) -> dict[str, Any]:
+    """What `engine.js` chooses from; "gpu" is None where its files were not at hand."""
+    found = {}
+    for name, files in (("cpu", CPU), ("gpu", GPU)):
+        module, wasm = (f"runtime/{file}" for file in files)
+        found[name] = {"module": module, "wasm": _file(stage, wasm)} if (stage / wasm).is_file() else None
+    return found
+
+
+def _loaded(stage: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """How much a visitor loads, and a version of all that `sw.js` keeps: it changes when any of it does."""
+    files = [*settings["files"], settings["runtimes"]["cpu"]["wasm"]]
+    others = [runtime["wasm"] for runtime in settings["runtimes"].values() if runtime] + settings["posters"]
+    names = [file["path"] for file in (*files, *others)]
+    total = hashlib.sha256()
+    for name in names:
+        total.update(name.encode() + hashlib.sha256((stage / name).read_bytes()).digest())
+    return {"megabytes": round(sum(file["bytes"] for file in files) / 1e6), "version": total.hexdigest()[:16]}
 
 
 def describe(folder: ModelFolder, model: TorchFreePipeline) -> dict:
@@ -87,17 +114,22 @@ def describe(folder: ModelFolder, model: TorchFreePipeline) -> dict:
     vae, defaults = read_json(folder.paths["vae"] / "config.json"), {**FALLBACKS, **folder.defaults}
     sides = [side * downsampling_factor(vae) for side in model.latent_shape[1:]]
     tokens = model.tokenizer.padding
-    prompts = defaults.get("training", {}).get("prompts", [])
+    training = defaults.get("training", {})
+    prompts = [prompt for prompt in training.get("prompts", []) if isinstance(prompt, str)]
+    picture = [vae["out_channels"], *sides]
     return {
         "name": defaults.get("name") or Path(folder.source).name,
         "model": folder.source if _is_public(folder.source) else None,  # no path of this machine
         "digest": folder.digest(),
-        "prompts": [prompt for prompt in prompts if isinstance(prompt, str)],
+        **labels(training.get("data"), picture),
+        "prompts": prompts[:MAX_EXAMPLES],
+        "chips": chips(training.get("data")),
+        "outline": picture[0] == 1,
         "steps": defaults["num_inference_steps"],
         "guidance": defaults["guidance_scale"],
         "interval": list(defaults.get("guidance_interval") or (0, 1)),
         "shape": list(model.latent_shape),
-        "picture": [vae["out_channels"], *sides],
+        "picture": picture,
         "scale": model.scale,
         "order": model.scheduler["solver_order"],
         "count": model.scheduler["num_train_timesteps"],

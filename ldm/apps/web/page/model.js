@@ -1,55 +1,110 @@
-// The networks, through ONNX Runtime Web, and how a picture is drawn with them.
+// The networks, through ONNX Runtime Web, and how an image is generated with them.
 
+import { effort, engines } from "./engine.js";
 import { standardNormal } from "./noise.js";
 import { time, walk } from "./sampler.js";
 import { Tokenizer } from "./tokenizer.js";
 
-/** The bytes of all `files` [{path, bytes}] by path; `told` hears how much of them is there, 0 to 1. */
-async function fetchAll(files, version, told) {
-  const total = files.reduce((sum, file) => sum + file.bytes, 0);
-  let loaded = 0;
-  const content = new Map();
-  for (const { path, bytes } of files) {
-    const answer = await fetch(`${path}?${version}`);
+/** Files of the site, one after another from the first on; `told` hears what fraction of all bytes is there. */
+class Files {
+  constructor(settings, told) {
+    Object.assign(this, { version: settings.version ?? settings.digest, told, loaded: 0, total: 0, before: Promise.resolve() });
+    this.content = new Map();
+  }
+
+  /** Starts to load them, after those that were asked for earlier. */
+  ask(files) {
+    for (const file of files.filter(({ path }) => !this.content.has(path))) {
+      this.total += file.bytes;
+      this.before = this.before.then(() => this.load(file));
+      this.before.catch(() => {}); // whoever takes it hears of it
+      this.content.set(file.path, this.before);
+    }
+  }
+
+  /** The bytes of one, once they are there. */
+  take(path) {
+    return this.content.get(path);
+  }
+
+  async load({ path, bytes }) {
+    const answer = await fetch(`${path}?v=${this.version}`);
     if (!answer.ok) throw new Error(`${path} cannot be loaded (${answer.status}): write the site again with ldm web`);
-    const whole = new Uint8Array(bytes);
+    const content = new Uint8Array(bytes);
     let at = 0;
     for (const reader = answer.body.getReader(); ; ) {
       const { done, value } = await reader.read();
       if (done) break;
       if (at + value.length > bytes) throw new Error(`${path} is not the file that the site was written with`);
-      whole.set(value, at);
+      content.set(value, at);
       at += value.length;
-      told((loaded + at) / total);
+      this.loaded += value.length;
+      this.told(this.loaded / this.total);
     }
-    if (at !== bytes) throw new Error(`${path} is not whole: ${at} of ${bytes} bytes came`);
-    loaded += bytes;
-    content.set(path, whole);
+    if (at !== bytes) throw new Error(`${path} is not complete: ${at} of ${bytes} bytes came`);
+    return content;
   }
-  return content;
 }
+
+const finite = (values) => values.every(Number.isFinite);
 
 export class Model {
   /**
-   * @param {object} ort the module of ONNX Runtime Web
+   * The model on the first engine that runs it.
    * @param {object} settings of the site, see ldm/apps/web/site.py
+   * @param {object} wish see engine.js
+   * @param {{loading: (share: number) => void, preparing: (share: number) => void}} told how far it is
    */
-  static async load(ort, settings, told) {
-    const model = new Model();
-    const content = await fetchAll(settings.files, settings.digest, told);
-    ort.env.wasm.numThreads = 1; // more need headers that a plain file server does not send
-    ort.env.wasm.wasmBinary = content.get("runtime/ort-wasm-simd-threaded.wasm").buffer;
-    Object.assign(model, { ort, settings, tensor: (data, dims) => new ort.Tensor("float32", data, dims) });
-    model.tokenizer = new Tokenizer(JSON.parse(new TextDecoder().decode(content.get(settings.words))), settings);
-    for (const [name, { graph, weights }] of Object.entries(settings.networks)) {
-      const externalData = weights.map((path) => ({ path: path.split("/").pop(), data: content.get(path) }));
-      model[name] = await ort.InferenceSession.create(content.get(graph), { externalData, executionProviders: ["wasm"] });
+  static async load(settings, wish, told) {
+    const files = new Files(settings, told.loading);
+    const found = await engines(settings.runtimes, wish);
+    for (const engine of found) {
+      files.ask([engine.wasm, ...settings.files]);
+      try {
+        return await Model.on(engine, files, settings, told.preparing);
+      } catch (error) {
+        if (engine === found.at(-1)) throw error;
+      }
     }
+  }
+
+  /** Every network is made ready as soon as its files are there, while later ones are still loading. */
+  static async on(engine, files, settings, told) {
+    const model = new Model();
+    const [ort, wasm] = await Promise.all([import(`./${engine.module}`), files.take(engine.wasm.path)]);
+    ort.env.wasm.numThreads = engine.threads;
+    ort.env.wasm.wasmBinary = wasm.buffer;
+    const tensor = (data, dims) => new ort.Tensor("float32", data, dims);
+    Object.assign(model, { ort, settings, engine, tensor, known: new Map() });
+    model.tokenizer = new Tokenizer(JSON.parse(new TextDecoder().decode(await files.take(settings.words))), settings);
+    const options = { executionProviders: [engine.provider], graphOptimizationLevel: effort(engine, settings) };
+    const sizes = new Map(settings.files.map(({ path, bytes }) => [path, bytes]));
+    const weight = ({ weights }) => weights.reduce((sum, path) => sum + sizes.get(path), 0);
+    const total = Object.values(settings.networks).reduce((sum, network) => sum + weight(network), 0);
+    let ready = 0;
+    for (const [name, network] of Object.entries(settings.networks)) {
+      const graph = await files.take(network.graph);
+      const data = await Promise.all(network.weights.map((path) => files.take(path)));
+      const externalData = network.weights.map((path, k) => ({ path: path.split("/").pop(), data: data[k] }));
+      model[name] = await ort.InferenceSession.create(graph, { ...options, externalData });
+      ready += weight(network);
+      told(ready / total);
+    }
+    if (engine.provider === "webgpu") await model.prove();
     return model;
   }
 
+  /** Runs every network once: shaders are built, and a driver that computes nonsense is found out. */
+  async prove() {
+    const x = standardNormal(0, this.settings.shape.reduce((a, b) => a * b));
+    const prediction = await this.predict(x, 500, [await this.states(this.tokenizer.encode("").ids)]);
+    const latents = this.tensor(x, [1, ...this.settings.shape]);
+    if (!finite(prediction) || !finite((await this.vae.run({ latents })).picture.data))
+      throw new Error("WebGPU computes no numbers here");
+  }
+
   /**
-   * One picture.
+   * One image.
    * @param {{prompt: string, negative: string, steps: number, guidance: number, seed: number}} job
    * @param {(index: number, x0: Float32Array) => Promise<void>} told see walk
    * @returns {Promise<{pixels: Uint8ClampedArray, lost: string}>} RGBA, and the words that found no room
@@ -72,7 +127,17 @@ export class Model {
     return { pixels: await this.decode(x0), lost };
   }
 
+  /** The text encoder's output for these tokens; the last ones are remembered, for the next seed. */
   async states(ids) {
+    const key = ids.join();
+    if (!this.known.has(key)) {
+      if (this.known.size > 8) this.known.clear();
+      this.known.set(key, await this.encoded(ids));
+    }
+    return this.known.get(key);
+  }
+
+  async encoded(ids) {
     const input = new this.ort.Tensor("int64", BigInt64Array.from(ids, BigInt), [1, ids.length]);
     return (await this.text_encoder.run({ input_ids: input })).states;
   }

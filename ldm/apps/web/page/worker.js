@@ -1,39 +1,56 @@
-// Draws beside the page, so that it stays alive. In: first the settings, then jobs (see Model.draw), or null = stop.
+// Generates beside the page, so that it stays alive. In: first {settings, wish}, then jobs (see Model.draw; with `id` and
+// `images`, how many seeds from `seed` on), or null = stop.
 
-import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
 import { Model } from "./model.js";
 
 class Stopped extends Error {}
 
+const EVERY = 1000; // milliseconds between two previews: each takes as long as a step
 let model = null;
 let current = null;
+let turn = Promise.resolve(); // one job at a time: a stopped one ends before the next begins
 const pause = () => new Promise((resolve) => setTimeout(resolve)); // lets a newer message in
-const fail = (error) => postMessage({ kind: "error", text: String(error.message ?? error) });
 
-async function load(settings) {
-  model = await Model.load(ort, settings, (share) => postMessage({ kind: "loading", share }));
-  postMessage({ kind: "ready" });
+async function load({ settings, wish }) {
+  const tell = (kind) => (share) => postMessage({ kind, share });
+  model = await Model.load(settings, wish, { loading: tell("loading"), preparing: tell("preparing") });
+  const { provider, threads } = model.engine;
+  postMessage({ kind: "ready", provider, threads });
 }
 
 async function draw(job) {
   const start = performance.now();
-  const told = async (index, x0) => {
-    await pause();
-    if (current !== job) throw new Stopped();
-    const pixels = job.preview && index + 1 < job.steps ? await model.decode(x0) : null;
-    postMessage({ kind: "step", index, pixels });
-  };
-  const { pixels, lost } = await model.draw(job, told);
-  postMessage({ kind: "done", pixels, lost, seconds: (performance.now() - start) / 1000 });
+  let shown = start;
+  let lost = "";
+  for (let cell = 0; cell < job.images; cell++) {
+    const told = async (index, x0) => {
+      await pause();
+      if (current !== job) throw new Stopped();
+      const due = job.preview && index + 1 < job.steps && performance.now() - shown > EVERY;
+      const pixels = due ? await model.decode(x0) : null;
+      if (due) shown = performance.now();
+      postMessage({ kind: "step", id: job.id, cell, index, pixels });
+    };
+    const seed = job.seed + cell;
+    const found = await model.draw({ ...job, seed }, told);
+    lost = found.lost;
+    postMessage({ kind: "image", id: job.id, cell, seed, pixels: found.pixels });
+  }
+  postMessage({ kind: "done", id: job.id, lost, seconds: (performance.now() - start) / 1000 });
 }
 
-onmessage = async ({ data }) => {
+async function drawn(job) {
   try {
-    if (model === null) return await load(data);
-    current = data;
-    if (data) await draw(data);
+    if (current === job) await draw(job);
+    else throw new Stopped();
   } catch (error) {
-    if (error instanceof Stopped) postMessage({ kind: "stopped" });
-    else fail(error);
+    if (error instanceof Stopped) postMessage({ kind: "stopped", id: job.id });
+    else postMessage({ kind: "error", id: job.id, text: String(error.message ?? error) });
   }
+}
+
+onmessage = ({ data }) => {
+  if (model === null) return load(data).catch((error) => postMessage({ kind: "error", text: String(error.message ?? error) }));
+  current = data;
+  if (data) turn = turn.then(() => drawn(data));
 };
