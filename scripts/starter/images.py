@@ -113,6 +113,11 @@ def _of_scikit_image(file: str, author: str, licence: str, held_out: bool = Fals
     return Photo("scikit-image", f"skimage/data/{file}", author, licence, stated, held_out)
 
 
+def _of_scikit_learn(file: str, author: str, held_out: bool = False) -> Photo:
+    path = f"sklearn/datasets/images/{file}"
+    return Photo("scikit-learn", path, author, "CC-BY-2.0", "README.txt beside it", held_out)
+
+
 PHOTOS = (
     *(_panorama(name) for name in PANORAMAS),
     *(_panorama(name, held_out=True) for name in OTHER_PANORAMAS),
@@ -121,10 +126,12 @@ PHOTOS = (
     _of_scikit_image("hubble_deep_field.jpg", "NASA", "public domain"),
     _of_scikit_image("retina.jpg", "Mikael Haeggstroem", "CC0-1.0"),
     Photo("scipy", "scipy/misc/face.dat", "public-domain-image.com", "public domain", "scipy/misc/common.py"),
-    Photo("scikit-learn", "sklearn/datasets/images/flower.jpg", "vultilion", "CC-BY-2.0", "README.txt beside it"),
+    _of_scikit_learn("flower.jpg", "vultilion"),
     _of_scikit_image("astronaut.png", "NASA", "public domain", held_out=True),
     _of_scikit_image("chelsea.png", "Stefan van der Walt", "CC0-1.0", held_out=True),
-    Photo("scikit-learn", "sklearn/datasets/images/china.jpg", "danielbuechele", "CC-BY-2.0", "README.txt beside it", True),
+    Photo(
+        "scikit-learn", "sklearn/datasets/images/china.jpg", "danielbuechele", "CC-BY-2.0", "README.txt beside it", True
+    ),
 )
 
 
@@ -198,7 +205,7 @@ def icons_of(icon_set: IconSet, archive: Path) -> Iterator[tuple[str, Image.Imag
     for name in sorted(shown, key=hash_fraction):
         image = render(svg_of(icons, name), background(name, icon_set.held_out))
         pixels = image.tobytes()
-        if pixels not in seen and len(set(image.getdata())) > 2:
+        if pixels not in seen and not image.getcolors(2):  # None where there are more than two colours
             seen.add(pixels)
             yield name, image
         if len(seen) == most:

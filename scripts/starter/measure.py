@@ -2,8 +2,8 @@
 
     python -m scripts.starter.measure runs/f4/vae starter-images -o models/autoencoders/f4
 
-Writes metrics.json: PSNR in dB of each held-out icon set and photograph, mean over 64 x 64 images, beside the floor, what
-the best linear map to as many numbers reaches (fitted to training images; `own_floor`: to the held-out images
+Writes metrics.json: PSNR in dB of each held-out icon set and photograph, mean over 64 x 64 images, beside the floor,
+which the best linear map to as many numbers reaches (fitted to training images; `own_floor`: to the held-out images
 themselves); CIEDE2000 of twelve flat colours. And reconstructions.png: originals over reconstructions, the same number
 of each source, evenly spaced.
 """
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ldm.evaluation.metrics.reconstruction import psnr, reconstruct
@@ -76,7 +75,9 @@ def measure(vae, images: Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     found = {
         "factor": factor,
         "latent_channels": channels,
-        "parameters": {part: sum(p.numel() for p in getattr(vae, part).parameters()) for part in ("encoder", "decoder")},
+        "parameters": {
+            part: sum(p.numel() for p in getattr(vae, part).parameters()) for part in ("encoder", "decoder")
+        },
         "latent_std": [round(v, 3) for v in latents.std(dim=(0, 2, 3)).tolist()],
         "kinds": kinds,
         "sources": sources,
@@ -85,6 +86,15 @@ def measure(vae, images: Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     }
     chosen = [where[i] for where in places(rows, "source").values() for i in spread(len(where))]
     return found, before[chosen], after[chosen]
+
+
+def save(vae, folder: Path) -> None:
+    """Weights in fp16, and the settings without the path that they were loaded from."""
+    save_component(vae.half(), folder)
+    file = folder / "config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings.pop("_name_or_path", None)
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def spread(count: int) -> list[int]:
@@ -108,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to save and measure it in")
     args = parser.parse_args(argv)
     try:
-        save_component(load_vae(args.run).to(torch.float16), args.output)
+        save(load_vae(args.run), args.output)
         found, before, after = measure(load_vae(args.output), args.images)
     except UserError as error:
         sys.exit(f"error: {error}")
