@@ -464,7 +464,7 @@ class VaeStart(Settings):
 
     model: Named | None = None
     """The autoencoder to fine-tune, whose shape then replaces `vae.model`: its folder, a run or an exported model that
-    holds one, a Hub id, or a shipped model ('glyphs'); null = random weights."""
+    holds one, a Hub id, or one that ships ('autoencoders/f4', 'glyphs'); null = random weights."""
 
 
 class VaeSettings(RunSettings):
@@ -652,8 +652,8 @@ class LdmSettings(RunSettings):
     cache_latents: bool = True
     """Encode all images once, into data.cache_dir; false = those of a batch in each step, which needs no disk."""
     vae: Named = "run"
-    """'run' = the VAE run beside this one, 'identity' = pixel space, or the folder or Hub id of an autoencoder
-    (user/name, user/name/subfolder, either with @revision)."""
+    """'run' = the VAE run beside this one, 'identity' = pixel space, an autoencoder that ships ('autoencoders/f4'), or
+    the folder or Hub id of one (user/name, user/name/subfolder, either with @revision)."""
     text: TextOptions = TextOptions()
     """The text encoder."""
     denoiser: Literal["unet", "mlp"] = "unet"

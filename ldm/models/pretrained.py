@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldm.utils.assets import shipped_autoencoder
 from ldm.utils.errors import UserError
 from ldm.utils.hub_client import pull
 
@@ -38,15 +39,18 @@ TEXT = Component(
 
 
 def locate(source: str, component: Component, weights: bool = True) -> Path:
-    """The folder to look for a component in: what exists here comes first, then the Hub, from which it is fetched.
+    """The folder to look for a component in: what exists here comes first, then what ships, then the Hub.
 
     Args:
-        source: a folder, `user/name`, `user/name/subfolder`, or one of the latter with `@revision`.
+        source: a folder, an autoencoder that ships with the project, `user/name`, `user/name/subfolder`, or one of the
+            latter two with `@revision`.
         weights: False = its settings alone.
 
     Raises: UserError: the Hub's reason, or that the repository holds no such component in a format that is read.
     """
     local = Path(source)
+    if component is VAE and not local.exists() and (shipped := shipped_autoencoder(source)):
+        return shipped
     named = None if local.exists() else HUB_SOURCE.fullmatch(source)
     if named is None:
         return local

@@ -17,6 +17,17 @@ def shipped_models() -> list[str]:
     return sorted(path.parent.name for place in _places(Path("models")) for path in place.glob("*/model_index.json"))
 
 
+def shipped_autoencoder(name: str) -> Path | None:
+    """Folder of an autoencoder that ships with the project, such as "autoencoders/f4"; None if `name` is not one."""
+    return _find(Path("models") / name, "config.json") if name in shipped_autoencoders() else None
+
+
+def shipped_autoencoders() -> list[str]:
+    """Their names, sorted."""
+    found = {path.parent for place in _places(Path("models")) for path in place.glob("autoencoders/*/config.json")}
+    return sorted({f"{path.parent.name}/{path.name}" for path in found})
+
+
 def shipped_configs() -> Path:
     """Folder of the YAML presets."""
     return _find(Path("configs"), "*.yaml")

@@ -2,6 +2,8 @@
 
 import pytest
 
+from ldm.models.autoencoder import load_vae
+from ldm.models.pretrained import VAE, locate
 from ldm.pipelines.model_folder import resolve_model
 from ldm.utils import assets
 from ldm.utils.errors import UserError
@@ -28,3 +30,21 @@ def test_shipped_models_go_by_their_names():
         assert resolve_model(name).paths["unet"] == assets.shipped_model(name) / "unet"
     with pytest.raises(UserError, match="glyphs-fast"):
         resolve_model("glyph-fast")
+
+
+def test_shipped_autoencoders_go_by_their_names():
+    names = assets.shipped_autoencoders()
+    assert names and all(name.startswith("autoencoders/f") for name in names)
+    for name in names:
+        folder = locate(name, VAE)
+        assert folder == assets.shipped_autoencoder(name)
+        vae = load_vae(folder)
+        assert 2 ** (len(vae.config.encoder_block_out_channels) - 1) == int(name.removeprefix("autoencoders/f"))
+    assert assets.shipped_autoencoder("autoencoders/f3") is None and assets.shipped_autoencoder("../models") is None
+
+
+def test_a_folder_of_ones_own_comes_before_a_shipped_autoencoder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / assets.shipped_autoencoders()[0]
+    own.mkdir(parents=True)
+    assert locate(assets.shipped_autoencoders()[0], VAE).resolve() == own

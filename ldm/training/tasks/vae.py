@@ -37,6 +37,7 @@ from ldm.models.vector_quantizer import Codebook, code_usage, decode_quantized
 from ldm.pipelines.model_folder import resolve_model
 from ldm.training.data_order import batch_noise, derive_seed, image_batches
 from ldm.training.task import BatchSlice, LossAndMetrics, SampleRef
+from ldm.utils.assets import shipped_autoencoder
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import image_grid
 from ldm.utils.image_sizes import Size, resolution_of, size_of
@@ -73,7 +74,8 @@ def initial_vae(settings: VaeSettings, channels: int) -> tuple[Autoencoder, VaeS
     Raises: UserError if there is none, or if it is for images of other channels than these.
     """
     source = str(settings.start.model)
-    vae = load_vae(Path(source) if Path(source).exists() else resolve_model(source).paths["vae"])
+    local = Path(source) if Path(source).exists() else shipped_autoencoder(source)
+    vae = load_vae(local or resolve_model(source).paths["vae"])
     if vae.config.in_channels != channels:
         raise UserError(
             f"vae.start.model: {source} takes images of {vae.config.in_channels} channels, and the data have "

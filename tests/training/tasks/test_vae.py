@@ -6,6 +6,7 @@ import torch
 
 from ldm.config.settings import VaeLoss, VaeModel, VaeSettings
 from ldm.data import Splits
+from ldm.evaluation.metrics.reconstruction import reconstruct
 from ldm.models.autoencoder import build_vae, load_vae
 from ldm.models.digests import network_digest
 from ldm.models.latents import posterior
@@ -14,8 +15,10 @@ from ldm.models.reconstruction_losses import (
 )
 from ldm.training.data_order import BatchSlice
 from ldm.training.task import SampleRef
-from ldm.training.tasks.vae import VaeObjective, VaeTask, check_shapes
+from ldm.training.tasks.vae import VaeObjective, VaeTask, check_shapes, initial_vae
+from ldm.utils.assets import shipped_autoencoders
 from ldm.utils.errors import UserError
+from scripts.emoji.colours import swatch_differences, swatch_images
 
 VQ = VaeModel(kind="vq", codebook_size=16, block_out_channels=[8, 16], norm_num_groups=8, latent_channels=3)
 
@@ -133,6 +136,16 @@ def test_fine_tuning_begins_with_the_reconstructions_of_its_start(start):
     tiny = type(finished).__name__ == "AutoencoderTiny"
     assert ("encoder" in trained) != tiny and "decoder" in trained
     assert task.fingerprints["start"] == network_digest(finished)
+
+
+@pytest.mark.parametrize("name", shipped_autoencoders())
+def test_a_shipped_start_goes_by_its_name_and_keeps_colours(name):
+    """The mean of a large square of each colour, within 6 CIEDE2000: nobody would call it another colour."""
+    vae, settings = initial_vae(VaeSettings(start={"model": name}), 3)
+    assert settings.model.kind == "linear" and settings.model.latent_channels == vae.config.latent_channels
+    assert max(swatch_differences(reconstruct(vae, swatch_images(64))[0]).values()) < 6
+    with pytest.raises(UserError, match="takes images of 3 channels, and the data have 1"):
+        initial_vae(VaeSettings(start={"model": name}), 1)
 
 
 def test_a_start_for_other_images_is_refused(start):
