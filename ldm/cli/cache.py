@@ -16,8 +16,8 @@ def add_parser(subparsers) -> None:
         "build",
         help="decode the images and encode the latents that a training reads",
         description="Decode the images of a project, and encode them by its finished autoencoder, as `ldm train ldm` "
-        "does at its start. With --shard several jobs, on any machines with one disk in common, each encode some of "
-        "the shards; they need not run at the same time, and the last to finish completes the cache.",
+        "does at its start. With --shard several jobs, on machines with one disk in common and "
+        "the same kind of device, each encode some of the shards; they need not run at the same time, and the last to finish completes the cache.",
         epilog="Exit code: 0 = done, 2 = impossible. The same command continues what was interrupted.",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="project file (.yaml)")
@@ -38,8 +38,9 @@ def run_build(args: argparse.Namespace) -> int:
 
     try:
         device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UserError(f"device {args.device!r} is unknown: use cpu, cuda, cuda:N or mps") from error
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {args.device!r} is unknown or not here: use cpu, cuda, cuda:N or mps") from error
     data = build(settings.data)
     print(f"images: {sum(len(part) for part in parts_of(data))}, in {settings.data.cache_dir}", flush=True)
     if settings.vae == "identity" or not settings.cache_latents:
@@ -47,7 +48,7 @@ def run_build(args: argparse.Namespace) -> int:
         return 0
     missing = encode(settings.vae, run, data, settings.data.cache_dir, share, device)
     if missing:
-        print(f"latents: job {args.shard} is done; {missing} shards are left to the others")
+        print(f"latents: job {args.shard} is done; {missing} shards are left to the others, on devices of this kind")
     else:
         print(f"latents: complete, in {settings.data.cache_dir / 'latents'}")
     return 0

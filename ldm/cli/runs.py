@@ -79,8 +79,11 @@ def _data_faults(run: Path) -> dict[Any, str | None]:
     try:
         document = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         options = DataOptions.model_validate(document["data"])
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+        why = type(error).__name__
+        return {run / "config.yaml": f"cannot be read ({why}), so images and caches were not checked"}
     faults: dict[Any, str | None] = {}
     if not is_own(options.source) and not is_pattern(options.source):
         from ldm.data.image_files.pixel_cache import check_files

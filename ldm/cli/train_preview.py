@@ -3,6 +3,7 @@
 Neither torch nor diffusers is imported, so that the answer is there at once.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,11 +55,14 @@ def lines(source: str, project: Path, minutes: float, given: dict, output: str |
 def about(data: "DataOptions") -> tuple[bool, str]:
     """Whether there are captions, as far as it can be known, and a line on the data; no image is opened."""
     from ldm.data.image_files.dataset import divide
+    from ldm.formats.shards import is_pattern
     from ldm.formats.sources import open_source
 
     if data.source in BUILT_IN:
         return True, f"{data.source}, made by this package"
-    if not Path(data.source).exists() and "/" in data.source and not data.source.startswith(("/", ".", "~")):
+    if is_pattern(data.source):
+        return True, f"{data.source}, shards that are read as they are trained on"
+    if not Path(data.source).exists() and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", data.source):  # as `open_source` does
         return True, f"{data.source}, to be fetched from the Hub at the start"
     source = open_source(data)
     captions = sum(len(sample.captions) for sample in source.samples)

@@ -95,6 +95,11 @@ class Worker:
                 answer = _receive(process.stdout)
         except OSError:
             answer = None
+        except BaseException:  # an answer that nobody took would be the next image's
+            self._process = None
+            process.kill()
+            _close(process)
+            raise
         if answer is None:
             self._process = None
             raise _cause(process, self._watch.exceeded if self._watch else "")

@@ -38,9 +38,10 @@ log = logging.getLogger(__name__)
 
 HUB = "hf://"
 KINDS = (".tar", ".parquet")
-INDEX_VERSION = 1  # raise it when the index of the same file would be another
+INDEX_VERSION = 2  # raise it when the index of the same file would be another
 GROUP_BYTES = 2**28  # of row groups that a process keeps
 OPEN_SHARDS = 64
+RECENT, AGAIN = 64, 20  # row groups dropped last, and how many of them are read anew before a warning
 TEXT, JSON = 1, 2  # kinds of captions beside an image
 CAPTION_KINDS = {".txt": TEXT, ".caption": TEXT, ".json": JSON}  # the first that an image has counts
 
@@ -189,16 +190,22 @@ class Shards:
             return {"images": int(about["images"]), "digest": str(about["digest"])}
         index = self._index(shard)
         about = {"images": int(index[-1]) if index.ndim == 1 else len(index)}
-        about["digest"] = hashlib.sha256(index.tobytes()).hexdigest()
+        held = (
+            index.tobytes() if index.ndim == 2 else json.dumps(parquet_layout(self.paths[shard], self.options)).encode()
+        )
+        about["digest"] = hashlib.sha256(held).hexdigest()
         with readable_io_errors(file, NO_SPACE):
             atomic_write(file, json.dumps(about).encode())
         return about
 
     def _write_index(self, shard: int) -> np.ndarray:
         file, path = self._indices[shard], self.paths[shard]
-        index = tar_index(Path(path)) if path.lower().endswith(".tar") else parquet_index(path, self.options)
-        with readable_io_errors(file, NO_SPACE), exclusive_lock(file, quiet=True), atomic_open(file) as stream:
-            np.lib.format.write_array(stream, index, allow_pickle=False)
+        with readable_io_errors(file, NO_SPACE), exclusive_lock(file, quiet=True):
+            with suppress(OSError, ValueError, EOFError):
+                return np.load(file, mmap_mode="r")  # another process made it while this one waited
+            index = tar_index(Path(path)) if path.lower().endswith(".tar") else parquet_index(path, self.options)
+            with atomic_open(file) as stream:
+                np.lib.format.write_array(stream, index, allow_pickle=False)
         return index
 
 
@@ -285,18 +292,36 @@ class RowGroups:
 
     def __init__(self, most: int):
         self._most, self._held, self._tables = most, 0, OrderedDict[tuple[str, int], Any]()
+        self._dropped, self._again = OrderedDict[tuple[str, int], None](), 0
 
     def get(self, file: Any, path: str, number: int, columns: list[str]) -> Any:
         """These columns of a row group, as a table."""
         key = (path, number)
         if key not in self._tables:
+            self._count(key)
             with readable(path):
                 self._tables[key] = file.read_row_group(number, columns=columns, use_threads=False)
             self._held += self._tables[key].nbytes
         self._tables.move_to_end(key)
         while self._held > self._most and len(self._tables) > 1:
-            self._held -= self._tables.popitem(last=False)[1].nbytes
+            oldest, table = self._tables.popitem(last=False)
+            self._held -= table.nbytes
+            self._dropped[oldest] = None
+            if len(self._dropped) > RECENT:
+                self._dropped.popitem(last=False)
         return self._tables[key]
+
+    def _count(self, key: tuple[str, int]) -> None:
+        """Warn once if row groups are read that were dropped shortly before."""
+        self._again += key in self._dropped
+        if self._again == AGAIN:
+            self._again += 1
+            log.warning(
+                "row groups of %s are read again and again: those of a window have more than %d MiB. Lower "
+                "data.shards.lanes, or write smaller row groups",
+                key[0],
+                self._most >> 20,
+            )
 
 
 def parquet_index(path: str, options: FileOptions) -> np.ndarray:
@@ -310,6 +335,19 @@ def parquet_index(path: str, options: FileOptions) -> np.ndarray:
         require_column(options.caption_column, others, "caption", path)
     rows = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
     return np.concatenate([[0], np.cumsum(rows, dtype=np.int64)]).astype(np.int64)
+
+
+def parquet_layout(path: str, options: FileOptions) -> list:
+    """What tells images apart that have not been read: column, rows and bytes of each part; on the Hub, digests."""
+    about = _open_parquet(path).metadata
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    parts = [(group.num_rows, group.column(j)) for group in groups for j in range(group.num_columns)]
+    sizes = [
+        [rows, part.path_in_schema, part.total_compressed_size, part.total_uncompressed_size]
+        for rows, part in parts
+        if part.path_in_schema.split(".")[0] == options.image_column
+    ]
+    return [options.image_column, sizes, _facts(path)[2:] if path.startswith(HUB) else []]
 
 
 def _open_parquet(path: str) -> Any:

@@ -149,7 +149,8 @@ def refuse_foreign(out: Path) -> None:
         return
     if not ((out / "model_index.json").is_file() and (out / "ldm.json").is_file()):
         raise UserError(f"{out} holds something that is no earlier export: name a new folder, or empty it")
-    known = {*COMPONENTS, "model_index.json", "ldm.json", "README.md", "metrics.json", "gallery", "logs", "lora"}
+    known = {*COMPONENTS, "model_index.json", "ldm.json", "README.md", "NOTICE", "metrics.json"}
+    known |= {"gallery", "logs", "lora"}
     strange = sorted(p.name for p in out.iterdir() if p.name not in known and p.suffix.lower() not in (".png", ".jpg"))
     if strange:
         raise UserError(f"{out} also holds {', '.join(strange[:3])}, which replacing it would delete: move that first")
@@ -169,6 +170,8 @@ def _keep_records(pipeline: Pipeline, run: Path, metrics: Path | None, stage: Pa
     earlier = pipeline.folder.paths["unet"].parent
     if metrics or (earlier / "metrics.json").is_file():
         write_json(stage / "metrics.json", _quoted(metrics or earlier / "metrics.json"))
+    if (earlier / "NOTICE").is_file():
+        shutil.copyfile(earlier / "NOTICE", stage / "NOTICE")
     for name in ("logs", "lora"):  # adapters are in the weights already, and may be wanted alone
         if (earlier / name).is_dir():
             shutil.copytree(earlier / name, stage / name)

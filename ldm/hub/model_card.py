@@ -108,12 +108,16 @@ def training_facts(run: Path) -> dict[str, Any]:
     student = own.get("distill", {})
     before = start or student.get("teacher")
     text = own.get("text", {}).get("source")
+    runs, vae = part_runs(run), own.get("vae", "run")
+    if vae == "run" and "vae" in runs:
+        vae = read_yaml(runs["vae"] / "config.yaml").get("vae", {}).get("start", {}).get("model") or "run"
     facts: dict[str, Any] = {
         "data": _public_source(source),
         "data_on_hub": _is_on_hub(source),
         "text": _public_source(text),
+        "vae": None if vae in ("run", "identity") else _public_source(vae),
         "prompts": [""] * 4 if text == "none" else own.get("sampling", {}).get("prompts", []),
-        "runs": {part: _trained(path) for part, path in part_runs(run).items()},
+        "runs": {part: _trained(path) for part, path in runs.items()},
     }
     if not before:
         return facts

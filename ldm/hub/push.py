@@ -6,7 +6,17 @@ from pathlib import Path
 from ldm.utils.errors import UserError
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
-PATTERNS = ["*.json", "*.safetensors", "*.onnx", "*.txt", "README.md", "*.png", "*.jpg", "events.out.tfevents.*"]
+PATTERNS = [
+    "*.json",
+    "*.safetensors",
+    "*.onnx",
+    "*.txt",
+    "README.md",
+    "NOTICE",
+    "*.png",
+    "*.jpg",
+    "events.out.tfevents.*",
+]
 
 
 def check_name(repo_id: str) -> None:

@@ -74,7 +74,9 @@ class Sharded:
     def __init__(self, accelerator: Accelerator, task: Task, options: ShardingOptions):
         self.accelerator, self.device = accelerator, accelerator.device
         self.on_main, self.on_main_model = task.module.cpu(), task.model
-        self.module, self.model = copy.deepcopy((task.module, task.model))
+        encoder = getattr(task.module, "vae", None)  # in a tuple where latents are made in the step: frozen and whole
+        shared = {id(one): one for one in encoder} if isinstance(encoder, tuple) else {}
+        self.module, self.model = copy.deepcopy((task.module, task.model), shared)
         if not accelerator.is_main_process:
             task.module.to("meta")
         self.mesh = init_device_mesh(self.device.type, (accelerator.num_processes,))

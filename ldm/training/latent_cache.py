@@ -16,7 +16,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -223,8 +223,9 @@ def check_latents(cache_dir: Path) -> dict[Path, str | None]:
     """What is wrong with each cache of latents in a folder, None if nothing: all of them are read."""
     found = {path.parent for path in (cache_dir / "latents").glob(f"[0-9a-f]*/{checkpoint.MANIFEST}")}
     for folder in found:
-        (folder / STAMP).unlink(missing_ok=True)
-    return {folder: _fault(folder) for folder in sorted(found)}
+        with suppress(OSError):  # of a cache that is another user's; the next start verifies others once more
+            (folder / STAMP).unlink()
+    return {folder: checkpoint.verify(folder) for folder in sorted(found)}
 
 
 def open_latents(folder: Path) -> Latents:

@@ -48,7 +48,13 @@ class ShardedState(TrainingState):
         return super().restore(found, (self._own_part(found, groups), state), allow_changed)
 
     def take_weights(self, found: Path) -> None:
-        groups, _ = checkpoint.load(found, whole=False)
+        groups, fault = dict[str, dict[str, Tensor]](), ""
+        try:
+            groups, _ = checkpoint.load(found, whole=False)
+        except UserError as error:
+            fault = str(error)
+        if fault := world.first_of_all(fault):  # all processes take them, or none
+            raise UserError(fault)
         self._restore_weights(self._own_part(found, groups), found)
 
     def _make_room(self, folder: Path, best: str | None) -> None:

@@ -208,6 +208,17 @@ def test_a_decoder_that_crashes_costs_its_picture_alone(number, survived):
     survived("crash of a decoder", 1)
 
 
+def test_after_an_interruption_no_answer_is_taken_for_the_next_image(monkeypatch):
+    worker, (one, two) = workers.Worker("look", {}), [*seeds().values()][:2]
+    expected = worker(two)
+    with monkeypatch.context() as patched:
+        patched.setattr(workers, "_receive", lambda stream: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            worker(one)
+    assert worker(two) == expected
+    worker.stop()
+
+
 def test_a_decoder_killed_from_outside_is_not_the_pictures_fault(survived):
     worker = workers.Worker("look", {})
     worker(seeds()["RGB.png"])

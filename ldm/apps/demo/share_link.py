@@ -29,7 +29,8 @@ class Settings:
 def query(job: Mapping[str, Any], number: int) -> str:
     """'prompt=water&seed=5&number=4&...': of a job, what a visitor chose, for the address after the '?'."""
     chosen = {**{name: job.get(name) for name in NAMES}, "number": number}
-    return urlencode({name: value for name, value in chosen.items() if value not in (None, "")})
+    said = {name: value for name, value in chosen.items() if value not in (None, "")}
+    return urlencode({"prompt": "", **said})  # an empty one too: the page opens with an example in its field
 
 
 def settings_of(parameters: Mapping[str, str], samplers: list[str]) -> Settings:
@@ -38,7 +39,8 @@ def settings_of(parameters: Mapping[str, str], samplers: list[str]) -> Settings:
     Raises: UserError: one that is not allowed.
     """
     given = {name: parameters[name] for name in NAMES if name in parameters}
-    found: dict[str, Any] = {name: limits.text(name, given[name]) for name in ("prompt", "negative") if name in given}
+    texts = [name for name in ("prompt", "negative") if name in given]
+    found: dict[str, Any] = {name: limits.text(name, given[name]) or "" for name in texts}
     for name in ("seed", "number", "steps", "height", "width"):
         if name in given:
             found[name] = limits.whole(name, _number(given[name]))

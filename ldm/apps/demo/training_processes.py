@@ -127,7 +127,10 @@ class Trainings:
         self._check_allowed()
         if not isinstance(folder, str) or not folder.strip() or "\0" in folder:
             raise UserError("name the folder of the images")
-        images = Path(folder.strip()).expanduser().absolute()
+        try:
+            images = Path(folder.strip()).expanduser().absolute()
+        except RuntimeError:
+            raise UserError(f"{folder.strip()[:100]} is the home of nobody here") from None
         if not images.is_dir():
             raise UserError(f"{images} is no folder: name one with images, each with a .txt caption beside it")
         least, most = MINUTES
@@ -146,8 +149,9 @@ class Trainings:
         before = self.started(name)
         if before is not None and Path(before.folder) != images:
             raise UserError(f"{name} is a training of {before.folder}: give the folder {images} another name")
-        if before is None and (self.root / name).exists() and any((self.root / name).iterdir()):
-            raise UserError(f"{self.root / name} has files of something else: give the folder {images} another name")
+        home = self.root / name
+        if before is None and home.exists() and any(path.name not in (LOCK, LOG) for path in home.iterdir()):
+            raise UserError(f"{home} has files of something else: give the folder {images} another name")
         return name
 
     def _known(self, name: Any) -> str:
@@ -185,9 +189,12 @@ class Trainings:
         with open(output / LOG, "ab") as log:
             log.write(f"\n$ {time.strftime('%Y-%m-%d %H:%M')} ldm {' '.join(words)}\n".encode())
             log.flush()
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, **apart
-            )
+            try:
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, **apart
+                )
+            except OSError as error:
+                raise UserError(f"the process cannot be started: {error.strerror or error}") from None
         began = time.time()
         with suppress(psutil.Error):
             began = psutil.Process(process.pid).create_time()

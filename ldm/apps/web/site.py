@@ -74,7 +74,7 @@ def write_site(folder: ModelFolder, model: TorchFreePipeline, runtime: Path, out
         for name, path in (carried | parts | licence).items():
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, stage / name)
-        loaded = [name for name in parts if not name.endswith(".md")]
+        loaded = [name for name in parts if not name.endswith((".md", "NOTICE"))]
         settings = describe(folder, model)
         settings |= {"files": [_file(stage, name) for name in loaded], "runtimes": _runtimes(stage)}
         settings["posters"] = write_posters(model, settings, stage)
@@ -170,5 +170,5 @@ def _model_files(folder: ModelFolder) -> dict[str, Path]:
     for component in GRAPHS:
         for path in (graph(folder, component), *_weights(folder, component)):
             found[f"model/{component}/{path.name}"] = path
-    card = folder.paths["unet"].parent / "README.md"  # with the model's licence
-    return found | ({"model/README.md": card} if card.is_file() else {})
+    home = folder.paths["unet"].parent  # the card has the model's licence, NOTICE those of its data
+    return found | {f"model/{name}": home / name for name in ("README.md", "NOTICE") if (home / name).is_file()}

@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,13 +213,15 @@ def check_files(options: DataOptions) -> dict[str, str | None]:
     """
     source, stamp = open_source(options), source_stamp(options)
     known = source_key(source, options) if stamp.exists() else None
-    stamp.unlink(missing_ok=True)
-    key = source_key(source, options)
+    with suppress(OSError):
+        stamp.unlink()
+    key = read_key(source, options)
     changed = "its content changed, though its sizes and times did not" if known not in (None, key) else None
     found = {options.source: changed}
     stem = options.cache_dir / f"files-{key[:24]}"
     if stem.with_suffix(".manifest").exists():
-        stem.with_suffix(".verified").unlink(missing_ok=True)
+        with suppress(OSError):
+            stem.with_suffix(".verified").unlink()
         whole = _open(stem, key, source.samples, options) is not None
         found[str(stem.with_suffix(".npy"))] = None if whole else "damaged: the next start builds it again"
     return found

@@ -24,6 +24,8 @@ def test_a_link_gives_back_what_it_was_made_of():
     assert given == Settings(prompt=JOB["prompt"], seed=7, number=4, steps=12, guidance=2.5, sampler="ddim")
     sized = query(JOB | {"height": 32, "width": 64, "negative": "red"}, 1)
     assert settings_of(dict(parse_qsl(sized)), ["ddim"]).width == 64
+    plain = settings_of(dict(parse_qsl(query(JOB | {"prompt": None}, 1), keep_blank_values=True)), ["ddim"])
+    assert plain.prompt == ""  # not the example that the page opens with
     assert "model" not in query(JOB | {"model": "/home/me/model"}, 1)  # where it lies is the host's business
 
 

@@ -7,6 +7,8 @@ import sys
 import tarfile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -113,6 +115,29 @@ def test_a_shard_is_indexed_once_and_again_when_it_changes(root, options, kind, 
     write(root / f"part-002.{kind}", range(200, 203))
     data = build(options(pattern, validation_fraction=0)).train
     assert len(calls) == len(COUNTS) + 1 and len(data) == TOTAL + 2 and data.fingerprint != prints[0]
+
+
+def test_parquet_with_as_many_rows_of_other_images_is_not_taken_for_the_same(root, options):
+    pattern = str(root / "part-*.parquet")
+    root.mkdir(exist_ok=True)
+    prints = []
+    for size in ((16, 16), (16, 24)):
+        parquet_shard(root / "part-000.parquet", range(9), size=size)
+        prints.append(build(options(pattern)).train.fingerprint)
+    rows = [{"bytes": png(level), "path": None} for level in range(9)]
+    table = pa.table({"image": rows, "other": rows, "text": ["grey"] * 9})
+    pq.write_table(table, root / "part-000.parquet")
+    prints += [build(options(pattern, image_column=name)).train.fingerprint for name in ("image", "other")]
+    assert len({*prints}) == 4
+
+
+def test_row_groups_that_are_read_again_and_again_are_told_once(root, options, monkeypatch, caplog):
+    monkeypatch.setattr(shards_module, "GROUP_BYTES", 1)
+    monkeypatch.setattr(shards_module, "AGAIN", 3)
+    data = build(options(write_shards(root, "parquet"), validation_fraction=0)).train
+    for _ in range(2):
+        seen(data)
+    assert caplog.text.count("are read again and again") == 1
 
 
 @pytest.mark.parametrize("kind", ["npy", "json"])

@@ -23,7 +23,7 @@ from ldm.apps.demo.page.widgets import (
     visitor_of,
 )
 from ldm.apps.demo.prompt_chips import ANY, STROKES, components, glyph_prompt, layouts, positions, with_word
-from ldm.apps.demo.session import Session
+from ldm.apps.demo.session import OWN, Session
 from ldm.apps.demo.share_link import NAMES, Settings, settings_or_reason
 from ldm.utils.errors import UserError
 
@@ -128,7 +128,7 @@ def address_of(request: gr.Request) -> dict[str, str]:
     """The query of the page's address: of the request itself, or of the page that sent it."""
     own = dict(getattr(request, "query_params", None) or {})
     headers: Mapping[str, str] = getattr(request, "headers", None) or {}
-    return dict(parse_qsl(urlsplit(headers.get("referer", "")).query)) | own
+    return dict(parse_qsl(urlsplit(headers.get("referer", "")).query, keep_blank_values=True)) | own
 
 
 def _opened(session: Session):
@@ -154,7 +154,10 @@ def _restored(session: Session):
         if not isinstance(event.index, int) or not 0 <= event.index < len(past):
             return updates(Settings())
         _, job, number = past[event.index]
-        return updates(Settings(**{name: job.get(name) for name in NAMES if name != "number"}, number=number))
+        height, width = session.size
+        own = {"prompt": "", "negative": "", "sampler": OWN, "height": height, "width": width}
+        set_to = own | {name: job[name] for name in NAMES if job.get(name) is not None}
+        return updates(Settings(**set_to | {"number": number}))
 
     return answer
 

@@ -17,6 +17,7 @@ let ready = false;
 let running = null; // the job that is being drawn
 let drawn = null; // the job whose images are shown
 let jobs = 0;
+let kept = false; // whether the service worker was asked to keep the page
 
 function say(text, wrong = false) {
   $("status").textContent = text;
@@ -53,7 +54,9 @@ const answers = {
     const { images, steps } = running;
     $("progress").value = (cell + (index + 1) / steps) / images;
     say(`Step ${index + 1} of ${steps}${images > 1 ? `, image ${cell + 1} of ${images}` : ""}`);
-    if (pixels && images === 1) view.show(pixels, cell, false);
+    if (!pixels || images > 1) return;
+    if (view.cells.length > 1) view.lay(1);
+    view.show(pixels, cell, false);
   },
   image({ cell, seed, pixels }) {
     if (view.cells.length !== running.images) view.lay(running.images);
@@ -65,7 +68,8 @@ const answers = {
   done({ lost, seconds }) {
     drawn = running;
     busy(null);
-    if (drawn.id === 1) keep(Object.values(settings.runtimes).flatMap((runtime) => runtime?.module ?? []));
+    if (!kept) keep(Object.values(settings.runtimes).flatMap((runtime) => runtime?.module ?? []));
+    kept = true;
     view.name(titleOf(drawn));
     say(`Seed ${drawn.seed}, ${seconds.toFixed(1)} s.${lost ? ` The prompt is too long, these words were lost: ${lost}` : ""}`);
   },

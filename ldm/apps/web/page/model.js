@@ -16,7 +16,7 @@ class Files {
   ask(files) {
     for (const file of files.filter(({ path }) => !this.content.has(path))) {
       this.total += file.bytes;
-      this.before = this.before.then(() => this.load(file));
+      this.before = this.before.catch(() => {}).then(() => this.load(file)); // one that fails is not the others' fault
       this.before.catch(() => {}); // whoever takes it hears of it
       this.content.set(file.path, this.before);
     }

@@ -14,6 +14,7 @@ const HEADERS = {
   "Cross-Origin-Embedder-Policy": "require-corp",
   "Cross-Origin-Resource-Policy": "same-origin",
 };
+const NOTHING = { match: async () => undefined, put: async () => {} }; // in place of a cache on a full disk
 
 oninstall = () => skipWaiting();
 onactivate = (event) => event.waitUntil(clients.claim());
@@ -23,7 +24,7 @@ onmessage = (event) => event.waitUntil(keepShell(event.data).catch(() => {}));
 onfetch = (event) => {
   const url = new URL(event.request.url);
   if (event.request.method !== "GET" || url.origin !== SCOPE.origin || !url.pathname.startsWith(SCOPE.pathname)) return;
-  const version = url.searchParams.get("v");
+  const version = event.request.mode === "navigate" ? null : url.searchParams.get("v");
   event.respondWith((version ? keptFirst(event, KEPT + version) : networkFirst(event, url)).then(isolated));
 };
 
@@ -34,7 +35,7 @@ async function keepShell(modules) {
 }
 
 async function networkFirst(event, url) {
-  const cache = await caches.open(SHELL);
+  const cache = await caches.open(SHELL).catch(() => NOTHING);
   try {
     const answer = await fetch(url, { cache: "no-cache" });
     if (answer.ok) event.waitUntil(cache.put(url, answer.clone()).catch(() => {}));
@@ -47,7 +48,7 @@ async function networkFirst(event, url) {
 }
 
 async function keptFirst(event, name) {
-  const cache = await caches.open(name);
+  const cache = await caches.open(name).catch(() => NOTHING);
   const kept = await cache.match(event.request);
   if (kept) return kept;
   const answer = await fetch(event.request);
