@@ -190,9 +190,9 @@ class Shards:
             return {"images": int(about["images"]), "digest": str(about["digest"])}
         index = self._index(shard)
         about = {"images": int(index[-1]) if index.ndim == 1 else len(index)}
-        held = (
-            index.tobytes() if index.ndim == 2 else json.dumps(parquet_layout(self.paths[shard], self.options)).encode()
-        )
+        held = index.tobytes()
+        if index.ndim == 1:  # which says nothing of the images
+            held = json.dumps(parquet_layout(self.paths[shard], self.options)).encode()
         about["digest"] = hashlib.sha256(held).hexdigest()
         with readable_io_errors(file, NO_SPACE):
             atomic_write(file, json.dumps(about).encode())

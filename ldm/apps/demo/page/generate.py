@@ -155,7 +155,7 @@ def _restored(session: Session):
             return updates(Settings())
         _, job, number = past[event.index]
         height, width = session.size
-        own = {"prompt": "", "negative": "", "sampler": OWN, "height": height, "width": width}
+        own: dict[str, Any] = {"prompt": "", "negative": "", "sampler": OWN, "height": height, "width": width}
         set_to = own | {name: job[name] for name in NAMES if job.get(name) is not None}
         return updates(Settings(**set_to | {"number": number}))
 
