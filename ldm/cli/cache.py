@@ -16,7 +16,7 @@ def add_parser(subparsers) -> None:
         "build",
         help="decode the images and encode the latents that a training reads",
         description="Decode the images of a project, and encode them by its finished autoencoder, as `ldm train ldm` "
-        "does at its start. With --shard several jobs, on machines with one disk in common and devices of one kind, each "
+        "does at its start. With --shard several jobs, on machines with one disk and devices of one kind, each "
         "encode some of the shards; they need not run at the same time, and the last to finish completes the cache.",
         epilog="Exit code: 0 = done, 2 = impossible. The same command continues what was interrupted.",
     )
