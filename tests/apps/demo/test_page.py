@@ -87,7 +87,8 @@ def test_images_are_generated_and_what_follows_is_there(page):
     assert tabs.options["selected"] == "inpaint" and canvas["background"].size == (256, 256)
     history = page.of("Gallery", "Earlier images: click one for its settings")
     ((*fields, keep),) = page.from_(history, "select")[0].call(selected=0)
-    assert [field.get("value") for field in fields] == ["water", None, 5, 2, 3, 2.0, None, None, None] and keep["value"]
+    wanted = ["water", "", 5, 2, 3, 2.0, OWN, 16, 16]
+    assert [field.get("value") for field in fields] == wanted and keep["value"]
 
 
 def test_what_is_wrong_is_said_at_the_button_and_not_in_a_pop_up(page):
