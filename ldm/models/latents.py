@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ldm.models.patch_projection import project
 from ldm.utils.image_tensors import premultiplied
 
 
@@ -53,7 +54,10 @@ def posterior(vae: Any, images: Float[Tensor, "b C H W"]) -> Any:
     Args:
         images: in [-1, 1], of the autoencoder's device and dtype.
     """
-    encoded = vae.encode(encoder_input(images, vae.config))
+    images = encoder_input(images, vae.config)
+    if is_linear(vae.config) and (latents := project(vae, images)) is not None:
+        return DeterministicPosterior(latents)
+    encoded = vae.encode(images)
     point = is_vector_quantized(vae.config) or is_tiny(vae.config)
     return DeterministicPosterior(encoded.latents) if point else encoded.latent_dist
 

@@ -12,10 +12,11 @@ from collections.abc import Iterable
 import torch
 from diffusers import AutoencoderTiny
 from jaxtyping import Float, Float64
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.models.latents import downsampling_factor, encoder_input
+from ldm.models.patch_projection import hold_projection
 
 FITTED_PIXELS = 2**23  # of the images that components are computed from: more hardly change them
 WHITENING = 0.5  # a component of deviation s gets s ** (1 - WHITENING); 1 = white
@@ -99,39 +100,3 @@ def fit_encoder(vae: AutoencoderTiny, batches: Iterable[Float[Tensor, "_ c h w"]
     scales = variances ** (-WHITENING / 2)
     weights = scales[:, None] * directions / (variances * scales.square()).mean().sqrt() / vae.config.scaling_factor
     hold_projection(vae, weights, -weights @ mean)
-
-
-@torch.no_grad()
-def hold_projection(vae: AutoencoderTiny, weights: Float64[Tensor, "k d"], biases: Float64[Tensor, " k"]) -> None:
-    """Put a projection of patches of images in [-1, 1] into the encoder, exactly.
-
-    The first convolution copies the image, each of stride 2 moves the 2 x 2 pixels of its windows into channels, and
-    the last one projects. `AutoencoderTiny.encode` halves images to [0, 1] first, which the last one undoes.
-    """
-    channels, levels = vae.config.in_channels, len(vae.config.encoder_block_out_channels)
-    first, *gathering, last = (layer for layer in vae.encoder.layers if isinstance(layer, nn.Conv2d))
-    for conv in (first, *gathering, last):
-        nn.init.zeros_(conv.weight)
-        if conv.bias is not None:
-            nn.init.zeros_(conv.bias)
-    for c in range(channels):
-        first.weight[c, c, 1, 1] = 1
-    for level, conv in enumerate(gathering):
-        for k in range(channels * 4**level):
-            for position in range(4):
-                conv.weight[4 * k + position, k, 1 + position // 2, 1 + position % 2] = 1
-    factor, column = 2 ** (levels - 1), 0
-    for c in range(channels):
-        for y in range(factor):
-            for x in range(factor):
-                last.weight[:, _gathered(c, y, x, levels - 1), 1, 1] = 2 * weights[:, column].to(last.weight)
-                column += 1
-    last.bias.copy_((biases - weights.sum(1)).to(last.bias))
-
-
-def _gathered(channel: int, y: int, x: int, halvings: int) -> int:
-    """The channel in which a pixel of a patch ends up after so many gatherings of 2 x 2."""
-    index = channel
-    for level in range(halvings):
-        index = 4 * index + 2 * (y >> level & 1) + (x >> level & 1)
-    return index

@@ -12,10 +12,10 @@ from ldm.models.latents import downsampling_factor, posterior, to_model_latents
 from ldm.models.linear_autoencoder import (
     build_linear,
     fit_encoder,
-    hold_projection,
     pca_psnr,
     principal_patches,
 )
+from ldm.models.patch_projection import hold_projection, project
 from ldm.models.saving import save_component
 
 
@@ -37,8 +37,29 @@ def test_the_encoder_holds_any_projection_exactly(channels, factor, latents):
     biases = torch.randn(latents, generator=generator, dtype=torch.float64)
     hold_projection(vae, weights, biases)
     expected = (patches(images, factor) @ weights.T + biases).permute(0, 2, 1)
-    encoded = posterior(vae, images).mean
-    torch.testing.assert_close(encoded.double().flatten(2), expected, atol=1e-4, rtol=1e-4)
+    for encoded in (vae.encode(images).latents, project(vae, images), posterior(vae, images).mean):
+        torch.testing.assert_close(encoded.double().flatten(2), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("where", ["first", "gathering", "last", "bias"])
+def test_an_encoder_that_is_no_projection_encodes_by_itself(where):
+    vae, images = build_linear(1, 4, 4, 8, 1), smooth_images(2, 1)
+    assert project(vae, images) is None  # not fitted yet
+    fit_encoder(vae, [images])
+    assert project(vae, images) is not None
+    convolutions = [layer for layer in vae.encoder.layers if isinstance(layer, torch.nn.Conv2d)]
+    changed = {
+        "first": convolutions[0],
+        "gathering": convolutions[1],
+        "last": convolutions[-1],
+        "bias": convolutions[0],
+    }
+    part = changed[where].bias if where == "bias" else changed[where].weight[:, :, 0, 0]
+    part += 0.1
+    vae.load_state_dict(vae.state_dict())  # weights are replaced all at once
+    assert project(vae, images) is None
+    torch.testing.assert_close(posterior(vae, images).mean, vae.encode(images).latents, rtol=0, atol=0)
 
 
 def test_latents_are_half_white():
