@@ -137,7 +137,8 @@ class GlyphCaptions:
         name, place = named[int(rng.integers(len(named)))]
         if rng.random() < 0.5:
             return self._typed(layout, name if name in RADICALS else "", place, named, style, rng)
-        parts = [self._said(named, rng)]
+        plain = name in RADICALS and rng.random() < self.options.radical
+        parts = [f"with the {name} radical" if plain else self._said(named, rng)]
         if rng.random() < self.options.style and STYLE_PHRASES[style]:
             parts.append(STYLE_PHRASES[style])
         return self._joined(self._head(layout, rng), parts, rng)
