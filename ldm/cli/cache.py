@@ -16,7 +16,7 @@ def add_parser(subparsers) -> None:
         "build",
         help="decode the images and encode the latents that a training reads",
         description="Decode the images of a project, and encode them by its finished autoencoder, as `ldm train ldm` "
-        "does at its start. With --shard several jobs, on machines with one disk and devices of one kind, each "
+        "does at its start. With --shard several jobs, on machines with one disk and one type of device, each "
         "encode some of the shards; they need not run at the same time, and the last to finish completes the cache.",
         epilog="Exit code: 0 = done, 2 = impossible. The same command continues what was interrupted.",
     )
@@ -48,7 +48,7 @@ def run_build(args: argparse.Namespace) -> int:
         return 0
     missing = encode(settings.vae, run, data, settings.data.cache_dir, share, device)
     if missing:
-        print(f"latents: job {args.shard} is done; {missing} shards are left to the others, on devices of this kind")
+        print(f"latents: job {args.shard} is done; {missing} shards are left to the others, on devices of this type")
     else:
         print(f"latents: complete, in {settings.data.cache_dir / 'latents'}")
     return 0
