@@ -125,8 +125,9 @@ def prepare(root: Path, kind: str) -> Path:
 
 
 def contents(cache: Path) -> dict[str, bytes]:
-    """Every file of a cache, hidden ones too, by its relative name; an empty lock that a kill left is no content."""
-    files = [path for path in sorted(cache.rglob("*")) if path.is_file() and path.suffix != ".lock"]
+    """Every file of a cache, hidden ones too, by its relative name; not locks that a kill left, nor what files were like."""
+    left_out = (".lock", ".source")
+    files = [path for path in sorted(cache.rglob("*")) if path.is_file() and path.suffix not in left_out]
     return {str(path.relative_to(cache)): path.read_bytes() for path in files}
 
 
