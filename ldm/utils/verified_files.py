@@ -40,15 +40,22 @@ def digest_once(files: Sequence[Path], stamp: Path, about: str, compute: Callabl
     before, newest = _summary(files, about)
     with suppress(OSError, ValueError, LookupError, TypeError):
         known = json.loads(stamp.read_text(encoding="utf-8"))
-        if before and known["files"] == before:
+        if before and known["files"] == before and known["check"] == _check(before, known["digest"]):
             return str(known["digest"])
     digest = compute()
     settled = time.time_ns() - 1e9 * SETTLED_SECONDS
     if before and newest < settled and before == _summary(files, about)[0]:
         with suppress(OSError):
             stamp.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(stamp, json.dumps({"files": before, "digest": digest}).encode())
+            atomic_write(
+                stamp, json.dumps({"files": before, "digest": digest, "check": _check(before, digest)}).encode()
+            )
     return digest
+
+
+def _check(files: str, digest: str) -> str:
+    """Of what is remembered, so that a damaged stamp is none."""
+    return hashlib.sha256(f"{files} {digest}".encode()).hexdigest()
 
 
 def _summary(files: Sequence[Path], about: str) -> tuple[str, int]:
