@@ -45,11 +45,10 @@ def digest_once(files: Sequence[Path], stamp: Path, about: str, compute: Callabl
     digest = compute()
     settled = time.time_ns() - 1e9 * SETTLED_SECONDS
     if before and newest < settled and before == _summary(files, about)[0]:
+        found = {"files": before, "digest": digest, "check": _check(before, digest)}
         with suppress(OSError):
             stamp.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(
-                stamp, json.dumps({"files": before, "digest": digest, "check": _check(before, digest)}).encode()
-            )
+            atomic_write(stamp, json.dumps(found).encode())
     return digest
 
 

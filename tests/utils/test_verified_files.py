@@ -96,6 +96,13 @@ def test_a_digest_is_computed_again_after_a_change(files, harm):
     assert digest(files, about=about) == "new"
 
 
+def test_a_damaged_memory_of_a_digest_is_not_believed(files):
+    stamp = files[0].with_name("digest")
+    assert digest_once(files, stamp, "", lambda: "ab") == "ab"
+    stamp.write_text(stamp.read_text().replace('"ab"', '"aa"'))
+    assert digest_once(files, stamp, "", lambda: "ab") == "ab"
+
+
 def test_a_digest_of_no_known_files_or_of_new_ones_is_not_remembered(files, monkeypatch, tmp_path):
     assert [digest_once([], tmp_path / "none", "", lambda value=value: value) for value in ("1", "2")] == ["1", "2"]
     monkeypatch.setattr(verified_files, "SETTLED_SECONDS", 60.0)
