@@ -125,7 +125,7 @@ def prepare(root: Path, kind: str) -> Path:
 
 
 def contents(cache: Path) -> dict[str, bytes]:
-    """Every file of a cache, hidden ones too, by its relative name, but locks that a kill left and memories of sources."""
+    """Every file of a cache, hidden ones too, by its relative name; but no locks and no memories of sources."""
     left_out = (".lock", ".source")
     files = [path for path in sorted(cache.rglob("*")) if path.is_file() and path.suffix not in left_out]
     return {str(path.relative_to(cache)): path.read_bytes() for path in files}
