@@ -133,6 +133,7 @@ def test_a_training_outlives_what_started_it_and_is_found_again(trainings, tmp_p
     assert later.names() == ["mine"] and process is not None
     if hasattr(os, "getsid"):
         assert os.getsid(process.pid) == process.pid  # Ctrl-C in the terminal of the demo does not reach it
+    assert until(lambda: (tmp_path / "runs/mine/vae/log.jsonl").exists())  # it listens to signals from here on
     later.stop("mine")
     ended(later, "mine")
     assert log_tail(tmp_path / "runs/mine")[-1].startswith("saved at ")
