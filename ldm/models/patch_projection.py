@@ -47,14 +47,14 @@ def project(vae: Any, images: Float[Tensor, "b c H W"]) -> Float[Tensor, "b k h 
 @torch.no_grad()
 def _held_projection(vae: Any) -> tuple[Tensor, Tensor] | None:
     """Kernel (k, c, f, f) and biases (k,) of the projection that `hold_projection` put in; None if it did not."""
-    *gathering, last = _convolutions(vae)
+    (*gathering, last), order = _convolutions(vae), _order(vae)
     rest = last.weight.clone()
-    rest[:, _order(vae), 1, 1] = 0
+    rest[:, order, 1, 1] = 0
     biased = (conv.bias for conv in gathering if conv.bias is not None)
     same = (torch.equal(conv.weight, w.to(conv.weight)) for conv, w in zip(gathering, _gathering(vae), strict=True))
     if any(vae.config.num_encoder_blocks) or rest.any() or any(bias.any() for bias in biased) or not all(same):
         return None
-    kernel = last.weight[:, _order(vae), 1, 1] / 2
+    kernel = last.weight[:, order, 1, 1] / 2
     return kernel.unflatten(1, (vae.config.in_channels, _factor(vae), _factor(vae))), last.bias + kernel.sum(1)
 
 
