@@ -127,7 +127,7 @@ def run_ours(task: VaeTask, settings: VaeSettings, folder: Path, trainer: list, 
 
 
 def psnr_of_ema(trainer: Trainer, vae, images: Tensor) -> float:
-    with trainer.ema_weights():
+    with trainer.exported_weights():
         return psnr(vae, images)
 
 

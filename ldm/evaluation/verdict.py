@@ -47,7 +47,8 @@ def share_bar(title: str, what: str, found: dict[str, Any], higher: bool = True)
 
     Args:
         what: follows the percentage: 'of images have the layout that the prompt names'.
-        found: "share" or "value", "interval", and perhaps "floor" (chance), "ceiling" (real images) and "n".
+        found: "share" or "value", "interval", and perhaps "floor" (chance), "ceiling" (real images), "weak" (whether
+            the latter is no reference) and "n".
     """
     value = found["share"] if "share" in found else found["value"]
     low, top = found.get("floor"), found.get("ceiling")
@@ -60,8 +61,11 @@ def share_bar(title: str, what: str, found: dict[str, Any], higher: bool = True)
 def standing_of(found: dict[str, Any], higher: bool = True) -> str:
     """As `standing`, of a fraction as `share_bar` takes it; of few images no more than whether it is above chance."""
     value: float = found["share"] if "share" in found else found["value"]
-    low = found.get("floor")
-    said = standing(value, low, found.get("ceiling"), found.get("interval"), higher)
+    low, top = found.get("floor"), found.get("ceiling")
+    if top is not None and found.get("weak"):
+        said = standing(value, low, None, found.get("interval"), higher)
+        return f"{said}; real images reach too little by this measure to compare with"
+    said = standing(value, low, top, found.get("interval"), higher)
     if low is not None and found.get("n", FEW) < FEW and not said.startswith("no better"):
         return f"better than chance; n = {found['n']} is too small to say more"
     return said

@@ -90,7 +90,8 @@ def test_the_five_bars_of_a_glyph_report():
 def test_the_five_bars_of_a_report_on_ones_own_images():
     share = {"n": 128, "share": 0.4, "interval": [0.3, 0.5], "ceiling": 0.8, "floor": 0.0}
     metrics = {
-        "words": share | {"candidates": 100},
+        "seen_words": share | {"candidates": 100},
+        "words": share | {"candidates": 100, "ceiling": 0.16, "weak": True},
         "one_word": share | {"floor": 0.5},
         "likeness": {"drawn": kid(0.2), "training": kid(0.0), "blurred": kid(1.0)},
         "novelty": {"near_copies": {"n": 128, "share": 0.05, "interval": [0.02, 0.1]}},
@@ -99,13 +100,15 @@ def test_the_five_bars_of_a_report_on_ones_own_images():
     found = images.bars(metrics)
     assert [bar.sentence for bar in found] == [
         "40.0% of images are nearer to their own caption than to 99 others: 50% of the way from chance to real images.",
+        "40.0% of images are nearer to their own caption than to 99 others: better than chance, 0.0%; real images reach "
+        "too little by this measure to compare with.",
         "40.0% of images follow when one word of the caption changes: no better than chance, as far as so many images "
         "can tell.",
         "Kernel distance (KID) to held-out images: 80% of the way from blurred to real.",
         "5.0% of images are nearer to a training image than 99% of held-out images are: worse than real images, 1.0%.",
         "Encoded and decoded, held-out images keep a PSNR of 30.0 dB, more than a linear map of the same size.",
     ]
-    nothing = metrics | {"words": None, "one_word": None, "likeness": None}
+    nothing = metrics | {"seen_words": None, "words": None, "one_word": None, "likeness": None}
     bare = {"autoencoder": {"psnr": {"value": 30.0}, "floor": None}}
     assert [bar.title for bar in images.bars(nothing | bare)] == ["Are they new?", "What does the autoencoder keep?"]
 

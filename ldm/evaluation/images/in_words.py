@@ -10,16 +10,16 @@ MEASURES = {"fd": "FD", "kid": "KID", "precision": "precision", "recall": "recal
 REFERENCES = {"blurred": "blurred real", "other_captions": "few captions"}  # real images that should do badly
 
 
-def words_line(found: dict[str, Any] | None) -> str:
+def words_line(name: str, found: dict[str, Any] | None) -> str:
     """R-precision with its interval, real images and chance level."""
     if found is None:
-        return "own caption   not measured (see below)"
+        return f"{name:13} not measured (see below)"
     text = (
         f"{percent(found['share'])} of {found['n']} images are nearer to their own caption than to "
         f"{found['candidates'] - 1} others (95%: {percent(found['interval'])}; real images "
         f"{percent(found['ceiling'])}, chance {percent(found['floor'])})"
     )
-    return f"own caption   {text}: {standing_of(found)}"
+    return f"{name:13} {text}: {standing_of(found)}"
 
 
 def one_word_line(found: dict[str, Any] | None) -> str:
@@ -66,10 +66,11 @@ def between(likeness: dict[str, Any], name: str) -> str:
 
 
 def lines(metrics: dict[str, Any]) -> list[str]:
-    """All of it; the first two lines are about the words."""
+    """All of it; the first three lines are about the words."""
     vae, copies = metrics["autoencoder"], metrics["novelty"]["near_copies"]
     value = vae["psnr"]["value"]
-    found = [words_line(metrics["words"]), one_word_line(metrics["one_word"])]
+    found = [words_line("seen caption", metrics["seen_words"]), words_line("new caption", metrics["words"])]
+    found.append(one_word_line(metrics["one_word"]))
     found += likeness_lines(metrics["likeness"], metrics["settings"]["samples"])
     found.append(
         f"near copies   {percent(copies['share'])} of {copies['n']} images are nearer to a training image than 99% of "

@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 CANDIDATES = 100  # captions among which an image's own one has to be the nearest, itself included
 NUM_PERMUTATIONS = 20  # chance level is the mean over so many permutations of the captions
 PAIRS, COLUMNS, SIDE = 32, 8, 128  # in a grid, and the most pixels of an image there
+WEAK = 0.5  # of real images whose caption the CLIP finds itself: of fewer it is no reference
 BLUR = 16  # a blurred image is one whose Gaussian has a standard deviation of its side over so much
 
 
@@ -124,6 +125,7 @@ def measured(
     save_pairs(generated.images, real, output / "drawn.png", prompts.captions)
     vae = opened.pipeline.networks.module("vae")
     return {
+        "seen_words": seen_words(generated.seen, prompts, train, clip),
         "one_word": one_word_part(generated, prompts, opened, clip, output),
         **sections(generated.images, real, prompts, train, extractor, clip, output),
         "autoencoder": autoencoder_section(vae, real, output, train),
@@ -138,6 +140,8 @@ def scores_of(generated: Generated, prompts: Prompts, clip: ClipEmbedder | None)
     if clip is None:
         return {}
     found: dict[str, Scores] = {}
+    if (first := own_caption_first(generated.seen, prompts.seen, clip)) is not None:
+        found["seen_words"] = {"seen_caption_first": first.astype(float)}
     first = own_caption_first(generated.images, prompts.captions, clip)
     if first is not None:
         values = np.full(len(prompts.captions), np.nan)
@@ -274,21 +278,31 @@ def one_word_part(
     return one_word.section(made, prompts.captions, generated.images, generated.changed, real, clip)
 
 
+def seen_words(generated: np.ndarray, prompts: Prompts, train: ImageTextData, clip: ClipEmbedder | None) -> dict | None:
+    """`words_section` of captions of training images, and real images of them: what the CLIP surely knows."""
+    if clip is None or not prompts.seen:
+        return None
+    real = stacked(train, [prompts.training[caption] for caption in prompts.seen])
+    return words_section(generated, real, prompts.seen, clip)
+
+
 def words_section(generated: np.ndarray, real: np.ndarray, captions: list[str], clip: Callable) -> dict | None:
     """R-precision of the generated images, its ceiling (of the real ones) and its floor (captions permuted).
 
     Args:
         clip: images and as many captions -> unit features of both, float (n, d) tensors.
-    Returns: see `proportion`, with ceiling, floor and the number of candidates; None with fewer than two captions. The
-        interval is over other images of these captions.
+    Returns: see `proportion`, with ceiling, floor, whether the ceiling is too low to compare with ("weak"), and the
+        number of candidates; None with fewer than two captions. The interval is over other images of these captions.
     """
     found, top = (caption_similarity(images, captions, clip) for images in (generated, real))
     if found is None or top is None:
         return None
     (scores, own), rng = found, np.random.default_rng(0)
     floor = np.mean([r_precision(scores, rng.permutation(own)).mean() for _ in range(NUM_PERMUTATIONS)])
+    ceiling = float(r_precision(*top).mean())
     return proportion(r_precision(scores, own)) | {
-        "ceiling": round(float(r_precision(*top).mean()), 4),
+        "ceiling": round(ceiling, 4),
+        "weak": ceiling < WEAK,
         "floor": round(float(floor), 4),
         "candidates": min(CANDIDATES, scores.shape[1]),
         "digest": getattr(clip, "digest", ""),
@@ -414,12 +428,13 @@ def changed(opened: OpenRun) -> bool:
 
 def quoted(metrics: dict) -> dict:
     """The few numbers that are quoted; `ldm.hub.model_card.rows` reads them."""
-    words, likeness, vae = metrics["words"], metrics["likeness"], metrics["autoencoder"]
-    found: dict[str, Any] = {}
-    if words:
-        found["own_caption_first"] = {key: words[key] for key in ("n", "share", "interval", "ceiling", "floor")}
-    if one := metrics["one_word"]:
-        found["follows_one_word"] = {key: one[key] for key in ("n", "share", "interval", "ceiling", "floor")}
+    likeness, vae = metrics["likeness"], metrics["autoencoder"]
+    names = {"seen_words": "seen_caption_first", "words": "own_caption_first", "one_word": "follows_one_word"}
+    measured = {name: metrics[section] for section, name in names.items() if metrics[section]}
+    found: dict[str, Any] = {
+        name: {key: one[key] for key in ("n", "share", "interval", "ceiling", "floor")}
+        for name, one in measured.items()
+    }
     for name in ("fd", "kid", "coverage") if likeness else ():
         values = {"": likeness["drawn"], "of_real": likeness["training"]}
         found[name] = {key: round(each[name]["value"], 6) for key, each in values.items()}

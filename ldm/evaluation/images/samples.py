@@ -1,4 +1,6 @@
-"""What `ldm evaluate` generates of a run on one's own images: held-out captions, some again with one word changed."""
+"""What `ldm evaluate` generates of a run on one's own images: held-out captions, some again with one word changed, and
+captions of training images.
+"""
 
 import hashlib
 import logging
@@ -16,11 +18,13 @@ log = logging.getLogger(__name__)
 
 TRAINING = 2000  # training images and captions that are compared with, evenly chosen
 ONE_WORD = 128  # captions of which one word is changed, at most
+SEEN = 128  # captions of training images that are generated, at most
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is generated: a caption of each chosen held-out image ("" without conditioning), some with one word changed.
+    """What is generated: a caption of each chosen held-out image ("" without conditioning), some with one word changed,
+    and captions of training images.
 
     Attributes: held_out, indices of those images; training, of captions of training images the index of one.
     """
@@ -28,39 +32,47 @@ class Prompts:
     held_out: np.ndarray
     captions: list[str]
     changes: list[Change]
+    seen: list[str]
     training: dict[str, int]
 
     @property
     def digest(self) -> str:
         """Of all captions, in order."""
-        texts = [*self.captions, *(change.caption for change in self.changes)]
+        texts = [*self.captions, *(change.caption for change in self.changes), *self.seen]
         return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Images of all captions, uint8 (n, h, w, c), and of the changed ones, (m, h, w, c), from the same seeds."""
+    """Images uint8 (n, h, w, c): of all captions, of the changed ones from the same seeds, and of the seen ones."""
 
     images: np.ndarray
     changed: np.ndarray
+    seen: np.ndarray
 
 
-def prompts_of(opened: OpenRun, chosen: np.ndarray, changed: bool) -> Prompts:
-    """Captions of the chosen held-out images, and changes of one word if `changed`."""
+def prompts_of(opened: OpenRun, chosen: np.ndarray, scored: bool) -> Prompts:
+    """Captions of the chosen held-out images; if words are `scored`, changes of one word and seen captions too."""
     if opened.settings.text.source == "none":
-        return Prompts(chosen, [""] * len(chosen), [], {})
+        return Prompts(chosen, [""] * len(chosen), [], [], {})
     train, held, rng = opened.data.train, opened.data.validation, np.random.default_rng(0)
     captions = [held.caption(int(i), rng) for i in chosen]
     known = {train.caption(int(i), rng): int(i) for i in evenly_spaced_indices(len(train), TRAINING)}
-    made = changes(captions, [*known, *captions], ONE_WORD) if changed else []
-    return Prompts(chosen, captions, made, known)
+    if not scored:
+        return Prompts(chosen, captions, [], [], known)
+    texts = [caption for caption in known if caption]
+    seen = [texts[i] for i in evenly_spaced_indices(len(texts), min(SEEN, len(captions)))]
+    return Prompts(chosen, captions, changes(captions, [*known, *captions], ONE_WORD), seen, known)
 
 
 def generate_all(pipeline, prompts: Prompts, seed: int, sampling: SamplingOptions) -> Generated:
-    """Image i of caption i from seed + i, that of a changed caption from the seed of the original one."""
+    """Image i of a held-out or seen caption from seed + i, that of a changed caption from the original one's seed."""
     images = generate_in_batches(pipeline, prompts.captions, range(seed, seed + len(prompts.captions)), sampling)
     texts, seeds = [change.caption for change in prompts.changes], [seed + change.item for change in prompts.changes]
-    return Generated(images, generate_in_batches(pipeline, texts, seeds, sampling) if texts else images[:0])
+    changed = generate_in_batches(pipeline, texts, seeds, sampling) if texts else images[:0]
+    rows = range(seed, seed + len(prompts.seen))
+    seen = generate_in_batches(pipeline, prompts.seen, rows, sampling) if rows else images[:0]
+    return Generated(images, changed, seen)
 
 
 def generate_in_batches(pipeline, captions: list[str], seeds: Sequence[int], sampling: SamplingOptions) -> np.ndarray:

@@ -9,20 +9,25 @@ RARE = 0.01  # of real held-out images count as near copies: by that the limit i
 
 
 def bars(metrics: dict[str, Any]) -> list[Bar]:
-    """Caption, one word, likeness, copies and autoencoder, as far as they were measured."""
-    found = [words_bar(metrics["words"]), one_word_bar(metrics["one_word"]), likeness_bar(metrics["likeness"])]
+    """Captions, one word, likeness, copies and autoencoder, as far as they were measured."""
+    found = [
+        words_bar("Do they show captions of training?", metrics["seen_words"]),
+        words_bar("Do they show new captions?", metrics["words"]),
+        one_word_bar(metrics["one_word"]),
+        likeness_bar(metrics["likeness"]),
+    ]
     copies = metrics["novelty"]["near_copies"] | {"ceiling": RARE}
     what = "of images are nearer to a training image than 99% of held-out images are"
     found += [share_bar("Are they new?", what, copies, higher=False), autoencoder_bar(metrics["autoencoder"])]
     return [bar for bar in found if bar is not None]
 
 
-def words_bar(found: dict[str, Any] | None) -> Bar | None:
+def words_bar(title: str, found: dict[str, Any] | None) -> Bar | None:
     """How often the own caption is nearer than others."""
     if found is None:
         return None
     what = f"of images are nearer to their own caption than to {found['candidates'] - 1} others"
-    return share_bar("Do they show the caption?", what, found)
+    return share_bar(title, what, found)
 
 
 def one_word_bar(found: dict[str, Any] | None) -> Bar | None:

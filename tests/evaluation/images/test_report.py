@@ -139,7 +139,23 @@ def test_a_measure_that_cannot_tell_real_images_from_blurred_ones_says_nothing()
 )
 def test_a_verdict_on_words_needs_an_interval_above_chance_and_enough_images(share, low, n, said):
     found = {"share": share, "n": n, "interval": [low, 0.4], "ceiling": 0.5, "floor": 0.04, "candidates": 100}
-    assert said in in_words.words_line(found)
+    assert said in in_words.words_line("new caption", found)
+
+
+def test_real_images_that_the_clip_does_not_know_are_no_reference():
+    unknown = np.eye(4)[[1, 2, 3, 0, 1, 2, 3, 0]]  # features of eight images, none like its own caption
+    captions, own = [str(i % 4) for i in range(8)], np.eye(4)[[0, 1, 2, 3] * 2]
+    features = {True: own, False: unknown}
+
+    def clip(images, texts):
+        return torch.tensor(features[bool(images.any())]), torch.tensor(own)
+
+    good, bad = np.ones((8, 1, 1, 1), np.uint8), np.zeros((8, 1, 1, 1), np.uint8)
+    found = pictures.words_section(good, bad, captions, clip)
+    assert found["share"] == 1 and found["ceiling"] == 0 and found["weak"]
+    said = in_words.words_line("new caption", found | {"n": 200})
+    assert said.endswith("real images reach too little by this measure to compare with") and "above real" not in said
+    assert not pictures.words_section(good, good, captions, clip)["weak"]
 
 
 def test_a_copied_training_picture_is_found_among_new_ones():
@@ -227,28 +243,30 @@ def evaluate(run, output, *words):
 def test_a_run_on_ones_own_pictures_is_measured_by_them(project, tmp_path, capsys):
     metrics = evaluate(project / "ldm", tmp_path, "--quick")
     out = capsys.readouterr().out
-    said = out[out.index("own caption   ") :].splitlines()
-    assert "of 32 images are nearer to their own caption than to 3 others" in said[0] and "chance " in said[0]
-    assert said[1].startswith("one word      ") and "chance 50%" in said[1] and "of the pixels change" in said[1]
-    assert said[2] == (
+    said = out[out.index("seen caption  ") :].splitlines()
+    assert "of 4 images are nearer to their own caption than to 3 others" in said[0] and "chance " in said[0]
+    assert "new caption   " in said[1] and "of 32 images are nearer to their own caption than to 3 others" in said[1]
+    assert said[2].startswith("one word      ") and "chance 50%" in said[2] and "of the pixels change" in said[2]
+    assert said[3] == (
         "likeness      no verdict on FD, KID, precision, recall and coverage: n = 32 is too small, 100 are needed "
         "(--samples)"
     )
     assert "a linear map to 4 numbers for each 2 x 2 patch" in out and "gains: red-cyan 1.00" in out
     assert metrics["likeness"] is None and metrics["one_word"]["ceiling"] > 0.9 and metrics["one_word"]["n"] == 32
     assert metrics["settings"]["samples"] == 32 == metrics["words"]["n"] and metrics["words"]["candidates"] == 4
-    assert metrics["words"]["ceiling"] > 0.9 and metrics["words"]["floor"] < 0.4  # the judge knows real pictures
+    for words in (metrics["words"], metrics["seen_words"]):
+        assert words["ceiling"] > 0.9 and words["floor"] < 0.4 and not words["weak"]  # the judge knows real pictures
     assert any("guided the model" in text for text in metrics["notes"]) and metrics["features"]["name"] == "CLIP"
     assert metrics["autoencoder"]["psnr"]["value"] > 35 and "near copies " in out and "{" not in out
     quoted = rows(metrics)
     assert metrics["settings"]["guidance_scale"] == 2 and "%" not in quoted["ssim"]
     assert (
         "real images " in quoted["own_caption_first"]
-        and {"follows_one_word", "near_copies", "psnr", "ssim"} <= quoted.keys()
+        and {"seen_caption_first", "follows_one_word", "near_copies", "psnr", "ssim"} <= quoted.keys()
     )
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert text.count("data:image/png;base64,") == 4 and "http" not in text
-    assert text.count("<h3>") == 4 and text.index("Do they show the caption?") < text.index("data:image/png")
+    assert text.count("<h3>") == 5 and text.index("Do they show captions of training?") < text.index("data:image/png")
     with Image.open(tmp_path / "drawn.png") as sheet:
         assert sheet.width == 8 * (128 + 4)
 
@@ -302,6 +320,7 @@ def test_a_model_is_no_better_than_itself_by_name_or_by_report(project, tmp_path
         found = metrics["against"]["sections"]
         assert found["words"]["own_caption_first"]["verdict"] == "no difference seen"
         assert found["one_word"]["follows_one_word"]["difference"]["value"] == 0
+        assert found["seen_words"]["seen_caption_first"]["difference"]["value"] == 0
         assert metrics["against"]["a"]["digest"] == first["model"]["digest"]
         assert "against       " in capsys.readouterr().out
     with pytest.raises(UserError, match="made by another plan"):
