@@ -100,8 +100,8 @@ def test_the_five_bars_of_a_report_on_ones_own_images():
     found = images.bars(metrics)
     assert [bar.sentence for bar in found] == [
         "40.0% of images are nearer to their own caption than to 99 others: 50% of the way from chance to real images.",
-        "40.0% of images are nearer to their own caption than to 99 others: better than chance, 0.0%; real images reach "
-        "too little by this measure to compare with.",
+        "40.0% of images are nearer to their own caption than to 99 others: better than chance, 0.0%; real images "
+        "reach too little by this measure to compare with.",
         "40.0% of images follow when one word of the caption changes: no better than chance, as far as so many images "
         "can tell.",
         "Kernel distance (KID) to held-out images: 80% of the way from blurred to real.",
