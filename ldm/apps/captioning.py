@@ -30,6 +30,7 @@ from ldm.pipelines.model_folder import HUB_ID
 from ldm.utils.atomic_files import atomic_write
 from ldm.utils.errors import UserError
 from ldm.utils.hub_client import pull
+from ldm.utils.terminal import counted
 from ldm.utils.untrusted_files import check_code, check_files, check_settings, count, read_json
 
 log = logging.getLogger(__name__)
@@ -212,15 +213,12 @@ def caption_folder(root: Path, load: Callable[[], Captioner], wording: Wording, 
         from the model ("empty").
     Raises: UserError: for a folder without images, one that cannot be written, or a model that fails.
     """
-    from tqdm import tqdm
-
     tree = Tree(root)
     targets = missing_captions(tree)
     source = _Chosen(FolderSource(tree, FileOptions(caption_column="")), set(targets))
     counts = Counter(kept=sum(map(is_image, tree.files)) - len(targets), written=0, unreadable=0, empty=0)
     captioner = load() if targets else None
-    work = tqdm(map_pictures(source, "shrink", side=SIDE), "captioning", len(source.samples), unit="img", disable=None)
-    results = iter(work)
+    results = counted(map_pictures(source, "shrink", side=SIDE), "captioning", len(source.samples))
     while batch := list(islice(results, batch_size)):
         images = []
         for index, data in batch:

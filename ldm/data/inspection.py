@@ -20,17 +20,16 @@ def inspect(source: "Source", options: "DataOptions", text_length: int, chosen: 
 
     Unless `options.channels` was `chosen`, channels are as the images have them.
     """
-    from tqdm import tqdm
-
     from ldm.data.image_files.dataset import divide
     from ldm.formats.decode_workers import map_pictures
     from ldm.formats.decoding import ImageError
     from ldm.formats.layout import has_repeats
+    from ldm.utils.terminal import counted
 
     samples = source.samples
     skipped, looks, used = [], [], []
     seen = map_pictures(source, "look", channels=4 if chosen and options.channels == 4 else 3)
-    for index, look in tqdm(seen, "checking", len(samples), unit="img", disable=None):
+    for index, look in counted(seen, "checking", len(samples)):
         if isinstance(look, ImageError):
             skipped.append({"id": samples[index].id, "reason": str(look)})
         else:

@@ -33,6 +33,7 @@ from ldm.formats.safe_tree import reason
 from ldm.formats.tables import class_names, features_of, named, one_line, readable, require_images
 from ldm.utils.atomic_files import NO_SPACE, atomic_open, atomic_write, exclusive_lock, readable_io_errors
 from ldm.utils.errors import UserError, redacted
+from ldm.utils.terminal import counted
 
 log = logging.getLogger(__name__)
 
@@ -128,15 +129,13 @@ class Shards:
     """
 
     def __init__(self, pattern: str, options: FileOptions, cache_dir: Path):
-        from tqdm import tqdm
-
         self.paths, self.options, self.cache_dir = find_shards(pattern, options.revision), options, cache_dir
         paths: Any = posixpath if pattern.startswith(HUB) else os.path
         folder = paths.commonpath([paths.dirname(path) for path in self.paths])
         self.names = [paths.relpath(path, folder).replace(os.sep, "/") for path in self.paths]
         self._indices = [self._index_file(path) for path in self.paths]
-        progress = tqdm(range(len(self.paths)), "reading shards", unit="shard", disable=None)
-        about = [self._about(number) for number in progress]
+        numbers = counted(range(len(self.paths)), "reading", len(self.paths), "shards")
+        about = [self._about(number) for number in numbers]
         self.counts = np.array([one["images"] for one in about], np.int64)
         named_digests = [[name, one["digest"]] for name, one in zip(self.names, about, strict=True)]
         self.digest = hashlib.sha256(json.dumps(named_digests).encode()).hexdigest()

@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ldm.data import ImageTextData, is_points
 from ldm.data.buckets import buckets_of, by_size, sizes_of
@@ -43,6 +42,7 @@ from ldm.utils.atomic_files import (
 from ldm.utils.errors import UserError
 from ldm.utils.image_sizes import Size, size_of
 from ldm.utils.image_tensors import to_images
+from ldm.utils.terminal import Count
 from ldm.utils.verified_files import verify_once
 
 DTYPE = "<f2"
@@ -244,7 +244,7 @@ class _Encoding:
     def pairs(self, images: range, quiet: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Mean and std of these images in order, batch by batch."""
         start = images.start
-        with tqdm(desc="encoding", total=len(images), unit="img", disable=quiet or None) as bar:
+        with Count("encoding", len(images), quiet=quiet) as done:
             while start < images.stop:
                 indices = range(start, min(start + self.batch_size, images.stop))
                 pair = _encode(self.vae, self.data, indices)
@@ -263,7 +263,7 @@ class _Encoding:
                     raise UserError("the VAE gives latents that are not finite numbers; train it in fp32 or bf16")
                 yield pair
                 start = indices.stop
-                bar.update(len(indices))
+                done.add(len(indices))
 
 
 class _Shards:

@@ -1,13 +1,15 @@
-"""What a terminal shows while something takes its time: one line that is written over. Files and pipes get none."""
+"""What is shown while something takes its time: on a terminal one live line, elsewhere a line now and then."""
 
 import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from typing import IO, Self
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Self, TypeVar
 
-REFRESH = 0.1  # seconds
+REFRESH = 0.1  # seconds between two states of the live line
+PLAIN = 30.0  # seconds between two lines where there is none
+T = TypeVar("T")
 
 
 class LiveLine:
@@ -39,6 +41,51 @@ class LiveLine:
     def _write(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
+
+
+class Count:
+    """How many of a known number of things are done: a bar on a terminal, elsewhere a line every half minute.
+
+    What is done within the first half minute leaves no line in a file.
+
+    Args:
+        what: 'encoding'. unit: of the things, in the plural. quiet: show nothing.
+    """
+
+    def __init__(self, what: str, total: int, unit: str = "images", stream: IO[str] | None = None, quiet: bool = False):
+        self._what, self._total, self._unit, self._quiet = what, total, unit, quiet
+        self._stream = stream or sys.stderr
+        self._live = LiveLine(self._stream)
+        self._done, self._start = 0, time.monotonic()
+        self._said = self._start
+
+    def add(self, number: int = 1) -> None:
+        """So many more are done."""
+        self._done += number
+        now = time.monotonic()
+        left = duration_text((now - self._start) / self._done * (self._total - self._done)) if self._done else "?"
+        if self._quiet:
+            return
+        if self._live.visible:
+            self._live.show(f"{self._what} {bar(self._done, self._total)}  {left} left")
+        elif now - self._said >= PLAIN:
+            self._said = now
+            done = f"{self._done:,} of {self._total:,} {self._unit}"
+            print(f"{self._what}: {done}, about {left} left", file=self._stream, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._live.clear()
+
+
+def counted(things: Iterable[T], what: str, total: int, unit: str = "images") -> Iterator[T]:
+    """The things as they are, with a `Count` of those that were used."""
+    with Count(what, total, unit) as count:
+        for thing in things:
+            yield thing
+            count.add()
 
 
 class Parts:

@@ -6,7 +6,7 @@ import pytest
 
 from ldm.cli.common import progress
 from ldm.utils import terminal
-from ldm.utils.terminal import LiveLine, Parts, bar
+from ldm.utils.terminal import Count, LiveLine, Parts, bar, counted
 
 
 class Terminal(io.StringIO):
@@ -74,3 +74,25 @@ def test_parts_of_a_long_work_tell_the_time_left_by_their_weights(clock, monkeyp
             assert [text.partition("/4  ")[2] for text in shown(stream)] == [*ends, ""]
         else:
             assert stream.getvalue().splitlines() == [f"[{i}/4] {text}" for i, text in enumerate(ends, start=1)]
+
+
+def test_a_count_has_a_bar_on_a_terminal_and_a_line_every_half_minute_elsewhere(clock):
+    screen, log_file = Terminal(), io.StringIO()
+    for stream in (screen, log_file):
+        with Count("encoding", 4000, stream=stream) as count:
+            for _ in range(4):
+                clock[0] += 20
+                count.add(1000)
+    assert shown(screen)[0] == f"encoding {bar(1000, 4000)}"[:39] and shown(screen)[-1] == ""
+    assert log_file.getvalue().splitlines() == [
+        "encoding: 2,000 of 4,000 images, about 40 s left",
+        "encoding: 4,000 of 4,000 images, about 0 s left",
+    ]
+
+
+def test_what_is_quick_or_quiet_leaves_no_line(clock, capsys):
+    assert list(counted("abc", "reading", 3, "shards")) == ["a", "b", "c"]
+    with Count("encoding", 1, quiet=True) as count:
+        clock[0] += 60
+        count.add()
+    assert capsys.readouterr() == ("", "")

@@ -35,6 +35,7 @@ from ldm.utils.atomic_files import (
     require_free_space,
     write_checksummed,
 )
+from ldm.utils.terminal import counted
 from ldm.utils.verified_files import digest_once, verify_once
 
 log = logging.getLogger(__name__)
@@ -132,8 +133,6 @@ def read_key(source: Source, options: DataOptions) -> str:
 
 
 def _build(stem: Path, key: str, source: Source, options: DataOptions) -> Pixels:
-    from tqdm import tqdm
-
     files = options.files
     rows: list[int] = []
     sizes: list[int] = []
@@ -144,7 +143,7 @@ def _build(stem: Path, key: str, source: Source, options: DataOptions) -> Pixels
         _write_header(stream, _shape(options, [0] * len(source.samples)))
         fit = {"sizes": options.sizes, "channels": options.channels}
         work = map_pictures(source, "fit", **fit, resize=files.resize, background=files.background)
-        for index, result in tqdm(work, "decoding", len(source.samples), unit="img", disable=None):
+        for index, result in counted(work, "decoding", len(source.samples)):
             if isinstance(result, ImageError):
                 bad.append((source.samples[index].id, str(result)))
                 continue
