@@ -1,17 +1,22 @@
-"""Draw the contact sheet of a glyph model: `python scripts/contact_sheet.py models/glyphs sheet.png`.
+"""Draw a contact sheet of a glyph model: what most people type, components with positions, or the held-out pairs.
 
-One row of pictures per prompt, from seeds 0, 1, 2, ... with the model's own settings; nothing is picked out.
+    python -m scripts.contact_sheet models/glyphs sheet.png
+    python -m scripts.contact_sheet models/glyphs-128 pairs.png --of pairs
+
+One row of images per prompt, from seeds 0, 1, 2, ... with the model's own settings; nothing is selected.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ldm.evaluation.glyphs.prompts import glyph_prompts
 from ldm.pipelines.loading import load_pipeline
 from ldm.utils.image_grid import image_grid, save_png
 
-PROMPTS = (
+COMMON = (
     "horizontal stacked glyph",
     "vertical stacked glyph",
     "glyph enclosed from the upper left",
@@ -23,17 +28,35 @@ PROMPTS = (
     "glyph with the bird radical",
     "",
 )
+PLACES = (
+    "glyph with water on the left and horse on the right",
+    "roof above fire",
+    "glyph of a tree beside a dog",
+    "woman on the left, child on the right",
+    "grass above horse",
+    "glyph with speech on the left and fish on the right",
+    "mountain above stone",
+    "gate around an ear",
+    "fire on the left, bird on the right, in serif style",
+    "rain above field, in sans style",
+)
+SHEETS = {
+    "common": lambda: COMMON,
+    "places": lambda: PLACES,
+    "pairs": lambda: [one.prompt for one in glyph_prompts(("pair",))],
+}
 COLUMNS = 12
 FONT = ImageFont.load_default(12)
 LINE = sum(FONT.getmetrics()) + 4  # of a label: letters reach below the line
 
 
-def main(model: str, out: str) -> None:
+def contact_sheet(model: str, of: str, columns: int = COLUMNS) -> Image.Image:
+    """The sheet as an image; `of`: a name in SHEETS."""
     pipeline, rows = load_pipeline(model), []
-    for prompt in PROMPTS:
-        drawn = pipeline(prompt or None, num_images_per_prompt=COLUMNS, seed=0).images
-        rows.append((prompt or "(no prompt)", image_grid(drawn, COLUMNS)))
-    save_png(labelled(rows), Path(out))
+    for prompt in SHEETS[of]():
+        images = pipeline(prompt or None, num_images_per_prompt=columns, seed=0).images
+        rows.append((prompt or "(no prompt)", image_grid(images, columns)))
+    return labelled(rows)
 
 
 def labelled(rows: list[tuple[str, Image.Image]]) -> Image.Image:
@@ -47,7 +70,16 @@ def labelled(rows: list[tuple[str, Image.Image]]) -> Image.Image:
     return page
 
 
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="an included model, an exported folder or a Hub id")
+    parser.add_argument("output", type=Path, help="PNG file to write")
+    parser.add_argument("--of", choices=SHEETS, default="common")
+    parser.add_argument("--columns", type=int, default=COLUMNS, help="images per prompt (default: %(default)s)")
+    args = parser.parse_args(argv)
+    save_png(contact_sheet(args.model, args.of, args.columns), args.output)
+    return 0
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(f"usage: {sys.argv[0]} MODEL OUT.png")
-    main(*sys.argv[1:])
+    sys.exit(main())
