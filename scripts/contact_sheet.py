@@ -56,7 +56,7 @@ def contact_sheet(model: str, of: str, columns: int = COLUMNS) -> Image.Image:
     for prompt in SHEETS[of]():
         images = pipeline(prompt or None, num_images_per_prompt=columns, seed=0).images
         rows.append((prompt or "(no prompt)", image_grid(images, columns)))
-    return labelled(rows)
+    return labelled(rows).convert(images[0].mode)
 
 
 def labelled(rows: list[tuple[str, Image.Image]]) -> Image.Image:
