@@ -315,6 +315,8 @@ class TrainOptions(Settings):
     """Steps between checkpoints."""
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
     """Number of checkpoints to keep."""
+    async_checkpoints: bool = False
+    """Write checkpoints while the training continues, from a copy of them in the memory of the CPU."""
     keep_best: bool | None = None
     """Validate checkpoints, keep the one with the lowest validation loss and export its weights; null = for your own
     images. Without held-out images, the last weights are exported."""

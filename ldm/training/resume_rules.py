@@ -40,6 +40,7 @@ CLASSES = {
     "train.sample_every": FREE,
     "train.save_every": FREE,
     "train.keep_checkpoints": FREE,
+    "train.async_checkpoints": FREE,
     "train.keep_best": NOTED,
     "train.patience": NOTED,
     "train.max_copies": NOTED,
