@@ -29,7 +29,7 @@ from ldm.training.trainer import Trainer
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils import sharded_files
 
-PICTURES, SIDE = 20, 16
+PICTURES, SIDE, CPU = 20, 16, torch.device("cpu")
 PARTS = ("clip", "vae", "ldm")
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 # name -> processes, what their launcher adds to the environment, options of `settings_of`
@@ -86,14 +86,14 @@ def settings_of(part: str, project: Path, run: Path, streamed: bool = False, **t
     )
 
 
-def task_of(part: str, settings: RunSettings, run: Path):
+def task_of(part: str, settings: RunSettings, run: Path, device: torch.device | None = None):
     """The task, built by the main process first: it makes the caches and the tokenizer for the others."""
     run.mkdir(parents=True, exist_ok=True)
     with start_world().main_process_first():
         data = build(settings.data)
         if part == "clip":
             return ClipTask(settings, data, run)
-        return VaeTask(settings, data) if part == "vae" else denoising_task(settings, data, run, torch.device("cpu"))
+        return VaeTask(settings, data) if part == "vae" else denoising_task(settings, data, run, device or CPU)
 
 
 def train(part: str, project: Path, run: Path, resume: str = "auto", **options) -> Trainer:

@@ -1,7 +1,7 @@
 """What a training takes on GPUs that are not at hand: memory, time, data and cost, by the formulas of docs/scaling.md.
 
-Parameters, FLOPs and activations are counted (`ldm.training.cost_estimate`); the GPU is its data sheet and an assumed
-efficiency. Nothing is measured.
+Parameters, FLOPs and activations are counted (`ldm.training.cost_estimate`); the GPU is four numbers that its maker
+publishes, and an assumed efficiency. Nothing is measured.
 """
 
 import math
@@ -27,7 +27,7 @@ from ldm.utils.terminal import duration_text
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as its maker's data sheet has it.
+    """A GPU as its maker describes it.
 
     Attributes:
         flops: dense bf16 FLOP/s with fp32 sums, at most.

@@ -653,6 +653,8 @@ class AlignmentOptions(Settings):
 class LdmSettings(RunSettings):
     cache_latents: bool = True
     """Encode all images once, into data.cache_dir; false = those of a batch in each step, which needs no disk."""
+    latents_on_device: bool | None = None
+    """Keep all cached latents in the memory of the device; null = on a GPU, if they take a quarter of it at most."""
     vae: Named = "run"
     """'run' = the VAE run beside this one, 'identity' = pixel space, an autoencoder that ships ('autoencoders/f4'), or
     the folder or Hub id of one (user/name, user/name/subfolder, either with @revision)."""

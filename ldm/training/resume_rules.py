@@ -56,6 +56,7 @@ CLASSES = {
     "crop": REFUSED,
     "vae": FREE,  # its weights are compared, wherever they lie
     "cache_latents": NOTED,  # latents of the cache are rounded
+    "latents_on_device": FREE,
     "text": REFUSED,
     "text.source": FREE,  # likewise
     "denoiser": REFUSED,

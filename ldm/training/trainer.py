@@ -248,7 +248,7 @@ class Trainer:
 
     def _wait_for_checkpoint(self) -> None:
         """Return when a checkpoint that is written meanwhile is there, in all processes."""
-        self._enter("writing a checkpoint", WAITING, uncut=self.writes or self.engine.sharded)
+        self._enter("waiting for a checkpoint", WAITING, uncut=self.writes or self.engine.sharded)
         self.state.writer.wait()
         self._enter("waiting for a checkpoint", WAITING)
         self.accelerator.wait_for_everyone()

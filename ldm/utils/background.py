@@ -17,14 +17,16 @@ class Background:
     def start(self, work: Callable[[], None]) -> None:
         """Begin with `work`, once what is at work is done. Raises: as `wait`."""
         self.wait()
-        self._at_work = future = Future()
+        future: Future[None] = Future()
 
         def run() -> None:
             try:
-                future.set_result(work())
+                work()
+                future.set_result(None)
             except BaseException as error:
                 future.set_exception(error)
 
+        self._at_work = future
         Thread(target=run, name="background", daemon=True).start()
 
     def check(self) -> None:
