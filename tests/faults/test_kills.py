@@ -57,7 +57,7 @@ def test_a_killed_training_goes_on_unaided_to_the_same_end(part, way, project, u
     whole = undisturbed(part, way, save_every=EVERY, num_steps=STEPS)
     lasts = time.monotonic() - began
     rng, run, number = random.Random(part), tmp_path / "0", 0
-    kills, torn, wanted = 0, 0, trials(2, 67 if way == "plain" else 20)
+    kills, torn, wanted = 0, 0, trials(2, 67 if way == "plain" else 10)
     behind = EVERY * (2 if "asynchronous" in way else 1)  # the last one may still have been at work
     more = lambda: kills < wanted or (not torn and kills < max(40, 10 * wanted))  # noqa: E731  one in two falls into a saving
     while more() or not (run / "final").exists():

@@ -81,5 +81,5 @@ def test_a_training_sees_the_same_latents(tmp_path):
         assert child.wait() == 0, child.said()[-4000:]
         found[wanted] = json.loads((run / "seen.json").read_text())
     assert (found[False][0], found[None][0]) == (False, True)
-    assert found[False][1] == found[None][1] and len(found[None][1]) == 8
+    assert found[False][1] == found[None][1] and len(found[None][1]) > 8  # reports look at some too
     assert losses(tmp_path / "False") == losses(tmp_path / "None")
