@@ -126,7 +126,13 @@ def estimate(part: str, settings: RunSettings, config: Path, gpu: Gpu, gpus: int
 
 
 def report(
-    config: Path, name: str, gpus: int, images: int, epochs: float = 1.0, efficiency: float = EFFICIENCY, price=None
+    config: Path,
+    name: str,
+    gpus: int,
+    images: int,
+    epochs: float = 1.0,
+    efficiency: float = EFFICIENCY,
+    price: float | None = None,
 ) -> str:
     """The plan of all stages of a project file, several lines.
 
@@ -136,7 +142,8 @@ def report(
         price: of a GPU for an hour.
     """
     gpu, ldm = GPUS[name], load("ldm", config)
-    lines, seconds = [], 0.0
+    lines: list[str] = []
+    seconds = 0.0
     for part in stages(ldm):
         settings = load(part, config)
         one = estimate(part, settings, config, gpu, gpus, efficiency)
