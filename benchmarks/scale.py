@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--resolutions", type=int, nargs="+", default=[64, 128, 256], help="of pictures, f = 8")
     parser.add_argument("--pictures", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--sparse", action="store_true", help="caches of zeros, of which the disk holds nothing")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
@@ -111,10 +112,10 @@ def data_sets(args: argparse.Namespace) -> dict:
 
     vae = build_autoencoder("light").eval()
     with tempfile.TemporaryDirectory() as folder:
-        return {f"{count:,}": data_set(vae, Blank(count), Path(folder)) for count in args.pictures}
+        return {f"{count:,}": data_set(vae, Blank(count), Path(folder), args.sparse) for count in args.pictures}
 
 
-def data_set(vae, data: Any, folder: Path) -> dict:
+def data_set(vae, data: Any, folder: Path, sparse: bool) -> dict:
     import numpy as np
     import torch
 
@@ -125,7 +126,11 @@ def data_set(vae, data: Any, folder: Path) -> dict:
     random = np.random.default_rng(0)
     with checkpoint.staged(latents_folder(network_digest(vae), data, folder)) as stage:
         for name in ("mean", "std"):
-            np.save(stage / f"{name}.npy", random.standard_normal((len(data), 4, 16, 16)).astype("<f2"))
+            file, shape = stage / f"{name}.npy", (len(data), 4, 16, 16)
+            if sparse:
+                np.lib.format.open_memmap(file, "w+", "<f2", shape)
+            else:
+                np.save(file, random.standard_normal(shape).astype("<f2"))
     latents, noise = cached_latents(vae, data, folder), torch.zeros(16, 4, 16, 16)
     batches = [random.integers(0, len(data), 16).tolist() for _ in range(200)]
 

@@ -2,14 +2,19 @@
 
     python benchmarks/streaming.py --images 1000000 --ranks 2 --workers 2
 
-One shard is written, of 16 x 16 PNGs with captions, and stands under as many names as there are shards, so that the
-disk holds it once. Every worker reports the memory that it and its decoder have for themselves.
+The shards are tar files of 16 x 16 PNGs with captions, about 2 KB an image; the pixels of each hold its number, and
+what was decoded is counted. The epoch is interrupted once and resumed by new processes. Every worker reports the memory
+of itself and its decoder, every rank its own.
 """
 
 import argparse
+import io
+import multiprocessing
 import os
+import struct
+import tarfile
 import time
-from collections.abc import Iterator
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,9 @@ from protocol import markdown, write_report
 from ldm.utils.runtime import prepare_threads, run_main
 
 SIDE, BATCH = 16, 256
+EVERY = 20  # batches of a worker from one report of its memory to the next
+RESUMED = 0.3  # of the epoch's steps, after which it is interrupted
+WARM = 0.1  # of the steps from a start, after which memory is compared
 
 
 def main() -> None:
@@ -31,41 +39,56 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/benchmarks"))
     args = parser.parse_args()
     prepare_threads(1)
-    pattern = write_shards(args.work / f"shards-{args.images}-{args.per_shard}", args.images, args.per_shard)
+    folder = args.work / f"shards-{args.images}-{args.per_shard}"
+    pattern = write_shards(folder, args.images, args.per_shard, args.ranks * args.workers)
     found = measure(pattern, args)
     print(markdown(["what", "value"], [[name, value] for name, value in found.items()]))
     write_report(args.output / "streaming.json", {"images": args.images, **found})
 
 
-def write_shards(folder: Path, images: int, each: int) -> str:
-    """One shard under the names of all; their pattern."""
-    import io
-    import tarfile
+# ---- shards --------------------------------------------------------------------------------------------------------
 
-    from PIL import Image
 
-    def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-        header = tarfile.TarInfo(name)
-        header.size = len(data)
-        archive.addfile(header, io.BytesIO(data))
-
+def write_shards(folder: Path, images: int, each: int, processes: int) -> str:
+    """Images that hold their number; the shards' pattern."""
     folder.mkdir(parents=True, exist_ok=True)
-    first, rng = folder / "part-00000.tar", np.random.default_rng(0)
-    if not first.exists():
-        with tarfile.open(first, "w") as archive:
-            for i in range(each):
-                stream = io.BytesIO()
-                Image.fromarray(rng.integers(0, 256, (SIDE, SIDE), np.uint8)).save(stream, "PNG")
-                add(archive, f"{i:06d}.png", stream.getvalue())
-                add(archive, f"{i:06d}.txt", f"image {i}".encode())
-    for number in range(1, images // each):
-        if not (name := folder / f"part-{number:05d}.tar").exists():
-            os.link(first, name)
+    shards = [
+        (folder / f"part-{first // each:05d}.tar", range(first, min(first + each, images)))
+        for first in range(0, images, each)
+    ]
+    with multiprocessing.Pool(processes) as pool:
+        pool.starmap(write_shard, [shard for shard in shards if not shard[0].exists()], chunksize=1)
     return str(folder / "part-*.tar")
 
 
-class Counted:
-    """Of each sample of a batch its number; and of the worker that read it the memory, in bytes."""
+def write_shard(path: Path, numbers: range) -> None:
+    partial = path.with_suffix(".partial")
+    with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for number in numbers:
+            for name, data in ((f"{number:08d}.png", png(number)), (f"{number:08d}.txt", f"image {number}".encode())):
+                header = tarfile.TarInfo(name)
+                header.size = len(data)
+                archive.addfile(header, io.BytesIO(data))
+    partial.rename(path)
+
+
+def png(number: int) -> bytes:
+    """A grey PNG whose first four pixels are the bytes of a number."""
+    pixels = struct.pack("<I", number).ljust(SIDE * SIDE, b"\0")
+    rows = b"".join(b"\0" + pixels[i : i + SIDE] for i in range(0, len(pixels), SIDE))
+    header = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
+    parts = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+# ---- the epoch -----------------------------------------------------------------------------------------------------
+
+
+class Numbered:
+    """Of each sample of a batch the number in its pixels; and of the worker that read it what it costs."""
 
     weights, buckets = None, None
 
@@ -79,22 +102,78 @@ class Counted:
 
         rng = np.random.default_rng(0)
         pixels = np.stack([self.data.image(sample.index) for sample in samples])
+        numbers = pixels.reshape(len(samples), -1)[:, :4].copy().view("<u4")[:, 0]
         captions = [self.data.caption(sample.index, rng) for sample in samples]
-        assert all(captions) and pixels.shape[1:] == (SIDE, SIDE, 1)
+        assert captions == [f"image {number}" for number in numbers], "a caption of another image"
         self.batches += 1
-        size, used = cost() if self.batches % 10 == 1 else (0, 0)
-        indices = torch.tensor([sample.index for sample in samples])
-        return {"index": indices, "worker": torch.tensor([os.getpid(), size, used, self.batches])}
+        costs = cost() if self.batches % EVERY == 1 else (0, 0, 0)
+        worker = [os.getpid(), rows.step, *costs, self.batches * len(samples)]
+        return {"numbers": torch.from_numpy(numbers.astype(np.int64)), "worker": torch.tensor(worker)}
 
 
-def cost() -> tuple[int, int]:
-    """Bytes that this process and its decoder hold for themselves, and the milliseconds of a core that they used."""
+def cost() -> tuple[int, int, int]:
+    """Bytes of this process and its decoder that are resident, and of those the ones that they share with none; and the
+    milliseconds of a core that they used.
+    """
     import psutil
 
     own = psutil.Process()
-    both = [own, *own.children()]
+    both = [own, *own.children()] if multiprocessing.current_process().daemon else [own]  # a worker's child decodes
     used = sum(one.cpu_times().user + one.cpu_times().system for one in both)
-    return sum(one.memory_full_info().uss for one in both), round(1000 * used)
+    held = [one.memory_full_info() for one in both]
+    return sum(one.rss for one in held), sum(one.uss for one in held), round(1000 * used)
+
+
+def stream(data: Any, rank: int, steps: range, total: int, args: argparse.Namespace, reports: Any) -> None:
+    """What one rank does in these of the epoch's `total` steps: its counts go to a file, what it holds to a queue."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    from ldm.config.settings import TrainOptions
+    from ldm.training.data_order import Batches, batch_slices
+
+    torch.set_num_threads(1)
+    train = TrainOptions(num_steps=total, batch_size=BATCH)
+    sampler = batch_slices(train, steps.start, rank, args.ranks)
+    loader = iter(DataLoader(Batches(Numbered(data), 0), sampler=sampler, batch_size=None, num_workers=args.workers))
+    counts = np.load(counts_file(args.work, rank), mmap_mode="r+")
+    told: dict[int, list[tuple[int, ...]]] = {}  # process -> (step, two counts of bytes, milliseconds, images)
+    for step in steps:
+        batch = next(loader)
+        np.add.at(counts, batch["numbers"].numpy(), 1)
+        worker, at, *costs = batch["worker"].tolist()
+        if costs[0]:
+            told.setdefault(worker, []).append((at, *costs))
+            told.setdefault(os.getpid(), []).append((step, *cost(), 0))
+    counts.flush()
+    reports.put(told)
+
+
+def counts_file(work: Path, rank: int) -> Path:
+    return work / f"streaming-counts-{rank}.npy"
+
+
+def life(data: Any, steps: range, total: int, args: argparse.Namespace) -> dict[int, list[tuple[int, ...]]]:
+    """All ranks, each a process, through these steps; what was told of each process."""
+    context = multiprocessing.get_context("fork")
+    reports = context.SimpleQueue()
+    ranks = [context.Process(target=stream, args=(data, r, steps, total, args, reports)) for r in range(args.ranks)]
+    for one in ranks:
+        one.start()
+    told: dict[int, list[tuple[int, ...]]] = {}
+    for _ in ranks:
+        told |= reports.get()
+    for one in ranks:
+        one.join()
+    return told
+
+
+def growth(told: dict[int, list[tuple[int, ...]]], steps: range, column: int) -> str:
+    """The largest growth of a process's memory after its warm-up, and the most that one held then."""
+    warm = steps.start + WARM * len(steps)
+    sizes = [[report[column] for report in reports if report[0] >= warm] for reports in told.values()]
+    sizes = [one for one in sizes if len(one) > 1]
+    return f"{max(one[-1] / one[0] - 1 for one in sizes):.1%}, to at most {max(map(max, sizes)) / 2**20:.0f} MiB"
 
 
 def measure(pattern: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -102,52 +181,36 @@ def measure(pattern: str, args: argparse.Namespace) -> dict[str, Any]:
     from ldm.data import build
 
     began = time.perf_counter()
-    options = DataOptions(
-        source=pattern, resolution=SIDE, cache_dir=args.work / "streaming-cache", files={"validation_fraction": 0}
-    )
-    data = build(options).train
+    files = {"validation_fraction": 0}
+    data = build(
+        DataOptions(source=pattern, resolution=SIDE, cache_dir=args.work / "streaming-cache", files=files)
+    ).train
     indexed, began = time.perf_counter() - began, time.perf_counter()
-    steps = len(data) // BATCH
-    counts = np.zeros(len(data), np.uint8)
-    memory: dict[int, list[tuple[int, ...]]] = {}
-    for step, batches in enumerate(streams(data, steps, 0, args)):
-        for batch in batches:
-            counts[batch["index"].numpy()] += 1
-            worker, size, used, done = batch["worker"].tolist()
-            if size:
-                memory.setdefault(worker, []).append((step, size, used, done))
+    for rank in range(args.ranks):
+        np.save(counts_file(args.work, rank), np.zeros(len(data), np.uint8))
+    total = len(data) // BATCH
+    cut = int(RESUMED * total)
+    lives = [life(data, steps, total, args) for steps in (range(cut), range(cut, total))]
     seconds = time.perf_counter() - began
-    assert counts.max() == 1 and counts.sum() == steps * BATCH, "an image came twice"
-    warm = {worker: [size for step, size, *_ in told if step >= steps // 10] for worker, told in memory.items()}
-    growth = max(sizes[-1] / sizes[0] - 1 for sizes in warm.values() if sizes)
-    spent = sum(told[-1][2] - told[0][2] for told in memory.values()) / 1000
-    decoded = sum(told[-1][3] - told[0][3] for told in memory.values()) * BATCH // args.ranks
+    counts = np.sum([np.load(counts_file(args.work, rank)) for rank in range(args.ranks)], axis=0)
+    assert counts.max() == 1, "an image came twice"
+    assert counts.sum() == total * BATCH, "an image is missing"
+    workers = [reports for told in lives for reports in told.values() if reports[-1][4]]
+    spent = sum(reports[-1][3] - reports[0][3] for reports in workers) / 1000
+    decoded = sum(reports[-1][4] - reports[0][4] for reports in workers)
+    after = f"growth of a process after {WARM:.0%} of the steps"
     return {
-        "images": steps * BATCH,
-        "each once in the epoch": "yes",
+        "images": int(counts.sum()),
+        "images of the last batch, which is not full": len(data) - total * BATCH,
+        "each of them once": "yes",
+        "resumed after step": f"{cut} of {total}",
         "seconds to index the shards": indexed,
-        "images/s": steps * BATCH / seconds,
+        "seconds of the epoch": seconds,
+        "images/s": total * BATCH / seconds,
         "images/s of a core, decoding and loading": decoded / spent,
-        "MiB of a worker after a tenth, the largest": max(sizes[0] for sizes in warm.values()) / 2**20,
-        "its growth from there to the end": f"{growth:.1%}",
+        f"{after}, resident": growth(lives[1], range(cut, total), 1),
+        f"{after}, of its own": growth(lives[1], range(cut, total), 2),
     }
-
-
-def streams(data: Any, steps: int, first: int, args: argparse.Namespace) -> Iterator[tuple]:
-    """The batches of all ranks, step by step."""
-    from torch.utils.data import DataLoader
-
-    from ldm.config.settings import TrainOptions
-    from ldm.training.data_order import Batches, batch_slices
-
-    train = TrainOptions(num_steps=steps, batch_size=BATCH)
-    tasks = [Batches(Counted(data), 0) for _ in range(args.ranks)]
-    samplers = [batch_slices(train, first, rank, args.ranks) for rank in range(args.ranks)]
-    loaders = [
-        DataLoader(task, sampler=sampler, batch_size=None, num_workers=args.workers)
-        for task, sampler in zip(tasks, samplers, strict=True)
-    ]
-    return zip(*loaders, strict=True)
 
 
 if __name__ == "__main__":

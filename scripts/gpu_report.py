@@ -47,7 +47,7 @@ def python(*words: str) -> list[str]:
 
 def checks(gpu: bool) -> list[Check]:
     tests = python("-m", "pytest", "-q")
-    pretend = Check("steps on the pretend device", [*tests, "tests/runs/test_pretend_cuda.py"], 180)
+    pretend = Check("steps on the pretend device", [*tests, "tests/runs/test_pretend_cuda.py"], 400)
     if not gpu:
         programs = ("train_step", "sample", "gpu_kernels")
         helps = [Check(f"{name} can be started", python(f"benchmarks/{name}.py", "--help"), 60) for name in programs]

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from accelerate.state import AcceleratorState
@@ -59,8 +59,13 @@ class Child:
         return self.output.read_text(errors="replace") if self.output.exists() else ""
 
 
-def world(work: Callable[[], object], output: Path, size: int, nodes: bool = False) -> list[Child]:
-    """One child for each rank, in one process group of torch where there are several; each a node if `nodes`."""
+def world(
+    work: Callable[[], object], output: Path, size: int, nodes: bool = False, environment: Mapping[str, str] = {}
+) -> list[Child]:
+    """One child for each rank, in one process group of torch where there are several; each a node if `nodes`.
+
+    `environment`: what a launcher of several adds to theirs.
+    """
     if size == 1:
         return [Child(work, output)]
     with socket.socket() as found:
@@ -71,6 +76,7 @@ def world(work: Callable[[], object], output: Path, size: int, nodes: bool = Fal
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "ACCELERATE_USE_CPU": "true",
+        **environment,
     }
 
     def ranked(rank: int) -> Callable[[], object]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from packed import write_shards
 from PIL import Image
 from tiny_model import tiny_folder
 
@@ -26,9 +27,19 @@ from ldm.training.tasks.denoising import denoising_task
 from ldm.training.tasks.vae import VaeTask
 from ldm.training.trainer import Trainer
 from ldm.utils import checkpoint_files as checkpoint
+from ldm.utils import sharded_files
 
-PICTURES, SIDE = 20, 16
+PICTURES, SIDE, CPU = 20, 16, torch.device("cpu")
 PARTS = ("clip", "vae", "ldm")
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+# name -> processes, what their launcher adds to the environment, options of `settings_of`
+WAYS: dict[str, tuple[int, dict[str, str], dict]] = {
+    "plain": (1, {}, {}),
+    "asynchronous": (1, {}, {"async_checkpoints": True}),
+    "streamed": (1, {}, {"streamed": True}),
+    "sharded": (2, FSDP, {}),  # denoisers alone
+    "sharded, asynchronous": (2, FSDP, {"async_checkpoints": True}),
+}
 
 
 def write_project(folder: Path) -> Path:
@@ -38,17 +49,20 @@ def write_project(folder: Path) -> Path:
     for i in range(PICTURES):
         Image.fromarray(rng.integers(0, 256, (SIDE, SIDE), np.uint8)).save(folder / "pictures" / f"{i:02}.png")
         (folder / "pictures" / f"{i:02}.txt").write_text(f"picture {i} of {i % 3}")
+    write_shards(folder / "shards")
     tiny_folder(folder / "model")
     for part in PARTS:  # caches are made once
         task_of(part, settings_of(part, folder, folder / "first" / part), folder / "first" / part)
     return folder
 
 
-def settings_of(part: str, project: Path, run: Path, **train) -> RunSettings:
-    """Settings of one part; `train` changes its `TrainOptions`."""
+def settings_of(part: str, project: Path, run: Path, streamed: bool = False, **train) -> RunSettings:
+    """Settings of one part; `train` changes its `TrainOptions`. `streamed`: images of shards, encoded in each step."""
     options = {"num_steps": 8, "batch_size": 4, "log_every": 1, "sample_every": 0, "save_every": 3}
     options |= {"mixed_precision": "no", "report_to": ["none"], "ema_decay": 0.9, "keep_checkpoints": 3} | train
     data = {"source": str(project / "pictures"), "resolution": SIDE, "channels": 1, "cache_dir": project / "cache"}
+    if streamed:
+        data |= {"source": str(project / "shards" / "part-*.tar"), "shards": {"lanes": 3, "window": 10}}
     common = {
         "output_dir": run,
         "data": DataOptions(**data, files={"validation_fraction": 0.2}),
@@ -66,19 +80,20 @@ def settings_of(part: str, project: Path, run: Path, **train) -> RunSettings:
         **common,
         model={**small, "attention_levels": [1], "heads": 2, "dropout": 0.1},
         vae=str(project / "model"),
+        cache_latents=not streamed,
         text={"source": str(project / "model")},
         sampling={"num_inference_steps": 2, "per_prompt": 1, "prompts": ["picture 1"]},
     )
 
 
-def task_of(part: str, settings: RunSettings, run: Path):
+def task_of(part: str, settings: RunSettings, run: Path, device: torch.device | None = None):
     """The task, built by the main process first: it makes the caches and the tokenizer for the others."""
     run.mkdir(parents=True, exist_ok=True)
     with start_world().main_process_first():
         data = build(settings.data)
         if part == "clip":
             return ClipTask(settings, data, run)
-        return VaeTask(settings, data) if part == "vae" else denoising_task(settings, data, run, torch.device("cpu"))
+        return VaeTask(settings, data) if part == "vae" else denoising_task(settings, data, run, device or CPU)
 
 
 def train(part: str, project: Path, run: Path, resume: str = "auto", **options) -> Trainer:
@@ -107,9 +122,16 @@ def losses(run: Path) -> dict[int, float]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file but the manifest and, of a state, what names the run's own folder."""
+    """Every file but the manifest and, of a state, what names the run's own folder.
+
+    Of shards the tensors: safetensors writes their metadata in any order.
+    """
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     files.pop(checkpoint.MANIFEST)
+    if sharded_files.is_sharded(folder):
+        files = {name: data for name, data in files.items() if not name.startswith(sharded_files.SHARDS)}
+        groups = sharded_files.read_whole(folder).items()
+        files |= {f"{group}/{name}": value.numpy().tobytes() for group, own in groups for name, value in own.items()}
     if "state.json" in files:
         state = json.loads(files["state.json"])
         state.pop("settings")

@@ -1,6 +1,9 @@
 """`ldm new`: the project file that `ldm train FOLDER` would train by, to look at and to edit first."""
 
 import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ldm.utils.errors import UserError
@@ -24,15 +27,33 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from ldm.apps.project import name_of, write_project
     from ldm.cli.plan import on_stderr
-    from ldm.cli.train import limits_of, parse_words
+    from ldm.cli.train import limits_of, parse_words, processes_of
 
     given, source = parse_words(args.words, "ldm new")
+    processes = processes_of(given, source)
     (minutes, memory), output = limits_of(given), given.pop("output", None)
     path = Path(output or f"{given.pop('name', None) or name_of(source)}.yaml").expanduser()
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"-o {path} must end in .yaml")
     if path.exists():
         raise UserError(f"{path} exists: name another file with -o, or remove it first")
-    write_project(path, source, minutes, memory, given, on_stderr)
+    with planned_as_one_of(processes):
+        write_project(path, source, minutes, memory, given, on_stderr)
     print(f"{path}: look at it, then: ldm train {path}")
     return 0
+
+
+@contextmanager
+def planned_as_one_of(processes: int) -> Iterator[None]:
+    """Measure as one of the processes that `ldm train` starts would: with its part of the cores and of the memory."""
+    from ldm.utils.runtime import prepare_threads, usable_cores
+
+    before = dict(os.environ)
+    if processes > 1:
+        prepare_threads(max(1, usable_cores() // processes))
+        os.environ |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ |= before

@@ -1,4 +1,7 @@
-"""`ldm plan`: settings that train in a given time and memory, as flags and as a file for the trainers."""
+"""`ldm plan`: settings that train in a given time and memory, as flags and as a file for the trainers.
+
+With `--gpu`, what the settings as they are take on GPUs that are not at hand.
+"""
 
 import argparse
 import re
@@ -17,18 +20,25 @@ def add_parser(subparsers) -> None:
         "plan",
         help="fit a training into given minutes and memory",
         description="Propose the widths, batch sizes and steps of all stages that a config trains, from what a few "
-        "real steps take on this device, and predict time and memory.",
-        epilog="A planned run reports at its end how long it was predicted to take.",
+        "real steps take on this device, and predict time and memory. With --gpu: what the config takes on GPUs that "
+        "are not here.",
+        epilog="A planned run reports at its end how long it was predicted to take. With --gpu nothing is measured: "
+        "docs/scaling.md has the formulas.",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="project file to start from")
-    parser.add_argument(
-        "--minutes", type=minutes_from, required=True, help="for all stages together, one after the other"
-    )
+    parser.add_argument("--minutes", type=minutes_from, help="for all stages together, one after the other")
     parser.add_argument(
         "--memory", type=bytes_of, metavar="SIZE", help="8GiB, 900MiB, ... (default: the GPU's, or what RAM is free)"
     )
     parser.add_argument("-o", "--output", type=Path, help="write a project file that extends CONFIG")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
+    away = parser.add_argument_group("GPUs that are not here")
+    away.add_argument("--gpu", metavar="NAME", help="h100, a100, ... (an unknown name lists them)")
+    away.add_argument("--gpus", type=count_of, default=1, metavar="N", help="how many (default: 1)")
+    away.add_argument("--images", type=count_of, metavar="N", help="of the data set: 50000, 3M (default: counted)")
+    away.add_argument("--epochs", type=minutes_from, default=1.0, help="how often the U-Net sees each (default: 1)")
+    away.add_argument("--efficiency", type=minutes_from, default=0.2, help="of the peak FLOP/s (default: 0.2)")
+    away.add_argument("--price", type=minutes_from, help="of a GPU for an hour, for the cost")
     parser.set_defaults(run=run)
 
 
@@ -36,6 +46,11 @@ def run(args: argparse.Namespace) -> int:
     from ldm.utils.runtime import prepare_threads
 
     prepare_threads(args.threads)
+    if (args.minutes is None) == (args.gpu is None):
+        raise UserError("give either --minutes, to plan for this device, or --gpu, for GPUs that are not here")
+    if args.gpu:
+        print(plan_away(args))
+        return 0
     from ldm.apps.budget import propose
 
     found = propose(args.config, args.minutes, args.memory, say=on_stderr)
@@ -47,6 +62,18 @@ def run(args: argparse.Namespace) -> int:
         file = [args.output] if args.output else [args.config, *flags(one.changes)]
         print(" ".join(map(str, [f"ldm train {one.part}", *file])))
     return 0
+
+
+def plan_away(args: argparse.Namespace) -> str:
+    """The plan for GPUs that are not here. Raises: UserError for one that is not known."""
+    from ldm.apps.cluster import GPUS, report
+    from ldm.config.loading import load
+    from ldm.training.cost_estimate import training_samples
+
+    if args.gpu not in GPUS:
+        raise UserError(f"--gpu {args.gpu} is not known: give one of {', '.join(GPUS)}")
+    images = args.images or training_samples(load("ldm", args.config).data)
+    return report(args.config, args.gpu, args.gpus, images, args.epochs, args.efficiency, args.price)
 
 
 def on_stderr(line: str) -> None:
@@ -113,6 +140,15 @@ def minutes_from(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
     return value
+
+
+def count_of(text: str) -> int:
+    """'50000', '50k', '3M' or '1G' -> how many, for argparse."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)", text.strip().lower())
+    number = round(float(match[1]) * 1000 ** " kmg".index(match[2] or " ")) if match else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a number such as 50000, 50k or 3M, got {text!r}")
+    return number
 
 
 def bytes_of(text: str) -> float:

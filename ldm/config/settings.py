@@ -315,6 +315,8 @@ class TrainOptions(Settings):
     """Steps between checkpoints."""
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
     """Number of checkpoints to keep."""
+    async_checkpoints: bool = False
+    """Write checkpoints while the training continues, from a copy of them in the memory of the CPU."""
     keep_best: bool | None = None
     """Validate checkpoints, keep the one with the lowest validation loss and export its weights; null = for your own
     images. Without held-out images, the last weights are exported."""
@@ -651,6 +653,8 @@ class AlignmentOptions(Settings):
 class LdmSettings(RunSettings):
     cache_latents: bool = True
     """Encode all images once, into data.cache_dir; false = those of a batch in each step, which needs no disk."""
+    latents_on_device: bool | None = None
+    """Keep all cached latents in the memory of the device; null = on a GPU, if they take a quarter of it at most."""
     vae: Named = "run"
     """'run' = the VAE run beside this one, 'identity' = pixel space, an autoencoder that ships ('autoencoders/f4'), or
     the folder or Hub id of one (user/name, user/name/subfolder, either with @revision)."""

@@ -134,10 +134,7 @@ def forecast(
 
     `cost`: what was counted for this model before; other arguments as of `plan`.
     """
-    subject = SUBJECTS[part](settings, config)
-    if settings.train.gradient_checkpointing:
-        build = subject.build
-        subject = replace(subject, build=lambda: checkpoint_gradients(build()))
+    subject = probe_target(part, settings, config)
     device = training_device()
     half = _half_precision(settings, device)
     cost = cost or measure_cost(subject)
@@ -147,6 +144,15 @@ def forecast(
     speed = probe(subject, device, local, half, settings) if timed else Speed(math.nan, math.nan)
     state = 16 * cost.trained + (4 * cost.exported if train.ema_decay else 0)  # weights, gradients, Adam's two; EMA
     return Forecast(cost, speed, world, local, state, subject.description, device, half)
+
+
+def probe_target(part: str, settings: RunSettings, config: Path | None) -> ProbeTarget:
+    """What one stage trains; arguments as of `plan`."""
+    subject = SUBJECTS[part](settings, config)
+    if not settings.train.gradient_checkpointing:
+        return subject
+    build = subject.build
+    return replace(subject, build=lambda: checkpoint_gradients(build()))
 
 
 def measure_cost(subject: ProbeTarget) -> CostCount:
@@ -317,7 +323,7 @@ def _ldm(settings: LdmSettings, config: Path | None) -> ProbeTarget:
     if settings.denoiser == "mlp":
         channels, size = _point_dims(settings.data), (1, 1)
     else:
-        channels, factor = _latents(settings, config)
+        channels, factor = latent_channels(settings, config)
         size = settings.data.size[0] // factor, settings.data.size[1] // factor
 
     def build() -> nn.Module:
@@ -346,7 +352,7 @@ def _ldm(settings: LdmSettings, config: Path | None) -> ProbeTarget:
 SUBJECTS: dict[str, Callable[..., ProbeTarget]] = {"clip": _clip, "vae": _vae, "ldm": _ldm}
 
 
-def _latents(settings: LdmSettings, config: Path | None) -> tuple[int, int]:
+def latent_channels(settings: LdmSettings, config: Path | None) -> tuple[int, int]:
     """Channels and downsampling factor of the VAE: of the trained one, or else as the project file plans it."""
     if settings.vae == "identity":
         return settings.data.channels, 1

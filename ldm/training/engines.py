@@ -74,8 +74,8 @@ class Sharded:
     def __init__(self, accelerator: Accelerator, task: Task, options: ShardingOptions):
         self.accelerator, self.device = accelerator, accelerator.device
         self.on_main, self.on_main_model = task.module.cpu(), task.model
-        encoder = getattr(task.module, "vae", None)  # in a tuple where latents are made in the step: frozen and whole
-        shared = {id(one): one for one in encoder} if isinstance(encoder, tuple) else {}
+        frozen = (getattr(task.module, name, None) for name in ("vae", "resident"))  # in tuples, for latents of a step
+        shared = {id(one): one for group in frozen if isinstance(group, tuple) for one in group}
         self.module, self.model = copy.deepcopy((task.module, task.model), shared)
         if not accelerator.is_main_process:
             task.module.to("meta")

@@ -40,6 +40,7 @@ CLASSES = {
     "train.sample_every": FREE,
     "train.save_every": FREE,
     "train.keep_checkpoints": FREE,
+    "train.async_checkpoints": FREE,
     "train.keep_best": NOTED,
     "train.patience": NOTED,
     "train.max_copies": NOTED,
@@ -55,6 +56,7 @@ CLASSES = {
     "crop": REFUSED,
     "vae": FREE,  # its weights are compared, wherever they lie
     "cache_latents": NOTED,  # latents of the cache are rounded
+    "latents_on_device": FREE,
     "text": REFUSED,
     "text.source": FREE,  # likewise
     "denoiser": REFUSED,

@@ -5,8 +5,9 @@ and once all have, it adds the manifest and renames it. Any number of processes 
 """
 
 import json
-from collections.abc import Collection
-from contextlib import nullcontext
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ class ShardedState(TrainingState):
 
     def save(self, folder: Path, keep: int, best: str | None = None) -> None:
         """As of `TrainingState`; processes have the disk in common."""
+        self.writer.wait()
         path, main = folder / checkpoint.name(self.step), world.own_rank() == 0
         if world.from_main(lambda: str(checkpoint.verify(path) is None)) == str(True):
             return
@@ -34,13 +36,27 @@ class ShardedState(TrainingState):
             raise UserError(f"{bad} became non-finite before step {self.step} and is not saved: {LOWER_RATE}")
         if main:
             self._make_room(folder, best)
-        with checkpoint.staged(path) if main else nullcontext() as stage:
+        with ExitStack() as opened:
+            stage = opened.enter_context(checkpoint.staged(path)) if main else None
             there = Path(world.from_main(lambda: str(stage)))
-            sharded_files.write(there, tensors, world.group())
+            written = self._written(there, tensors)
+            unfinished, state = opened.pop_all(), json.dumps(self._numbers(), indent=1)
+
+        def finish() -> None:
+            with unfinished:
+                written()
+                if main:
+                    (there / "state.json").write_text(state, encoding="utf-8")
             if main:
-                (there / "state.json").write_text(json.dumps(self._numbers(), indent=1), encoding="utf-8")
-        if main:
-            checkpoint.prune(folder, keep, spare=best)
+                checkpoint.prune(folder, keep, spare=best)
+
+        self.writer.start(finish) if self.asynchronous else finish()
+
+    def _written(self, stage: Path, tensors: dict[str, Tensor]) -> Callable[[], None]:
+        """What writes this process's part; where this is asynchronous, what waits for it, from copies."""
+        if self.asynchronous:
+            return sharded_files.write_copies(stage, tensors, world.group_of("checkpoints"))
+        return partial(sharded_files.write, stage, tensors, world.group())
 
     def restore(self, found: Path, content: checkpoint.Content, allow_changed: Collection[str] = ()) -> list[str]:
         """As of `TrainingState`. `content` is whole, or has no tensors where the checkpoint is sharded."""

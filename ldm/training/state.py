@@ -3,10 +3,12 @@
 Everything random in a step is a function of (seed, step), so there are no generators to keep.
 """
 
+import copy
 import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ldm.training.run_directory import replace_text
 from ldm.training.validation import Validation
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import DiskFull, require_free_space
+from ldm.utils.background import Background
 from ldm.utils.errors import UserError
 from ldm.utils.sharded_files import SHARDS
 
@@ -35,6 +38,7 @@ class TrainingState:
         module: everything trainable is in it; `model`: the part that the EMA `ema` follows.
         origin: {"settings": ..., "identity": ...} as `ldm.training.resume_rules.compare` takes it.
         scaler: of fp16 losses, or None.
+        asynchronous: whether checkpoints are written by `writer`, from copies, while the training continues.
         step: steps done; `skipped`: how many of them, the last in a row, changed nothing.
         validations: see `ldm.training.validation`.
     """
@@ -45,9 +49,11 @@ class TrainingState:
     ema: EMA
     origin: dict[str, Any]
     scaler: Any = None
+    asynchronous: bool = False
     step: int = 0
     skipped: int = 0
     validations: list[Validation] = field(default_factory=list)
+    writer: Background = field(default_factory=Background)
 
     def count_step(self, finite: bool, items: str) -> str | None:
         """Count a step done; a warning if its gradients were not finite, so that it changed nothing.
@@ -66,8 +72,10 @@ class TrainingState:
     def save(self, folder: Path, keep: int, best: str | None = None) -> None:
         """Write a checkpoint into `folder` unless it is there, and delete all but the newest `keep` and the `best`.
 
+        Where this is asynchronous, once the checkpoint before it is written; it is there when `writer` is done.
         Raises: UserError if the disk is full, or if a number in it is not finite: then nothing is written.
         """
+        self.writer.wait()
         path = folder / checkpoint.name(self.step)
         if checkpoint.verify(path) is None:
             return
@@ -77,13 +85,11 @@ class TrainingState:
                 raise UserError(
                     f"{group} {bad} became non-finite before step {self.step} and is not saved: {LOWER_RATE}"
                 )
-        state = self._numbers()
-        try:
-            checkpoint.save(path, groups, state)
-        except DiskFull:  # superseded checkpoints can be deleted
-            checkpoint.prune(folder, 2, superseded=True, spare=best)
-            checkpoint.save(path, groups, state)
-        checkpoint.prune(folder, keep, spare=best)
+        if self.asynchronous:
+            copies = {group: {name: _copied(tensor) for name, tensor in own.items()} for group, own in groups.items()}
+            self.writer.start(partial(_write, path, copies, copy.deepcopy(self._numbers()), keep, best))
+        else:
+            _write(path, groups, self._numbers(), keep, best)
 
     def restore(self, found: Path, content: checkpoint.Content, allow_changed: Collection[str] = ()) -> list[str]:
         """Restore a checkpoint that was read; returns lines for the log on settings that changed.
@@ -162,6 +168,20 @@ class TrainingState:
             elif counts_there:
                 value = value.to(parameter.device)
             self.optimizer.state[parameter][key] = value
+
+
+def _write(path: Path, groups: dict[str, dict[str, Tensor]], state: dict, keep: int, best: str | None) -> None:
+    """Write a checkpoint, and delete all but the newest `keep` and the `best`."""
+    try:
+        checkpoint.save(path, groups, state)
+    except DiskFull:  # superseded checkpoints can be deleted
+        checkpoint.prune(path.parent, 2, superseded=True, spare=best)
+        checkpoint.save(path, groups, state)
+    checkpoint.prune(path.parent, keep, spare=best)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
 
 
 def find(run: Path, wanted: str, whole: bool = True) -> tuple[Path, checkpoint.Content] | None:

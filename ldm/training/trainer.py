@@ -63,7 +63,8 @@ class Trainer:
         known = {"settings": settings.model_dump(mode="json"), "identity": task.fingerprints}
         origin = known | {"images": task.num_samples}
         state = ShardedState if self.engine.sharded else TrainingState
-        self.state = state(self.module, self.model, self.optimizer, self.ema, origin, scaler=self.accelerator.scaler)
+        parts = self.module, self.model, self.optimizer, self.ema
+        self.state = state(*parts, origin, self.accelerator.scaler, self.train.async_checkpoints)
         self.batches = Batches(task, settings.seed)
         self.held = DeferredSignals()
         self.validates = False  # whether checkpoints are compared; `fit` decides
@@ -82,7 +83,7 @@ class Trainer:
             resume: 'auto' (the newest valid checkpoint, or a fresh start), 'never', or a checkpoint's folder.
             allow_changed: settings that may differ from the checkpoint's though that makes it another training.
         """
-        with self.held, self.log.live:
+        with self.held, self.log.live, self.state.writer:
             self._resume(resume, allow_changed)
             self.validates = wanted(self.settings) and self._has_validation()
             if self.writes:
@@ -122,6 +123,7 @@ class Trainer:
             if self.step == first + 1:
                 meter.show_first()
             self._after_step(meter)
+        self._wait_for_checkpoint()
         self._enter("waiting for the finished model", WAITING, uncut=self.writes)
         if self.writes or self.engine.sharded:
             self._finish(trained=self.step > first)
@@ -209,6 +211,7 @@ class Trainer:
 
     def _after_step(self, meter: Meter) -> None:
         """Log, report and save where this step is due."""
+        self.state.writer.check()
         last = self.step == self.last_step
         if self.step % self.train.log_every == 0 or last:
             meter.show()
@@ -226,13 +229,13 @@ class Trainer:
         self.held.pending = any_of(self.held.pending)
         if self.held.pending and self.step:
             self.save()
-            self.accelerator.wait_for_everyone()  # a launcher ends the others as soon as one is gone
+            self._wait_for_checkpoint()  # and for everyone: a launcher ends the others as soon as one is gone
         if self.held.pending:
             self.log.say(f"stopped after step {self.step}; --resume auto continues from there")
         return bool(self.held.pending)
 
     def save(self) -> None:
-        """Write a checkpoint; see `TrainingState.save`."""
+        """Write a checkpoint, or begin to; see `TrainingState.save`."""
         self._enter("waiting for a checkpoint", WAITING)
         self.accelerator.wait_for_everyone()
         if self.writes or self.engine.sharded:
@@ -240,6 +243,13 @@ class Trainer:
             best = best_of(self.state.validations, self.train) if self.validates else None
             spare = checkpoint.name(int(best["step"])) if best else None
             self.state.save(self.checkpoints, self.train.keep_checkpoints, spare)
+        self._enter("waiting for a checkpoint", WAITING)
+        self.accelerator.wait_for_everyone()
+
+    def _wait_for_checkpoint(self) -> None:
+        """Return when a checkpoint that is written meanwhile is there, in all processes."""
+        self._enter("waiting for a checkpoint", WAITING, uncut=self.writes or self.engine.sharded)
+        self.state.writer.wait()
         self._enter("waiting for a checkpoint", WAITING)
         self.accelerator.wait_for_everyone()
 

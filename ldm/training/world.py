@@ -34,6 +34,7 @@ class World:
         self.rank, self.size = state.process_index, state.num_processes
         self.is_main, self.first_of_node = state.is_main_process, state.is_local_main_process
         self.group = distributed.new_group(backend="gloo", timeout=PATIENCE)  # so that no GPU has to be waited for
+        self.groups: dict[str, distributed.ProcessGroup] = {}
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives its restarts
         store = distributed.distributed_c10d._get_default_store()
         self.store = distributed.PrefixStore(f"ldm-{attempt}", store.clone())
@@ -142,6 +143,15 @@ def first_of_all(text: str) -> str:
 def group() -> distributed.ProcessGroup | None:
     """All processes, to talk on the CPU."""
     return None if _world is None else _world.group
+
+
+def group_of(name: str) -> distributed.ProcessGroup | None:
+    """All processes, to talk on the CPU about one thing, in another thread; all have to ask for it at the same time."""
+    if _world is None:
+        return None
+    if name not in _world.groups:
+        _world.groups[name] = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    return _world.groups[name]
 
 
 def own_rank() -> int:

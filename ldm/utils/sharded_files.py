@@ -4,7 +4,7 @@ Every process writes its own file. Any number of processes reads them, each what
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,18 +27,25 @@ def write(checkpoint: Path, tensors: dict[str, "Tensor"], group: Any = None) -> 
     Raises: UserError in all of them if one of them cannot write.
     """
     import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
-    folder = checkpoint / SHARDS
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    try:
-        with _without_remarks():
-            dcp.save(dict(tensors), storage_writer=writer, process_group=group)
-    except dcp.CheckpointException as failed:
-        rank, (error, _) = next(iter(failed.failures.items()))
-        raise UserError(
-            f"process {rank + 1} cannot write {folder}: {error}; make room or choose another --output-dir"
-        ) from error
+    with _named_failures(checkpoint), _without_remarks():
+        dcp.save(dict(tensors), storage_writer=_writer(checkpoint), process_group=group)
+
+
+def write_copies(checkpoint: Path, tensors: dict[str, "Tensor"], group: Any) -> Callable[[], None]:
+    """As `write`, from copies: the tensors may change as soon as this returns. What it returns waits for the writing.
+
+    `group`: of processes, on the CPU, that nothing else uses meanwhile.
+    """
+    import torch.distributed.checkpoint as dcp
+
+    future: Any = dcp.async_save(dict(tensors), storage_writer=_writer(checkpoint), process_group=group)
+
+    def wait() -> None:
+        with _named_failures(checkpoint):
+            future.result()
+
+    return wait
 
 
 def shapes(checkpoint: Path) -> dict[str, "Size"]:
@@ -73,6 +80,20 @@ def by_group(tensors: dict[str, "Tensor"]) -> dict[str, dict[str, "Tensor"]]:
 
 
 @contextmanager
+def _named_failures(checkpoint: Path) -> Iterator[None]:
+    """Raises: UserError in place of what torch raises where a process cannot write."""
+    from torch.distributed.checkpoint import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as failed:
+        rank, (error, _) = next(iter(failed.failures.items()))
+        raise UserError(
+            f"process {rank + 1} cannot write {checkpoint / SHARDS}: {error}; make room or choose another --output-dir"
+        ) from error
+
+
+@contextmanager
 def _without_remarks() -> Iterator[None]:
     """Torch remarks on one process that it is alone."""
     with warnings.catch_warnings():
@@ -82,6 +103,12 @@ def _without_remarks() -> Iterator[None]:
 
 def _entries(checkpoint: Path) -> dict[str, Any]:
     return _reader(checkpoint).read_metadata().state_dict_metadata
+
+
+def _writer(checkpoint: Path) -> Any:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    return HuggingFaceStorageWriter(str(checkpoint / SHARDS), save_distributed=True)
 
 
 def _reader(checkpoint: Path) -> Any:

@@ -2,17 +2,20 @@
 
 import json
 import logging
+import os
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-from ldm.apps import budget
+from ldm.apps import budget, project
 from ldm.apps.project import name_of
 from ldm.cli import main as cli
 from ldm.cli import train as command
 from ldm.config.loading import load, run_dir
+from ldm.training import cpu_processes
+from ldm.utils import runtime
 from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
 from tests.apps.test_budget import forecast
@@ -78,6 +81,22 @@ def test_a_new_project_loads_and_says_why(tmp_path, capsys):
         assert words in text
     assert "12 images have several lines beside them" in capsys.readouterr().err
     assert ldm("new", "My photos") == 2 and "exists" in capsys.readouterr().err
+
+
+def test_a_new_project_is_planned_for_the_processes_that_train_it(monkeypatch, tmp_path):
+    """Each has its part of the cores, the memory and the batch."""
+    found = []
+    monkeypatch.setattr(
+        project,
+        "write_project",
+        lambda *_: found.extend(os.environ[name] for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")),
+    )
+    monkeypatch.setattr(runtime, "prepare_threads", lambda threads: found.append(threads))
+    monkeypatch.setattr(cpu_processes, "useful", lambda batches: 4)
+    monkeypatch.setattr(runtime, "usable_cores", lambda: 8)
+    before = dict(os.environ)
+    assert ldm("new", "photos") == 0
+    assert found == [2, "4", "4"] and dict(os.environ) == before
 
 
 def test_grey_images_without_captions_make_a_grey_unconditional_project(tmp_path):

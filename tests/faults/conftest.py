@@ -2,7 +2,8 @@
 
 import pytest
 import tiny_trainings
-from forked import Child
+from forked import Child, world
+from tiny_trainings import WAYS
 
 
 @pytest.fixture(scope="session")
@@ -16,17 +17,21 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def undisturbed(project, tmp_path_factory):
-    """(part, **options) -> the folder of a run that nothing happened to; each is trained once."""
+    """(part, way, **options) -> the folder of a run that nothing happened to; each is trained once.
+
+    Checkpoints that are written asynchronously are those that are not.
+    """
     runs = {}
 
-    def run(part: str, **options):
-        key = (part, *sorted(options.items()))
+    def run(part: str, way: str = "plain", **options):
+        size, environment, more = WAYS[way]
+        options |= more | {"async_checkpoints": False}
+        key = (part, size, *sorted(options.items()))
         if key not in runs:
             runs[key] = tmp_path_factory.mktemp("undisturbed") / part
-            child = Child(
-                lambda: tiny_trainings.train(part, project, runs[key], **options), runs[key].with_suffix(".txt")
-            )
-            assert child.wait() == 0, child.said()
+            work = lambda: tiny_trainings.train(part, project, runs[key], **options)  # noqa: E731
+            for child in world(work, runs[key].with_suffix(".txt"), size, environment=environment):
+                assert child.wait() == 0, child.said()
         return runs[key]
 
     return run

@@ -8,9 +8,9 @@ from functools import partial
 
 import pytest
 import torch
-from forked import Child
+from forked import world
 from stepped import killed_before_call
-from tiny_trainings import PARTS, assert_same_run, losses, train
+from tiny_trainings import PARTS, WAYS, assert_same_run, losses, train
 
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import remove_stale
@@ -22,42 +22,58 @@ def leftovers(run):
     return [path.name for path in run.rglob(".*") if path.name.endswith((".tmp", ".old"))]
 
 
-def killed_while_saving(child, run, rng) -> bool:
+def killed(children) -> int:
+    """Kill all of them; 1 if that was before one had ended by itself."""
+    for child in children:
+        child.kill(signal.SIGKILL)
+    codes = [child.wait() for child in children]
+    return int(-signal.SIGKILL in codes)
+
+
+def killed_while_saving(children, run, rng) -> bool:
     """Kill as soon as a checkpoint is being written; True if it was left half done."""
     folder, until = run / "checkpoints", time.monotonic() + 600
     seen = {path.name for path in folder.glob(".step-*")}
-    while time.monotonic() < until and not os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+    ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while time.monotonic() < until and not os.waitid(os.P_PID, children[0].pid, ended):
         if any(path.name not in seen for path in folder.glob(".step-*.tmp")):
             time.sleep(rng.random() * 0.004)
             break
-    child.kill(signal.SIGKILL)
-    child.wait()
+    killed(children)
     return bool(leftovers(run))
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_a_killed_training_goes_on_unaided_to_the_same_end(part, project, undisturbed, tmp_path, trials, survived):
-    options = {"save_every": EVERY, "num_steps": STEPS}
+def pytest_generate_tests(metafunc):
+    if "way" in metafunc.fixturenames:
+        plain, whole = [(part, "plain") for part in PARTS], metafunc.config.getoption("--all-faults")
+        more = [("ldm", way) for way in WAYS if way != "plain"] + [("clip", "streamed"), ("vae", "streamed")]
+        metafunc.parametrize("part, way", plain + (more if whole else [("ldm", "asynchronous")]))
+
+
+def test_a_killed_training_goes_on_unaided_to_the_same_end(part, way, project, undisturbed, tmp_path, trials, survived):
+    size, environment, options = WAYS[way]
+    options = {"save_every": EVERY, "num_steps": STEPS} | options
     began = time.monotonic()
-    whole = undisturbed(part, **options)
+    whole = undisturbed(part, way, save_every=EVERY, num_steps=STEPS)
     lasts = time.monotonic() - began
     rng, run, number = random.Random(part), tmp_path / "0", 0
-    kills, torn, wanted = 0, 0, trials(2, 67)
+    kills, torn, wanted = 0, 0, trials(2, 67 if way == "plain" else 10)
+    behind = EVERY * (2 if "asynchronous" in way else 1)  # the last one may still have been at work
     more = lambda: kills < wanted or (not torn and kills < max(40, 10 * wanted))  # noqa: E731  one in two falls into a saving
     while more() or not (run / "final").exists():
-        child = Child(partial(train, part, project, run, **options), tmp_path / "output")
+        work = partial(train, part, project, run, **options)
+        children = world(work, tmp_path / "output", size, environment=environment)
         if not more():
-            assert child.wait() == 0, child.said()
+            assert [child.wait() for child in children] == [0] * size, children[0].said()
         elif kills % 2:
-            torn += killed_while_saving(child, run, rng)
+            torn += killed_while_saving(children, run, rng)
             kills += 1
         else:
             time.sleep(rng.random() * lasts)
-            child.kill(signal.SIGKILL)
-            kills += child.wait() == -signal.SIGKILL
+            kills += killed(children)
         newest = checkpoint.newest(run / "checkpoints")
         done = int(newest.name.removeprefix("step-")) if newest else 0
-        assert done >= max(losses(run), default=0) - EVERY
+        assert done >= max(losses(run), default=0) - behind
         if (run / "final").exists() and checkpoint.verify(run / "final") is None:
             assert_same_run(whole, run)
             assert leftovers(run / "checkpoints") == [] or more()
@@ -65,7 +81,7 @@ def test_a_killed_training_goes_on_unaided_to_the_same_end(part, project, undist
                 number += 1
                 run = tmp_path / str(number)
     assert torn, "no kill left a half-written checkpoint"
-    survived(f"SIGKILL in train_{part}", kills)
+    survived(f"SIGKILL in train_{part}, {way}", kills)
 
 
 def tensors(step: int):

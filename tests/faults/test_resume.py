@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from forked import Child, world
-from tiny_trainings import PARTS, assert_same_run, losses, settings_of, task_of, train
+from tiny_trainings import PARTS, WAYS, assert_same_run, losses, settings_of, task_of, train
 
 from ldm.config import settings as config
 from ldm.config.introspection import paths
@@ -30,41 +30,44 @@ def train_until_cut(part, project, run, **options):
     start_world()
     settings = settings_of(part, project, run, **options)
     task = task_of(part, settings, run)
-    forward, seen = task.module.forward, []
+    seen = []
 
     def cut(*args, **values):
         seen.append(values["progress"])
         if seen.count((CUT - 1) / settings.train.num_steps) == settings.train.gradient_accumulation_steps:
+            trainer.state.writer.wait()
             os.kill(os.getpid(), signal.SIGKILL)
         return forward(*args, **values)
 
-    task.module.forward = cut
-    Trainer(task, settings, run).fit()
+    trainer = Trainer(task, settings, run)
+    forward, trainer.module.forward = trainer.module.forward, cut
+    trainer.fit()
 
 
-EVERY_WAY = list(itertools.product(PARTS, (0, 2), (0.9, 0.0), (1, 2)))
-QUICK = [("clip", 0, 0.9, 1), ("vae", 2, 0.9, 1), ("ldm", 0, 0.9, 2)]
+PLAIN = list(itertools.product(PARTS, (0, 2), (0.9, 0.0), (1, 2), ["plain"]))
+OTHERS = [(part, workers, 0.9, size, "streamed") for part in PARTS for workers in (0, 2) for size in (1, 2)]
+OTHERS += [("ldm", 0, decay, 2, way) for decay in (0.9, 0.0) for way in ("sharded", "sharded, asynchronous")]
+OTHERS += [(part, 0, 0.9, size, "asynchronous") for part in PARTS for size in (1, 2)]
+QUICK = [("clip", 0, 0.9, 1, "plain"), ("vae", 2, 0.9, 1, "plain"), ("ldm", 0, 0.9, 2, "plain")]
+QUICK += [("ldm", 0, 0.9, 1, "streamed"), ("ldm", 0, 0.9, 2, "sharded, asynchronous")]
 
 
 def pytest_generate_tests(metafunc):
     if "way" in metafunc.fixturenames:
-        metafunc.parametrize("way", EVERY_WAY if metafunc.config.getoption("--all-faults") else QUICK, ids=str)
+        metafunc.parametrize("way", PLAIN + OTHERS if metafunc.config.getoption("--all-faults") else QUICK, ids=str)
 
 
 def test_a_resumed_run_is_the_same_to_the_last_bit(way, project, tmp_path, survived):
-    part, workers, decay, size = way
+    part, workers, decay, size, name = way
     options = {"num_workers": workers, "ema_decay": decay, "gradient_accumulation_steps": 1 if part == "clip" else 2}
-    for child in world(partial(train, part, project, tmp_path / "whole", **options), tmp_path / "out", size):
+    options |= WAYS[name][2]
+    start = partial(world, size=size, environment=WAYS[name][1])
+    for child in start(partial(train, part, project, tmp_path / "whole", **options), tmp_path / "out"):
         assert child.wait() == 0, child.said()
-    codes = [
-        child.wait()
-        for child in world(
-            partial(train_until_cut, part, project, tmp_path / "cut", **options), tmp_path / "cut-out", size
-        )
-    ]
-    assert -signal.SIGKILL in codes
+    cut = start(partial(train_until_cut, part, project, tmp_path / "cut", **options), tmp_path / "cut-out")
+    assert -signal.SIGKILL in [child.wait() for child in cut]
     assert checkpoint.newest(tmp_path / "cut" / "checkpoints").name == checkpoint.name(3)
-    again = world(partial(train, part, project, tmp_path / "cut", **options), tmp_path / "again", size)
+    again = start(partial(train, part, project, tmp_path / "cut", **options), tmp_path / "again")
     for child in again:
         assert child.wait() == 0, child.said()
     assert "resumed" in again[0].said()

@@ -7,7 +7,7 @@ import time
 from functools import partial
 
 from forked import Child, until, world
-from tiny_trainings import assert_same_run, losses, settings_of, task_of, train
+from tiny_trainings import WAYS, assert_same_run, losses, settings_of, task_of, train
 
 import ldm.training.latent_cache
 from ldm.training.distributed import start_world
@@ -40,13 +40,13 @@ def slowed(owner, name: str, mark, seconds: float, when=lambda: True) -> None:
     setattr(owner, name, slow)
 
 
-def train_slowly(phase: str, project, run, mark, workers: int) -> None:
+def train_slowly(phase: str, project, run, mark, workers: int, **options) -> None:
     """Train an LDM that lingers in one phase, once, on the process that is at work then."""
     start_world()
     rank = os.environ.get("RANK", "0")
     mark = mark.with_name(f"{mark.name}-{rank}")
     cache = run.parent / "fresh-cache" if phase == "cache build" else project / "cache"
-    settings = settings_of("ldm", project, run, save_every=3, sample_every=3, num_workers=workers)
+    settings = settings_of("ldm", project, run, save_every=3, sample_every=3, num_workers=workers, **options)
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"cache_dir": cache})})
     if phase == "cache build":
         slowed(ldm.training.latent_cache, "posterior", mark, LONG)
@@ -54,11 +54,11 @@ def train_slowly(phase: str, project, run, mark, workers: int) -> None:
     trainer = Trainer(task, settings, run)
     here = lambda: trainer.step == AT[phase]  # noqa: E731
     if phase in ("first step", "training"):
-        slowed(task.module, "forward", mark, 0.3, here)
+        slowed(trainer.module, "forward", mark, 0.3, here)
     elif phase == "evaluation":
         slowed(task, "report", mark, LONG, here)
     elif phase == "saving":
-        slowed(checkpoint, "save", mark, 0.3, here)
+        slowed(checkpoint, "prune", mark, 0.3, lambda: checkpoint.saved(trainer.checkpoints))
     elif phase == "finishing":
         slowed(task, "finish", mark, 0.3)
     trainer.fit()
@@ -66,18 +66,23 @@ def train_slowly(phase: str, project, run, mark, workers: int) -> None:
 
 def pytest_generate_tests(metafunc):
     if "trial" in metafunc.fixturenames:
-        every = list(itertools.product(PHASES, (1, 2), (signal.SIGTERM, signal.SIGINT), (0, 2)))
-        more = [(phase, size, signal.SIGTERM, 0) for phase in PHASES for size in (1, 2)]
-        quick = [(phase, 1 + i % 2, signal.SIGTERM, i % 2) for i, phase in enumerate(PHASES)]
-        chosen = every + more if metafunc.config.getoption("--all-faults") else quick
-        metafunc.parametrize("trial", chosen, ids=lambda t: f"{t[0]}-{t[1]}-{t[2].name}-{t[3]}")
+        every = list(itertools.product(PHASES, (1, 2), (signal.SIGTERM, signal.SIGINT), (0, 2), ["plain"]))
+        every += [(phase, size, signal.SIGTERM, 0, "plain") for phase in PHASES for size in (1, 2)]
+        others = [(phase, way) for phase in PHASES if phase != "cache build" for way in WAYS if way != "plain"]
+        every += [(phase, WAYS[way][0], signal.SIGTERM, 0, way) for phase, way in others]
+        quick = [(phase, 1 + i % 2, signal.SIGTERM, i % 2, "plain") for i, phase in enumerate(PHASES)]
+        quick += [("saving", 2, signal.SIGTERM, 0, "sharded, asynchronous")]
+        chosen = every if metafunc.config.getoption("--all-faults") else quick
+        metafunc.parametrize("trial", chosen, ids=lambda t: f"{t[0]}-{t[1]}-{t[2].name}-{t[3]}-{t[4]}")
 
 
 def test_a_signal_in_any_phase_costs_nothing(trial, project, undisturbed, tmp_path, survived):
-    phase, size, number, workers = trial
+    phase, size, number, workers, way = trial
+    _, environment, options = WAYS[way]
     run, mark = tmp_path / "run", tmp_path / "mark"
     (tmp_path / "out").mkdir()
-    children = world(partial(train_slowly, phase, project, run, mark, workers), tmp_path / "out" / "said", size)
+    work = partial(train_slowly, phase, project, run, mark, workers, **options)
+    children = world(work, tmp_path / "out" / "said", size, environment=environment)
     until(lambda: (tmp_path / "mark-0").exists())
     for child in children:
         child.kill(number)
@@ -92,14 +97,15 @@ def test_a_signal_in_any_phase_costs_nothing(trial, project, undisturbed, tmp_pa
         assert newest is None and not list(run.parent.rglob("*.tmp"))
     else:
         assert newest.name == checkpoint.name(reached)
-        assert f"stopped after step {reached}" in said or phase == "finishing"
-        assert reached == {"first step": 1, "training": 5, "evaluation": 3, "saving": 3, "finishing": 8}[phase]
-    again = world(partial(train, "ldm", project, run, sample_every=3), tmp_path / "again", size)
-    for child in again:
+        assert f"stopped after step {reached}" in said or phase == "finishing" or reached == 8
+        expected = {"first step": 1, "training": 5, "evaluation": 3, "saving": 3, "finishing": 8}[phase]
+        assert reached == expected or (phase == "saving" and "asynchronous" in way and reached > expected)
+    again = partial(train, "ldm", project, run, sample_every=3, **options)
+    for child in world(again, tmp_path / "again", size, environment=environment):
         assert child.wait() == 0, child.said()
-    if size == 1:
-        assert_same_run(undisturbed("ldm", sample_every=3), run)
-    survived(f"{number.name} in a training", 1)
+    if size == WAYS[way][0]:
+        assert_same_run(undisturbed("ldm", way, sample_every=3), run)
+    survived(f"{number.name} in a training, {way}", 1)
 
 
 def test_a_signal_to_the_whole_group_spares_the_step_from_its_loaders(project, tmp_path, survived):

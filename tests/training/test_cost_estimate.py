@@ -17,8 +17,8 @@ from ldm.models.latents import downsampling_factor
 from ldm.training.cost_estimate import (
     ProbeTarget,
     _half_precision,
-    _latents,
     forecast,
+    latent_channels,
     measure_cost,
     plan,
     probe,
@@ -77,7 +77,7 @@ def test_training_samples_are_counted_without_drawing():
 def test_an_ldm_takes_its_shapes_from_the_project_file_until_the_parts_are_trained(tmp_path):
     settings = load("ldm", SMOKE, {"output_dir": str(tmp_path / "ldm")})
     vae, clip = load("vae", SMOKE).model, load("clip", SMOKE).model
-    assert _latents(settings, SMOKE) == (vae.latent_channels, vae.factor)
+    assert latent_channels(settings, SMOKE) == (vae.latent_channels, vae.factor)
     assert text_size(settings, SMOKE) == (clip.context_length, clip.width)
     for name, config in {
         "vae/final/vae": {"latent_channels": 7, "block_out_channels": [8, 8, 8, 8]},
@@ -85,13 +85,13 @@ def test_an_ldm_takes_its_shapes_from_the_project_file_until_the_parts_are_train
     }.items():
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text(json.dumps(config))
-    assert _latents(settings, SMOKE) == (7, 8)
+    assert latent_channels(settings, SMOKE) == (7, 8)
     assert text_size(settings, SMOKE) == (9, 48)
 
 
 def test_a_vae_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no VAE run"):
-        _latents(load("ldm", SMOKE, {"vae": str(tmp_path)}), None)
+        latent_channels(load("ldm", SMOKE, {"vae": str(tmp_path)}), None)
 
 
 @pytest.mark.parametrize("part", ["clip", "vae", "ldm"])

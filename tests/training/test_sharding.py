@@ -13,7 +13,7 @@ from commands import BIN, ROOT, run
 from forked import world
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_trainings import content, losses, settings_of, task_of, write_project
+from tiny_trainings import FSDP, content, losses, settings_of, task_of, write_project
 
 from ldm.config.loading import to_yaml
 from ldm.data import build
@@ -29,7 +29,6 @@ from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
 
 STEPS, HALF = 20, 10
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 GROUPS = ("model", "ema", "optimizer")
 
 

@@ -30,6 +30,7 @@ from ldm.pipelines.model_folder import DEFAULTS
 from ldm.pipelines.pipeline import Pipeline
 from ldm.training.data_order import batch_noise, derive_seed, generator_for
 from ldm.training.distributed import precision
+from ldm.training.resident_latents import resident
 from ldm.training.run_directory import sibling
 from ldm.training.task import BatchSlice, SampleRef, caption_of, from_mixture
 from ldm.training.tasks.components import Components, EncodedSplit, load_components, scheduler_of
@@ -87,6 +88,10 @@ class LdmTask:
         self.buckets, self.order = buckets_of(components.train.data), epoch_order(components.train.data)
         if components.train.live:
             objective.vae = (components.vae,)
+        sets = [split.latents for split in (components.train, components.mixture) if split is not None]
+        on_device = resident(sets, components.device, settings.latents_on_device)
+        self.resident = on_device is not None
+        objective.resident = (on_device,)
         self.find_unused_parameters = self.aligned  # alignment stops before the training does
         self.copy_rate: Callable[[Pipeline], float] | None = None  # measures `validate`'s copies, where it is set
 
@@ -111,7 +116,7 @@ class LdmTask:
     def __getstate__(self) -> dict:
         """What `batch` needs, for the data loader's workers."""
         needed = ["settings", "components", "process", "aligned", "token_rows"]
-        needed += ["num_samples", "weights", "buckets", "order"]
+        needed += ["num_samples", "weights", "buckets", "order", "resident"]
         return {name: getattr(self, name) for name in needed}
 
     def batch(self, samples: list[SampleRef], rows: BatchSlice) -> dict[str, Tensor]:
@@ -121,7 +126,7 @@ class LdmTask:
         live = self.components.train.live is not None
         pixels = self._images(items) if live else None  # before the captions: see `StreamedData`
         batch = {
-            "latents": draw if live else sample_latents(items, draw),
+            "latents": draw if live or self.resident else sample_latents(items, draw),
             "noise": batch_noise(rows, shape, seed, 7),
             "times": times[rows.start : rows.stop],
             "input_ids": self._input_ids(caption_or_null(self.settings, split.data, one) for split, one in items),
@@ -129,7 +134,13 @@ class LdmTask:
         aligned_steps = self.settings.alignment.until * self.settings.train.num_steps
         if self.aligned and rows.step < aligned_steps:
             batch["images"] = self._images(items) if pixels is None else pixels
+        if self.resident:
+            batch["rows"] = torch.tensor([one.index + self._first_row(split) for split, one in items])
         return batch if pixels is None else batch | {"pixels": pixels}
+
+    def _first_row(self, split: EncodedSplit) -> int:
+        """Where a split begins among the latents on the device: those of the mixture are behind the data set's."""
+        return 0 if split is self.components.train else self.num_samples
 
     def _images(self, items: list[Item]) -> Tensor:
         """Float32 (B, C, H, W) in [-1, 1]."""

@@ -49,6 +49,7 @@ class DenoisingObjective(nn.Module, ABC):
         super().__init__()
         self.unet, self.text_encoder, self.process, self.alignment = unet, text_encoder, process, alignment
         self.vae: Any = None  # or, in a tuple because it is no part of what is trained, what encodes `pixels`
+        self.resident: Any = None  # likewise, the latents that are on the device, if they are
         self.uncertainty = LossVariance() if process.weight == "learned" else None  # the name in checkpoints
 
     @abstractmethod
@@ -70,15 +71,19 @@ class DenoisingObjective(nn.Module, ABC):
         progress: float,
         images: Tensor | None = None,
         pixels: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> LossAndMetrics:
         """The mean loss; arguments as of `losses`.
 
         `images`, (B, C, H, W) in [-1, 1]: of the same items, while the U-Net is aligned with an image encoder.
         `pixels`, the same images, if latents are encoded now: then `latents` is the standard normal noise of their
         posterior.
+        `rows`, int64 (B,): the same, if latents are on the device; which of them.
         """
         if pixels is not None:
             latents = encoded(self.vae[0], pixels, latents)
+        if rows is not None:
+            latents = self.resident[0].draw(rows, latents)
         losses, metrics = self.losses(latents, noise, times, input_ids)
         if self.alignment is not None and images is not None:
             metrics["alignment"] = self.alignment(images).mean()
