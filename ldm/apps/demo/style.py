@@ -24,13 +24,14 @@ button[role="tab"].selected {{ color: {COLOURS["tab"][0]} !important; }}
 .pixels .previews img {{ width: 25%; max-width: 160px; border: 1px solid #8884; }}
 .pixels .grid-wrap {{ min-height: 0 !important; max-height: none !important; }}
 .pixels:has(.previews) + .pixels {{ display: none; }}
-.pixels:has(.preview) {{ min-height: 520px !important; }}
+.pixels .gallery-container:has(.preview) {{ min-height: 500px; }}
 .pixels .thumbnail-item:has(.caption-label) img {{ padding-bottom: 28px; background: white; }}
 .film {{ display: flex; flex-direction: column; gap: 8px; max-width: 256px; }}
 .film img {{ width: 256px; image-rendering: pixelated; }}
 .film img[hidden] {{ display: none; }}
 .wide .thumbnail-item {{ aspect-ratio: auto !important; }}
 .curves svg {{ max-width: 100%; height: auto; }}
+.min_value, .max_value {{ color: var(--body-text-color-subdued) !important; }}
 .state p {{ margin: 4px 0; overflow-wrap: anywhere; }}
 .note, .error {{ padding: 6px 10px; border-radius: 6px; }}
 .note {{ color: {COLOURS["note"][0]}; background: {COLOURS["note"][1]}; }}
