@@ -27,6 +27,7 @@ def main(address: str, target: Path) -> None:
         panel.get_by_label("Keep this seed").check()
         panel.get_by_role("button", name="Generate", exact=True).click()
         panel.get_by_text("4 images, seeds").wait_for()
+        page.evaluate("scrollTo(0, 0)")
         page.wait_for_timeout(1000)
         shot = Image.open(io.BytesIO(page.screenshot()))
         browser.close()

@@ -31,7 +31,7 @@ button[role="tab"].selected {{ color: {COLOURS["tab"][0]} !important; }}
 .film img[hidden] {{ display: none; }}
 .wide .thumbnail-item {{ aspect-ratio: auto !important; }}
 .curves svg {{ max-width: 100%; height: auto; }}
-.min_value, .max_value {{ color: var(--body-text-color-subdued) !important; }}
+input::placeholder, textarea::placeholder, .min_value, .max_value {{ color: var(--block-label-text-color) !important; }}
 .state p {{ margin: 4px 0; overflow-wrap: anywhere; }}
 .note, .error {{ padding: 6px 10px; border-radius: 6px; }}
 .note {{ color: {COLOURS["note"][0]}; background: {COLOURS["note"][1]}; }}
