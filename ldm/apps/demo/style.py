@@ -13,6 +13,12 @@ COLOURS = {
     "error": ("#8f1414", "#ffeaea"),
     "error, dark": ("#ffc9c9", "#421111"),
 }
+SUBDUED = {  # texts of gradio's theme, which has them at a contrast of 1.9 in light
+    "body_text_color_subdued": "*neutral_500",
+    "body_text_color_subdued_dark": "*neutral_400",
+    "input_placeholder_color": "*neutral_500",
+    "input_placeholder_color_dark": "*neutral_400",
+}
 BUTTON, HOVER = COLOURS["primary"], COLOURS["primary hover"]
 CSS = f"""
 button.primary, .dark button.primary {{ background: {BUTTON[1]} !important; color: {BUTTON[0]} !important; }}
@@ -31,7 +37,6 @@ button[role="tab"].selected {{ color: {COLOURS["tab"][0]} !important; }}
 .film img[hidden] {{ display: none; }}
 .wide .thumbnail-item {{ aspect-ratio: auto !important; }}
 .curves svg {{ max-width: 100%; height: auto; }}
-input::placeholder, textarea::placeholder, .min_value, .max_value {{ color: var(--block-label-text-color) !important; }}
 .state p {{ margin: 4px 0; overflow-wrap: anywhere; }}
 .note, .error {{ padding: 6px 10px; border-radius: 6px; }}
 .note {{ color: {COLOURS["note"][0]}; background: {COLOURS["note"][1]}; }}
