@@ -341,7 +341,7 @@ def test_a_page_opened_from_disk_asks_nothing_of_the_network_and_can_be_searched
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page, wrong = browser.new_page(), []
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(600_000)  # a machine under load
         page.on("console", lambda told: wrong.append(told.text) if told.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda asked: None if asked.url.startswith(site.as_uri()) else wrong.append(asked.url))

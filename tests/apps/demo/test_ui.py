@@ -380,6 +380,7 @@ def test_a_person_uses_every_tab_and_the_browser_has_nothing_to_complain_of(brow
     def tab(name: str, prompt: str | None = "horizontal stacked glyph", button: str = "Generate"):
         page.get_by_role("tab", name=name).click()
         panel = page.get_by_role("tabpanel").filter(visible=True)
+        assert faults(page) == {}, name
         if prompt is not None:
             panel.get_by_role("textbox", name=re.compile("prompt", re.I)).first.fill(prompt)
         if name == "Image to image":
@@ -399,7 +400,7 @@ def test_a_person_uses_every_tab_and_the_browser_has_nothing_to_complain_of(brow
     panel.locator(".thumbnail-item").first.click()
     opened = panel.locator(".media-button img")
     opened.wait_for()
-    assert opened.bounding_box()["height"] > 400 and faults(page) == {}
+    assert opened.bounding_box()["height"] > 400
     with page.expect_download() as download:
         panel.get_by_label("Download", exact=True).first.click()
     first, again = drawn_again(Path(download.value.path()).read_bytes(), tmp_path)
