@@ -12,19 +12,22 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
-LOADING = 120_000  # milliseconds
+LOADING = 600_000  # milliseconds, on a machine under load
 
 
 def main(address: str, target: Path) -> None:
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1100, "height": 640})
+        page = browser.new_page(viewport={"width": 1100, "height": 700})
+        page.set_default_timeout(LOADING)
         page.goto(address)
-        page.get_by_role("tab", name="Attention").click()
         panel = page.get_by_role("tabpanel").filter(visible=True)
+        panel.locator(".thumbnail-item").first.wait_for()
         panel.get_by_label("Prompt", exact=True).fill("horizontal stacked glyph with the water radical")
-        panel.get_by_role("button", name="Show").click()
-        panel.locator(".thumbnail-item").first.wait_for(timeout=LOADING)
+        panel.get_by_label("Keep this seed").check()
+        panel.get_by_role("button", name="Generate", exact=True).click()
+        panel.get_by_text("4 images, seeds").wait_for()
+        page.evaluate("scrollTo(0, 0)")
         page.wait_for_timeout(1000)
         shot = Image.open(io.BytesIO(page.screenshot()))
         browser.close()

@@ -17,6 +17,7 @@ CHROMIUM = "/usr/bin/chromium"
 STYLE = """
 body { font: 15px/1.5 sans-serif; margin: 24px; max-width: 860px } table { border-collapse: collapse }
 td, th { border: 1px solid #ccc; padding: 3px 8px } pre { background: #f4f4f4; padding: 8px; overflow: hidden }
+pre { font-size: 13px }
 .gallery { display: flex; flex-wrap: wrap; gap: 12px } figure { margin: 0; width: 128px; font-size: 12px }
 .gallery img { width: 128px; image-rendering: pixelated; border: 1px solid #ccc } body > p > img { max-width: 480px }
 """

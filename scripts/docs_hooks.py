@@ -18,6 +18,7 @@ from mkdocs.structure.files import File, InclusionLevel
 
 FORMULA = r"(?P<mark>\$\$?)(?P<tex>(?:[^$\\]|\\.)+?)(?P=mark)"
 FUNCTION = re.compile("(<mi>(?:ln|log|exp|cos|sin|tan)</mi>)(?!<mo)")  # latex2mathml omits the space after them
+OPERATOR = re.compile(r"<mi>(&#x0(?:2032|223C|00B1|27E8|27E9);)</mi>")  # <mi> would have no space around them
 UPRIGHT = re.compile(r"<mi>(&#x000[4-7][0-9A-F];)</mi>")  # \mathrm of a single letter, which <mi> would slant
 PRIORITY = 185  # below `code` at 190, above \escapes at 180: backslashes reach us unchanged
 ROOT_PAGES = {  # file -> its page
@@ -43,9 +44,8 @@ def to_mathml(tex: str, display: bool = False) -> str:
     if "\\" in mathml or "<mi>&</mi>" in mathml:
         raise ValueError(f"formula {tex.strip()!r} uses a command that latex2mathml does not know")
     mathml = mathml.replace("<mover>", '<mover accent="true">')  # hats and tildes, else set small and high
-    mathml = UPRIGHT.sub(
-        r'<mi mathvariant="normal">\1</mi>', mathml.replace("<mi>&#x02032;</mi>", "<mo>&#x02032;</mo>")
-    )
+    mathml = OPERATOR.sub(r"<mo>\1</mo>", mathml.replace("<mi>&#x0007E;</mi>", "<mi>&#x0223C;</mi>"))  # \sim
+    mathml = UPRIGHT.sub(r'<mi mathvariant="normal">\1</mi>', mathml)
     mathml = FUNCTION.sub(r'<mrow>\1<mspace width="0.167em" /></mrow>', mathml)
     return f'<div class="formula">{mathml}</div>' if display else mathml
 

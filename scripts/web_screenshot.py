@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
-LOADING = 120_000  # milliseconds
+LOADING = 600_000  # milliseconds, on a machine under load
 VIEWS = (("light", 1280, 860), ("dark", 390, 860))  # in these colours, this wide and high
 
 

@@ -94,6 +94,7 @@ def propose(
     memory = device_memory() if memory is None else memory
     seconds = SLACK * 60 * minutes - reserve
     proposals: list[Proposal] = []
+    short: list[tuple[float, TooShort]] = []  # with the seconds that all stages need for its sake
     for part in stages(load("ldm", config)):
         used = sum(one.seconds for one in proposals)
         vae = next((one.forecast for one in proposals if one.part == "vae"), None)
@@ -101,10 +102,14 @@ def propose(
         share, left = SHARES.get(part, 1.0), seconds - used
         try:
             proposals.append(planner.best(min(share * seconds, left), min(max(MOST, share) * seconds, left)))
-        except TooShort as short:
+        except TooShort as found:
             others = sum(SHARES[one.part] for one in proposals)  # which grow with the minutes
-            needed = max(used + short.seconds, short.seconds / (1 - others)) if part == "ldm" else short.seconds / MOST
-            raise UserError(short.text(math.ceil(1.05 * (needed + reserve) / SLACK / 60 + 1))) from None
+            needed = max(used + found.seconds, found.seconds / (1 - others)) if part == "ldm" else found.seconds / MOST
+            short.append((needed, found))
+            proposals.append(replace(found.one, seconds=found.seconds))  # later stages may need even more
+    if short:
+        needed, worst = max(short, key=lambda each: each[0])
+        raise UserError(worst.text(math.ceil(1.05 * (needed + reserve) / SLACK / 60 + 1)))
     return proposals
 
 

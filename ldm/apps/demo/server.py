@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 from ldm.apps.demo.limits import LOOPBACK
+from ldm.utils.terminal import LiveLine
 
 
 def serve(
@@ -29,11 +30,13 @@ def serve(
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    from ldm.apps.demo.session import Session
-    from ldm.apps.demo.ui import launch
+    with LiveLine() as live:
+        live.show("loading the model ...", now=True)
+        from ldm.apps.demo.session import Session
+        from ldm.apps.demo.ui import launch
 
-    session = Session(model, cache_dir, lora, private=host not in LOOPBACK)
-    address = launch(session, runs, host, port)
+        session = Session(model, cache_dir, lora, private=host not in LOOPBACK)
+        address = launch(session, runs, host, port)
     threading.Thread(target=session.welcome, daemon=True).start()  # so that the first page that opens has images
     reach = "only from this machine" if host in LOOPBACK else "by everyone who reaches this machine"
     print(f"{address} can be opened {reach}; Ctrl-C ends it", flush=True)

@@ -13,6 +13,12 @@ COLOURS = {
     "error": ("#8f1414", "#ffeaea"),
     "error, dark": ("#ffc9c9", "#421111"),
 }
+SUBDUED = {  # texts of gradio's theme, which has them at a contrast of 1.9 in light
+    "body_text_color_subdued": "*neutral_500",
+    "body_text_color_subdued_dark": "*neutral_400",
+    "input_placeholder_color": "*neutral_500",
+    "input_placeholder_color_dark": "*neutral_400",
+}
 BUTTON, HOVER = COLOURS["primary"], COLOURS["primary hover"]
 CSS = f"""
 button.primary, .dark button.primary {{ background: {BUTTON[1]} !important; color: {BUTTON[0]} !important; }}
@@ -24,7 +30,7 @@ button[role="tab"].selected {{ color: {COLOURS["tab"][0]} !important; }}
 .pixels .previews img {{ width: 25%; max-width: 160px; border: 1px solid #8884; }}
 .pixels .grid-wrap {{ min-height: 0 !important; max-height: none !important; }}
 .pixels:has(.previews) + .pixels {{ display: none; }}
-.pixels:has(.preview) {{ min-height: 520px !important; }}
+.pixels .gallery-container:has(.preview) {{ min-height: 500px; }}
 .pixels .thumbnail-item:has(.caption-label) img {{ padding-bottom: 28px; background: white; }}
 .film {{ display: flex; flex-direction: column; gap: 8px; max-width: 256px; }}
 .film img {{ width: 256px; image-rendering: pixelated; }}

@@ -17,7 +17,7 @@ from ldm.apps.demo.page.unconditional import unconditional_tab
 from ldm.apps.demo.page.widgets import visitor_of
 from ldm.apps.demo.request_guard import Guard
 from ldm.apps.demo.session import Session
-from ldm.apps.demo.style import CSS, TRANSPARENT
+from ldm.apps.demo.style import CSS, SUBDUED, TRANSPARENT
 from ldm.apps.demo.training_processes import Trainings
 from ldm.utils.errors import UserError
 from ldm.utils.runtime import free_port
@@ -30,6 +30,7 @@ def launch(session: Session, runs: Path | None, host: str, port: int | None) -> 
     page = build(session, runs, may_train=alone)
     public = {i: each.api_name if each.api_visibility == "public" else "" for i, each in page.fns.items() if each.queue}
     guard = Middleware(Guard, hosts=LOOPBACK if alone else (), queued=public, quick=set(page.fns) - set(public))
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     page.queue(max_size=limits.MAX_WAITING, default_concurrency_limit=4)
     try:
         _, address, _ = page.launch(
@@ -47,7 +48,7 @@ def launch(session: Session, runs: Path | None, host: str, port: int | None) -> 
             max_file_size=limits.MAX_BYTES,
             state_session_capacity=100,
             app_kwargs={"middleware": [guard]},
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            theme=theme.set(**SUBDUED),
             css=CSS + (TRANSPARENT if session.pipeline.image_shape[0] == 4 else ""),
         )
     except OSError as error:

@@ -85,7 +85,7 @@ def check_channels(context: RunContext) -> Finding:
     if errors:
         what, _, advice = errors[0].partition(": ")
         return fail(what, advice)
-    what = "points" if context.scale > 1 else "pictures"
+    what = "points" if context.scale > 1 else "images"
     text = f"{what} {vae.in_channels} x {its[0]} x {its[1]}, latents {channels} x {size[0]} x {size[1]}"
     return ok(text)
 

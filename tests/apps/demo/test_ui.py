@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import psutil
 import pytest
+from page_checks import chromium, faults
 from PIL import Image
 from tiny_model import tiny_folder
 
@@ -24,7 +25,6 @@ from ldm.pipelines.image_metadata import read_png
 from tests.apps.demo.test_session import a_run
 
 pytest.importorskip("gradio", reason="the app extra is not installed")
-CHROMIUM = Path("/usr/bin/chromium")
 OWN = "the model's own"
 DRAW = ["water", "", 2, 3, OWN, 5, 1, 16, 16]  # prompt, negative, guidance, steps, sampler, seed, number, height, width
 
@@ -78,7 +78,7 @@ class Served:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(300)
 
 
 @pytest.fixture(scope="module")
@@ -326,33 +326,34 @@ def test_two_hundred_requests_from_four_clients_see_no_fault_and_leave_no_memory
 def browser(tmp_path):
     """Chromium on a page of the shipped model, and what it complained of."""
     playwright = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM.is_file():
-        pytest.skip("there is no Chromium")
+    program = chromium()
     a_run(tmp_path / "runs")
     served = Served("--runs", "runs", cwd=tmp_path)
     with playwright.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page, complaints = chromium.new_page(accept_downloads=True), []
-        page.set_default_timeout(180_000)
+        opened = play.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page, complaints = opened.new_page(accept_downloads=True), []
+        page.set_default_timeout(600_000)  # a machine under load
         page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(served.address)
         yield page, complaints
-        chromium.close()
+        opened.close()
     served.stop()
 
 
 def paint_over(page, canvas) -> None:
-    """Strokes of the mouse over the right half of the picture, which stands in the middle of a canvas."""
+    """A stroke of the mouse within the right half of the picture, which stands in the middle of a canvas.
+
+    A single one of few movements: Chromium without a GPU waits with each for the canvas to be drawn again.
+    """
     page.wait_for_timeout(3000)
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    for right in range(40, 130, 20):
-        page.mouse.move(x + right, y - 100)
-        page.mouse.down()
-        page.mouse.move(x + right, y + 100, steps=6)
-        page.mouse.up()
+    x, y = box["x"] + box["width"] / 2 + 80, box["y"] + box["height"] / 2
+    page.mouse.move(x, y - 100)
+    page.mouse.down()
+    page.mouse.move(x, y + 100, steps=2)
+    page.mouse.up()
     page.wait_for_timeout(1000)
 
 
@@ -379,6 +380,7 @@ def test_a_person_uses_every_tab_and_the_browser_has_nothing_to_complain_of(brow
     def tab(name: str, prompt: str | None = "horizontal stacked glyph", button: str = "Generate"):
         page.get_by_role("tab", name=name).click()
         panel = page.get_by_role("tabpanel").filter(visible=True)
+        assert faults(page) == {}, name
         if prompt is not None:
             panel.get_by_role("textbox", name=re.compile("prompt", re.I)).first.fill(prompt)
         if name == "Image to image":
@@ -396,11 +398,16 @@ def test_a_person_uses_every_tab_and_the_browser_has_nothing_to_complain_of(brow
     panel.locator(".previews img").first.wait_for()
     panel.get_by_text(re.compile("4 images, seeds")).wait_for()
     panel.locator(".thumbnail-item").first.click()
+    opened = panel.locator(".media-button img")
+    opened.wait_for()
+    assert opened.bounding_box()["height"] > 400
     with page.expect_download() as download:
         panel.get_by_label("Download", exact=True).first.click()
     first, again = drawn_again(Path(download.value.path()).read_bytes(), tmp_path)
     assert abs(first - again).max() <= 1
-    panel = tab("Unconditional", None)
+    panel = tab("Unconditional", None, button="")
+    panel.get_by_role("spinbutton", name=re.compile("Images")).fill("16")  # so that Stop comes before the end
+    panel.get_by_role("button", name="Generate", exact=True).click()
     panel.locator(".previews img").first.wait_for()
     panel.get_by_role("button", name="Stop").click()
     panel.get_by_text("stopped (step").wait_for()
@@ -410,7 +417,7 @@ def test_a_person_uses_every_tab_and_the_browser_has_nothing_to_complain_of(brow
     for made in panel.locator(".thumbnail-item img").all():
         png = page.request.get(made.get_attribute("src")).body()
         changed = np.asarray(Image.open(io.BytesIO(png)).convert("L")) != np.asarray(Image.open(tmp_path / "a.png"))
-        assert not changed[:, :128].any() and changed[:, 128:].any()  # painted was the right half
+        assert not changed[:, :128].any() and changed[:, 128:].any()  # painted was in the right half
     panel = tab("Interpolate")
     panel.get_by_text("9 images", exact=True).wait_for()
     assert played(page, panel, tmp_path) == [256, 256, True]
@@ -466,7 +473,7 @@ def test_on_a_phone_nothing_is_wider_than_the_page_and_images_come_right_after_t
     page.reload()
     panel = page.get_by_role("tabpanel").filter(visible=True)
     panel.locator(".thumbnail-item").first.wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert faults(page) == {}
     button = panel.get_by_role("button", name="Generate", exact=True).bounding_box()
     image = panel.locator(".thumbnail-item").first.bounding_box()
     assert 0 < image["y"] - button["y"] < 300 and complaints == []

@@ -10,6 +10,7 @@ import subprocess
 import numpy as np
 import pytest
 from filled import disc, filled, iou, ring, shape, square
+from page_checks import chromium
 from PIL import Image, ImageDraw, ImageFont
 from tiny_model import tiny_folder
 
@@ -190,13 +191,6 @@ def test_freetype_draws_each_character_as_it_was_traced(font, outlines):
 # ---- where it is used -----------------------------------------------------------------------------------------------
 
 
-def browser() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no chromium is installed")
-    return found
-
-
 def install(font: bytes, home) -> dict[str, str]:
     """Put the font where a user's fonts lie; the environment of programs that are to see it there."""
     if shutil.which("fc-cache") is None or shutil.which("fc-match") is None:
@@ -219,7 +213,7 @@ def test_it_installs_and_is_found_by_its_name_and_its_characters(font, tmp_path)
 
 def test_a_browser_draws_each_character_as_it_was_traced(font, outlines, tmp_path):
     """In the first row by @font-face, in the second by the name of the installed font."""
-    program, environment = browser(), install(font, tmp_path)
+    program, environment = chromium(), install(font, tmp_path)
     text = "".join(f"&#{code};" for code in outlines)
     page = tmp_path / "page.html"
     page.write_text(

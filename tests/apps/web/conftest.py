@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 from browser_page import MODEL, ask, runtime_at_hand, serving, web
+from page_checks import chromium
 
 from ldm.apps.web import runtime, site
 from ldm.pipelines.model_folder import resolve_model
@@ -48,9 +49,7 @@ def served(tmp_path_factory):
 def launch():
     """(further options) -> a headless Chromium."""
     playwright = pytest.importorskip("playwright.sync_api")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no chromium is installed")
+    program = chromium()
     with playwright.sync_playwright() as driver:
         yield lambda *options: driver.chromium.launch(executable_path=program, args=["--no-sandbox", *options])
 

@@ -1,13 +1,13 @@
 """`ldm evaluate` end to end on a tiny random model, and its sections on drawings whose answer is known."""
 
 import json
-import shutil
 import subprocess
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from page_checks import chromium
 from PIL import Image
 
 from ldm.cli.evaluate import add_parser, run
@@ -227,9 +227,6 @@ def test_the_effect_of_adapters_is_measured_against_the_model_without_them(repor
 
 def test_the_report_opens_in_a_browser(reports, tmp_path):
     """Headless Chromium renders it at the width of a phone: nothing is wider than the screen, no picture is broken."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no chromium is installed")
     probe = (
         "<script>onload = () => { document.title = [document.documentElement.scrollWidth <= innerWidth, "
         "[...document.images].every(i => i.naturalWidth > 0), document.querySelectorAll('table').length].join(' ') }"
@@ -239,7 +236,7 @@ def test_the_report_opens_in_a_browser(reports, tmp_path):
     page.write_text((reports[0] / "third" / "index.html").read_text(encoding="utf-8") + probe, encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
     command = [
-        browser,
+        chromium(),
         *options,
         f"--user-data-dir={tmp_path}/user",
         "--window-size=420,900",
