@@ -13,7 +13,7 @@ from tiny_model import COSINE, FLOW, tiny_folder, tiny_pipeline
 from ldm.config.settings import NoiseOptions
 from ldm.diffusion.guidance import Guidance, guide
 from ldm.diffusion.parameterization import convert
-from ldm.formats.decoding import fit_image
+from ldm.formats.image_arrays import fit_image
 from ldm.pipelines import editing as verbs
 from ldm.pipelines.denoising_loop import SamplingPlan, _renoise
 from ldm.pipelines.denoising_loop import invert as invert_plan
