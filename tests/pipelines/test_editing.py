@@ -499,7 +499,7 @@ def test_a_composition_without_guidance_has_weights_still(pipeline):
 
 def test_what_cannot_be_composed_is_told():
     pipeline = tiny_pipeline()
-    for terms in ([], [("a", float("inf"))], [(3, 1.0)]):
+    for terms in ([], [("a", float("inf"))], [(3, 1.0)], ["a1"], ["water"], "a1", [("a", "much")], None):
         with pytest.raises(ValueError, match="terms must be"):
             verbs.compose(pipeline, terms)
     with pytest.raises(ValueError, match="no weak denoiser"):
