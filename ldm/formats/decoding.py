@@ -104,7 +104,7 @@ def decode(
             image.load()
             _check_size(image, max_pixels)
             colour, alpha = _colour_and_alpha(image)
-            about["transparent"] = alpha is not None and alpha.getextrema()[0] < 255
+            about["transparent"] = alpha is not None and any(alpha.histogram()[:255])
             flat = _flatten(colour, alpha, MODES[channels], background)
             turn = _TURNS.get(_orientation(image))
             return flat if turn is None else flat.transpose(turn), about
@@ -137,7 +137,7 @@ def fitted(image: Image.Image, resolution: int | Size, resize: str, background: 
         raise ValueError(f"resize must be 'crop', 'pad' or 'stretch', got {resize!r}")
     scale = min(width / columns, height / rows)
     size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
-    fill = {"L": background, "RGB": (background,) * 3, "RGBA": (0,) * 4}[image.mode]
+    fill = (0,) * 4 if image.mode == "RGBA" else (background,) * len(image.getbands())
     canvas = Image.new(image.mode, (width, height), fill)
     canvas.paste(_resized(image, size, (0, 0, columns, rows)), ((width - size[0]) // 2, (height - size[1]) // 2))
     return canvas

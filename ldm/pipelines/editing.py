@@ -299,7 +299,7 @@ def _terms(terms: Sequence[tuple[str, float]]) -> tuple[tuple[str, ...], tuple[f
         pairs = [(text, float(weight)) for text, weight in terms]
         sound = not any(isinstance(term, str) for term in terms)  # a text of two letters is no pair
         if pairs and sound and all(isinstance(text, str) and math.isfinite(weight) for text, weight in pairs):
-            return tuple(zip(*pairs, strict=True))
+            return tuple(text for text, _ in pairs), tuple(weight for _, weight in pairs)
     raise ValueError(f"terms must be one or more of (prompt, finite weight), got {terms!r}")
 
 
