@@ -1,5 +1,7 @@
 """Images as uint8 arrays (H, W, channels): what `decoding` makes of a file, and `fitted` of an array."""
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
@@ -15,16 +17,9 @@ def decode_image(
     return decode_described(source, channels, background, max_pixels, enough)[0]
 
 
-def decode_described(
-    source: Encoded,
-    channels: int = 3,
-    background: int = 255,
-    max_pixels: int = MAX_PIXELS,
-    enough: int = 0,
-    extras: bool = False,
-) -> tuple[np.ndarray, dict]:
-    """As `decode_image`, and what `decoding.decode` says of the file."""
-    image, about = decoding.decode(source, channels, background, max_pixels, enough, extras)
+def decode_described(source: Encoded, *args: Any, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    """As `decode_image`, and what `decoding.decode`, whose arguments these are, says of the file."""
+    image, about = decoding.decode(source, *args, **options)
     return _pixels(image), about
 
 
