@@ -175,6 +175,7 @@ class _Chosen:
 
     def __init__(self, folder: FolderSource, names: set[str]):
         self.notes: list[str] = []
+        self.captions_from: list[str] = []
         self._folder = folder
         self.samples: list[Sample] = [sample for sample in folder.samples if sample.id in names]
 

@@ -11,7 +11,7 @@ from dataclasses import fields
 import numpy as np
 
 from ldm.data import ImageTextData, Splits
-from ldm.formats.decoding import fit_image
+from ldm.formats.image_arrays import fit_image
 from ldm.utils.image_sizes import Size, resolution_of, size_of
 
 

@@ -50,7 +50,7 @@ def inspect(source: "Source", options: "DataOptions", text_length: int, chosen: 
         "held_out": not set(splits.get("train", ())) & set(splits.get("validation", ())),
         **_pictures(used, looks, options.sizes),
         "duplicates": _duplicates(used, looks, splits),
-        "captions": _captions(used, text_length),
+        "captions": {"from": source.captions_from, **_captions(used, text_length)},
     }
 
 
@@ -203,7 +203,7 @@ def _caption_lines(captions: dict[str, Any], usable: int, most: int) -> list[str
     words, without, shared = captions["words"], captions["without"], captions["shared"]
     lines = [
         f"captions: {captions['total']}, {captions['distinct']} of them distinct, "
-        f"for {usable - len(without)} images; "
+        f"for {usable - len(without)} images, from {' and '.join(captions['from'])}; "
         f"words: least {words['least']}, median {words['median']:g}, most {words['most']}",
         f"commonest words: {_counts(captions['common_words'])}",
     ]

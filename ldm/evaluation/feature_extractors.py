@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.formats.decoding import fit_image
+from ldm.formats.image_arrays import fit_image
 from ldm.utils.errors import UserError
 from ldm.utils.image_tensors import premultiplied
 from ldm.utils.transparency import on_grounds

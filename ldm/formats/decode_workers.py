@@ -11,17 +11,16 @@ import json
 import os
 import queue
 import signal
-import struct
 import subprocess
 import sys
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from ldm.formats.decoding import MAX_BYTES, ImageError, fit, look, quiet_decoders, shrink
+from ldm.formats.decoding import MAX_BYTES, ImageError
+from ldm.formats.decoding_process import BAD, DONE, ERROR, NO_MEMORY, receive, send
 from ldm.formats.process_watch import TIME, Watch, kernel_keeps_limits
 from ldm.utils.errors import UserError
 
@@ -30,17 +29,13 @@ if TYPE_CHECKING:
 
 SECONDS = 20  # of processor time for one image; the slowest honest ones, 12-megapixel QOI, take 13
 MEMORY = 5 * 2**29  # of a worker; the largest honest image, an animated WebP at the pixel cap, takes 1.6 GiB
-PICTURES_PER_WORKER = 16  # a start takes 0.3 s: a small folder is not worth many
+PICTURES_PER_WORKER = 16  # a start takes time: a small folder is not worth many
 
-NO_MEMORY = "not enough memory to decode it"
-TASKS: dict[str, Callable[..., bytes]] = {"fit": fit, "look": look, "shrink": shrink}
-_LENGTH = struct.Struct("<Q")
-_DONE, _BAD, _ERROR = b"+", b"-", b"!"  # how an answer begins: a result, the reason of an ImageError, a traceback
 _FROM_OUTSIDE = {-getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")}
 
 
 def map_pictures(source: "Source", task: str, **options: Any) -> Iterator[tuple[int, bytes | ImageError]]:
-    """(index, result of a task of `TASKS`) in sample order; an `ImageError` is given, not raised.
+    """(index, result of a task of `decoding_process.TASKS`) in sample order; an `ImageError` is given, not raised.
 
     Raises: UserError: if workers cannot be started, or are killed from outside.
     """
@@ -91,8 +86,8 @@ class Worker:
         process = self._process = self._process or self._start()
         try:
             with self._watch.working() if self._watch else contextlib.nullcontext():
-                _send(process.stdin, data)
-                answer = _receive(process.stdout)
+                send(process.stdin, data)
+                answer = receive(process.stdout)
         except OSError:
             answer = None
         except BaseException:  # an answer that nobody took would be the next image's
@@ -103,9 +98,9 @@ class Worker:
         if answer is None:
             self._process = None
             raise _cause(process, self._watch.exceeded if self._watch else "")
-        if answer[:1] == _ERROR:
+        if answer[:1] == ERROR:
             raise RuntimeError(answer[1:].decode())
-        if answer[:1] == _BAD:
+        if answer[:1] == BAD:
             raise ImageError(answer[1:].decode())
         return answer[1:]
 
@@ -123,7 +118,7 @@ class Worker:
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         try:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "ldm.formats.decode_workers", self._work],
+                [sys.executable, "-P", "-m", "ldm.formats.decoding_process", self._work],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # where libtiff and others complain
@@ -133,51 +128,10 @@ class Worker:
             )
         except OSError as error:
             raise UserError(f"cannot start a process to decode images: {error}") from error
-        if _receive(process.stdout) != _DONE:
+        if receive(process.stdout) != DONE:
             raise UserError(f"cannot start a process to decode images: {sys.executable} ended with {process.wait()}")
         self._watch = None if kernel_keeps_limits() else Watch(process, SECONDS, MEMORY)
         return process
-
-
-def serve(task: str, options: dict[str, Any], seconds: float, memory: int) -> None:
-    """The worker's side: answer images until there are no more."""
-    _limit(memory)
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    _send(answers, _DONE)
-    with quiet_decoders():
-        while (data := _receive(requests)) is not None:
-            _timer(seconds)
-            try:
-                answer = _DONE + TASKS[task](data, **options)
-            except ImageError as error:
-                answer = _BAD + str(error).encode("utf-8", "replace")
-            except MemoryError:
-                answer = _BAD + NO_MEMORY.encode()
-            except Exception:  # an error of ours, for the parent to raise
-                answer = _ERROR + traceback.format_exc().encode("utf-8", "replace")
-            _timer(0)
-            _send(answers, answer)
-
-
-def _limit(memory: int) -> None:
-    """Let the kernel end what takes too long (see `_timer`) or too much memory."""
-    from PIL import AvifImagePlugin
-
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each thread's stack would count as memory
-    for name in ("SIGINT", "SIGTERM"):  # the parent's business; when it ends, so does the pipe
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
-    with contextlib.suppress(ImportError, OSError, ValueError):  # not on Windows; not above a limit that is set
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _timer(seconds: float) -> None:
-    """After so much processor time the process dies of SIGPROF, also amid a decoder written in C; 0 = no more."""
-    if set_timer := getattr(signal, "setitimer", None):
-        signal.signal(getattr(signal, "SIGPROF"), signal.SIG_DFL)  # noqa: B009 (Windows has none of these)
-        set_timer(getattr(signal, "ITIMER_PROF"), seconds)  # noqa: B009
 
 
 def _cause(process: subprocess.Popen, exceeded: str) -> Exception:
@@ -202,25 +156,3 @@ def _close(process: subprocess.Popen) -> None:
             if stream is not None:
                 stream.close()
     process.wait()
-
-
-def _send(stream: IO[bytes] | None, data: bytes) -> None:
-    assert stream is not None
-    stream.write(_LENGTH.pack(len(data)))
-    stream.write(data)
-    stream.flush()
-
-
-def _receive(stream: IO[bytes] | None) -> bytes | None:
-    """The next message, or None when there will be no more."""
-    assert stream is not None
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        return None
-    length = _LENGTH.unpack(head)[0]
-    data = stream.read(length)
-    return data if len(data) == length else None
-
-
-if __name__ == "__main__":
-    serve(*json.loads(sys.argv[1]))

@@ -1,9 +1,12 @@
-"""Any image file in, uint8 pixels out: one function decides how, for training and for `ldm data check` alike.
+"""Any image file in, an upright Pillow image out: one way for training and for `ldm data check` alike.
 
 What is applied, in this order: the pixel cap, the first frame of an animation, the full scale of 16-bit and float
 images, transparency (composited on a grey level the caller names, or kept), colour to RGB or grey (ITU-R 601 luma),
 and the EXIF orientation. Colour profiles are not applied: values are taken as sRGB. Whatever a decoder raises is an
 `ImageError` with a short reason, because decoders raise far more than OSError (TypeError, SyntaxError, ...).
+
+Processes that decode import this module and no NumPy, whose import would be half of their start; `image_arrays` has
+the same as arrays.
 """
 
 import functools
@@ -13,12 +16,11 @@ import json
 import struct
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
 
 from ldm.formats.optional_decoders import open_extra
 from ldm.utils.image_sizes import Size, nearest_size, size_of
@@ -26,6 +28,7 @@ from ldm.utils.image_sizes import Size, nearest_size, size_of
 # Formats that Pillow decodes itself and that a signature identifies: nothing that starts another program (EPS), and
 # nothing so loosely marked that any file may pass for it (TGA, PCX).
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI")
+USUAL_FORMATS = FORMATS[:2]
 SUFFIXES = frozenset(
     ".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .avif .avifs "
     ".jp2 .j2k .jpx .qoi".split()
@@ -45,7 +48,7 @@ _TURNS = {  # EXIF orientation -> Pillow transposition
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION_TAG, _BITS_TAG, _PHOTOMETRIC_TAG = 0x0112, 258, 262
+_ORIENTATION_TAG = 0x0112
 # how Pillow names the depths of a PNG that it brings to 8 bits -> the same for a level of that depth
 _TO_EIGHT_BITS = {"L;2": lambda level: level * 85, "L;4": lambda level: level * 17, "RGB;16B": lambda level: level >> 8}
 
@@ -68,14 +71,16 @@ def quiet_decoders():
         yield
 
 
-def decode_image(
+def decode(
     source: Encoded,
     channels: int = 3,
     background: int = 255,
     max_pixels: int = MAX_PIXELS,
     enough: int = 0,
-) -> np.ndarray:
-    """Decode one image.
+    extras: bool = False,
+) -> tuple[Image.Image, dict[str, Any]]:
+    """One image, upright, in the mode of `MODES`, and what its file was: {"format": "PNG", "mode": "RGBA",
+    "transparent": True}. It is transparent if any pixel is not opaque.
 
     Args:
         source: the encoded file, as bytes or as a path; or an image that Pillow has opened or made.
@@ -83,27 +88,10 @@ def decode_image(
         background: grey level 0..255 on which transparent pixels are composited, unless alpha is kept.
         max_pixels: more than this many pixels are refused before anything is decompressed.
         enough: a JPEG may come out a whole fraction smaller, but with no side below this; 0 = always at full size.
-    Returns: uint8 array (H, W, channels), upright.
+        extras: whether bytes may be in a format of `optional_decoders` too: for processes under limits.
     Raises: ImageError: for every error in the file, with the reason.
     """
-    return decode_described(source, channels, background, max_pixels, enough)[0]
-
-
-def decode_described(
-    source: Encoded,
-    channels: int = 3,
-    background: int = 255,
-    max_pixels: int = MAX_PIXELS,
-    enough: int = 0,
-    extras: bool = False,
-) -> tuple[np.ndarray, dict]:
-    """As `decode_image`, and what the file was: {"format": "PNG", "mode": "RGBA", "transparent": True}.
-
-    It is transparent if any pixel is not opaque.
-
-    With `extras`, bytes may be in a format of `optional_decoders` too: for processes under limits.
-    """
-    if channels not in (1, 3, 4):
+    if channels not in MODES:
         raise ValueError(f"channels must be 1, 3 or 4, got {channels}")
     try:
         opened, kind = _opened(source, enough, extras)
@@ -116,22 +104,18 @@ def decode_described(
             image.load()
             _check_size(image, max_pixels)
             colour, alpha = _colour_and_alpha(image)
-            about["transparent"] = alpha is not None and bool(np.asarray(alpha).min() < 255)
+            about["transparent"] = alpha is not None and any(alpha.histogram()[:255])
             flat = _flatten(colour, alpha, MODES[channels], background)
             turn = _TURNS.get(_orientation(image))
-            upright = flat if turn is None else flat.transpose(turn)
-            pixels = np.array(upright, dtype=np.uint8)
-            if channels == 4:
-                pixels[pixels[..., 3] == 0] = 0
+            return flat if turn is None else flat.transpose(turn), about
     except ImageError:
         raise
     except Exception as error:
         raise ImageError(_reason(error, source)) from error
-    return pixels.reshape(*pixels.shape[:2], channels), about
 
 
-def fit_image(pixels: np.ndarray, resolution: int | Size, resize: str, background: int = 255) -> np.ndarray:
-    """Bring an image to a square of `resolution` pixels, or to this height and width.
+def fitted(image: Image.Image, resolution: int | Size, resize: str, background: int = 255) -> Image.Image:
+    """An image in a mode of `MODES` as a square of `resolution` pixels, or of this height and width.
 
     "crop" takes the largest centred part of that aspect ratio, "pad" keeps the complete image and fills up with the
     background, "stretch" distorts. Shrinking is antialiased (Lanczos), enlarging is bicubic; an image of the right size
@@ -139,31 +123,24 @@ def fit_image(pixels: np.ndarray, resolution: int | Size, resize: str, backgroun
 
     Alpha is padded with transparency, and resized with the colours multiplied by it, so that invisible ones do not
     bleed into the edges.
-
-    Args:
-        pixels: uint8 (H, W, 1, 3 or 4).
-    Returns: uint8 (height, width, same channels).
     """
-    rows, columns, channels = pixels.shape
+    columns, rows = image.size
     height, width = size_of(resolution)
-    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     if resize == "crop":  # whole pixels: no blur when the part has the size already
         across = min(columns, max(1, round(rows * width / height)))
         down = min(rows, max(1, round(columns * height / width)))
         left, top = (columns - across) // 2, (rows - down) // 2
-        fitted = _resized(image, (width, height), (left, top, left + across, top + down))
-    elif resize == "stretch":
-        fitted = _resized(image, (width, height), (0, 0, columns, rows))
-    elif resize == "pad":
-        scale = min(width / columns, height / rows)
-        size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
-        fill = (background,) * channels if channels < 4 else (0,) * 4
-        fitted = Image.new(image.mode, (width, height), fill)
-        corner = ((width - size[0]) // 2, (height - size[1]) // 2)
-        fitted.paste(_resized(image, size, (0, 0, columns, rows)), corner)
-    else:
+        return _resized(image, (width, height), (left, top, left + across, top + down))
+    if resize == "stretch":
+        return _resized(image, (width, height), (0, 0, columns, rows))
+    if resize != "pad":
         raise ValueError(f"resize must be 'crop', 'pad' or 'stretch', got {resize!r}")
-    return np.asarray(fitted, dtype=np.uint8).reshape(height, width, channels)
+    scale = min(width / columns, height / rows)
+    size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
+    fill = (0,) * 4 if image.mode == "RGBA" else (background,) * len(image.getbands())
+    canvas = Image.new(image.mode, (width, height), fill)
+    canvas.paste(_resized(image, size, (0, 0, columns, rows)), ((width - size[0]) // 2, (height - size[1]) // 2))
+    return canvas
 
 
 def fit(data: bytes, sizes: Sequence[Size], channels: int, resize: str, background: int) -> bytes:
@@ -172,9 +149,9 @@ def fit(data: bytes, sizes: Sequence[Size], channels: int, resize: str, backgrou
     Raises: ImageError.
     """
     enough = round(REDUCING_GAP * max(map(max, sizes)))
-    decoded, _ = decode_described(data, channels, background, enough=enough, extras=True)
-    index = nearest_size(sizes, decoded.shape[:2])
-    return bytes([index]) + fit_image(decoded, sizes[index], resize, background).tobytes()
+    image, _ = decode(data, channels, background, enough=enough, extras=True)
+    index = nearest_size(sizes, (image.height, image.width))
+    return bytes([index]) + fitted(image, sizes[index], resize, background).tobytes()
 
 
 def shrink(data: bytes, side: int) -> bytes:
@@ -182,8 +159,7 @@ def shrink(data: bytes, side: int) -> bytes:
 
     Raises: ImageError.
     """
-    pixels, _ = decode_described(data, enough=side, extras=True)
-    image = Image.fromarray(pixels)
+    image, _ = decode(data, enough=side, extras=True)
     scale = side / max(image.size)
     if scale < 1:
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -192,19 +168,19 @@ def shrink(data: bytes, side: int) -> bytes:
 
 
 def look(data: bytes, channels: int = 3) -> bytes:
-    """What one image is like, as JSON: sides, digest of the pixels, blank, grey, and what `decode_described` says.
+    """What one image is like, as JSON: sides, digest of the pixels, blank, grey, and what `decode` says.
 
     Args:
         channels: 3, or 4 if transparency is kept.
     Raises: ImageError.
     """
-    pixels, about = decode_described(data, channels, extras=True)
-    height, width, _ = pixels.shape
-    digest = hashlib.sha256(f"{width}x{height}".encode() + pixels.tobytes()).hexdigest()
-    blank = bool((pixels == pixels[0, 0]).all())
-    grey = bool((pixels[..., :3] == pixels[..., :1]).all())
+    image, about = decode(data, channels, extras=True)
+    digest = hashlib.sha256(f"{image.width}x{image.height}".encode() + image.tobytes()).hexdigest()
+    bands = image.split()
+    blank = all(low == high for low, high in (band.getextrema() for band in bands))
+    grey = not any(ImageChops.difference(bands[0], band).getbbox() for band in bands[1:3])
     return json.dumps(
-        {"width": width, "height": height, "digest": digest, "blank": blank, "grey": grey, **about}
+        {"width": image.width, "height": image.height, "digest": digest, "blank": blank, "grey": grey, **about}
     ).encode()
 
 
@@ -223,14 +199,16 @@ def _opened(source: Encoded, enough: int, extras: bool) -> tuple[AbstractContext
     """The image, not yet decoded, which is closed afterwards unless it was given as one; and its format."""
     if isinstance(source, Image.Image):
         return nullcontext(source), source.format
-    try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats())
-    except UnidentifiedImageError:
-        found = open_extra(source, enough) if extras and isinstance(source, bytes) else None
-        if found is None:
-            raise
-        return found
-    return image, image.format
+    for formats in (USUAL_FORMATS, None):  # most files need no other decoder to be loaded
+        with suppress(UnidentifiedImageError):
+            image = Image.open(
+                io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats or _formats()
+            )
+            return image, image.format
+    found = open_extra(source, enough) if extras and isinstance(source, bytes) else None
+    if found is None:
+        raise UnidentifiedImageError
+    return found
 
 
 def _scale_transparency(image: Image.Image) -> None:
@@ -264,7 +242,9 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 def _colour_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """Colours in mode "1", "L" or "RGB", and alpha in mode "L", None where there is none."""
     if image.mode == "F" or image.mode.startswith("I"):
-        return _eight_bits(image)
+        from ldm.formats.deep_images import eight_bits  # with NumPy, for the few that need it
+
+        return eight_bits(image)
     if image.has_transparency_data:
         whole = image.convert("LA") if image.mode == "La" else image
         whole = whole.convert("RGBA")
@@ -277,46 +257,15 @@ def _flatten(colour: Image.Image, alpha: Image.Image | None, mode: str, backgrou
     if mode == "RGBA":
         whole = colour.convert("RGB")
         whole.putalpha(255 if alpha is None else alpha)
-        return whole
+        seen = Image.new(mode, whole.size)
+        seen.paste(whole, mask=whole.getchannel("A").point(lambda level: 255 if level else 0))
+        return seen
     colour = colour if colour.mode == mode else colour.convert(mode)
     if alpha is None:
         return colour
     canvas = Image.new(mode, colour.size, background if mode == "L" else (background,) * 3)
     canvas.paste(colour, mask=alpha)  # rounds colour * a + background * (1 - a) to the nearest level
     return canvas
-
-
-def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """A grey image of 12, 16 or 32 bits or of floats, divided by its full scale instead of clipped; and its alpha."""
-    values = np.asarray(image)
-    tags = getattr(image, "tag_v2", {})
-    if not np.isfinite(values).all() or values.min() < 0:
-        raise ImageError(f"mode {image.mode} with negative or non-finite values has no declared white")
-    levels = np.rint(values * np.float32(255 / _full_scale(image, values, tags))).astype(np.uint8)
-    if tags.get(_PHOTOMETRIC_TAG) == 0 and image.mode != "F":  # TIFF "white is zero", inverted by Pillow only at 8 bits
-        levels = 255 - levels
-    alpha = None
-    transparent = image.info.get("transparency")  # one 16-bit level that stands for "nothing here"
-    if isinstance(transparent, int):
-        alpha = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
-    return Image.fromarray(levels), alpha
-
-
-def _full_scale(image: Image.Image, values: np.ndarray, tags) -> float:
-    """The value that means white: from the format where it says so, else the smallest usual scale that holds all."""
-    top = float(values.max())
-    bits = tags.get(_BITS_TAG, (16,))[0]
-    if image.mode.startswith("I;16"):
-        return 2.0**bits - 1 if top < 2**bits else 65535.0
-    if image.format in ("PNG", "PPM"):  # Pillow brings both to 16 bits, whatever their maximum was
-        return 65535.0
-    if image.mode == "F" and top > 1 and (values != np.floor(values)).any():
-        raise ImageError(f"float values up to {top:g}; allowed are 0..1, or whole numbers up to 255 or 65535")
-    scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0, 2.0**31 - 1)
-    for scale in scales:
-        if top <= scale:
-            return scale
-    raise ImageError(f"values up to {top:g}; allowed are 0..1, or whole numbers up to 255 or 65535")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -26,6 +26,7 @@ class FolderSource:
         self._files, self._options, self.root = files, options, files.root
         self._faults: dict[str, str] = {}
         self.notes: list[str] = []
+        self.captions_from: list[str] = []
         images = [name for name in files.files if is_image(name)]
         self.used = set(images)  # the files that are read, or that another note names
         tables = self._tables(METADATA)
@@ -76,10 +77,11 @@ class FolderSource:
                 f"{first_few(missing)}; fix the {NAME_COLUMN} column or add the files"
             )
         self.used.update(tables)
+        self.captions_from += tables if self._options.caption_column else []
         self.notes += layout.twins(images, {})
         unlisted = len(set(images) - set(captions))
         if unlisted:
-            self.notes.append(f"{unlisted} images are not named in {first_few(tables)} and are left out")
+            self.notes.append(f"images left out, as {first_few(tables)} does not name them: {unlisted}")
         return captions
 
     def _from_sidecars(self, images: list[str]) -> Captions:
@@ -90,9 +92,12 @@ class FolderSource:
         pairs = layout.paired(self._files.files, images)
         self.notes += layout.twins(images, pairs)
         captions = {name: self._beside(name, pairs.get(name, [])) for name in images}
+        if any(captions.values()):
+            kinds = {PurePosixPath(file).suffix.lower() for beside in pairs.values() for file in self.used & {*beside}}
+            self.captions_from.append(f"{' and '.join(sorted(kinds))} files beside the images")
         if several := sum(len(lines) > 1 for lines in captions.values()):
             self.notes.append(
-                f"{several} images have several lines beside them: each line is a caption, one is drawn per look"
+                f"images with several lines beside them: {several}; each line is a caption, one is drawn per look"
             )
         for table in self._tables(CAPTIONS):
             self._add_table(captions, table)
@@ -135,6 +140,7 @@ class FolderSource:
             self.notes.append(f"{table} names {len(unknown)} files that are no images here: {first_few(unknown)}")
         if len(unknown) < len(found):
             self.used.add(table)
+            self.captions_from.append(table)
         for name in found.keys() & captions.keys():
             captions[name] = captions[name] or tuple(dict.fromkeys(found[name]))
 
@@ -143,6 +149,7 @@ class FolderSource:
         if not self._options.caption_column:
             return
         if self._options.class_captions:
+            self.captions_from.append("names of folders")
             for name, words in zip(ids, classes, strict=True):
                 captions[name] = captions[name] or ((words,) if words else ())
         elif not any(captions.values()) and all(classes):

@@ -17,6 +17,7 @@ class HubSource:
 
     def __init__(self, name: str, options: FileOptions):
         self.notes: list[str] = []
+        self.captions_from = [f"column {options.caption_column!r}"] if options.caption_column else []
         self.samples: list[Sample] = []
         self._tables = []
         self._column = options.image_column

@@ -41,6 +41,7 @@ class Source(Protocol):
 
     samples: list[Sample]
     notes: list[str]  # what a user should know about how the source was read
+    captions_from: list[str]  # what was read for captions, in words
 
     def encoded(self) -> Iterator[tuple[int, bytes | ImageError]]: ...
 

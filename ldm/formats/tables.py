@@ -27,6 +27,7 @@ class TableSource:
 
     def __init__(self, folder: Folder, files: Sequence[str], options: FileOptions):
         self.notes: list[str] = []
+        self.captions_from = [f"column {options.caption_column!r}"] if options.caption_column else []
         self.samples: list[Sample] = []
         self.used = set(files)
         self._folder, self._files, self._column = folder, files, options.image_column

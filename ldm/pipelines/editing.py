@@ -10,6 +10,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, TypeGuard
@@ -283,16 +284,23 @@ def compose_prompts(pipeline: Pipeline, terms: Sequence[tuple[str, float]], **op
     Raises: ValueError as the pipeline, or if `weak` is given.
     Source: Liu et al. 2022, arXiv 2206.01714, eq. 11 and 12.
     """
-    terms = [(text, float(weight)) for text, weight in terms]
-    if not terms or not all(isinstance(text, str) and math.isfinite(weight) for text, weight in terms):
-        raise ValueError(f"terms must be one or more of (prompt, finite weight), got {terms!r}")
-    texts, weights = zip(*terms, strict=True)
+    texts, weights = _terms(terms)
     plan = pipeline.plan(texts[0], **options)
     null = plan.negative_prompt_embeds
     if null is None:  # guidance 1 leaves it out, but the sum needs it
         null = pipeline.encode_prompt("").expand_as(plan.prompt_embeds)
     embeds = pipeline.encode_prompt(texts)[None].expand(len(plan.noise), -1, -1, -1)
     return pipeline.run(replace(plan, prompt_embeds=embeds, negative_prompt_embeds=null, weights=weights))
+
+
+def _terms(terms: Sequence[tuple[str, float]]) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Prompts and weights. Raises: ValueError."""
+    with suppress(TypeError, ValueError):  # of what is no pair, or no number
+        pairs = [(text, float(weight)) for text, weight in terms]
+        sound = not any(isinstance(term, str) for term in terms)  # a text of two letters is no pair
+        if pairs and sound and all(isinstance(text, str) and math.isfinite(weight) for text, weight in pairs):
+            return tuple(text for text, _ in pairs), tuple(weight for _, weight in pairs)
+    raise ValueError(f"terms must be one or more of (prompt, finite weight), got {terms!r}")
 
 
 def prompt_weighting(pipeline: Pipeline, prompt: str | Sequence[str], **options: Any) -> PipelineOutput:

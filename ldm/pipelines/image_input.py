@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.formats.decoding import MAX_BYTES, ImageError, decode_image, fit_image
+from ldm.formats.decoding import MAX_BYTES, ImageError
+from ldm.formats.image_arrays import decode_image, fit_image
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.errors import UserError
 from ldm.utils.image_sizes import size_of
@@ -25,7 +26,7 @@ def read_images(
     background: int = 255,
     size: Mapping[str, Any] = MappingProxyType({}),
 ) -> Tensor:
-    """Images (n, C, H, W) in [0, 1], float32, brought by `ldm.formats.decoding.fit_image` to the model's size.
+    """Images (n, C, H, W) in [0, 1], float32, brought by `ldm.formats.image_arrays.fit_image` to the model's size.
 
     Or to the "height" and "width" in `size`. Raises: ValueError for a size that the model cannot generate.
     """

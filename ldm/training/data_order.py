@@ -40,10 +40,13 @@ def batch_noise(rows: BatchSlice, shape: tuple[int, ...], *seed: int) -> Tensor:
     bits = np.random.Philox(key=derive_seed(*seed, rows.step))
     bits.advance(rows.start * blocks)
     words = bits.random_raw(count * blocks * WORDS_PER_BLOCK).view(np.uint32).astype(np.float32)
-    uniform = torch.from_numpy(words).view(count, 2, -1).add_(0.5).mul_(2.0**-32)
-    radius, angle = (-2 * uniform[:, 0].log()).sqrt_(), 2 * torch.pi * uniform[:, 1]
-    normal = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
-    return normal[:, :size].reshape(count, *shape)
+    pairs = torch.from_numpy(words).view(count, 2, -1).add_(0.5)  # 2**32 times uniform numbers
+    radius = pairs[:, 0].mul_(2.0**-32).log_().mul_(-2).sqrt_()
+    angle = pairs[:, 1].mul_(2 * torch.pi * 2.0**-32)
+    cosine = angle.cos()
+    angle.sin_().mul_(radius)  # in place: a step spends more on memory than on arithmetic here
+    radius.mul_(cosine)
+    return pairs.view(count, -1)[:, :size].reshape(count, *shape)
 
 
 class BucketOrder:

@@ -1,9 +1,10 @@
 """The interface between the training loop and what it trains."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -68,9 +69,24 @@ class Task(Protocol):
         ...
 
 
+class LazyGenerator:
+    """`np.random.default_rng(seed)`, made at its first use: that takes longer than all else about a single caption."""
+
+    def __init__(self, *seed: int):
+        self._seed = seed
+
+    @functools.cached_property
+    def _generator(self) -> np.random.Generator:
+        return np.random.default_rng(self._seed)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._generator, name)
+
+
 def caption_of(data: ImageTextData, sample: SampleRef, seed: int) -> str:
     """The caption drawn for this item in this epoch: the same in every process and after a resume."""
-    return data.caption(sample.index, np.random.default_rng([seed, 3, sample.epoch, sample.index]))
+    rng = LazyGenerator(seed, 3, sample.epoch, sample.index)
+    return data.caption(sample.index, cast(np.random.Generator, rng))
 
 
 def from_mixture(

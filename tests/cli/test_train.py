@@ -79,7 +79,7 @@ def test_a_new_project_loads_and_says_why(tmp_path, capsys):
         "images/s",
     ):
         assert words in text
-    assert "12 images have several lines beside them" in capsys.readouterr().err
+    assert "images with several lines beside them: 12;" in capsys.readouterr().err
     assert ldm("new", "My photos") == 2 and "exists" in capsys.readouterr().err
 
 

@@ -64,7 +64,13 @@ def test_the_report_counts_everything(root, tmp_path, capsys):
     assert captions["common_words"][0] == ["a", 3]
     assert captions["shared"] == [{"caption": "a red cat", "ids": ["a.png", "thin.png"]}]
     text = capsys.readouterr().out
-    for words in ("8 images, 6 usable", "cut.png: ", "a.png = same.bmp (captions differ", "2x a red cat"):
+    for words in (
+        "8 images, 6 usable",
+        "for 3 images, from .txt files beside the images;",
+        "cut.png: ",
+        "a.png = same.bmp (captions differ",
+        "2x a red cat",
+    ):
         assert words in text
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in root.iterdir()} == before
 

@@ -212,7 +212,7 @@ def test_after_an_interruption_no_answer_is_taken_for_the_next_image(monkeypatch
     worker, (one, two) = workers.Worker("look", {}), [*seeds().values()][:2]
     expected = worker(two)
     with monkeypatch.context() as patched:
-        patched.setattr(workers, "_receive", lambda stream: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(workers, "receive", lambda stream: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             worker(one)
     assert worker(two) == expected

@@ -4,13 +4,16 @@ import io
 import json
 import random
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.formats.decoding import ImageError, decode_described, decode_image, fit, fit_image, look, quiet_decoders
+from ldm.formats.decoding import ImageError, fit, look, quiet_decoders
+from ldm.formats.image_arrays import decode_described, decode_image, fit_image
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -390,3 +393,14 @@ def test_a_large_jpeg_may_be_decoded_smaller_but_never_below_what_is_enough():
     whole, part = (fit_image(decode_image(data, 1, enough=enough), 32, "crop") for enough in (0, 96))
     assert np.abs(whole.astype(int) - part).max() <= 3
     assert decode_image(encoded(Image.fromarray(ramp), "PNG"), 1, enough=8).shape == (480, 640, 1)
+
+
+def test_a_process_that_decodes_usual_images_loads_neither_numpy_nor_other_decoders():
+    program = (
+        "import sys\nfrom ldm.formats.decoding_process import TASKS\n"
+        "TASKS['fit'](sys.stdin.buffer.read(), [[4, 4]], 3, 'crop', 0)\n"
+        "print(*[name for name in ('numpy', 'PIL.WebPImagePlugin', 'PIL.JpegImagePlugin') if name in sys.modules])"
+    )
+    data = encoded(Image.new("RGB", (9, 9)), "JPEG")
+    found = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, check=True)
+    assert found.stdout.split() == [b"PIL.JpegImagePlugin"]

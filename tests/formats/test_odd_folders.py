@@ -49,6 +49,7 @@ def test_kohya_folders_have_captions_repeats_and_class_names(root, options):
     assert {(sample.id[0], sample.repeats) for sample in source.samples} == {("1", 10), ("5", 5)}
     assert captions_of(source)["10_fruit/3.png"] == ("fruit",)
     assert captions_of(source)["5_face mark/0.png"] == ("face mark",)
+    assert source.captions_from == [".caption files beside the images", "names of folders"]
     assert not source.notes
 
 
@@ -104,8 +105,9 @@ def test_captions_of_several_files_are_all_used(root, options):
     source = open_source(options(root))
     expected = {"a.png": ("one", "two", "three"), "b.png": ("of the JSON",), "c.png": (), "d.png": ("upper",)}
     assert captions_of(source) == expected
+    assert source.captions_from == [".caption and .json and .txt files beside the images"]
     assert "files left out, by kind: .json (1: c.json), .txt (1: orphan.txt)" in notes_of(source)
-    assert "1 images have several lines beside them" in notes_of(source)
+    assert "images with several lines beside them: 1;" in notes_of(source)
 
 
 def test_captions_csv_fills_in_and_leaves_no_image_out(root, options):
@@ -114,7 +116,7 @@ def test_captions_csv_fills_in_and_leaves_no_image_out(root, options):
     (root / "captions.csv").write_text("file_name;text\na.png;other\nb.png;a, red thing\n")
     source = open_source(options(root))
     assert captions_of(source) == {"a.png": ("its own",), "b.png": ("a, red thing",), "c.png": ()}
-    assert not source.notes
+    assert source.captions_from == [".txt files beside the images", "captions.csv"] and not source.notes
     (root / "captions.csv").write_text("picture,words\na.png,other\n")
     assert "not used: " in notes_of(open_source(options(root)))
     (root / "captions.csv").write_text("file_name,text\nx.png,other\n")

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from ldm.formats import decode_workers as workers
-from ldm.formats.decoding import ImageError, decode_described, decode_image, fit
+from ldm.formats.decoding import ImageError, fit
+from ldm.formats.image_arrays import decode_described, decode_image
 
 HEAD = "<svg xmlns='http://www.w3.org/2000/svg' xmlns:x='http://www.w3.org/1999/xlink' viewBox='0 0 8 4'>"
 CIRCLE = f"{HEAD}<circle cx='4' cy='2' r='1.5' fill='red'/></svg>".encode()

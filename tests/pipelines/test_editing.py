@@ -13,7 +13,7 @@ from tiny_model import COSINE, FLOW, tiny_folder, tiny_pipeline
 from ldm.config.settings import NoiseOptions
 from ldm.diffusion.guidance import Guidance, guide
 from ldm.diffusion.parameterization import convert
-from ldm.formats.decoding import fit_image
+from ldm.formats.image_arrays import fit_image
 from ldm.pipelines import editing as verbs
 from ldm.pipelines.denoising_loop import SamplingPlan, _renoise
 from ldm.pipelines.denoising_loop import invert as invert_plan
@@ -499,7 +499,7 @@ def test_a_composition_without_guidance_has_weights_still(pipeline):
 
 def test_what_cannot_be_composed_is_told():
     pipeline = tiny_pipeline()
-    for terms in ([], [("a", float("inf"))], [(3, 1.0)]):
+    for terms in ([], [("a", float("inf"))], [(3, 1.0)], ["a1"], ["water"], "a1", [("a", "much")], None):
         with pytest.raises(ValueError, match="terms must be"):
             verbs.compose(pipeline, terms)
     with pytest.raises(ValueError, match="no weak denoiser"):

@@ -374,7 +374,9 @@ def test_a_shorter_tokenizer_is_followed(length):
 def test_results_can_be_computed_with_gradients(pipeline):
     scale = torch.ones((), requires_grad=True)
     for kind in ("latent", "pt"):
-        (scale * pipeline("a", seed=0, output_type=kind).images).sum().backward()
+        images, scale.grad = pipeline("a", seed=0, output_type=kind).images, None
+        (scale * images).sum().backward()
+        torch.testing.assert_close(scale.grad, images.sum())
 
 
 def test_where_the_first_timesteps_are_equal_every_step_is_taken():
@@ -467,6 +469,7 @@ def test_the_denoiser_is_the_network_with_its_prompt_and_guidance(pipeline):
     ("options", "message"),
     [
         ({"prompt": "caf\udce9"}, "prompt is not Unicode text, got 'caf"),
+        ({"prompt": "a", "negative_prompt": "caf\udce9"}, "negative_prompt is not Unicode text, got 'caf"),
         ({"prompt": 3}, "prompt must be a text, a list of texts, or None, got 3"),
         ({"prompt": []}, "prompt must be"),
         ({"prompt": ["a", None]}, "prompt must be"),

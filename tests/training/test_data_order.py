@@ -123,6 +123,15 @@ def test_every_split_draws_the_same_noise_and_no_more(shape, monkeypatch):
     assert whole.shape == (24, *shape) and drawn[0] == 24 * drawn[1] == 8 * drawn[25]  # of 1 row, of 3
 
 
+def test_noise_is_box_and_mullers_of_philox():
+    words = np.random.Philox(key=derive_seed(5, 3)).random_raw(4 * 2 * 4).view(np.uint32).reshape(4, 2, 8)
+    first, second = ((words + 0.5) / 2**32).transpose(1, 0, 2)
+    radius, angle = np.sqrt(-2 * np.log(first)), 2 * np.pi * second
+    normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], 1)
+    found = batch_noise(BatchSlice(3, 1, 3, 4), (3, 4), 5).reshape(2, 12)
+    np.testing.assert_allclose(found, normal[1:3, :12], atol=2e-6)
+
+
 def test_noise_is_standard_normal_and_uncorrelated():
     noise = batch_noise(BatchSlice(0, 0, 4096, 4096), (64,), 7)
     flat = noise.flatten().double().sort().values

@@ -17,7 +17,8 @@ from torch import Tensor
 from ldm.apps.demo import limits
 from ldm.apps.demo.about import About, section
 from ldm.apps.demo.visits import Made, Visits
-from ldm.formats.decoding import ImageError, decode_image, fit_image
+from ldm.formats.decoding import ImageError
+from ldm.formats.image_arrays import decode_image, fit_image
 from ldm.models.lora import as_options, split_scale
 from ldm.pipelines.diffusers_schedulers import samplers_for
 from ldm.pipelines.editing import image_to_image, inpaint, interpolate

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,13 +69,14 @@ class FileData:
     def caption(self, i: int, rng: np.random.Generator) -> str:
         """A random one of the captions of image i; "" when it has none."""
         captions = self._captions[self._place(i) % len(self._rows)]
-        text = captions[int(rng.integers(len(captions)))] if captions else ""
+        text = drawn(captions, rng)
         return shuffled_tags(text, self._keep, rng) if self._shuffle else text
 
     def _place(self, i: int) -> int:
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"sample {i} of {len(self)}")
-        return i % len(self)
+        count = len(self)
+        if not -count <= i < count:
+            raise IndexError(f"sample {i} of {count}")
+        return i % count
 
     @functools.cached_property
     def _array(self) -> np.ndarray | FlatRows:
@@ -83,6 +85,11 @@ class FileData:
     def __getstate__(self) -> dict:
         # a worker process opens the map itself instead of receiving a copy of all images
         return {name: value for name, value in self.__dict__.items() if name != "_array"}
+
+
+def drawn(captions: Sequence[str], rng: np.random.Generator) -> str:
+    """A random one, "" of none. One alone is no use of `rng`, which may then never be made (`LazyGenerator`)."""
+    return captions[int(rng.integers(len(captions)))] if len(captions) > 1 else "".join(captions)
 
 
 def shuffled_tags(text: str, keep: int, rng: np.random.Generator) -> str:

@@ -19,7 +19,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from ldm.config.settings import DataOptions, FileOptions
-from ldm.data.image_files.dataset import shuffled_tags
+from ldm.data.image_files.dataset import drawn, shuffled_tags
 from ldm.data.image_files.pixel_cache import transform
 from ldm.formats.decode_workers import Worker
 from ldm.formats.decoding import ImageError
@@ -209,7 +209,7 @@ class StreamedData:
         files = self.options.files
         shard, row = next(self._from(i))
         captions = self.shards[shard].captions(row)
-        text = captions[int(rng.integers(len(captions)))] if captions else ""
+        text = drawn(captions, rng)
         return shuffled_tags(text, files.keep_tags, rng) if files.shuffle_tags else text
 
     def order(self, seed: int, epoch: int) -> EpochOrder:

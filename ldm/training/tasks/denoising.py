@@ -287,8 +287,11 @@ def build_alignment(settings: LdmSettings, data: ImageTextData, run: Path, unet:
 
 def sample_latents(items: list[Item], noise: Tensor) -> Tensor:
     """A draw of each item's posterior, (B, c, h, w), with this standard normal noise of the same shape."""
+    splits = {id(split): split for split, _ in items}
+    if len(splits) == 1:
+        return items[0][0].latents.sample([one.index for _, one in items], noise)
     latents = torch.empty_like(noise)
-    for split in {id(split): split for split, _ in items}.values():
+    for split in splits.values():
         at = [j for j, (one, _) in enumerate(items) if one is split]
         latents[at] = split.latents.sample([items[j][1].index for j in at], noise[at])
     return latents

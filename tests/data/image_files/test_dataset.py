@@ -9,7 +9,7 @@ import pytest
 from own_data import everything, fill, png, tree
 from PIL import Image
 
-from ldm.data.image_files.dataset import divide, file_splits
+from ldm.data.image_files.dataset import divide, drawn, file_splits
 from ldm.formats.records import Sample
 from ldm.utils.errors import UserError
 
@@ -120,3 +120,9 @@ def test_reading_data_does_not_import_torch():
     code = "import sys, ldm.data.image_files.dataset, ldm.data.inspection; "
     code += "sys.exit('torch' in sys.modules or 'datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_one_caption_takes_no_random_number():
+    assert drawn((), None) == "" and drawn(("one",), None) == "one"
+    rng = np.random.default_rng(0)
+    assert {drawn(("one", "two"), rng) for _ in range(20)} == {"one", "two"}
