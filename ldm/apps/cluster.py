@@ -52,6 +52,7 @@ GPUS = {
     "b200": Gpu(2250e12, 180e9, 7.7e12, 900e9),
 }
 EFFICIENCY = 0.2  # of the peak; small convolutions reach less than large matrix products
+LAUNCH = 10e-6  # seconds for the CPU to launch an operation from Python, about; small networks wait for that
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,10 @@ class Estimate:
 
     @property
     def compute(self) -> float:
-        """Seconds of the forward and backward passes of a step."""
-        return self.cost.flops * self.batch / (self.gpus * self.gpu.flops * self.efficiency)
+        """Seconds of the passes of a step, forward and backward: of arithmetic, or of launching it if that is more."""
+        arithmetic = self.cost.flops * self.batch / (self.gpus * self.gpu.flops * self.efficiency)
+        passes = self.batch // (self.gpus * self.local)
+        return max(arithmetic, passes * self.cost.operations * LAUNCH)
 
     @property
     def exchange(self) -> float:

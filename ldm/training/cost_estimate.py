@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig
 
@@ -60,6 +61,7 @@ class CostCount:
     trained: int  # parameters with gradients, helpers such as a discriminator included
     flops: int  # of one image, forward and backward
     activations: int  # bytes kept for the backward pass of one image, fp32
+    operations: int = 0  # of a forward and backward pass, whatever the batch; each is launched
 
 
 @dataclass(frozen=True)
@@ -169,12 +171,26 @@ def measure_cost(subject: ProbeTarget) -> CostCount:
             kept[storage._cdata] = storage.nbytes()  # views of one storage count once
         return tensor
 
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
+    with FlopCounterMode(display=False) as counter, _Operations() as operations, hooks:
         loss = subject.loss(model, batch, meta)
         loss.backward()
     exported = sum(p.numel() for p in subject.kept(model).parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return CostCount(exported, trained, counter.get_total_flops() // batch, sum(kept.values()) // batch)
+    flops, activations = counter.get_total_flops() // batch, sum(kept.values()) // batch
+    return CostCount(exported, trained, flops, activations, operations.count)
+
+
+class _Operations(TorchDispatchMode):
+    """Counts the operations within it that compute something: views do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
 
 
 def probe(

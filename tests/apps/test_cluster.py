@@ -32,6 +32,8 @@ def test_one_gpu_exchanges_nothing_and_little_work_waits_for_the_exchange():
     one = Estimate(MILLION, ROUND, gpus=1, batch=100, local=100, ema=False, half=False)
     assert one.exchange == 0 and one.state == 16e6 and one.update == pytest.approx(28e6 / 1e11)
     assert one.activations == pytest.approx(1.4e8)
+    small = Estimate(replace(MILLION, operations=1000), ROUND, gpus=1, batch=2, local=1)
+    assert small.compute == pytest.approx(2 * 1000 * 10e-6)  # twice a thousand launches, more than 10 ms of arithmetic
     slow = Estimate(MILLION, replace(ROUND, link=1e6), gpus=2, batch=2, local=1)
     assert slow.step == slow.exchange + slow.update > slow.compute
 

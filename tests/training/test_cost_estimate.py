@@ -48,6 +48,17 @@ def test_cost_of_a_linear_layer_is_known():
     assert cost.activations == 10 * 4  # its input
 
 
+def test_an_activation_more_is_an_operation_forward_and_one_backward():
+    def loss(model, batch, device):
+        return model(torch.zeros(batch, 3, device=device)).sum()
+
+    def operations(activations: int) -> int:
+        extra = [nn.Sigmoid() for _ in range(activations)]
+        return measure_cost(ProbeTarget(lambda: nn.Sequential(nn.Linear(3, 3), *extra), loss, "")).operations
+
+    assert operations(3) - operations(1) == 4
+
+
 def test_cost_counts_only_what_is_trained_and_kept():
     frozen = nn.Linear(7, 7).requires_grad_(False)
     subject = ProbeTarget(
