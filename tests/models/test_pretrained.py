@@ -127,13 +127,13 @@ def test_a_repository_without_one_says_what_to_name(hub, changed, message):
 
 def test_a_plan_fetches_settings_alone(hub, tmp_path):
     from ldm.config.settings import LdmSettings
-    from ldm.training.cost_estimate import _latents, text_size
+    from ldm.training.cost_estimate import latent_channels, text_size
 
     autoencoder(tmp_path / "vae")
     clip(tmp_path / "clip")
     hub["some/vae"], hub["some/clip"] = files(tmp_path / "vae"), files(tmp_path / "clip")
     settings = LdmSettings(vae="some/vae", text={"source": "some/clip"})
-    assert _latents(settings, None) == (4, 2) and text_size(settings, None) == (LENGTH, 16)
+    assert latent_channels(settings, None) == (4, 2) and text_size(settings, None) == (LENGTH, 16)
     assert not any("safetensors" in name for name in hub.pulled)
 
 
