@@ -62,16 +62,18 @@ class Count:
     def add(self, number: int = 1) -> None:
         """So many more are done."""
         self._done += number
-        now = time.monotonic()
-        left = duration_text((now - self._start) / self._done * (self._total - self._done)) if self._done else "?"
         if self._quiet:
             return
+        now = time.monotonic()
         if self._live.visible:
-            self._live.show(f"{self._what} {bar(self._done, self._total)}  {left} left")
+            self._live.show(f"{self._what} {bar(self._done, self._total)}  {self._left(now)} left")
         elif now - self._said >= PLAIN:
             self._said = now
             done = f"{self._done:,} of {self._total:,} {self._unit}"
-            print(f"{self._what}: {done}, about {left} left", file=self._stream, flush=True)
+            print(f"{self._what}: {done}, about {self._left(now)} left", file=self._stream, flush=True)
+
+    def _left(self, now: float) -> str:
+        return duration_text((now - self._start) / self._done * (self._total - self._done))
 
     def __enter__(self) -> Self:
         return self

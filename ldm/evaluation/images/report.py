@@ -430,10 +430,9 @@ def quoted(metrics: dict) -> dict:
     """The few numbers that are quoted; `ldm.hub.model_card.rows` reads them."""
     likeness, vae = metrics["likeness"], metrics["autoencoder"]
     names = {"seen_words": "seen_caption_first", "words": "own_caption_first", "one_word": "follows_one_word"}
-    measured = {name: metrics[section] for section, name in names.items() if metrics[section]}
+    shares = {name: metrics[section] for section, name in names.items() if metrics[section]}
     found: dict[str, Any] = {
-        name: {key: one[key] for key in ("n", "share", "interval", "ceiling", "floor")}
-        for name, one in measured.items()
+        name: {key: one[key] for key in ("n", "share", "interval", "ceiling", "floor")} for name, one in shares.items()
     }
     for name in ("fd", "kid", "coverage") if likeness else ():
         values = {"": likeness["drawn"], "of_real": likeness["training"]}

@@ -68,11 +68,12 @@ def prompts_of(opened: OpenRun, chosen: np.ndarray, scored: bool) -> Prompts:
 def generate_all(pipeline, prompts: Prompts, seed: int, sampling: SamplingOptions) -> Generated:
     """Image i of a held-out or seen caption from seed + i, that of a changed caption from the original one's seed."""
     images = generate_in_batches(pipeline, prompts.captions, range(seed, seed + len(prompts.captions)), sampling)
-    texts, seeds = [change.caption for change in prompts.changes], [seed + change.item for change in prompts.changes]
-    changed = generate_in_batches(pipeline, texts, seeds, sampling) if texts else images[:0]
-    rows = range(seed, seed + len(prompts.seen))
-    seen = generate_in_batches(pipeline, prompts.seen, rows, sampling) if rows else images[:0]
-    return Generated(images, changed, seen)
+
+    def more(texts: list[str], seeds: Sequence[int]) -> np.ndarray:
+        return generate_in_batches(pipeline, texts, seeds, sampling) if texts else images[:0]
+
+    changed = more([each.caption for each in prompts.changes], [seed + each.item for each in prompts.changes])
+    return Generated(images, changed, more(prompts.seen, range(seed, seed + len(prompts.seen))))
 
 
 def generate_in_batches(pipeline, captions: list[str], seeds: Sequence[int], sampling: SamplingOptions) -> np.ndarray:
