@@ -26,7 +26,7 @@ def add_parser(subparsers) -> None:
         "docs/scaling.md has the formulas.",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="project file to start from")
-    parser.add_argument("--minutes", type=minutes_from, help="for all stages together, one after the other")
+    parser.add_argument("--minutes", type=positive_number, help="for all stages together, one after the other")
     parser.add_argument(
         "--memory", type=bytes_of, metavar="SIZE", help="8GiB, 900MiB, ... (default: the GPU's, or what RAM is free)"
     )
@@ -36,9 +36,9 @@ def add_parser(subparsers) -> None:
     away.add_argument("--gpu", metavar="NAME", help="h100, a100, ... (an unknown name lists them)")
     away.add_argument("--gpus", type=count_of, default=1, metavar="N", help="how many (default: 1)")
     away.add_argument("--images", type=count_of, metavar="N", help="of the data set: 50000, 3M (default: counted)")
-    away.add_argument("--epochs", type=minutes_from, default=1.0, help="how often the U-Net sees each (default: 1)")
-    away.add_argument("--efficiency", type=minutes_from, default=0.2, help="of the peak FLOP/s (default: 0.2)")
-    away.add_argument("--price", type=minutes_from, help="of a GPU for an hour, for the cost")
+    away.add_argument("--epochs", type=positive_number, default=1.0, help="how often the U-Net sees each (default: 1)")
+    away.add_argument("--efficiency", type=positive_number, default=0.2, help="of the peak FLOP/s (default: 0.2)")
+    away.add_argument("--price", type=positive_number, help="of a GPU for an hour, for the cost")
     parser.set_defaults(run=run)
 
 
@@ -131,7 +131,7 @@ def write(path: Path, config: Path, found: list) -> None:
     path.write_text(dump({"extends": base} | {one.part: one.changes for one in found}), encoding="utf-8")
 
 
-def minutes_from(text: str) -> float:
+def positive_number(text: str) -> float:
     """'90' -> 90.0, for argparse."""
     try:
         value = float(text)

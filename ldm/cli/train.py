@@ -289,10 +289,10 @@ def processes_of(given: dict, source: str) -> int:
 
 def limits_of(given: dict) -> tuple[float, float | None]:
     """The options --minutes and --memory, the latter in bytes, taken out of `given`. Raises: UserError."""
-    from ldm.cli.plan import bytes_of, minutes_from
+    from ldm.cli.plan import bytes_of, positive_number
 
     found: dict[str, float | None] = {"minutes": MINUTES, "memory": None}
-    for name, read in (("minutes", minutes_from), ("memory", bytes_of)):
+    for name, read in (("minutes", positive_number), ("memory", bytes_of)):
         try:
             found[name] = read(given.pop(name)) if name in given else found[name]
         except argparse.ArgumentTypeError as error:
