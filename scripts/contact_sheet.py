@@ -1,7 +1,7 @@
 """Draw a contact sheet of a glyph model: what most people type, components with positions, or the held-out pairs.
 
     python -m scripts.contact_sheet models/glyphs sheet.png
-    python -m scripts.contact_sheet models/glyphs-128 pairs.png --of pairs
+    python -m scripts.contact_sheet models/glyphs pairs.png --of pairs
 
 One row of images per prompt, from seeds 0, 1, 2, ... with the model's own settings; nothing is selected.
 """

@@ -23,7 +23,7 @@ from ldm.pipelines.generation import generate_pixels
 from ldm.pipelines.loading import load_pipeline
 from ldm.utils.image_grid import image_grid
 
-LARGE, SIDE, WIDTH = 512, 64, 11  # pixels; the filter takes 10 of 512 off each stroke
+LARGE, SIDE, WIDTH = 512, 128, 11  # pixels; the filter takes 10 of 512 off each stroke
 TEN = {"horizontal": 4, "vertical": 3, "upper left": 1, "lower left": 1, "enclosed": 1}
 GREAT = ("horizontal", "vertical")  # the layouts of most characters
 
@@ -44,7 +44,7 @@ def write_pictures(folder: Path, cache: Path) -> None:
 
 
 def light(cache: Path, characters: str) -> np.ndarray:
-    """Characters of the sans font with thinner strokes: uint8 (n, 64, 64)."""
+    """Characters of the sans font with thinner strokes: uint8 (n, 128, 128)."""
     place, _ = cached_glyphs(style_font("hei"), characters, LARGE, cache)
     large = [Image.fromarray(image) for image in np.load(place / "images.npy")]
     thin = [image.filter(ImageFilter.MaxFilter(WIDTH)) for image in large]  # the lightest nearby: ink recedes

@@ -25,7 +25,7 @@ def test_the_presets_are_found():
 
 
 def test_shipped_models_go_by_their_names():
-    assert assets.shipped_models() == ["digits", "emoji", "glyphs", "glyphs-128", "glyphs-fast"]
+    assert assets.shipped_models() == ["digits", "emoji", "glyphs", "glyphs-fast"]
     for name in assets.shipped_models():
         assert resolve_model(name).paths["unet"] == assets.shipped_model(name) / "unet"
     with pytest.raises(UserError, match="glyphs-fast"):
