@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -17,10 +18,13 @@ class EMA(EMAModel):
     Attributes: `shadow_params`, in the order of the parameters, and `optimization_step`.
     """
 
+    shadow_params: list[Tensor]
+
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float, offload: bool = False):
         super().__init__(parameters, decay=decay)
         self.sent: list[Tensor] = []  # weights that are on their way, or have arrived
-        self.weight, self.arrived = 0.0, None  # what they count, if they have not been taken in; and when they are here
+        self.weight = 0.0  # what they count
+        self.arrived: Any = None  # the event of their arrival, until they are taken in
         if offload and any(one.is_cuda for one in self.shadow_params):
             self.shadow_params = [one.cpu() for one in self.shadow_params]
             self.sent = [torch.empty_like(one).pin_memory() for one in self.shadow_params]

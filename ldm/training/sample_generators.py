@@ -17,12 +17,12 @@ POOL = 4  # words of SeedSequence's pool
 
 def generators(rows: Iterable[tuple[int, ...]]) -> Iterator[Any]:
     """A generator for each row of at most four numbers. Use one after the other: they may share what they draw with."""
-    rows = list(rows)
-    if not rows or any(number > MASK32 for row in rows for number in row):  # two words each
-        yield from map(np.random.default_rng, rows)
+    every = list(rows)
+    if not every or any(number > MASK32 for row in every for number in row):  # two words each
+        yield from map(np.random.default_rng, every)
         return
     shared = np.random.Generator(np.random.PCG64(0))
-    for seed in seeds(np.array(rows, np.uint32)).tolist():
+    for seed in seeds(np.array(every, np.uint32)).tolist():
         yield SampleGenerator(shared, seed)
 
 
@@ -33,7 +33,7 @@ class SampleGenerator:
 
     def __init__(self, shared: np.random.Generator, seed: list[int]):
         self._shared, self._seed = shared, seed
-        self._increment = 0  # odd once there is a state: many are never used
+        self._state = self._increment = 0  # the latter is odd once there is a state: many are never used
         self._half: int | None = None  # the second half of a word of which the first was drawn
         self._placed = False  # whether the shared generator stands at this one's state
 
@@ -96,7 +96,7 @@ class _Hash:
 def seeds(words: np.ndarray) -> np.ndarray:
     """(n, 4): what `np.random.SeedSequence(row).generate_state(4, np.uint64)` gives for each row of at most 4 words."""
     mixing = _Hash(0x43B0D7E5, 0x931E8875)
-    empty = np.zeros(len(words), np.uint32)
+    empty: np.ndarray = np.zeros(len(words), np.uint32)
     pool = [mixing(words[:, i] if i < words.shape[1] else empty) for i in range(POOL)]
     for source in range(POOL):
         for target in range(POOL):
@@ -104,5 +104,5 @@ def seeds(words: np.ndarray) -> np.ndarray:
                 mixed = np.uint32(0xCA01F9DD) * pool[target] - np.uint32(0x4973F715) * mixing(pool[source])
                 pool[target] = mixed ^ mixed >> np.uint32(16)
     output = _Hash(0x8B51F9DD, 0x58F38DED)
-    halves = [output(pool[i % POOL]).astype(np.uint64) for i in range(2 * POOL)]
+    halves: list[np.ndarray] = [output(pool[i % POOL]).astype(np.uint64) for i in range(2 * POOL)]
     return np.stack([halves[2 * i] | halves[2 * i + 1] << np.uint64(32) for i in range(POOL)], 1)

@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from ldm.config.settings import OptimOptions, TrainOptions, VaeSettings
@@ -67,6 +68,11 @@ def install(monkeypatch, optimizer) -> None:
     part.AdamW8bit = optimizer
     monkeypatch.setitem(sys.modules, "bitsandbytes", package)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", part)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(params=["stand-in", pytest.param("bitsandbytes", marks=pytest.mark.skipif(not INSTALLED, reason="no"))])
