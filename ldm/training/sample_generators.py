@@ -5,6 +5,7 @@ SeedSequence), and a generator (PCG64: O'Neill 2014, pcg-random.org) is a state 
 mostly need in Python. numpy changes neither: NEP 19.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,22 +19,35 @@ POOL = 4  # words of SeedSequence's pool
 def generators(rows: Iterable[tuple[int, ...]]) -> Iterator[Any]:
     """A generator for each row of at most four numbers. Use one after the other: they may share what they draw with."""
     every = list(rows)
-    if not every or any(number > MASK32 for row in every for number in row):  # two words each
+    if not _small(every):
         yield from map(np.random.default_rng, every)
         return
-    shared = np.random.Generator(np.random.PCG64(0))
-    for seed in seeds(np.array(every, np.uint32)).tolist():
-        yield SampleGenerator(shared, seed)
+    shared, seeded = np.random.Generator(np.random.PCG64(0)), seeds(np.array(every, np.uint32))
+    yield from map(SampleGenerator, itertools.repeat(shared), seeded.tolist(), first_words(seeded).tolist())
+
+
+def uniforms(rows: Iterable[tuple[int, ...]]) -> list[float]:
+    """The first `random()` of the generator of each row."""
+    every = list(rows)
+    if not _small(every):
+        return [np.random.default_rng(row).random() for row in every]
+    return ((first_words(seeds(np.array(every, np.uint32))) >> np.uint64(11)) * 2.0**-53).tolist()
+
+
+def _small(rows: list[tuple[int, ...]]) -> bool:
+    """Whether there are rows, and each number is one word."""
+    return bool(rows) and all(max(row) <= MASK32 for row in rows)
 
 
 class SampleGenerator:
     """A `np.random.Generator`. Single draws of `random` and `integers` are made here, all others by the shared one."""
 
-    __slots__ = ("_half", "_increment", "_placed", "_seed", "_shared", "_state")
+    __slots__ = ("_first", "_half", "_increment", "_placed", "_seed", "_shared", "_state")
 
-    def __init__(self, shared: np.random.Generator, seed: list[int]):
+    def __init__(self, shared: np.random.Generator, seed: list[int], first: int):
         self._shared, self._seed = shared, seed
-        self._state = self._increment = 0  # the latter is odd once there is a state: many are never used
+        self._first: int | None = first  # the first word, until it is drawn: many draw no other, or none
+        self._state = self._increment = 0  # the latter is odd once there is a state
         self._half: int | None = None  # the second half of a word of which the first was drawn
         self._placed = False  # whether the shared generator stands at this one's state
 
@@ -43,15 +57,12 @@ class SampleGenerator:
         return (self._word() >> 11) * 2.0**-53
 
     def integers(self, low: Any, *args: Any, **options: Any) -> Any:
-        plain = isinstance(low, int) and 1 < low < MASK32 and self._half is None
+        plain = self._first is not None and type(low) is int and 1 < low < MASK32
         if plain and not (self._placed or args or options):
-            self._begin()
-            before, word = self._state, self._word()
-            product = (word & MASK32) * low  # Lemire 2019, arXiv 1805.10941
+            product = (self._first & MASK32) * low  # type: ignore[operator]  # Lemire 2019, arXiv 1805.10941
             if product & MASK32 >= low:  # else it may be rejected
-                self._half = word >> 32
+                self._half = self._word() >> 32
                 return product >> 32
-            self._state = before
         return self._generator().integers(low, *args, **options)
 
     def __getattr__(self, name: str) -> Any:
@@ -59,16 +70,22 @@ class SampleGenerator:
 
     def _word(self) -> int:
         """The next 64 bits."""
+        if self._first is not None:
+            word, self._first = self._first, None
+            return word
         self._begin()
         self._state = state = (self._state * MULTIPLIER + self._increment) & MASK128
         value, turn = (state >> 64 ^ state) & MASK64, state >> 122
         return (value >> turn | value << (64 - turn)) & MASK64
 
     def _begin(self) -> None:
+        """Make the state, after the first word if that was drawn."""
         if not self._increment:
             high, low, its_high, its_low = self._seed
             self._increment = increment = ((its_high << 64 | its_low) << 1 | 1) & MASK128
             self._state = ((increment + (high << 64 | low)) * MULTIPLIER + increment) & MASK128
+            if self._first is None:
+                self._state = (self._state * MULTIPLIER + increment) & MASK128
 
     def _generator(self) -> np.random.Generator:
         if not self._placed:
@@ -106,3 +123,31 @@ def seeds(words: np.ndarray) -> np.ndarray:
     output = _Hash(0x8B51F9DD, 0x58F38DED)
     halves: list[np.ndarray] = [output(pool[i % POOL]).astype(np.uint64) for i in range(2 * POOL)]
     return np.stack([halves[2 * i] | halves[2 * i + 1] << np.uint64(32) for i in range(POOL)], 1)
+
+
+def first_words(seeded: np.ndarray) -> np.ndarray:
+    """The first 64 bits (n,) that PCG64 draws with each of these seeds (n, 4)."""
+    one, high = np.uint64(1), np.uint64(63)
+    increment = seeded[:, 2] << one | seeded[:, 3] >> high, seeded[:, 3] << one | one
+    state = _sum(_product(_sum(increment, (seeded[:, 0], seeded[:, 1]))), increment)
+    upper, lower = _sum(_product(state), increment)
+    value, turn = upper ^ lower, upper >> np.uint64(58)
+    return value >> turn | value << (np.uint64(64) - turn & high)
+
+
+Words = tuple[np.ndarray, np.ndarray]  # the upper and the lower half of numbers of 128 bits
+
+
+def _sum(one: Words, other: Words) -> Words:
+    lower = one[1] + other[1]
+    return one[0] + other[0] + (lower < one[1]).astype(np.uint64), lower
+
+
+def _product(numbers: Words) -> Words:
+    """Times PCG64's multiplier, by halves of 32 bits."""
+    half, mask = np.uint64(32), np.uint64(MASK32)
+    upper, lower = np.uint64(MULTIPLIER >> 64), np.uint64(MULTIPLIER & MASK64)
+    (a, b), (c, d) = (numbers[1] >> half, numbers[1] & mask), (lower >> half, lower & mask)
+    middle = (b * d >> half) + (a * d & mask) + (b * c & mask)
+    carried = a * c + (a * d >> half) + (b * c >> half) + (middle >> half)
+    return carried + numbers[0] * lower + numbers[1] * upper, numbers[1] * lower

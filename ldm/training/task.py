@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ldm.data import ImageTextData
-from ldm.training.sample_generators import generators
+from ldm.training.sample_generators import generators, uniforms
 
 LossAndMetrics = tuple[Tensor, dict[str, Tensor]]  # the second: named scalars to log
 
@@ -76,11 +76,9 @@ def captions_of(items: Sequence[tuple[ImageTextData, SampleRef]], seed: int, dro
         dropout: the probability of the null caption instead.
     """
     places = [(one.epoch, one.index) for _, one in items]
-    kept = [True] * len(items)
-    if dropout:
-        kept = [not rng.random() < dropout for rng in generators((seed, 4, *place) for place in places)]
-    drawing = zip(items, generators((seed, 3, *place) for place in places), kept, strict=True)
-    return [data.caption(one.index, rng) if keep else "" for (data, one), rng, keep in drawing]
+    chances = uniforms((seed, 4, *place) for place in places) if dropout else [1.0] * len(items)
+    drawing = zip(items, generators((seed, 3, *place) for place in places), chances, strict=True)
+    return [data.caption(one.index, rng) if chance >= dropout else "" for (data, one), rng, chance in drawing]
 
 
 def from_mixture(

@@ -18,7 +18,6 @@ from ldm.models.saving import save_component
 from ldm.models.text_encoder import text_tower
 from ldm.models.tokenizer import encode, save_tokenizer, tokenizer_digest, train_tokenizer
 from ldm.training.data_order import derive_seed
-from ldm.training.sample_generators import generators
 from ldm.training.task import BatchSlice, SampleRef, captions_of, from_mixture
 from ldm.training.world import from_main
 from ldm.utils import checkpoint_files as checkpoint
@@ -126,8 +125,8 @@ class ClipTask:
 
     def _wrong(self, swaps: CaptionSwaps, captions: list[str], rows: BatchSlice) -> list[str]:
         """Variants of each caption, by (seed, step, position in the global batch)."""
-        seeds = ((self.settings.seed, 10, rows.step, j) for j in range(rows.start, rows.stop))
-        pairs = zip(captions, generators(seeds), strict=True)
+        seeds = ([self.settings.seed, 10, rows.step, j] for j in range(rows.start, rows.stop))
+        pairs = zip(captions, map(np.random.default_rng, seeds), strict=True)
         return [swaps(caption, rng) for caption, rng in pairs for _ in range(self.settings.loss.hard_negatives)]
 
     def report(self, folder: Path, label: str) -> dict[str, float]:
