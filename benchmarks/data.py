@@ -42,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     prepare_threads(1)
     prepared = preparing(args)
-    print(markdown(["of prepared batches, one core", "captions/s", "ms"], prepared), flush=True)
+    print(markdown(["of prepared batches, one core", "captions/s", "ms", "at least"], prepared), flush=True)
     if args.only_batches:
         return write_report(args.output / "data-batches.json", {"batches": prepared})
     if args.torchvision:
@@ -166,8 +166,9 @@ def preparing(args: argparse.Namespace) -> list[list[object]]:
     }
     found = []
     for name, timings in rounds(variants, args.rounds).items():
-        seconds = statistics.median(one.cpu for one in timings) / count
-        found.append([name, LARGE / seconds, 1000 * seconds])
+        each = [one.cpu / count for one in timings]
+        seconds = statistics.median(each)
+        found.append([name, LARGE / seconds, 1000 * seconds, 1000 * min(each)])
     return found
 
 
