@@ -94,7 +94,8 @@ def copy_seconds() -> float:
 
 def compare(cases: list[tuple[int, int]], found: list[dict[str, float]]) -> list[tuple[str, dict[str, float]]]:
     """Predicted / real of each case."""
-    from ldm.apps.cluster import Estimate, Gpu
+    from ldm.apps.cluster import Estimate
+    from ldm.apps.gpus import Gpu
     from ldm.training.cost_estimate import measure_cost, probe_target
 
     costs = [measure_cost(probe_target("ldm", settings(*case), CONFIG)) for case in cases]

@@ -4,7 +4,8 @@
 
 The shards are tar files of 16 x 16 PNGs with captions, about 2 KB an image; the pixels of each hold its number, and
 what was decoded is counted. The epoch is interrupted once and resumed by new processes. Every worker reports the memory
-of itself and its decoder, every rank its own.
+of itself and its decoder, every rank its own: what is resident, the part of it that is its own alone, pages of mapped
+files (which the system takes back when it needs them) and anonymous pages (which it cannot). Linux only.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import tarfile
 import time
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from protocol import markdown, write_report
@@ -106,22 +107,49 @@ class Numbered:
         captions = [self.data.caption(sample.index, rng) for sample in samples]
         assert captions == [f"image {number}" for number in numbers], "a caption of another image"
         self.batches += 1
-        costs = cost() if self.batches % EVERY == 1 else (0, 0, 0)
+        costs = cost() if self.batches % EVERY == 1 else NO_COST
         worker = [os.getpid(), rows.step, *costs, self.batches * len(samples)]
         return {"numbers": torch.from_numpy(numbers.astype(np.int64)), "worker": torch.tensor(worker)}
 
 
-def cost() -> tuple[int, int, int]:
-    """Bytes of this process and its decoder that are resident, and of those the ones that they share with none; and the
-    milliseconds of a core that they used.
-    """
+class Cost(NamedTuple):
+    """Of a process and its decoder: bytes by the kind of their pages, and milliseconds of a core."""
+
+    resident: int
+    own: int  # shared with no other process
+    file: int  # mapped from files
+    anonymous: int
+    milliseconds: int
+
+
+NO_COST = Cost(0, 0, 0, 0, 0)
+
+
+def cost() -> Cost:
+    """What this process and its decoder have cost so far."""
     import psutil
 
     own = psutil.Process()
     both = [own, *own.children()] if multiprocessing.current_process().daemon else [own]  # a worker's child decodes
     used = sum(one.cpu_times().user + one.cpu_times().system for one in both)
     held = [one.memory_full_info() for one in both]
-    return sum(one.rss for one in held), sum(one.uss for one in held), round(1000 * used)
+    resident, alone = sum(one.rss for one in held), sum(one.uss for one in held)
+    file, anonymous = (sum(status_bytes(one.pid, name) for one in both) for name in ("RssFile", "RssAnon"))
+    return Cost(resident, alone, file, anonymous, round(1000 * used))
+
+
+def status_bytes(pid: int, name: str) -> int:
+    """A line of /proc/PID/status, in bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+class Report(NamedTuple):
+    """What a process told: at which step, what it had cost, and how many images it had read."""
+
+    step: int
+    cost: Cost
+    images: int
 
 
 def stream(data: Any, rank: int, steps: range, total: int, args: argparse.Namespace, reports: Any) -> None:
@@ -137,14 +165,14 @@ def stream(data: Any, rank: int, steps: range, total: int, args: argparse.Namesp
     sampler = batch_slices(train, steps.start, rank, args.ranks)
     loader = iter(DataLoader(Batches(Numbered(data), 0), sampler=sampler, batch_size=None, num_workers=args.workers))
     counts = np.load(counts_file(args.work, rank), mmap_mode="r+")
-    told: dict[int, list[tuple[int, ...]]] = {}  # process -> (step, two counts of bytes, milliseconds, images)
+    told: dict[int, list[Report]] = {}  # of each process
     for step in steps:
         batch = next(loader)
         np.add.at(counts, batch["numbers"].numpy(), 1)
-        worker, at, *costs = batch["worker"].tolist()
+        worker, at, *costs, images = batch["worker"].tolist()
         if costs[0]:
-            told.setdefault(worker, []).append((at, *costs))
-            told.setdefault(os.getpid(), []).append((step, *cost(), 0))
+            told.setdefault(worker, []).append(Report(at, Cost(*costs), images))
+            told.setdefault(os.getpid(), []).append(Report(step, cost(), 0))
     counts.flush()
     reports.put(told)
 
@@ -153,14 +181,14 @@ def counts_file(work: Path, rank: int) -> Path:
     return work / f"streaming-counts-{rank}.npy"
 
 
-def life(data: Any, steps: range, total: int, args: argparse.Namespace) -> dict[int, list[tuple[int, ...]]]:
+def life(data: Any, steps: range, total: int, args: argparse.Namespace) -> dict[int, list[Report]]:
     """All ranks, each a process, through these steps; what was told of each process."""
     context = multiprocessing.get_context("fork")
     reports = context.SimpleQueue()
     ranks = [context.Process(target=stream, args=(data, r, steps, total, args, reports)) for r in range(args.ranks)]
     for one in ranks:
         one.start()
-    told: dict[int, list[tuple[int, ...]]] = {}
+    told: dict[int, list[Report]] = {}
     for _ in ranks:
         told |= reports.get()
     for one in ranks:
@@ -168,12 +196,13 @@ def life(data: Any, steps: range, total: int, args: argparse.Namespace) -> dict[
     return told
 
 
-def growth(told: dict[int, list[tuple[int, ...]]], steps: range, column: int) -> str:
-    """The largest growth of a process's memory after its warm-up, and the most that one held then."""
+def growth(told: dict[int, list[Report]], steps: range, kind: str) -> str:
+    """The largest growth of a process's memory of a kind after its warm-up, and the most that one held then."""
     warm = steps.start + WARM * len(steps)
-    sizes = [[report[column] for report in reports if report[0] >= warm] for reports in told.values()]
+    sizes = [[getattr(one.cost, kind) for one in reports if one.step >= warm] for reports in told.values()]
     sizes = [one for one in sizes if len(one) > 1]
-    return f"{max(one[-1] / one[0] - 1 for one in sizes):.1%}, to at most {max(map(max, sizes)) / 2**20:.0f} MiB"
+    rise, by = max((one[-1] / one[0] - 1, one[-1] - one[0]) for one in sizes)
+    return f"{rise:.1%} ({by / 2**20:.1f} MiB), to at most {max(map(max, sizes)) / 2**20:.0f} MiB"
 
 
 def measure(pattern: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -195,9 +224,9 @@ def measure(pattern: str, args: argparse.Namespace) -> dict[str, Any]:
     counts = np.sum([np.load(counts_file(args.work, rank)) for rank in range(args.ranks)], axis=0)
     assert counts.max() == 1, "an image came twice"
     assert counts.sum() == total * BATCH, "an image is missing"
-    workers = [reports for told in lives for reports in told.values() if reports[-1][4]]
-    spent = sum(reports[-1][3] - reports[0][3] for reports in workers) / 1000
-    decoded = sum(reports[-1][4] - reports[0][4] for reports in workers)
+    workers = [reports for told in lives for reports in told.values() if reports[-1].images]
+    spent = sum(reports[-1].cost.milliseconds - reports[0].cost.milliseconds for reports in workers) / 1000
+    decoded = sum(reports[-1].images - reports[0].images for reports in workers)
     after = f"growth of a process after {WARM:.0%} of the steps"
     return {
         "images": int(counts.sum()),
@@ -208,8 +237,10 @@ def measure(pattern: str, args: argparse.Namespace) -> dict[str, Any]:
         "seconds of the epoch": seconds,
         "images/s": total * BATCH / seconds,
         "images/s of a core, decoding and loading": decoded / spent,
-        f"{after}, resident": growth(lives[1], range(cut, total), 1),
-        f"{after}, of its own": growth(lives[1], range(cut, total), 2),
+        f"{after}, resident": growth(lives[1], range(cut, total), "resident"),
+        f"{after}, of its own": growth(lives[1], range(cut, total), "own"),
+        f"{after}, pages of mapped files": growth(lives[1], range(cut, total), "file"),
+        f"{after}, anonymous pages": growth(lives[1], range(cut, total), "anonymous"),
     }
 
 

@@ -202,8 +202,7 @@ def write_pictures(args: argparse.Namespace) -> Path:
     from PIL import Image
 
     from ldm.data import build
-    from ldm.training.task import SampleRef
-    from ldm.training.tasks.denoising import caption_or_null
+    from ldm.training.task import SampleRef, captions_of
 
     folder, settings = args.output / "pictures", settings_of(args, 0)
     if not (folder / "captions.json").exists():
@@ -212,7 +211,7 @@ def write_pictures(args: argparse.Namespace) -> Path:
         for i in range(len(train)):
             Image.fromarray(train.image(i)[..., 0]).save(folder / f"{i:06d}.png")
         captions = [
-            [caption_or_null(settings, train, SampleRef(i, epoch)) for epoch in range(CAPTIONS)]
+            captions_of([(train, SampleRef(i, n)) for n in range(CAPTIONS)], settings.seed, settings.caption_dropout)
             for i in range(len(train))
         ]
         (folder / "captions.json").write_text(json.dumps(captions))

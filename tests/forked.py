@@ -1,6 +1,6 @@
 """Children that share what this process has imported: a trial takes a second where its imports would take ten.
 
-What is waited for comes within seconds; the limits, many times longer, only end what hangs, on busy machines too.
+What is waited for comes within seconds; `LIMIT`, many times longer, only ends what hangs, on busy machines too.
 """
 
 import contextlib
@@ -17,6 +17,8 @@ from pathlib import Path
 from accelerate.state import AcceleratorState
 
 from ldm.utils.runtime import run_main
+
+LIMIT = 1800.0  # seconds
 
 
 @functools.cache
@@ -43,7 +45,7 @@ class Child:
     def kill(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 600) -> int:
+    def wait(self, seconds: float = LIMIT) -> int:
         """The exit code, or minus the signal that ended it. Kills it and fails after `seconds`."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -90,7 +92,7 @@ def world(
     return [Child(ranked(rank), output.with_name(f"{output.name}-{rank}")) for rank in range(size)]
 
 
-def until(ready: Callable[[], bool], seconds: float = 600) -> None:
+def until(ready: Callable[[], bool], seconds: float = LIMIT) -> None:
     """Wait for something that a child does. Raises: AssertionError if it never does."""
     end = time.monotonic() + seconds
     while not ready():

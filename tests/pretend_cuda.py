@@ -61,6 +61,7 @@ def install() -> None:
     # A torch that was built with CUDA would ask the driver whether a graph is being captured.
     torch.optim.Optimizer._accelerator_graph_capture_health_check = lambda self: None
     torch.Tensor.pin_memory = lambda self, *args, **values: self
+    torch.cuda.Event = Event
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     torch.inference_mode = lambda *args, **values: torch.no_grad()  # its tensors take no wrapper
     autocast = torch.autocast.__init__
@@ -80,6 +81,14 @@ def install() -> None:
         return move(self, *args, **values)
 
     torch.nn.Module.to = to
+
+
+class Event:
+    """Of a device on which all has happened when it is asked for."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
 
 
 def _group_by_device() -> None:
@@ -185,7 +194,8 @@ def _copied(func, args, values):
     """Copies between the devices, which may have to wait."""
     if func is aten.copy_.default:
         target, source = args[:2]
-        if isinstance(source, OnDevice) != isinstance(target, OnDevice) and source.ndim:
+        blocks = not (args[2] if len(args) > 2 else values.get("non_blocking", False))
+        if blocks and isinstance(source, OnDevice) != isinstance(target, OnDevice) and source.ndim:
             _waited("copy")
         _inner(target).copy_(_inner(source))
         return target

@@ -20,6 +20,7 @@ from ldm.config.settings import (
     VaeSettings,
 )
 from ldm.data import build
+from ldm.training import watchdog
 from ldm.training.distributed import start_world
 from ldm.training.run_directory import open_run
 from ldm.training.tasks.clip import ClipTask
@@ -30,6 +31,7 @@ from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils import sharded_files
 
 PICTURES, SIDE, CPU = 20, 16, torch.device("cpu")
+PATIENCE = 500.0  # seconds: below the limits of tests/forked.py, so that a line says why
 PARTS = ("clip", "vae", "ldm")
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 # name -> processes, what their launcher adds to the environment, options of `settings_of`
@@ -96,9 +98,19 @@ def task_of(part: str, settings: RunSettings, run: Path, device: torch.device | 
         return VaeTask(settings, data) if part == "vae" else denoising_task(settings, data, run, device or CPU)
 
 
+def be_patient() -> None:
+    """In this process the watchdog ends nobody who is slow: what is tested is progress, on a busy machine too.
+
+    Whom it ends, and when, is what tests/faults/test_worlds.py is about.
+    """
+    for name in ("GRACE", "FIRST_GRACE", "GONE", "GONE_ALONE"):
+        setattr(watchdog, name, PATIENCE)
+
+
 def train(part: str, project: Path, run: Path, resume: str = "auto", **options) -> Trainer:
     """As train_<part>.py does it."""
     torch.set_num_threads(1)
+    be_patient()
     settings = settings_of(part, project, run, **options)
     open_run(settings, part)
     task = task_of(part, settings, run)

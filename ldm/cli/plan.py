@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ldm.apps.gpus import EFFICIENCY, GPUS
 from ldm.utils.errors import UserError
 
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -37,7 +38,9 @@ def add_parser(subparsers) -> None:
     away.add_argument("--gpus", type=count_of, default=1, metavar="N", help="how many (default: 1)")
     away.add_argument("--images", type=count_of, metavar="N", help="of the data set: 50000, 3M (default: counted)")
     away.add_argument("--epochs", type=positive_number, default=1.0, help="how often the U-Net sees each (default: 1)")
-    away.add_argument("--efficiency", type=positive_number, default=0.2, help="of the peak FLOP/s (default: 0.2)")
+    away.add_argument(
+        "--efficiency", type=positive_number, default=EFFICIENCY, help="of the peak FLOP/s (default: %(default)s)"
+    )
     away.add_argument("--price", type=positive_number, help="of a GPU for an hour, for the cost")
     parser.set_defaults(run=run)
 
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 def plan_away(args: argparse.Namespace) -> str:
     """The plan for GPUs that are not here. Raises: UserError for one that is not known."""
-    from ldm.apps.cluster import GPUS, report
+    from ldm.apps.cluster import report
     from ldm.config.loading import load
     from ldm.training.cost_estimate import training_samples
 

@@ -135,6 +135,7 @@ def fit(
     """
     from ldm.data import build
     from ldm.training.distributed import start_world
+    from ldm.training.eight_bit import check_there
     from ldm.training.launcher import followed
     from ldm.training.run_directory import open_run
     from ldm.training.trainer import Trainer
@@ -144,6 +145,8 @@ def fit(
     settings, notes = followed(part, settings, state.device)
     if part == "ldm":
         check_sharding(settings)
+    if settings.optim.name == "adamw8bit":  # before the work too
+        check_there(state.device)
     # The main process makes what a shared disk lacks, then the first of each node what its own lacks, then all read.
     with state.main_process_first(), state.local_main_process_first():
         run = open_run(settings, part)

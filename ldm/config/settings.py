@@ -274,8 +274,9 @@ class DataOptions(Settings):
 
 
 class OptimOptions(Settings):
-    name: Literal["adamw", "muon"] = "adamw"
-    """The optimizer; muon = orthogonalized updates for hidden matrices and kernels, AdamW for the rest."""
+    name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """The optimizer; muon = orthogonalized updates for hidden matrices and kernels, AdamW for the rest; adamw8bit = a
+    byte for each moment, by bitsandbytes."""
     lr: Positive = 1e-3
     """Peak learning rate."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
@@ -307,6 +308,8 @@ class TrainOptions(Settings):
     """Recompute activations in the backward pass: less memory, about a third slower."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of the exponential moving average of the weights; 0 = no EMA."""
+    ema_offload: bool = False
+    """Keep that average in the memory of the CPU: less memory on a GPU, which sends the weights after each step."""
     log_every: Count = 20
     """Steps between log entries."""
     sample_every: Annotated[int, Field(ge=0)] = 500

@@ -25,7 +25,7 @@ from ldm.evaluation.run_loading import open_run
 from ldm.models.latents import posterior, to_model_latents
 from ldm.pipelines.pipeline import Pipeline
 from ldm.training.data_order import generator_for
-from ldm.training.task import SampleRef, caption_of
+from ldm.training.task import SampleRef, captions_of
 from ldm.utils.image_tensors import to_images
 
 CAPTIONS = ("own", "shuffled", "empty")  # which captions the network is conditioned on
@@ -104,8 +104,9 @@ def choose_items(pipeline: Pipeline, data: ImageTextData, plan: Plan, captions: 
         encoded = posterior(pipeline.vae, x)
         noise = torch.randn(encoded.mean.shape, generator=generator_for(plan.seed, 20, start)).to(x)
         found.append(to_model_latents(encoded.mean + encoded.std * noise, pipeline.vae.config).float().cpu())
-    used = captions and data.has_captions
-    words = [caption_of(data, SampleRef(i, 0), plan.seed) if used else "" for i in chosen]
+    words = [""] * len(chosen)
+    if captions and data.has_captions:
+        words = captions_of([(data, SampleRef(i, 0)) for i in chosen], plan.seed)
     return Items(torch.cat(found), words)
 
 

@@ -117,12 +117,22 @@ class TokenRows:
 
     def __init__(self, tokenizer: CLIPTokenizer, limit: int = 2**15):
         self.tokenizer, self.limit = tokenizer, limit
-        self._rows: dict[str, np.ndarray] = {}
+        self._places: dict[str, int] = {}  # of each caption in `_rows`
+        self._rows = np.empty((0, tokenizer.model_max_length), np.int64)
 
     def __call__(self, captions: list[str]) -> Int64[Tensor, "b L"]:
-        if len(self._rows) > self.limit:
-            self._rows.clear()
-        new = [caption for caption in dict.fromkeys(captions) if caption not in self._rows]
+        if len(self._places) > self.limit:
+            self._places.clear()
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self._places]
         if new:
-            self._rows.update(zip(new, encode(self.tokenizer, new).numpy(), strict=True))
-        return torch.from_numpy(np.stack([self._rows[caption] for caption in captions]))
+            self._add(new)
+        return torch.from_numpy(self._rows[[self._places[caption] for caption in captions]])
+
+    def _add(self, new: list[str]) -> None:
+        count, rows = len(self._places), encode(self.tokenizer, new).numpy()
+        if count + len(new) > len(self._rows):  # twice as many: rows are seldom moved
+            self._rows = np.concatenate(
+                [self._rows[:count], np.empty_like(rows, shape=(count + 2 * len(new), rows.shape[1]))]
+            )
+        self._rows[count : count + len(new)] = rows
+        self._places.update(zip(new, range(count, count + len(new)), strict=True))

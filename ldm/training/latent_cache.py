@@ -81,8 +81,8 @@ class Latents:
 
     def sample(self, indices: list[int], noise: Tensor) -> Tensor:
         """mean + std * noise of these items: float32 (B, c, h, w) for standard normal noise of that shape."""
-        mean, std = (torch.from_numpy(array[indices].astype(np.float32)) for array in (self.mean, self.std))
-        return mean + std * noise
+        mean, std = (torch.from_numpy(array[indices]).float() for array in (self.mean, self.std))
+        return std.mul_(noise).add_(mean)
 
 
 class BucketLatents:

@@ -1,4 +1,4 @@
-"""The optimizers: AdamW, or Muon for the matrices of hidden layers with AdamW for everything else.
+"""The optimizers: AdamW, AdamW in 8 bits, or Muon for the matrices of hidden layers with AdamW for everything else.
 
 Muon makes the momentum of a weight matrix orthogonal: every direction that the gradients point to gets a step of one
 length. Kernels count as matrices (outputs, inputs x height x width). Source: Jordan et al. 2024,
@@ -9,11 +9,13 @@ learning rate and weight decay can be kept.
 import functools
 import math
 import timeit
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from ldm.config.settings import OptimOptions
+from ldm.training import eight_bit
 
 NARROW = 16  # the first and the last layer have few channels on one side: AdamW's
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan et al.: steep at 0, so that 5 rounds do
@@ -43,7 +45,28 @@ def build_optimizer(module: nn.Module, optim: OptimOptions) -> torch.optim.Optim
         groups[0]["params"] = [p for p in decayed if p not in hidden]
         matrices = [p for p in decayed if p in hidden]
         return Muon([*groups, {"params": matrices, "weight_decay": optim.weight_decay, "orthogonal": True}], optim)
+    if optim.name == "adamw8bit":
+        return eight_bit.build(groups, optim)
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
+
+
+def kept_moments(optimizer: torch.optim.Optimizer) -> Iterator[tuple[nn.Parameter, dict[str, Tensor]]]:
+    """Of each parameter what a checkpoint holds."""
+    for parameter, state in optimizer.state.items():
+        yield parameter, {key: torch.as_tensor(value) for key, value in state.items() if key not in eight_bit.CODES}
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, moments: dict[str, Tensor]) -> None:
+    """Give a parameter what a checkpoint holds of it."""
+    if "state1" in moments:
+        return eight_bit.restore(optimizer, parameter, moments)
+    counts_there = optimizer.defaults.get("fused")  # other kernels would read each count from the device
+    for key, value in moments.items():
+        if key != "step":  # moments must lie in memory as their parameter does
+            value = torch.empty_like(parameter).copy_(value)
+        elif counts_there:
+            value = value.to(parameter.device)
+        optimizer.state[parameter][key] = value
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:

@@ -36,6 +36,7 @@ CLASSES = {
     "train.compile": NOTED,
     "train.gradient_checkpointing": FREE,
     "train.ema_decay": NOTED,
+    "train.ema_offload": FREE,
     "train.log_every": FREE,
     "train.sample_every": FREE,
     "train.save_every": FREE,

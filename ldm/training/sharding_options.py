@@ -96,9 +96,10 @@ def check_settings(settings: RunSettings, precision: str) -> None:
         return
     options, dynamo = settings.model_dump(), os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     faults = {
-        f"optim.name {settings.optim.name}": settings.optim.name != "adamw" and "its steps need whole matrices: adamw",
+        f"optim.name {settings.optim.name}": settings.optim.name != "adamw" and "its steps need whole weights: adamw",
         f"mixed precision {precision}": precision == "fp16" and "set train.mixed_precision bf16 or no",
         "train.compile": settings.train.compile and "set it to false",
+        "train.ema_offload": settings.train.ema_offload and "FSDP divides the average: set it to false",
         f"dynamo backend {dynamo}": dynamo != "no" and "answer no to it in `accelerate config`",
         "alignment.weight": options.get("alignment", {}).get("weight") and "set it to 0",
         "start.lora_rank": options.get("start", {}).get("lora_rank") and "adapters are small enough without",

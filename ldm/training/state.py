@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ldm.training import resume_rules as resume
 from ldm.training.ema import EMA
+from ldm.training.optimizer import kept_moments, restore_moments
 from ldm.training.run_directory import replace_text
 from ldm.training.validation import Validation
 from ldm.utils import checkpoint_files as checkpoint
@@ -129,8 +130,9 @@ class TrainingState:
 
     def _gather(self) -> dict[str, dict[str, Tensor]]:
         """Tensors by group and name; frozen components belong to other runs."""
+        self.ema.settle()
         names = {parameter: name for name, parameter in self.module.named_parameters()}
-        state = self.optimizer.state.items()
+        state = kept_moments(self.optimizer)
         groups = {
             "model": _trainable(self.module),
             "optimizer": {f"{key}/{names[p]}": value for p, moments in state for key, value in moments.items()},
@@ -150,6 +152,7 @@ class TrainingState:
             raise UserError(
                 f"checkpoint {source} belongs to another model; restore its settings, or use another --output-dir"
             )
+        self.ema.settle()
         _fill(list(own.values()), [tensors[name] for name in own])
         if self.ema.shadow_params:  # an EMA that was not kept before begins at the weights
             averages = groups.get("ema") or dict(self.model.named_parameters())
@@ -159,15 +162,12 @@ class TrainingState:
 
     def _restore_moments(self, groups: dict[str, dict[str, Tensor]]) -> None:
         parameters = dict(self.module.named_parameters())
-        counts_there = self.optimizer.defaults.get("fused")  # other kernels would read each count from the device
+        moments: dict[str, dict[str, Tensor]] = {}
         for full, value in groups["optimizer"].items():
             key, name = full.split("/", 1)
-            parameter = parameters[name]
-            if key != "step":  # moments must lie in memory as their parameter does
-                value = torch.empty_like(parameter).copy_(value)
-            elif counts_there:
-                value = value.to(parameter.device)
-            self.optimizer.state[parameter][key] = value
+            moments.setdefault(name, {})[key] = value
+        for name, found in moments.items():
+            restore_moments(self.optimizer, parameters[name], found)
 
 
 def _write(path: Path, groups: dict[str, dict[str, Tensor]], state: dict, keep: int, best: str | None) -> None:

@@ -1,15 +1,15 @@
 """The interface between the training loop and what it trains."""
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
 from ldm.data import ImageTextData
+from ldm.training.sample_generators import generators, uniforms
 
 LossAndMetrics = tuple[Tensor, dict[str, Tensor]]  # the second: named scalars to log
 
@@ -69,24 +69,16 @@ class Task(Protocol):
         ...
 
 
-class LazyGenerator:
-    """`np.random.default_rng(seed)`, made at its first use: that takes longer than all else about a single caption."""
+def captions_of(items: Sequence[tuple[ImageTextData, SampleRef]], seed: int, dropout: float = 0.0) -> list[str]:
+    """The caption drawn for each item in its epoch: the same in every process and after a resume.
 
-    def __init__(self, *seed: int):
-        self._seed = seed
-
-    @functools.cached_property
-    def _generator(self) -> np.random.Generator:
-        return np.random.default_rng(self._seed)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._generator, name)
-
-
-def caption_of(data: ImageTextData, sample: SampleRef, seed: int) -> str:
-    """The caption drawn for this item in this epoch: the same in every process and after a resume."""
-    rng = LazyGenerator(seed, 3, sample.epoch, sample.index)
-    return data.caption(sample.index, cast(np.random.Generator, rng))
+    Args:
+        dropout: the probability of the null caption instead.
+    """
+    places = [(one.epoch, one.index) for _, one in items]
+    chances = uniforms((seed, 4, *place) for place in places) if dropout else [1.0] * len(items)
+    drawing = zip(items, generators((seed, 3, *place) for place in places), chances, strict=True)
+    return [data.caption(one.index, rng) if chance >= dropout else "" for (data, one), rng, chance in drawing]
 
 
 def from_mixture(

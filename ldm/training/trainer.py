@@ -59,7 +59,8 @@ class Trainer:
         self.engine = build_engine(self.accelerator, task, settings, self.writes)
         self.module, self.model = self.engine.module, self.engine.model
         self.optimizer = build_optimizer(self.module, settings.optim)
-        self.ema = EMA(self.model.parameters() if self.train.ema_decay else [], decay=self.train.ema_decay)
+        averaged = self.model.parameters() if self.train.ema_decay else []
+        self.ema = EMA(averaged, self.train.ema_decay, offload=self.train.ema_offload)
         known = {"settings": settings.model_dump(mode="json"), "identity": task.fingerprints}
         origin = known | {"images": task.num_samples}
         state = ShardedState if self.engine.sharded else TrainingState

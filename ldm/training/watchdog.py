@@ -5,7 +5,8 @@ thread in each one tells the others over torch's store, every second, that it is
 of the main process judges; every other follows it, and notices when it is gone.
 
 * An error in one process ends all, each with a line that has the process and the error.
-* A signal to one process is a signal to all. Who waits in vain after it is ended, `GRACE` seconds later.
+* A signal to one process is a signal to all. Who waits in vain after it is ended, `GRACE` seconds later
+  (`FIRST_GRACE` in the first step, before which nothing says how long one takes).
 * A process without a sign of life for `GONE` seconds (`GONE_ALONE` beside work that may keep it silent) is named.
 * Where nobody gets on for `train.hang_minutes`, those furthest behind are named, and all are ended.
 """
@@ -29,6 +30,7 @@ from ldm.utils.runtime import INTERRUPTS
 BEAT = 1.0  # seconds between two signs of life
 GONE, GONE_ALONE = 10.0, 120.0  # seconds
 GRACE = 8.0  # seconds from a signal on, or three times the longest stretch so far where that is more
+FIRST_GRACE = 60.0  # in the first step of a process, which also chooses kernels, compiles and makes the moments
 YIELD = 3.0  # seconds that the main thread has to end by itself, with its own line and its files closed
 SIGNAL, END = "signal", "end"  # keys of the store
 EVERYBODY = -1  # whom an end is due to, if to no process alone
@@ -82,6 +84,7 @@ class Watchdog(threading.Thread):
         self.store, self.rank, self.world, self.kill = store, rank, world, kill or _exit
         self.hang_seconds = float("inf")  # until the training has begun
         self.place, self.entered, self.longest = Place(), time.monotonic(), 0.0
+        self.first: int | None = None  # the first step that this process takes
         self.beat, self.left = 0, False
         now = time.monotonic()
         self.seen = {rank: Seen(alive=now, moved=now) for rank in (range(world) if rank == 0 else (0,))}
@@ -102,6 +105,8 @@ class Watchdog(threading.Thread):
         now = time.monotonic()
         if not self.place.alone:
             self.longest = max(self.longest, now - self.entered)
+        if self.first is None and not alone:
+            self.first = step
         self.place, self.entered = Place(text, step, order, alone, uncut, self.place.number + 1), now
 
     def report(self, text: str, code: int = 2) -> None:
@@ -224,7 +229,7 @@ class Watchdog(threading.Thread):
         now = time.monotonic()
         here = {rank: seen for rank, seen in self.seen.items() if not seen.left}
         still = now - max((seen.moved for seen in here.values()), default=now)
-        grace = max(GRACE, 3 * self.longest)
+        grace = max(FIRST_GRACE if self.place.step == self.first else GRACE, 3 * self.longest)
         if self.signal and min(still, now - self.signalled) > grace and not any(s.place.uncut for s in here.values()):
             text = f"{signal.Signals(self.signal).name}, and nobody got on in {grace:.0f} s: {behind(here)}"
             return {"rank": EVERYBODY, "text": f"{text}; ended without a checkpoint of that step", "code": 0}

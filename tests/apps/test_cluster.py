@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from ldm.apps.cluster import GPUS, Estimate, Gpu, image_bytes, report
+from ldm.apps.cluster import Estimate, image_bytes, report
+from ldm.apps.gpus import GPUS, Gpu
 from ldm.cli import main as cli
 from ldm.config.loading import load
 from ldm.training.cost_estimate import CostCount

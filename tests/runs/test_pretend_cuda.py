@@ -12,7 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 from forked import Child
 from tiny_model import COSINE, FLOW, tiny_folder, tiny_lora
-from tiny_trainings import losses, settings_of
+from tiny_trainings import assert_same_run, losses, settings_of
 
 from ldm.cli.train import command, quiet_libraries, task_of
 from ldm.config.settings import NoiseOptions
@@ -39,6 +39,7 @@ TRAININGS = {
     "vae, vq": ("vae", {"model": {"kind": "vq", "codebook_size": 16}}, {}),
     "ldm, flow": ("ldm", {}, {"mixed_precision": "bf16", "gradient_checkpointing": True}),
     "ldm, fp16": ("ldm", {}, {"mixed_precision": "fp16"}),
+    "ldm, average on the CPU": ("ldm", {}, {"mixed_precision": "bf16", "ema_offload": True}),
     "ldm, accumulated": ("ldm", {}, {"gradient_accumulation_steps": 2}),
     "ldm, tabled noise": ("ldm", {"noise": COSINE_NOISE | {"weight": "min_snr"}}, {}),
     "ldm, learned variance": (
@@ -151,6 +152,21 @@ def test_a_resumed_training_waits_no_more(case, project, tmp_path):
     found = on_device(partial(work, steps=STEPS + 3), tmp_path / "second")
     assert len(found["counts"]) == 3
     assert all(sum(step.values()) <= 1 for step in found["counts"]), found["counts"]
+
+
+def test_an_average_on_the_cpu_is_the_same(project, tmp_path):
+    """In checkpoints, in the finished model, after going on from a checkpoint; and it lies there."""
+
+    def work(run, offload, steps):
+        settings = settings_of("ldm", project, run, num_steps=steps, ema_offload=offload, keep_best=False)
+        trainer = Trainer(task_of("ldm", settings, build(settings.data), run, torch.device("cuda", 0)), settings, run)
+        trainer.fit()
+        return {"devices": sorted({one.device.type for one in trainer.ema.shadow_params})}
+
+    for name, offload, steps in (("plain", False, 7), ("moved", True, 4), ("moved", True, 7)):
+        found = on_device(partial(work, tmp_path / name, offload, steps), tmp_path / f"{name}-{steps}")
+        assert found["devices"] == ["cpu" if offload else "cuda"]
+    assert_same_run(tmp_path / "plain", tmp_path / "moved")
 
 
 # ---- sampling, editing, evaluation ----------------------------------------------------------------------------------

@@ -61,6 +61,8 @@ def test_what_is_not_supported_is_refused_by_name(monkeypatch, variable, value, 
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
+        ({"train": {"ema_offload": True}}, "train.ema_offload is not supported with FSDP: FSDP divides the average"),
+        ({"optim": {"name": "adamw8bit"}}, "optim.name adamw8bit is not supported with FSDP"),
         ({"optim": {"name": "muon"}}, "optim.name muon is not supported with FSDP"),
         ({"train": {"compile": True}}, "train.compile is not supported with FSDP"),
         ({"alignment": {"weight": 0.5}}, "alignment.weight is not supported with FSDP"),

@@ -7,7 +7,7 @@ import time
 import pytest
 from torch.distributed import HashStore
 
-from ldm.training.watchdog import END, GONE, GONE_ALONE, GRACE, YIELD, Place, Seen, Watchdog, behind, told
+from ldm.training.watchdog import END, FIRST_GRACE, GONE, GONE_ALONE, GRACE, YIELD, Place, Seen, Watchdog, behind, told
 
 STEP = Place("loading data", 5, 1, alone=False)
 LATER = Place("forward and backward", 5, 2, alone=False)
@@ -57,6 +57,20 @@ def test_a_signal_waits_for_what_must_not_be_cut_and_for_nothing_else(uncut):
         dog.ended -= YIELD
         dog._obey()
         assert ended[0][1] == 128 + signal.SIGTERM and "SIGTERM, and nobody got on" in ended[0][0]
+
+
+def test_a_signal_waits_longer_in_the_first_step():
+    """Which may compile, and takes longer than any that was measured."""
+    dog, _ = watchdog(LATER, STEP, still=FIRST_GRACE - 1)
+    dog.enter("validating", 5, alone=True)
+    dog.enter("loading data", 5)
+    dog.signal, dog.signalled = signal.SIGTERM, time.monotonic() - FIRST_GRACE - 1
+    assert dog._judge() is None
+    dog.seen[0].moved = dog.seen[1].moved = time.monotonic() - FIRST_GRACE - 1
+    assert "nobody got on in 60 s" in dog._judge()["text"]
+    dog.enter("loading data", 6)
+    dog.seen[0].moved = dog.seen[1].moved = time.monotonic() - GRACE - 1
+    assert "nobody got on in 8 s" in dog._judge()["text"]
 
 
 def test_who_is_silent_is_gone_later_beside_work_of_one():

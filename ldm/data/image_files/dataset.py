@@ -88,7 +88,7 @@ class FileData:
 
 
 def drawn(captions: Sequence[str], rng: np.random.Generator) -> str:
-    """A random one, "" of none. One alone is no use of `rng`, which may then never be made (`LazyGenerator`)."""
+    """A random one, "" of none. One alone is no use of `rng`, which may then never be begun."""
     return captions[int(rng.integers(len(captions)))] if len(captions) > 1 else "".join(captions)
 
 

@@ -6,8 +6,7 @@ from ldm.data import evenly_spaced_indices
 from ldm.evaluation.diagnostics.context import RunContext
 from ldm.evaluation.diagnostics.findings import Finding, fail, ok, skip, warn
 from ldm.models.latents import downsampling_factor
-from ldm.training.task import SampleRef
-from ldm.training.tasks.denoising import caption_or_null
+from ldm.training.task import SampleRef, captions_of
 from ldm.utils.errors import UserError
 from ldm.utils.image_sizes import size_of
 
@@ -119,7 +118,8 @@ def check_dropout(context: RunContext) -> Finding:
     if settings is None or context.unconditional:
         return ok("no captions to drop")
     total = len(context.data.train)
-    sampled = [caption_or_null(settings, context.data.train, SampleRef(i % total, i // total)) for i in range(DRAWS)]
+    items = [(context.data.train, SampleRef(i % total, i // total)) for i in range(DRAWS)]
+    sampled = captions_of(items, settings.seed, settings.caption_dropout)
     rate = float(np.mean([not caption for caption in sampled]))
     text = f"{rate:.1%} of {DRAWS} sampled captions are empty (caption_dropout {settings.caption_dropout})"
     if rate >= 0.9:

@@ -18,7 +18,7 @@ from ldm.models.saving import save_component
 from ldm.models.text_encoder import text_tower
 from ldm.models.tokenizer import encode, save_tokenizer, tokenizer_digest, train_tokenizer
 from ldm.training.data_order import derive_seed
-from ldm.training.task import BatchSlice, SampleRef, caption_of, from_mixture
+from ldm.training.task import BatchSlice, SampleRef, captions_of, from_mixture
 from ldm.training.world import from_main
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.errors import UserError
@@ -117,7 +117,7 @@ class ClipTask:
             synthetic = from_mixture(mixture, rows, share, self.settings.seed)
             items = [(mixture, synthetic[j]) if j in synthetic else item for j, item in enumerate(items)]
         images = to_images(np.stack([data.image(sample.index) for data, sample in items]))
-        captions = [caption_of(data, sample, self.settings.seed) for data, sample in items]
+        captions = captions_of(items, self.settings.seed)
         batch = {"images": images, "input_ids": encode(self.tokenizer, captions)}
         if self.swaps is not None:
             batch["negative_ids"] = encode(self.tokenizer, self._wrong(self.swaps, captions, rows))
@@ -140,7 +140,7 @@ class ClipTask:
         chosen = evenly_spaced_indices(len(data), RETRIEVED)
         for indices in of_one_size(data, chosen, 64):
             pixels = to_images(np.stack([data.image(i) for i in indices]))
-            captions = [caption_of(data, SampleRef(i, 0), self.settings.seed) for i in indices]
+            captions = captions_of([(data, SampleRef(i, 0)) for i in indices], self.settings.seed)
             pair = self.module.features(pixels.to(device), encode(self.tokenizer, captions).to(device))
             images.append(pair[0].cpu())
             texts.append(pair[1].cpu())

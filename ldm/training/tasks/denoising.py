@@ -1,6 +1,6 @@
 """The training of the denoiser on cached latents, conditioned on text."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from ldm.training.data_order import batch_noise, derive_seed, generator_for
 from ldm.training.distributed import precision
 from ldm.training.resident_latents import resident
 from ldm.training.run_directory import sibling
-from ldm.training.task import BatchSlice, SampleRef, caption_of, from_mixture
+from ldm.training.task import BatchSlice, SampleRef, captions_of, from_mixture
 from ldm.training.tasks.components import Components, EncodedSplit, load_components, scheduler_of
 from ldm.training.tasks.denoising_loss import DenoisingObjective, LdmObjective
 from ldm.utils.image_grid import image_grid, points_image
@@ -129,7 +129,9 @@ class LdmTask:
             "latents": draw if live or self.resident else sample_latents(items, draw),
             "noise": batch_noise(rows, shape, seed, 7),
             "times": times[rows.start : rows.stop],
-            "input_ids": self._input_ids(caption_or_null(self.settings, split.data, one) for split, one in items),
+            "input_ids": self._input_ids(
+                [(split.data, one) for split, one in items], seed, self.settings.caption_dropout
+            ),
         }
         aligned_steps = self.settings.alignment.until * self.settings.train.num_steps
         if self.aligned and rows.step < aligned_steps:
@@ -157,9 +159,9 @@ class LdmTask:
             items[j] = (mixture, sample)
         return items
 
-    def _input_ids(self, captions: Iterable[str]) -> Tensor:
+    def _input_ids(self, items: list[tuple[ImageTextData, SampleRef]], seed: int = 0, dropout: float = 0.0) -> Tensor:
         """Token ids (B, L), or (1, L) of the null caption for an unconditional model, which looks at no caption."""
-        return self.token_rows([""] if self.components.unconditional else list(captions))
+        return self.token_rows([""] if self.components.unconditional else captions_of(items, seed, dropout))
 
     @torch.no_grad()
     def report(self, folder: Path, label: str) -> dict[str, float]:
@@ -216,7 +218,7 @@ class LdmTask:
             start += len(indices)
             times.append(self.process.draw_times(len(indices), generator))
             latents = split.latents.sample(indices, noise[0])
-            input_ids = self._input_ids(caption_of(split.data, SampleRef(i, 0), 0) for i in indices)
+            input_ids = self._input_ids([(split.data, SampleRef(i, 0)) for i in indices])
             batch = (latents, noise[1], times[-1], input_ids)
             on_device = (tensor.to(self.module.unet.device) for tensor in batch)
             losses.append(self.module.losses(*on_device)[0].cpu())
@@ -295,12 +297,3 @@ def sample_latents(items: list[Item], noise: Tensor) -> Tensor:
         at = [j for j, (one, _) in enumerate(items) if one is split]
         latents[at] = split.latents.sample([items[j][1].index for j in at], noise[at])
     return latents
-
-
-def caption_or_null(settings: LdmSettings, data: ImageTextData, sample: SampleRef) -> str:
-    """This epoch's caption of a training item, or, with probability `caption_dropout`, the null caption."""
-    if settings.caption_dropout:
-        rng = np.random.default_rng([settings.seed, 4, sample.epoch, sample.index])
-        if rng.random() < settings.caption_dropout:
-            return ""
-    return caption_of(data, sample, settings.seed)

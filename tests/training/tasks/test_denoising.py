@@ -334,7 +334,7 @@ def test_the_mixture_stands_at_noisy_times_with_its_own_captions(share, above, t
     samples = [SampleRef(i % 12, 0) for i in range(256)]
     batch = task.batch(samples, BatchSlice(0, 0, 256, 256))
     grey = batch["latents"].flatten(1).abs().amax(1) < 0.1
-    called = (batch["input_ids"] == task._input_ids(["grey"])).all(1)
+    called = (batch["input_ids"] == task.token_rows(["grey"])).all(1)
     assert torch.equal(grey, called)
     assert not grey[batch["times"] <= above].any()
     assert grey[batch["times"] > above].float().mean() == pytest.approx(share, abs=0.1)
