@@ -118,7 +118,7 @@ def seeds(words: np.ndarray) -> np.ndarray:
     for source in range(POOL):
         for target in range(POOL):
             if source != target:
-                mixed = np.uint32(0xCA01F9DD) * pool[target] - np.uint32(0x4973F715) * mixing(pool[source])
+                mixed: np.ndarray = np.uint32(0xCA01F9DD) * pool[target] - np.uint32(0x4973F715) * mixing(pool[source])
                 pool[target] = mixed ^ mixed >> np.uint32(16)
     output = _Hash(0x8B51F9DD, 0x58F38DED)
     halves: list[np.ndarray] = [output(pool[i % POOL]).astype(np.uint64) for i in range(2 * POOL)]
