@@ -47,7 +47,11 @@ def test_stock_diffusers_draws_the_same_in_fp32(pipeline, tmp_path):
 
 
 def test_it_obeys_the_two_great_layouts(pipeline):
-    """24 of each; the full measure, over 128, is `ldm evaluate`."""
+    """24 of each; the full measure is `ldm evaluate`."""
+    assert_it_obeys_the_two_great_layouts(pipeline)
+
+
+def assert_it_obeys_the_two_great_layouts(pipeline):
     from ldm.evaluation.glyphs.classifier import GlyphClassifier
 
     classifier = GlyphClassifier()
@@ -77,12 +81,7 @@ def test_the_digits_obey_in_pairs_that_were_never_trained_on():
     assert sum(d == a and i == b for d, i, (a, b) in zip(judged.digits, judged.inks, asked, strict=True)) >= 37
 
 
-def test_the_student_draws_what_its_teacher_draws(pipeline):
-    """From the same noise, with a fifth of the network calls."""
-    student = load_pipeline("glyphs-fast")
+def test_the_student_obeys_in_four_steps_without_guidance():
+    student = load_pipeline("glyphs-fast", device="cpu")
     assert student.defaults["num_inference_steps"] == 4 and student.defaults["guidance_scale"] == 1.0
-    options = {"num_images_per_prompt": 6, "seed": 5, "output_type": "np"}
-    drawn, wanted = (each(PROMPTS, **options).images.reshape(12, -1) for each in (student, pipeline))
-    alike = [np.corrcoef(a, b)[0, 1] for a, b in zip(drawn, wanted, strict=True)]
-    unlike = [np.corrcoef(a, b)[0, 1] for a, b in zip(drawn, np.roll(wanted, 1, 0), strict=True)]
-    assert np.mean(alike) > 0.9 and np.mean(unlike) < 0.6
+    assert_it_obeys_the_two_great_layouts(student)

@@ -15,7 +15,7 @@ SEEDS, FEW = 8, 4
 def student(setting: Setting) -> Drawing:
     """A row for each way to sample, a column for each noise, and how far each row is from the teacher's own steps.
 
-    Another model than the one that ships has no student here; its own few steps are shown.
+    A model without a student of its size among those that ship is shown by its own few steps.
     """
     teacher = model(setting)
     steps, scale = teacher.defaults["num_inference_steps"], teacher.defaults["guidance_scale"]
@@ -24,8 +24,9 @@ def student(setting: Setting) -> Drawing:
         "teacher,\nfew steps": (teacher, FEW, scale),
         "teacher,\nunguided": (teacher, FEW, 1.0),
     }
-    if setting.model is None:
-        ways["student"] = (load_pipeline(shipped_model("glyphs-fast")), FEW, 1.0)
+    few = load_pipeline(shipped_model("glyphs-fast")) if setting.model is None else None
+    if few and few.image_shape == teacher.image_shape:
+        ways["student"] = (few, FEW, 1.0)
     rows, numbers, first = [], {"prompt": PROMPT}, None
     for name, (pipeline, steps, scale) in ways.items():
         options = {"num_inference_steps": steps, "guidance_scale": scale, "output_type": "np"}
