@@ -87,7 +87,7 @@ def test_room_is_made_of_what_a_run_turned_away_from(small_disk, tmp_path, survi
     """Checkpoints set aside go before a training ends for want of room; whole ones in the row stay."""
     folder = small_disk / "checkpoints"
     module = torch.nn.Linear(200, 200)
-    state = TrainingState(module, module, torch.optim.SGD(module.parameters()), EMA([]), {}, step=2)
+    state = TrainingState(module, module, torch.optim.SGD(module.parameters()), EMA([], 0.9), {}, step=2)
     for step in (1, 8):
         save(folder, step)
     checkpoint.supersede(folder / checkpoint.name(8))

@@ -76,13 +76,13 @@ def _decoded(pipeline: Pipeline, latents: Tensor) -> np.ndarray:
     return np.asarray(on_white(to_pil(pixels)))
 
 
-def _film(pipeline: Pipeline, states: list[tuple[float, Tensor, Tensor]], scale: int = 3) -> list[Image.Image]:
-    """x_t decoded on the left, the estimate of x0 on the right."""
+def _film(pipeline: Pipeline, states: list[tuple[float, Tensor, Tensor]], side: int = 256) -> list[Image.Image]:
+    """x_t decoded on the left, the estimate of x0 on the right, each enlarged to at most `side` pixels."""
     frames = []
     for _, x_t, x0_hat in states:
         left, right = _decoded(pipeline, x_t), _decoded(pipeline, x0_hat)
         gap = np.full((left.shape[0], 4, *left.shape[2:]), 255, np.uint8)
-        frame = Image.fromarray(np.concatenate([left, gap, right], axis=1))
+        frame, scale = Image.fromarray(np.concatenate([left, gap, right], axis=1)), max(1, side // left.shape[0])
         frames.append(frame.resize((frame.width * scale, frame.height * scale), Image.Resampling.NEAREST))
     return [frame.quantize(16) for frame in frames]
 
