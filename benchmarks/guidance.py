@@ -41,7 +41,7 @@ def measured(pipeline: Pipeline, reference: Reference, plan: Plan, real: np.ndar
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", nargs="?", default="glyphs")
+    parser.add_argument("model", help="an exported folder, a run, or a shipped name")
     parser.add_argument("settings", nargs="+", type=setting, metavar="SCALE[:FIRST-LAST]")
     parser.add_argument("--samples", type=int, default=24, help="as of `ldm evaluate`")
     parser.add_argument("--cache-dir", type=Path, default=Path("cache"))

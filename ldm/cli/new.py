@@ -48,12 +48,12 @@ def planned_as_one_of(processes: int) -> Iterator[None]:
     """Measure as one of the processes that `ldm train` starts would: with its part of the cores and of the memory."""
     from ldm.utils.runtime import prepare_threads, usable_cores
 
-    world = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)} if processes > 1 else {}
-    if world:
+    before = dict(os.environ)
+    if processes > 1:
         prepare_threads(max(1, usable_cores() // processes))
-    os.environ |= world
+        os.environ |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     try:
         yield
     finally:
-        for name in world:
-            del os.environ[name]
+        os.environ.clear()
+        os.environ |= before

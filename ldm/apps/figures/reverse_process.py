@@ -82,7 +82,8 @@ def _film(pipeline: Pipeline, states: list[tuple[float, Tensor, Tensor]], side: 
     for _, x_t, x0_hat in states:
         left, right = _decoded(pipeline, x_t), _decoded(pipeline, x0_hat)
         gap = np.full((left.shape[0], 4, *left.shape[2:]), 255, np.uint8)
-        frame, scale = Image.fromarray(np.concatenate([left, gap, right], axis=1)), max(1, side // left.shape[0])
+        frame = Image.fromarray(np.concatenate([left, gap, right], axis=1))
+        scale = max(1, side // frame.height)
         frames.append(frame.resize((frame.width * scale, frame.height * scale), Image.Resampling.NEAREST))
     return [frame.quantize(16) for frame in frames]
 
