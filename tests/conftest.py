@@ -6,6 +6,7 @@ met: `quick` by default, `full` with `--all-faults`, which `make faults` gives. 
 
 import gc
 import os
+import sys
 
 gc.disable()  # until all is imported: of a million objects that stay, none is rubbish
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported by any test
@@ -52,6 +53,15 @@ def glyph_cache(tmp_path_factory):
 def no_graphs(monkeypatch):
     """Exports without the graphs for ONNX Runtime, which take most of their time and are files among files."""
     monkeypatch.setattr("ldm.hub.export._write_graphs", lambda stage: None)
+
+
+@pytest.fixture(autouse=True)
+def no_child_left():
+    """A test that fails leaves no process behind, which would hold this one's output open for ever."""
+    yield
+    if "forked" in sys.modules:
+        for child in tuple(sys.modules["forked"].Child.running):
+            child.end()
 
 
 # ---- faults ------------------------------------------------------------------------------------------------------

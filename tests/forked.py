@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from accelerate.state import AcceleratorState
 
@@ -32,7 +33,13 @@ def warm_up() -> None:
 
 
 class Child:
-    """A process that runs `work` as an entry point would, its output in a file; `ranks` of them are a world."""
+    """A process that runs `work` as an entry point would, its output in a file; `ranks` of them are a world.
+
+    Attributes:
+        running: those nobody has waited for to the end.
+    """
+
+    running: ClassVar[set["Child"]] = set()
 
     def __init__(self, work: Callable[[], object], output: Path):
         self.output = output
@@ -41,6 +48,7 @@ class Child:
         self.pid = os.fork()
         if self.pid == 0:
             _run(work, output)
+        self.running.add(self)
 
     def kill(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -51,11 +59,17 @@ class Child:
         while time.monotonic() < until:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
+                self.running.discard(self)
                 return os.waitstatus_to_exitcode(status)
             time.sleep(0.005)
+        self.end()
+        raise AssertionError(f"still running after {seconds} s: {self.said()}")
+
+    def end(self) -> None:
+        """Kill it, whatever it does."""
         self.kill(signal.SIGKILL)
         os.waitpid(self.pid, 0)
-        raise AssertionError(f"still running after {seconds} s: {self.said()}")
+        self.running.discard(self)
 
     def said(self) -> str:
         return self.output.read_text(errors="replace") if self.output.exists() else ""

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from packed import write_shards
 from PIL import Image
@@ -98,19 +100,22 @@ def task_of(part: str, settings: RunSettings, run: Path, device: torch.device | 
         return VaeTask(settings, data) if part == "vae" else denoising_task(settings, data, run, device or CPU)
 
 
-def be_patient() -> None:
-    """In this process the watchdog ends nobody who is slow: what is tested is progress, on a busy machine too.
+@contextlib.contextmanager
+def patience() -> Iterator[None]:
+    """The watchdog ends nobody who is slow meanwhile: what is tested is progress, on a busy machine too.
 
     Whom it ends, and when, is what tests/faults/test_worlds.py is about.
     """
-    for name in ("GRACE", "FIRST_GRACE", "GONE", "GONE_ALONE"):
-        setattr(watchdog, name, PATIENCE)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("GRACE", "FIRST_GRACE", "GONE", "GONE_ALONE"):
+            patch.setattr(watchdog, name, PATIENCE)
+        yield
 
 
+@patience()
 def train(part: str, project: Path, run: Path, resume: str = "auto", **options) -> Trainer:
     """As train_<part>.py does it."""
     torch.set_num_threads(1)
-    be_patient()
     settings = settings_of(part, project, run, **options)
     open_run(settings, part)
     task = task_of(part, settings, run)

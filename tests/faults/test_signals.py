@@ -7,7 +7,7 @@ import time
 from functools import partial
 
 from forked import Child, until, world
-from tiny_trainings import WAYS, assert_same_run, be_patient, losses, settings_of, task_of, train
+from tiny_trainings import WAYS, assert_same_run, losses, patience, settings_of, task_of, train
 
 import ldm.training.latent_cache
 from ldm.training.distributed import start_world
@@ -48,9 +48,9 @@ def slowed(owner, name: str, mark, when=lambda: True, over=lambda: False) -> Non
     setattr(owner, name, slow)
 
 
+@patience()
 def train_slowly(phase: str, project, run, mark, workers: int, **options) -> None:
     """Train an LDM that lingers in one phase, once, on the process that is at work then."""
-    be_patient()
     start_world()
     rank = os.environ.get("RANK", "0")
     mark = mark.with_name(f"{mark.name}-{rank}")
