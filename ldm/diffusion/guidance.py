@@ -38,7 +38,8 @@ class Guidance:
     Args:
         scale: 1 = off, 0 = the negative (or weak) prediction alone, above 1 exaggerates the prompt.
         interval: guide only at times first <= t <= last, 0 being data and 1 noise; elsewhere the conditional
-            prediction is used alone, at half the cost (Kynkaanniemi et al. 2024, arXiv 2404.07724).
+            prediction is used alone, at half the cost (Kynkaanniemi et al. 2024, arXiv 2404.07724). They are times of
+            the schedule: its shift, if it has one, makes x_t noisier at each of them.
         rescale: 0 to 1, how far to bring each sample's standard deviation back to that of the conditional prediction
             (phi of Lin et al. 2023, arXiv 2305.08891, sec. 3.4).
         zero_star: scale `uncond` to its projection onto `cond` first, CFG-Zero* (Fan et al. 2025, arXiv 2503.18886).
