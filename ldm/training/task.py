@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ldm.data import ImageTextData
-from ldm.training.sample_generators import generators, uniforms
+from ldm.training.sample_generators import generators
 
 LossAndMetrics = tuple[Tensor, dict[str, Tensor]]  # the second: named scalars to log
 
@@ -75,10 +75,11 @@ def captions_of(items: Sequence[tuple[ImageTextData, SampleRef]], seed: int, dro
     Args:
         dropout: the probability of the null caption instead.
     """
-    places = [(one.epoch, one.index) for _, one in items]
-    chances = uniforms((seed, 4, *place) for place in places) if dropout else [1.0] * len(items)
-    drawing = zip(items, generators((seed, 3, *place) for place in places), chances, strict=True)
-    return [data.caption(one.index, rng) if chance >= dropout else "" for (data, one), rng, chance in drawing]
+    rngs = generators((seed, 3), [(one.epoch, one.index) for _, one in items])
+    return [
+        "" if dropout and rng.random() < dropout else data.caption(one.index, rng)
+        for (data, one), rng in zip(items, rngs, strict=True)
+    ]
 
 
 def from_mixture(
