@@ -1,13 +1,9 @@
 """What the tabs of the demo do, without the page: every input is checked here, one request is computed at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event, Lock
-from time import monotonic
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,6 +12,7 @@ from torch import Tensor
 
 from ldm.apps.demo import limits
 from ldm.apps.demo.about import About, section
+from ldm.apps.demo.progress import Progress, Shown
 from ldm.apps.demo.visits import Made, Visits
 from ldm.formats.decoding import ImageError
 from ldm.formats.image_arrays import decode_image, fit_image
@@ -35,29 +32,10 @@ from ldm.utils.untrusted_files import read_yaml
 OWN = "the model's own"  # sampler
 SIDE = 256  # pixels; images are enlarged to about this, every pixel by a whole number
 PREVIEWS = 4  # images of which previews are shown
-PAUSE = 0.1  # seconds between two previews
 WELCOME = 4  # images of the first example
 Sent = str | None  # a file of a visitor's
 Verb = Callable[..., PipelineOutput]
 JOB = {"grid": "1x1", "interval": None, "rescale": None, "cfg_zero": None, "zero_init": None, "weak": None}
-
-
-class Stopped(Exception):
-    """The visitor stopped it."""
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What the page shows: previews on the way, at the end the images, each with its settings in `info`.
-
-    Attributes: hints: what a visitor should know of the prompt; made: the images once more, with their settings.
-    """
-
-    text: str
-    previews: list[Image.Image] = field(default_factory=list)
-    images: list[Image.Image] = field(default_factory=list)
-    hints: list[str] = field(default_factory=list)
-    made: Made | None = None
 
 
 class Session:
@@ -83,7 +61,7 @@ class Session:
             self.known_as = {what: path and _without_folders(path) for what, path in self.known_as.items()}
         self.pipeline = load_pipeline(model, **self.lora)
         self._busy = Lock()  # the networks are one visitor's at a time, whatever the queue does
-        self._stops: dict[str, Event] = {}
+        self._running: dict[str, Progress] = {}
         self.visits = Visits()
         self._welcoming = Lock()
         self._welcome: Shown | None = None
@@ -220,29 +198,33 @@ class Session:
         self, visitor: str, job: dict, count: int, verb: Verb | None = None, told: dict | None = None
     ) -> Iterator[Shown]:
         """Generate by the pipeline, or by an editing operation whose settings are in `told`."""
-        stop = self._stops[visitor] = Event()
-        frames: SimpleQueue[Shown | None] = SimpleQueue()
-        with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(self._drawn, job, count, stop, frames, verb)
-            future.add_done_callback(lambda _: frames.put(None))
-            try:
-                last = Shown("waiting for the model ...")
-                yield last
-                while (frame := frames.get()) is not None:
-                    last = frame
-                    yield last
-                yield self._ended(future, last, job, told)
-            finally:
-                stop.set()
-                if self._stops.get(visitor) is stop:
-                    del self._stops[visitor]
 
-    def _ended(self, future: "Future[list[Image.Image]]", last: Shown, job: dict, told: dict | None) -> Shown:
-        """The images with their settings, or their last previews. Raises: what generating raised."""
+        def work(progress: Progress) -> Shown:
+            images = generate_job(verb or self.pipeline, job, count, self._callback(progress, job))
+            return self._shown(images, job, told)
+
+        return self._working(visitor, work)
+
+    def _working(self, visitor: str, work: Callable[[Progress], Shown]) -> Iterator[Shown]:
+        """Do `work` for a visitor, when nobody else is served."""
+        progress = self._running[visitor] = Progress()
+
+        def alone() -> Shown:
+            with self._busy:
+                progress.check()
+                return work(progress)
+
         try:
-            images = future.result()
-        except Stopped:
-            return Shown(f"stopped ({last.text})", last.previews)
+            yield from progress.shown(alone)
+        finally:
+            if self._running.get(visitor) is progress:
+                del self._running[visitor]
+
+    def _callback(self, progress: Progress, job: dict) -> Callable[[int, Tensor, Tensor], None]:
+        return progress.of_steps(job["steps"], lambda latents: self._previews(latents[:PREVIEWS]))
+
+    def _shown(self, images: list[Image.Image], job: dict, told: dict | None) -> Shown:
+        """The images with their settings."""
         seeds = range(job["seed"], job["seed"] + len(images))
         own = [{"seed": seed} if told is None else {**told, "picture": i} for i, seed in enumerate(seeds)]
         jobs = [{**job, **each} for each in own]
@@ -307,24 +289,8 @@ class Session:
 
     def stop(self, visitor: str) -> None:
         """Stop what this visitor is generating."""
-        if visitor in self._stops:
-            self._stops[visitor].set()
-
-    def _drawn(self, job: dict, count: int, stop: Event, frames: SimpleQueue, verb: Verb | None) -> list[Image.Image]:
-        shown_at = 0.0
-
-        def callback(step: int, timestep: Tensor, latents: Tensor) -> None:
-            nonlocal shown_at
-            if stop.is_set():
-                raise Stopped
-            if monotonic() - shown_at >= PAUSE:
-                frames.put(Shown(f"step {step + 1} of {job['steps']}", self._previews(latents[:PREVIEWS])))
-                shown_at = monotonic()
-
-        with self._busy:
-            if stop.is_set():
-                raise Stopped
-            return generate_job(verb or self.pipeline, job, count, callback)
+        if visitor in self._running:
+            self._running[visitor].stop()
 
     def _previews(self, latents: Tensor) -> list[Image.Image]:
         pixels = (self.pipeline.preview(latents).permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
@@ -337,20 +303,24 @@ class Session:
         """The same model in torch: ONNX graphs show no attention."""
         return load_pipeline(self.model, engine="torch", **self.lora)
 
-    def attention(self, job: dict) -> list[tuple[Image.Image, str]]:
-        """The image, and over it the attention of each word of its prompt. Raises: UserError without a prompt."""
-        from ldm.apps.figures.attention import overlay, word_maps
-
+    def attention(self, visitor: str, job: dict) -> Iterator[Shown]:
+        """As `draw`: the image, and over it the attention of each word. Raises: UserError without a prompt."""
         if job["prompt"] is None:
             raise UserError("write a prompt: there are no words to look for")
+        return self._working(visitor, lambda progress: self._attention(job, self._callback(progress, job)))
+
+    def _attention(self, job: dict, callback: Callable) -> Shown:
+        from ldm.apps.figures.attention import overlay, word_maps
+
         options = {"num_inference_steps": job["steps"], "guidance_scale": job["guidance"], "sampler": job["sampler"]}
-        options["negative_prompt"] = job["negative"]
-        with self._busy:
-            image, words, maps = word_maps(self._in_torch, job["prompt"], job["seed"], **options)
+        options |= {"negative_prompt": job["negative"], "callback": callback}
+        image, words, maps = word_maps(self._in_torch, job["prompt"], job["seed"], **options)
         ink = 1 - np.asarray(on_white(image).convert("L").resize(maps.shape[1:]), float) / 255
-        drawn = [(Image.fromarray((overlay(each, ink) * 255).astype(np.uint8)), each.mean()) for each in maps]
-        pairs = [(enlarged(tinted, 4), f"{word}: {share:.0%}") for word, (tinted, share) in zip(words, drawn)]
-        return [(remembering(image, job), "the image"), *pairs]
+        tinted = [enlarged(Image.fromarray((overlay(each, ink) * 255).astype(np.uint8)), 4) for each in maps]
+        shares = [f"{word}: {each.mean():.0%}" for word, each in zip(words, maps, strict=True)]
+        text, hints = f"{len(words)} tokens, seed {job['seed']}", self.about.hints(job["prompt"])
+        images, captions = [remembering(image, job), *tinted], ["the image", *shares]
+        return Shown(text, images=images, captions=captions, hints=hints)
 
     # ---- nearest training glyph ------------------------------------------------------------------------------------
 
@@ -371,30 +341,30 @@ class Session:
             raise UserError("the host has no glyph fonts: pip install -c constraints.txt -e '.[glyphs]'") from None
         return data, Pool(glyph_images(data))
 
-    def nearest(self, job: dict, number: Any) -> tuple[list[tuple[Image.Image, str]], str]:
-        """Images, each followed by the training glyph most like it; and what that says."""
+    def nearest(self, visitor: str, job: dict, number: Any) -> Iterator[Shown]:
+        """As `draw`: images, each followed by the training glyph most like it; and what that says."""
+        count = limits.whole("number", number)
+        return self._working(visitor, lambda progress: self._nearest(job, count, progress))
+
+    def _nearest(self, job: dict, count: int, progress: Progress) -> Shown:
         from ldm.evaluation.glyphs.novelty import COPY, nearest_glyphs
 
-        count = limits.whole("number", number)
-        with self._busy:
-            data, pool = self._training_glyphs
-            images = generate_job(self.pipeline, job, count)
-            found = nearest_glyphs(np.stack([np.asarray(image.convert("L")) for image in images]), pool)
-        pairs, copies = [], 0
+        progress.say("preparing the training glyphs ...")
+        data, pool = self._training_glyphs
+        images = generate_job(self.pipeline, job, count, self._callback(progress, job))
+        progress.say("comparing with the training glyphs ...")
+        found = nearest_glyphs(np.stack([np.asarray(image.convert("L")) for image in images]), pool)
+        shown, captions, copies = [], [], 0
         for i, image in enumerate(images):
             near, alike = data.meta(int(found.index[i])), float(found.similarity[i])
             copies += alike >= COPY
             verdict = "a copy of" if alike >= COPY else "nearest"
             theirs = Image.fromarray(data.image(int(found.index[i]))[..., 0])
-            pairs += [
-                (remembering(image, {**job, "seed": job["seed"] + i}), f"seed {job['seed'] + i}"),
-                (
-                    enlarged(theirs, max(1, SIDE // theirs.height)),
-                    f"{verdict} {near['char']} {near['codepoint']}: {alike:.2f}",
-                ),
-            ]
+            seed = job["seed"] + i
+            shown += [remembering(image, {**job, "seed": seed}), enlarged(theirs, max(1, SIDE // theirs.height))]
+            captions += [f"seed {seed}", f"{verdict} {near['char']} {near['codepoint']}: {alike:.2f}"]
         of_them = f"copies of one of {len(pool):,} training glyphs ({COPY} alike or more; 1 = the same)"
-        return pairs, f"{copies} of {count} are {of_them}"
+        return Shown(f"{copies} of {count} are {of_them}", images=shown, captions=captions)
 
 
 def decoded(file: str, channels: int, background: int) -> np.ndarray:

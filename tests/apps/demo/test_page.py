@@ -68,7 +68,9 @@ def test_the_names_for_programs_are_few_and_known(page):
 def test_images_are_generated_and_what_follows_is_there(page):
     draw = page.named("draw")
     *previews, last = draw.call(*DRAW)
-    assert any("data:image/png" in shown for _, shown, _ in previews)
+    assert any("data:image/png" in shown for _, shown, _, _ in previews)
+    stops = [stop["interactive"] for *_, stop in (*previews, last)]
+    assert stops == [True] * len(previews) + [False]  # only while there is what to stop
     assert text(last[0]) == "2 images, seeds 5 to 6" and len(last[2]) == 2 and len(last) == len(draw.outputs)
     refresh = page.events[page.events.index(draw) + 2]  # after Stop
     ((link, past, chosen, _, files),) = refresh.call()
@@ -98,8 +100,9 @@ def test_what_is_wrong_is_said_at_the_button_and_not_in_a_pop_up(page):
         for one in draw.fn(*[-1 if i == 5 else value for i, value in enumerate(DRAW)], Request()):
             answers.append(one)
     assert not raised.value.visible
-    ((line, previews, images),) = answers
+    ((line, previews, images, stop),) = answers
     assert "class=error" in line and "seed must be a number" in text(line) and (previews, images) == ("", [])
+    assert not stop["interactive"]
     edited = page.named("image_to_image").fn((None, None), 0.5, "water", 2, 3, OWN, 5, 1, Request())
     assert text(next(edited)[0]) == "choose an image first"
     with pytest.raises(Exception, match="choose an image first"):

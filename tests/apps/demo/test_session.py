@@ -90,8 +90,8 @@ def test_what_is_drawn_with_adapters_tells_of_them_and_is_drawn_again_with_them(
     assert info["lora"] == told and info["digest"] != session.pipeline.digest
     images = generate_job(load_pipeline(str(model), lora=tmp_path / "lora", lora_scale=0.5), job(adapted), 1)
     assert abs(shrunk(last.images[0]) - np.asarray(images[0])).max() <= 1
-    (torch_drawn, _), *_ = adapted.attention(job(adapted))
-    assert abs(shrunk(torch_drawn) - shrunk(last.images[0])).max() <= 1
+    *_, looked = adapted.attention("me", job(adapted))
+    assert abs(shrunk(looked.images[0]) - shrunk(last.images[0])).max() <= 1
 
 
 def test_the_host_s_folders_are_nobody_s_business(model, tmp_path):
@@ -107,7 +107,7 @@ def test_a_stopped_drawing_ends_at_the_next_step_and_keeps_what_was_seen(session
     session.stop("me")
     *_, last = drawing
     assert last.text.startswith("stopped (step ") and last.previews and not last.images
-    assert not session._stops and not session._busy.locked()
+    assert not session._running and not session._busy.locked()
 
 
 def test_the_last_images_of_a_visitor_are_kept_as_the_model_generated_them(session):
@@ -162,7 +162,7 @@ def test_a_visitor_who_goes_away_frees_the_model(session):
     drawing = session.draw("me", job(session, steps=100), 16)
     next(drawing)
     drawing.close()
-    assert not session._stops and not session._busy.locked()
+    assert not session._running and not session._busy.locked()
 
 
 def test_a_fault_reaches_the_visitor_and_frees_the_model(session, monkeypatch):
@@ -172,7 +172,7 @@ def test_a_fault_reaches_the_visitor_and_frees_the_model(session, monkeypatch):
     monkeypatch.setattr("ldm.apps.demo.session.generate_job", broken)
     with pytest.raises(UserError, match="no paint left"):
         list(session.draw("me", job(session), 1))
-    assert not session._stops and not session._busy.locked()
+    assert not session._running and not session._busy.locked()
 
 
 @pytest.mark.parametrize(
@@ -221,18 +221,28 @@ def test_every_sampler_on_offer_draws(session):
 
 def test_attention_has_a_map_for_every_word_and_the_shares_are_of_a_whole(session):
     pytest.importorskip("matplotlib")
-    pairs = session.attention(job(session, "red ink"))
-    assert [text.split(":")[0] for _, text in pairs] == ["the image", "(start)", "red", "ink", "(end)"]
-    shares = [int(text.rsplit(" ", 1)[1].rstrip("%")) for _, text in pairs[1:]]
+    *before, last = session.attention("me", job(session, "red ink"))
+    assert before[-1].previews and all(one.running for one in before) and not last.running
+    assert [text.split(":")[0] for text in last.captions] == ["the image", "(start)", "red", "ink", "(end)"]
+    shares = [int(text.rsplit(" ", 1)[1].rstrip("%")) for text in last.captions[1:]]
     assert abs(sum(shares) - 100) <= 2
-    assert {image.size for image, _ in pairs} == {(256, 256)}
+    assert {image.size for image in last.images} == {(256, 256)} and len(last.images) == len(last.captions)
     with pytest.raises(UserError, match="write a prompt"):
-        session.attention(job(session, None))
+        session.attention("me", job(session, None))
+
+
+def test_looking_into_the_model_can_be_stopped(session):
+    pytest.importorskip("matplotlib")
+    looking = session.attention("me", job(session, "red ink", steps=100))
+    next(looking), next(looking)
+    session.stop("me")
+    *_, last = looking
+    assert last.text.startswith("stopped (step ") and not last.images and not session._running
 
 
 def test_only_models_of_glyphs_are_compared_with_glyphs(session):
     with pytest.raises(UserError, match="only for models that were trained on the glyphs"):
-        session.nearest(job(session), 1)
+        list(session.nearest("me", job(session), 1))
 
 
 def test_a_copy_is_known_as_one_and_named(model, tmp_path, monkeypatch):
@@ -249,10 +259,13 @@ def test_a_copy_is_known_as_one_and_named(model, tmp_path, monkeypatch):
     stripes = np.tile(np.repeat([0, 255], 4), (64, 8)).astype(np.uint8)
     shown = [Image.fromarray(glyphs[7]), Image.fromarray(stripes)]
     monkeypatch.setattr("ldm.apps.demo.session.generate_job", lambda *args: shown)
-    pairs, said = session.nearest(job(session), 2)
+    *before, last = session.nearest("me", job(session), 2)
     name = "{char} {codepoint}".format(**data.meta(7))
-    assert pairs[1][1] == f"a copy of {name}: 1.00" and pairs[3][1].startswith("nearest ")
-    assert said.startswith("1 of 2 are copies of one of 64 training glyphs")
+    assert last.captions[1] == f"a copy of {name}: 1.00" and last.captions[3].startswith("nearest ")
+    assert [one.text for one in before[1:]] == [
+        f"{doing} the training glyphs ..." for doing in ("preparing", "comparing with")
+    ]
+    assert last.text.startswith("1 of 2 are copies of one of 64 training glyphs")
 
 
 # ---- from pictures, and between -------------------------------------------------------------------------------------
@@ -310,8 +323,8 @@ def test_transparency_is_kept_on_the_way_in_and_out(tmp_path):
     assert seen.mode == "RGBA" and (shrunk(seen) == pixels).all()
     *_, last = session.draw_on("me", job(session), 1, str(tmp_path / "a.png"), [paint(tmp_path / "b.png")], 1)
     assert (shrunk(last.images[0])[:, :8] == pixels[:, :8]).all()
-    (image, _), *_ = session.attention(job(session))
-    assert image.mode == "RGBA"
+    *_, last = session.attention("me", job(session))
+    assert last.images[0].mode == "RGBA"
 
 
 def test_at_full_strength_a_picture_is_forgotten(session, picture):

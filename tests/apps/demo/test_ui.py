@@ -406,11 +406,14 @@ def test_a_person_uses_every_tab_and_the_browser_has_nothing_to_complain_of(brow
     first, again = drawn_again(Path(download.value.path()).read_bytes(), tmp_path)
     assert abs(first - again).max() <= 1
     panel = tab("Unconditional", None, button="")
+    stop = panel.get_by_role("button", name="Stop")
+    assert stop.is_disabled()
     panel.get_by_role("spinbutton", name=re.compile("Images")).fill("16")  # so that Stop comes before the end
     panel.get_by_role("button", name="Generate", exact=True).click()
     panel.locator(".previews img").first.wait_for()
-    panel.get_by_role("button", name="Stop").click()
+    stop.click()
     panel.get_by_text("stopped (step").wait_for()
+    assert stop.is_disabled()
     tab("Image to image").get_by_text("4 images", exact=True).wait_for()
     panel = tab("Inpaint")
     panel.get_by_text("4 images", exact=True).wait_for()
@@ -421,7 +424,9 @@ def test_a_person_uses_every_tab_and_the_browser_has_nothing_to_complain_of(brow
     panel = tab("Interpolate")
     panel.get_by_text("9 images", exact=True).wait_for()
     assert played(page, panel, tmp_path) == [256, 256, True]
-    tab("Attention", button="Show").get_by_text("stacked: ").wait_for()
+    panel = tab("Attention", button="Show")
+    panel.locator(".previews img").first.wait_for()
+    panel.get_by_text("stacked: ").wait_for()
     panel = tab("Seen before?", button="Compare")
     panel.get_by_text(re.compile("training glyphs \\(|no glyph fonts")).first.wait_for()
     panel = tab("Trainings", None, button="")

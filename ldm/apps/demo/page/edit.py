@@ -62,7 +62,7 @@ def _tab(session: Session, name: str, source: Callable[[gr.HTML], Any], forgotte
             prompt = prompt_box("Prompt", session.examples)
             go, stop = go_and_stop()
         with gr.Column(min_width=280):
-            results = Results(session, actions=False)
+            results = Results(session, stop, actions=False)
     with gr.Row():
         with gr.Column(min_width=280):
             strength = slider("strength", "Strength: how much is changed", forgotten, 0.05)
@@ -71,7 +71,7 @@ def _tab(session: Session, name: str, source: Callable[[gr.HTML], Any], forgotte
             guidance = guidance_slider(session)
             steps, sampler = steps_and_sampler(session)
     inputs = [picture, strength, prompt, guidance, steps, sampler, seed, number]
-    results.wire([go.click, prompt.submit], stop, answer, inputs, name, (seed, keep))
+    results.wire([go.click, prompt.submit], answer, inputs, name, (seed, keep))
     return EditTab(picture, prompt, notice)
 
 

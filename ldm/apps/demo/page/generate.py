@@ -49,7 +49,7 @@ def generate_tab(session: Session) -> GenerateTab:
             _chips(session, prompt, hint)
             go, stop = go_and_stop()
         with gr.Column(min_width=280):
-            results = Results(session)
+            results = Results(session, stop)
     examples = [[each] for each in session.examples]
     samples = gr.Dataset(
         components=[prompt], samples=examples, label="Examples: a click generates", visible=bool(examples)
@@ -64,7 +64,7 @@ def generate_tab(session: Session) -> GenerateTab:
             steps, sampler = steps_and_sampler(session)
     prompt.blur(lambda text: hint_of(session, text), prompt, hint, **HIDDEN)
     inputs = [prompt, negative, guidance, steps, sampler, seed, number, height, width]
-    results.wire([go.click, prompt.submit], stop, answer, inputs, "draw", (seed, keep))
+    results.wire([go.click, prompt.submit], answer, inputs, "draw", (seed, keep))
     taken = samples.click(lambda sample: sample[0] if sample else gr.update(), samples, prompt, **HIDDEN)
     seeded = taken.then(next_seed, [keep, seed], seed, **HIDDEN)
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", **ALONE}

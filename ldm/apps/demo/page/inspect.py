@@ -4,19 +4,16 @@ from collections.abc import Callable
 
 import gradio as gr
 
+from ldm.apps.demo.page.results import Results, stream
 from ldm.apps.demo.page.widgets import (
-    ALONE,
-    HIDDEN,
     example_list,
-    gallery,
+    go_and_stop,
     guidance_slider,
-    inline,
-    next_seed,
     number_slider,
     prompt_box,
-    said,
     seed_box,
     steps_and_sampler,
+    visitor_of,
 )
 from ldm.apps.demo.session import OWN, Session
 
@@ -31,26 +28,18 @@ ABOUT_NEAREST = (
 
 
 def attention_tab(session: Session) -> None:
-    def answer(prompt, guidance, steps, seed):
-        def found():
-            yield said("generating, and recording the attention ..."), []
-            pairs = session.attention(session.job(prompt, None, guidance, steps, OWN, seed))
-            yield said(f"{len(pairs) - 1} tokens, seed {seed}", session.about.hints(prompt)), pairs
-
-        yield from inline(found(), ([],))
+    def answer(prompt, guidance, steps, seed, request: gr.Request):
+        settings = (prompt, None, guidance, steps, OWN, seed)
+        yield from stream(lambda: session.attention(visitor_of(request), session.job(*settings)))
 
     gr.Markdown(ABOUT_ATTENTION)
     _question(session, "Show", answer, "attention", columns=3)
 
 
 def nearest_tab(session: Session) -> None:
-    def answer(prompt, guidance, steps, seed, number):
-        def found():
-            yield said("generating, and comparing with the training glyphs ..."), []
-            pairs, verdict = session.nearest(session.job(prompt, None, guidance, steps, OWN, seed), number)
-            yield said(verdict), pairs
-
-        yield from inline(found(), ([],))
+    def answer(prompt, guidance, steps, seed, number, request: gr.Request):
+        settings = (prompt, None, guidance, steps, OWN, seed)
+        yield from stream(lambda: session.nearest(visitor_of(request), session.job(*settings), number))
 
     gr.Markdown(ABOUT_NEAREST)
     _question(session, "Compare", answer, "nearest", columns=2, number=4)
@@ -63,12 +52,10 @@ def _question(
     with gr.Row():
         with gr.Column(min_width=280):
             prompt = prompt_box("Prompt", session.examples, value="".join(session.examples[:1]))
-            go = gr.Button(button, variant="primary")
+            go, stop = go_and_stop(button)
         with gr.Column(min_width=280):
-            outputs = [gr.HTML(said(""), elem_classes="state"), gallery(name, columns)]
+            results = Results(session, stop, actions=False, columns=columns)
     example_list(session, prompt)
     guidance, many, (seed, keep) = guidance_slider(session), [number_slider(number)] if number else [], seed_box()
     steps, _ = steps_and_sampler(session, samplers=False)
-    inputs = [prompt, guidance, steps, seed, *many]
-    seeded = gr.on([go.click, prompt.submit], next_seed, [keep, seed], seed, **HIDDEN)
-    seeded.then(answer, inputs, outputs, api_name=name, show_progress="hidden", **ALONE)
+    results.wire([go.click, prompt.submit], answer, [prompt, guidance, steps, seed, *many], name, (seed, keep))

@@ -36,7 +36,7 @@ def interpolate_tab(session: Session) -> None:
             second = prompt_box("to this one (empty: the same)", value="".join(session.examples[1:2]))
             go, stop = go_and_stop()
         with gr.Column(min_width=280):
-            results = Results(session, actions=False)
+            results = Results(session, stop, actions=False)
     with gr.Row():
         with gr.Column(min_width=280):
             seed, last_seed = seed_number("From this seed"), seed_number("to this one", 1)
@@ -45,7 +45,7 @@ def interpolate_tab(session: Session) -> None:
             guidance = guidance_slider(session)
             steps, sampler = steps_and_sampler(session)
     inputs = [first, second, seed, last_seed, frames, guidance, steps, sampler]
-    results.wire([go.click], stop, answer, inputs, "interpolate")
+    results.wire([go.click], answer, inputs, "interpolate")
 
 
 def animated(answers: Iterator[tuple]) -> Iterator[tuple]:

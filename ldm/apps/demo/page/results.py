@@ -11,27 +11,30 @@ from PIL import Image
 from ldm.apps.demo import share_link
 from ldm.apps.demo.downloads import TIMES, data_address, links
 from ldm.apps.demo.page.widgets import ALONE, HIDDEN, gallery, inline, next_seed, said, stop_of, visitor_of
-from ldm.apps.demo.session import Session, Shown
+from ldm.apps.demo.progress import Shown
+from ldm.apps.demo.session import Session
 from ldm.utils.errors import UserError
 
 COPY = "navigator.clipboard.writeText(this.previousElementSibling.href);this.textContent='copied'"
-NO_IMAGES: tuple[str, list] = ("", [])  # previews and gallery
+ENDED, RUNNING = gr.update(interactive=False), gr.update(interactive=True)  # of the Stop button
+NOTHING: tuple[str, list, dict] = ("", [], ENDED)  # previews, gallery and Stop
 FIRST = said("Image 1 is chosen; click another one to choose it.")
 
 
 class Results:
-    """The outputs of a tab that generates: a line of text, previews and the images.
+    """The outputs of a tab that generates: a line of text, previews, the images, and Stop while there is what to stop.
 
     Args:
+        columns: of the images.
         actions: whether downloads, a link, the history and buttons for editing belong to them.
     """
 
-    def __init__(self, session: Session, actions: bool = True):
-        self.session, self.actions = session, actions
+    def __init__(self, session: Session, stop: gr.Button, actions: bool = True, columns: int = 4):
+        self.session, self.stop, self.actions = session, stop, actions
         self.state = gr.HTML(said(""), elem_classes="state")
         self.previews = gr.HTML(elem_classes="pixels")
-        self.gallery = gallery("Images", columns=4)
-        self.outputs: list[Any] = [self.state, self.previews, self.gallery]
+        self.gallery = gallery("Images", columns)
+        self.outputs: list[Any] = [self.state, self.previews, self.gallery, stop]
         if actions:
             self._add_actions()
 
@@ -54,13 +57,12 @@ class Results:
     def wire(
         self,
         triggers: list,
-        stop: gr.Button,
         answer: Callable,
         inputs: list,
         name: str,
         seed: tuple[gr.Number, gr.Checkbox] | None = None,
     ) -> None:
-        """Let `triggers` generate, each time from another seed unless it is kept, and `stop` end it.
+        """Let `triggers` generate, each time from another seed unless it is kept, and Stop end it.
 
         Args:
             answer: takes the values of `inputs` and a request; gives what `stream` gives, again and again.
@@ -74,7 +76,7 @@ class Results:
             box, keep = seed
             drawn = gr.on(triggers, next_seed, [keep, box], box, **HIDDEN)
             begun = drawn.then(answer, inputs, self.outputs, **options)
-        stop.click(stop_of(self.session), None, None, **HIDDEN)
+        self.stop.click(stop_of(self.session), None, None, **HIDDEN)
         self.follow(begun)
 
     def follow(self, begun: Any) -> None:
@@ -89,9 +91,10 @@ def stream(answers: Callable[[], Iterator[Shown]]) -> Iterator[tuple]:
 
     def shown() -> Iterator[tuple]:
         for one in answers():
-            yield said(one.text, one.hints), previews(one), one.images
+            images = list(zip(one.images, one.captions, strict=True)) if one.captions else one.images
+            yield said(one.text, one.hints), previews(one), images, RUNNING if one.running else ENDED
 
-    yield from inline(shown(), NO_IMAGES)
+    yield from inline(shown(), NOTHING)
 
 
 def choose(event: gr.SelectData) -> tuple[int, str]:

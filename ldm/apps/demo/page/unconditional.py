@@ -16,10 +16,10 @@ def unconditional_tab(session: Session) -> None:
         with gr.Column(min_width=280):
             go, stop = go_and_stop()
         with gr.Column(min_width=280):
-            results = Results(session, actions=False)
+            results = Results(session, stop, actions=False)
     with gr.Row():
         with gr.Column(min_width=280):
             number, (seed, keep) = number_slider(8), seed_box()
         with gr.Column(min_width=280):
             steps, sampler = steps_and_sampler(session)
-    results.wire([go.click], stop, answer, [steps, sampler, seed, number], "unconditional", (seed, keep))
+    results.wire([go.click], answer, [steps, sampler, seed, number], "unconditional", (seed, keep))

@@ -124,7 +124,7 @@ def next_seed(keep: Any, seed: Any) -> Any:
 
 def go_and_stop(label: str = "Generate") -> tuple[gr.Button, gr.Button]:
     with gr.Row():
-        return gr.Button(label, variant="primary", scale=3), gr.Button("Stop", scale=1, min_width=80)
+        return gr.Button(label, variant="primary", scale=3), gr.Button("Stop", scale=1, min_width=80, interactive=False)
 
 
 def gallery(label: str, columns: int, look: str = "pixels") -> gr.Gallery:
