@@ -424,9 +424,7 @@ def test_a_person_uses_every_tab_and_the_browser_has_nothing_to_complain_of(brow
     panel = tab("Interpolate")
     panel.get_by_text("9 images", exact=True).wait_for()
     assert played(page, panel, tmp_path) == [256, 256, True]
-    panel = tab("Attention", button="Show")
-    panel.locator(".previews img").first.wait_for()
-    panel.get_by_text("stacked: ").wait_for()
+    tab("Attention", button="Show").get_by_text("stacked: ").wait_for()
     panel = tab("Seen before?", button="Compare")
     panel.get_by_text(re.compile("training glyphs \\(|no glyph fonts")).first.wait_for()
     panel = tab("Trainings", None, button="")
