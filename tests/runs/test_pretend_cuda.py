@@ -158,7 +158,8 @@ def test_an_average_on_the_cpu_is_the_same(project, tmp_path):
     """In checkpoints, in the finished model, after going on from a checkpoint; and it lies there."""
 
     def work(run, offload, steps):
-        settings = settings_of("ldm", project, run, num_steps=steps, ema_offload=offload, keep_best=False)
+        options = {"num_steps": steps, "ema_offload": offload, "keep_best": False, "num_workers": 0}
+        settings = settings_of("ldm", project, run, **options)
         trainer = Trainer(task_of("ldm", settings, build(settings.data), run, torch.device("cuda", 0)), settings, run)
         trainer.fit()
         return {"devices": sorted({one.device.type for one in trainer.ema.shadow_params})}
