@@ -93,6 +93,23 @@ def test_images_are_generated_and_what_follows_is_there(page):
     assert [field.get("value") for field in fields] == wanted and keep["value"]
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "said", "images"),
+    [
+        ("unconditional", [3, OWN, 5, 2], "2 images, seeds 5 to 6", 2),
+        ("interpolate", ["water", "fire", 5, 6, 3, 2, 3, OWN], "3 images", 3),
+        ("attention", ["water", 2, 3, 5], "3 tokens, seed 5", 4),
+    ],
+)
+def test_every_tab_that_generates_gives_a_value_for_each_output(name, values, said, images, page, monkeypatch):
+    pytest.importorskip("matplotlib")  # for attention
+    monkeypatch.setattr(sys.modules["ldm.apps.demo.page.interpolate"], "mp4", lambda images: b"")  # else by PyAV
+    answers = page.named(name).call(*values)
+    assert {len(answer) for answer in answers} == {len(page.named(name).outputs)}
+    assert [answer[-1]["interactive"] for answer in answers] == [True] * (len(answers) - 1) + [False]
+    assert text(answers[-1][0]) == said and len(answers[-1][2]) == images
+
+
 def test_what_is_wrong_is_said_at_the_button_and_not_in_a_pop_up(page):
     answers = []
     with pytest.raises(Exception, match="seed must be a number") as raised:

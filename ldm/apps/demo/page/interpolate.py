@@ -50,8 +50,8 @@ def interpolate_tab(session: Session) -> None:
 
 def animated(answers: Iterator[tuple]) -> Iterator[tuple]:
     """The animation in place of the previews, once there are images."""
-    for text, shown, images in answers:
-        yield text, animation(images) if images else shown, images
+    for text, shown, images, stop in answers:
+        yield text, animation(images) if images else shown, images, stop
 
 
 def animation(images: list[Image.Image]) -> str:
