@@ -12,8 +12,13 @@ let turn = Promise.resolve(); // one job at a time: a stopped one ends before th
 const pause = () => new Promise((resolve) => setTimeout(resolve)); // lets a newer message in
 
 async function load({ settings, wish }) {
-  const tell = (kind) => (share) => postMessage({ kind, share });
-  model = await Model.load(settings, wish, { loading: tell("loading"), preparing: tell("preparing") });
+  let over = false; // files that are still on their way after an error are no news
+  const tell = (kind) => (share) => over || postMessage({ kind, share });
+  try {
+    model = await Model.load(settings, wish, { loading: tell("loading"), preparing: tell("preparing") });
+  } finally {
+    over = true;
+  }
   const { provider, threads } = model.engine;
   postMessage({ kind: "ready", provider, threads });
 }
