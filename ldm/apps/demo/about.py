@@ -9,7 +9,7 @@ from ldm.apps.demo.prompt_words import Words, glyph_caption_words, hints
 EXAMPLES = 6
 KINDS = {1: "grey", 3: "colour", 4: "colour and transparent"}
 KNOWN = {
-    "glyphs": "invented Chinese characters, from a layout, a radical, a meaning or a number of strokes",
+    "glyphs": "invented Chinese characters, from a layout, {parts}, a meaning or a number of strokes",
     "digits": "coloured digits, from their number, colour, thickness, slant and background",
 }
 
@@ -49,9 +49,7 @@ class About:
 
     @property
     def has_positions(self) -> bool:
-        """Whether captions of glyphs said where a component stands."""
-        share = section(self.config, "data", "glyphs", "captions").get("places")
-        return isinstance(share, int | float) and share > 0
+        return has_positions(self.config)
 
     @cached_property
     def words(self) -> Words:
@@ -87,11 +85,18 @@ def sentence(config: dict, shape: tuple[int, int, int], examples: list[str]) -> 
     size = f"{width} x {height} pixels"
     source = section(config, "data").get("source")
     if isinstance(source, str) and source in KNOWN:
-        return f"Generates {KNOWN[source]} ({size})."
+        parts = "components and their positions" if has_positions(config) else "a radical"
+        return f"Generates {KNOWN[source].format(parts=parts)} ({size})."
     images = f"Generates {KINDS.get(channels, 'colour')} images of {size}"
     if not examples:
         return f"{images}, like those it was trained on."
     return f"{images} from prompts such as {' or '.join(f'“{prompt}”' for prompt in examples[:2])}."
+
+
+def has_positions(config: dict) -> bool:
+    """Whether captions of glyphs said where a component stands."""
+    share = section(config, "data", "glyphs", "captions").get("places")
+    return isinstance(share, int | float) and share > 0
 
 
 def facts(model: dict[str, Any]) -> str:

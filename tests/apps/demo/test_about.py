@@ -128,7 +128,10 @@ def test_a_model_is_described_by_what_its_folder_says():
         "Generates colour images of 96 x 64 pixels from prompts such as “a tulip” or “a dog”."
     )
     assert sentence({}, (1, 8, 8), []) == "Generates grey images of 8 x 8 pixels, like those it was trained on."
-    assert "invented Chinese characters" in sentence({"data": {"source": "glyphs"}}, (1, 64, 64), [])
+    glyphs = {"data": {"source": "glyphs"}}
+    assert "invented Chinese characters, from a layout, a radical," in sentence(glyphs, (1, 64, 64), [])
+    glyphs["data"]["glyphs"] = {"captions": {"places": 0.6}}
+    assert "from a layout, components and their positions, a meaning" in sentence(glyphs, (1, 128, 128), [])
     runs = {"clip": {"minutes": 20.4}, "ldm": {"minutes": 40.0}, "vae": "?"}
     assert facts({"training": {"data": "emoji", "runs": runs}, "license": "cc-by-4.0"}) == (
         "Trained on emoji, 60 minutes. Licence: cc-by-4.0."
