@@ -1,6 +1,8 @@
 """Which guidance a glyph model should have: prompts followed and likeness to real glyphs, over scales and intervals.
 
     python benchmarks/guidance.py models/glyphs 3 8 8:0.3-0.9
+    python -m scripts.glyph_classifier.train --output OTHER --recombined 0
+    python benchmarks/guidance.py models/glyphs 8:0.3-0.9 --classifier OTHER
 
 For each setting, a scale and optionally the times at which to guide: the 15 held-out pairs and descriptions of test
 characters from the same seeds; the glyph classifier's accuracies, the fraction that the OCR reads, and the kernel
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm.config.settings import DataOptions
+from ldm.evaluation.glyphs.classifier import GlyphClassifier
 from ldm.evaluation.glyphs.novelty import READABLE
 from ldm.evaluation.glyphs.samples import Plan, Reference, generate_section, glyph_images
 from ldm.evaluation.metrics.distribution_distances import kernel_distance
@@ -44,10 +47,12 @@ def main() -> None:
     parser.add_argument("model", help="an exported folder, a run, or a shipped name")
     parser.add_argument("settings", nargs="+", type=setting, metavar="SCALE[:FIRST-LAST]")
     parser.add_argument("--samples", type=int, default=24, help="as of `ldm evaluate`")
+    parser.add_argument("--classifier", type=Path, help="a folder with another glyph classifier")
     parser.add_argument("--cache-dir", type=Path, default=Path("cache"))
     args = parser.parse_args()
     pipeline = load_pipeline(args.model)
     reference = Reference(pipeline, DataOptions(source="glyphs", cache_dir=args.cache_dir))
+    reference.scorer.classifier = GlyphClassifier(args.classifier)
     real = reference.reader.embed(glyph_images(reference.own["test"])[::3])
     print(f"| {COLUMNS} |\n|{' --- |' * 7}")
     for scale, interval in args.settings:

@@ -59,6 +59,8 @@ def write_shards(folder: Path, images: int, each: int, processes: int) -> str:
     ]
     with multiprocessing.Pool(processes) as pool:
         pool.starmap(write_shard, [shard for shard in shards if not shard[0].exists()], chunksize=1)
+        pool.close()
+        pool.join()  # the end of `with` would end workers by a signal
     return str(folder / "part-*.tar")
 
 

@@ -13,7 +13,16 @@ from ldm.pipelines.component_classes import CLASSES, OWN
 from ldm.utils.assets import shipped_model, shipped_models
 from ldm.utils.errors import UserError
 from ldm.utils.hub_client import pull
-from ldm.utils.untrusted_files import check_code, check_files, check_network, check_schedule, read_json, read_yaml
+from ldm.utils.untrusted_files import (
+    check_code,
+    check_files,
+    check_network,
+    check_schedule,
+    parse_yaml,
+    read_json,
+    read_yaml,
+    section,
+)
 
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 DEFAULTS = ("num_inference_steps", "guidance_scale", "guidance_interval", "guidance_rescale")  # a run's own settings
@@ -60,6 +69,17 @@ class ModelFolder:
                     with file.open("rb") as stream:
                         total.update(hashlib.file_digest(stream, "sha256").digest())
         return total.hexdigest()[:16]
+
+    def training_config(self) -> dict:
+        """The settings that the model was trained with, {} where nothing says so."""
+        return read_yaml(self.paths["unet"].parents[1] / "config.yaml") or recorded_config(self.defaults)
+
+
+def recorded_config(model: dict) -> dict:
+    """The settings of the training that the content of an ldm.json records, {} where it has none."""
+    training = section(model, "training")
+    text = training.get("config") or section(training, "runs", "ldm").get("config")  # the former in older exports
+    return parse_yaml(text, "the recorded config") if isinstance(text, str) else {}
 
 
 def resolve_model(path_or_id: str | Path | None = None, variant: str | None = None) -> ModelFolder:

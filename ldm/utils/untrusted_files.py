@@ -168,13 +168,29 @@ def read_json(path: Path) -> dict:
 
 def read_yaml(path: Path) -> dict:
     """The mapping in the YAML file `path`, {} if there is no such file. Raises: UserError if it is broken."""
+    try:
+        return parse_yaml(read_text(path), path) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {error}") from None
+
+
+def parse_yaml(text: str, source: Path | str) -> dict:
+    """The mapping in a YAML text, {} if it is none. Raises: UserError that names the source, if it is broken."""
     import yaml
 
     try:
-        content = yaml.safe_load(read_text(path)) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {error}") from None
+        content = yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{source} cannot be read as YAML: {error}") from None
     return content if isinstance(content, dict) else {}
+
+
+def section(document: dict, *names: str) -> dict:
+    """A nested section of a document; {} where there is none."""
+    for name in names:
+        inner = document.get(name)
+        document = inner if isinstance(inner, dict) else {}
+    return document
 
 
 def validated(network: Path) -> Path:

@@ -157,6 +157,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=Options.steps)
     parser.add_argument("--minutes", type=float, default=math.inf, help="end after this time, with fewer steps")
     parser.add_argument("--seed", type=int, default=Mixture.seed)
+    parser.add_argument(
+        "--recombined", type=float, default=Mixture.recombined, help="fraction of recombined glyphs; 0 = real ones alone"
+    )
     parser.add_argument("--bf16", action="store_true", help="autocast; faster where the CPU has AMX or AVX512-BF16")
     parser.add_argument("--limit", type=int, default=0, help="train on the first N characters only (0 = all)")
     parser.add_argument("--start", type=Path, help="initial weights, where names and shapes agree")
@@ -170,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     options = Options(
         steps=args.steps,
         seconds=60 * args.minutes,
-        mixture=Mixture(seed=args.seed),
+        mixture=Mixture(seed=args.seed, recombined=args.recombined),
         bf16=args.bf16,
         start=args.start,
         keep=args.keep,
@@ -222,6 +225,7 @@ def command_of(args: argparse.Namespace) -> list[str]:
     flags += ["--limit", str(args.limit)] if args.limit else []
     flags += ["--minutes", f"{args.minutes:g}"] if args.minutes < math.inf else []
     flags += ["--start", str(args.start)] if args.start else []
+    flags += ["--recombined", f"{args.recombined:g}"] if args.recombined != Mixture.recombined else []
     return ["python", "-m", "scripts.glyph_classifier.train", *flags, *(["--bf16"] if args.bf16 else [])]
 
 

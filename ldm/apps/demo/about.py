@@ -5,6 +5,7 @@ from typing import Any
 
 from ldm.apps.demo.prompt_chips import word_chips
 from ldm.apps.demo.prompt_words import Words, glyph_caption_words, hints
+from ldm.utils.untrusted_files import section
 
 EXAMPLES = 6
 KINDS = {1: "grey", 3: "colour", 4: "colour and transparent"}
@@ -63,14 +64,6 @@ class About:
     def hints(self, prompt: str | None) -> list[str]:
         """What a person should know of a prompt: words that no caption has, and what is cut off."""
         return hints(prompt, self.words, glyph_caption_words() if self.of_glyphs else None)
-
-
-def section(document: dict, *names: str) -> dict:
-    """A nested section of a document that anyone may have written; {} where there is none."""
-    for name in names:
-        inner = document.get(name)
-        document = inner if isinstance(inner, dict) else {}
-    return document
 
 
 def sentence(config: dict, shape: tuple[int, int, int], examples: list[str]) -> str:

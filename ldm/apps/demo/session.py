@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.apps.demo import limits
-from ldm.apps.demo.about import About, section
+from ldm.apps.demo.about import About
 from ldm.apps.demo.progress import Progress, Shown
 from ldm.apps.demo.visits import Made, Visits
 from ldm.formats.decoding import ImageError
@@ -27,7 +27,6 @@ from ldm.utils.errors import UserError
 from ldm.utils.image_grid import enlarged
 from ldm.utils.image_sizes import Size, size_of
 from ldm.utils.transparency import on_white
-from ldm.utils.untrusted_files import read_yaml
 
 OWN = "the model's own"  # sampler
 SIDE = 256  # pixels; images are enlarged to about this, every pixel by a whole number
@@ -77,15 +76,7 @@ class Session:
     @cached_property
     def config(self) -> dict:
         """The settings that the model was trained with, {} where its folder has none."""
-        import yaml
-
-        folder = self.pipeline.folder
-        found = read_yaml(folder.paths["unet"].parents[1] / "config.yaml") if folder else {}
-        training = section(self.pipeline.defaults, "training")
-        text = training.get("config") or section(training, "runs", "ldm").get("config")  # the former in older exports
-        if not found and isinstance(text, str):
-            found = yaml.safe_load(text)
-        return found if isinstance(found, dict) else {}
+        return self.pipeline.folder.training_config() if self.pipeline.folder else {}
 
     @cached_property
     def about(self) -> About:

@@ -55,22 +55,30 @@ def _save(pixels: Any, path: Path, prompt: str, settings: dict[str, Any]) -> Non
     save_png(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), path, job)
 
 
-def labels(data: str | None, picture: list[int]) -> dict[str, str]:
-    """Title of the page and the line below it, for a model trained on `data` whose images are [C, H, W]."""
+def labels(data: str | None, picture: list[int], positions: bool = False) -> dict[str, str]:
+    """Title of the page and the line below it.
+
+    Args:
+        data: what the model is trained on.
+        picture: [C, H, W] of an image.
+        positions: whether its captions say where a component stands.
+    """
     size = f"{picture[2]} x {picture[1]} pixels"
     if data == "glyphs":
+        parts = "components and their positions" if positions else "a radical"
         return {
             "title": "Chinese characters that do not exist",
-            "hint": f"Say a layout, a radical, a meaning or a number of strokes. The model draws a character, {size}.",
+            "hint": f"Say a layout, {parts}, a meaning or a number of strokes. The model draws a character, {size}.",
         }
     return {"title": "Images from words", "hint": f"Describe an image, {size}, or begin with an example."}
 
 
-def chips(data: str | None) -> list[dict[str, Any]]:
-    """Groups of phrases that prompts are composed of, see the page's `chips.js`; [] but for glyphs."""
+def chips(data: str | None, positions: bool = False) -> list[dict[str, Any]]:
+    """Groups of phrases that prompts are composed of, see the page's `chips.js`; [] but for glyphs. Arguments: as above."""
     if data != "glyphs":
         return []
     from ldm.data.glyphs import captions
+    from ldm.data.glyphs.names import OPPOSITE
 
     names = captions.RADICALS
     radicals = [
@@ -78,9 +86,11 @@ def chips(data: str | None) -> list[dict[str, Any]]:
         for name in RADICALS
     ]
     layouts = [captions.layout_phrase(name) for name in LAYOUTS]
+    places = [_plain(captions.PLACE_PHRASES[place][0]) for place in OPPOSITE]
     return [
         {"name": "Layout", "join": " ", "phrases": [{"text": "glyph", "label": "any"}, *map(_plain, layouts)]},
         {"name": "Radical", "join": " ", "phrases": radicals},
+        *([{"name": "Position", "join": " ", "phrases": places, "after": 1}] if positions else []),
         {"name": "Strokes", "join": ", ", "phrases": [_plain(f"{count} strokes") for count in STROKES]},
     ]
 

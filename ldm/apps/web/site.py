@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ldm.apps.demo.about import has_positions
 from ldm.apps.web.examples import MAX_EXAMPLES, chips, labels, write_posters
 from ldm.apps.web.runtime import CPU, GPU, licences, present
 from ldm.pipelines.model_folder import FALLBACKS, HUB_ID, ModelFolder
@@ -117,13 +118,14 @@ def describe(folder: ModelFolder, model: TorchFreePipeline) -> dict:
     training = defaults.get("training", {})
     prompts = [prompt for prompt in training.get("prompts", []) if isinstance(prompt, str)]
     picture = [vae["out_channels"], *sides]
+    positions = has_positions(folder.training_config())
     return {
         "name": defaults.get("name") or Path(folder.source).name,
         "model": folder.source if _is_public(folder.source) else None,  # no path of this machine
         "digest": folder.digest(),
-        **labels(training.get("data"), picture),
+        **labels(training.get("data"), picture, positions),
         "prompts": prompts[:MAX_EXAMPLES],
-        "chips": chips(training.get("data")),
+        "chips": chips(training.get("data"), positions),
         "outline": picture[0] == 1,
         "steps": defaults["num_inference_steps"],
         "guidance": defaults["guidance_scale"],

@@ -18,18 +18,23 @@ TITLES = {
     "character_layout": "all phrases: layout",
     "character_radical": "all phrases: radical",
     "character_components_f1": "all phrases: components (F1)",
+    "character_read": "all phrases: read as the character",
+    "named_both": "parts named: layout and parts",
+    "named_components_f1": "parts named: components (F1)",
+    "named_read": "parts named: read as the character",
 }
-STROKES = "character_strokes_error"
+STROKES = {"character_strokes_error": "all phrases: strokes", "named_strokes_error": "parts named: strokes"}
 
 
 def lines(summary: dict[str, Any]) -> list[str]:
     """A line for each number: accuracy with its interval, what real glyphs reach, and chance level."""
     found = []
     for name, title in TITLES.items():
-        if one := summary.get(name):
+        if (one := summary.get(name)) and one["value"] is not None:
             found.append((title, percent(one["value"]) + _references(one)))
-    if strokes := summary.get(STROKES):
-        found.append(("all phrases: strokes", f"{strokes['value']:.1f} off on average{_references(strokes, '{:.1f}')}"))
+    for name, title in STROKES.items():
+        if strokes := summary.get(name):
+            found.append((title, f"{strokes['value']:.1f} off on average{_references(strokes, '{:.1f}')}"))
     if kid := summary.get("kid"):
         measured = ", ".join(f"{value:.3f} ({name})" for name, value in kid.items())
         found.append(("KID", f"{measured}; lower is better, other real glyphs are near 0"))

@@ -4,6 +4,7 @@
     fire under a roof                         roof at the top, fire at the bottom
     gate around an ear                        gate around, ear inside
     glyph with water on the left              water on the left
+    rain above, tree and fire underneath      rain at the top, tree and fire at the bottom
     vertical stacked glyph with the jade radical at the bottom
 
 A name is one of `ldm.data.glyphs.names`, with or without an article; words that are no part of a form are passed over.
@@ -37,7 +38,7 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
     names = _any_of({*RADICALS, *component_names().values()} - {"and"})
     name = rf"(?:(?:a|an|the) )?({names})(?: radical)?"
     between = re.compile(rf"\b{name} (?:is )?({_any_of(_BETWEEN)}) {name}(?![\w-])")
-    after = re.compile(rf"\b{name} (?:is )?({_any_of(_AFTER)})(?![\w-])(?! (?:of|(?:a|an|the) )\b)")
+    after = re.compile(rf"\b(?:{name} and )?{name} (?:is )?({_any_of(_AFTER)})(?![\w-])(?! (?:of|(?:a|an|the) )\b)")
     return between, after
 
 
@@ -51,4 +52,4 @@ def parts_asked_for(prompt: str) -> list[tuple[str, str]]:
     if found := between.search(text):
         one, word, other = found.groups()
         return list(zip((one, other), _BETWEEN[word], strict=True))
-    return [(name, _AFTER[place]) for name, place in after.findall(text)]
+    return [(name, _AFTER[place]) for *names, place in after.findall(text) for name in names if name]

@@ -14,7 +14,8 @@ And of `COMPOSITION`, which `scripts/glyph_prompts.py` chooses by rules that wer
 - `place`: a component in a place that no training caption and no recombined glyph shows (`PLACES_HELD_OUT`), those that
   the glyph classifier knows;
 - `component_seen`: two components and their places, in both orders; a training character has them so in the first one;
-- `component_unseen`: likewise, of two components that no character of the table has beside or above each other.
+- `component_unseen`: likewise, of two components that no character of the table has beside or above each other;
+- `named`: as `character`, of those whose two parts both have names, and the names and places in the radical's stead.
 """
 
 import csv
@@ -24,8 +25,10 @@ from importlib import resources
 
 FILE = "assets/glyph_prompts.tsv"
 SECTIONS = ("layout", "radical", "pair", "style", "character")
-SAMPLED = ("character", "component_seen", "component_unseen")  # of many possible prompts; the other lists are complete
-COMPOSITION = ("later", "place", "component_seen", "component_unseen")
+RECOMBINED = ("later", "place", "component_seen", "component_unseen")  # what real glyphs to compare with are
+COMPOSITION = (*RECOMBINED, "named")
+DESCRIBED = ("character", "named")  # of characters of the test split
+SAMPLED = ("character", "component_seen", "component_unseen", "named")  # of many possible prompts; the others are complete
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from ldm.evaluation.glyphs.adherence import MEASURES, Predictions, ceiling, comp
 from ldm.evaluation.glyphs.composition import facts
 from ldm.evaluation.glyphs.in_words import lines
 from ldm.evaluation.glyphs.novelty import READABLE, Neighbours, Pool, distinctness, nearest_glyphs, novelty, to_size
-from ldm.evaluation.glyphs.prompts import COMPOSITION, SAMPLED, SECTIONS
+from ldm.evaluation.glyphs.prompts import COMPOSITION, DESCRIBED, RECOMBINED, SAMPLED, SECTIONS
 from ldm.evaluation.glyphs.report_page import report_page
 from ldm.evaluation.glyphs.samples import GeneratedSet, Plan, Reference, clip_of, generate_section, glyph_images
 from ldm.evaluation.glyphs.text_probe import text_section
@@ -50,6 +50,7 @@ from ldm.utils.terminal import Parts
 
 COLUMNS = 16
 SHOWN = 96  # images in a grid
+READ = {*SECTIONS, *DESCRIBED}  # by the OCR
 UNSEEN = 512  # real characters whose nearest training glyph is searched for
 NUM_PERMUTATIONS = 20  # the floor is the mean over so many permutations of the prompts
 CORRUPTIONS = {
@@ -183,9 +184,10 @@ def general_sections(
     """What is measured of all images or of none of them."""
     described, general = results.samples["character"], results.only(SECTIONS)
     begin("OCR")
-    read = {name: reference.reader.read(part.images) for name, part in general.samples.items()}
+    read = {name: reference.reader.read(part.images) for name, part in results.samples.items() if name in READ}
+    reading = {name: reading_section(results.samples[name], read[name], reference) for name in DESCRIBED}
     begin("likeness")
-    found: dict[str, Any] = {"fidelity": fidelity_section(described, reference)}
+    found: dict[str, Any] = {"reading": reading, "fidelity": fidelity_section(described, reference)}
     if reference.clip:
         found["clip"] = clip_section(described, reference, reference.clip)
     found["validity"] = validity_section(described, read["character"].confidences, reference)
@@ -225,7 +227,7 @@ def adherence_section(results: ModelResults, name: str, reference: Reference) ->
     ]
     top = (
         reference.recombiner.ceiling(part.specs, reference.scorer)
-        if name in COMPOSITION
+        if name in RECOMBINED
         else ceiling(part.specs, reference.real.specs, reference.real.scores)
     )
     measures: dict[str, Any] = {}
@@ -241,8 +243,8 @@ def adherence_section(results: ModelResults, name: str, reference: Reference) ->
             "ceiling": top.get(measure_),
             "floor": float(np.mean([np.nanmean(permutation[measure_]) for permutation in chance])),
         }
-    prompts = [] if name == "character" else _per_prompt(part, complete_agreement(scores))
-    composed = facts(name, part.specs) if name in ("pair", *COMPOSITION) else {}
+    prompts = [] if name in DESCRIBED else _per_prompt(part, complete_agreement(scores))
+    composed = facts(name, part.specs) if name in ("pair", *RECOMBINED) else {}
     return {"measures": measures, "prompts": prompts, **composed}
 
 
@@ -326,6 +328,20 @@ def validity_section(part: GeneratedSet, confidences: np.ndarray, reference: Ref
     return {"measures": compare_measures(measures["generated"], measures["real"]), "readable": readable}
 
 
+def reading_section(part: GeneratedSet, read: OcrResult, reference: Reference) -> dict:
+    """How often the OCR reads the character that a prompt describes, of those it knows; the ceiling is real ones."""
+    known = np.array([chr(spec.codepoint) in reference.reader.known for spec in part.specs])
+    right = np.array([text == chr(spec.codepoint) for text, spec in zip(read.texts, part.specs, strict=True)], float)
+    asked = {chr(spec.codepoint) for spec, one in zip(part.specs, known, strict=True) if one}
+    test = reference.own["test"]
+    rows = [i for i, (row, *_) in enumerate(test.items) if row.char in asked]
+    if not rows:
+        return {"value": None, "interval": None, "ceiling": None, "floor": None}
+    real = reference.reader.read(glyph_images(test, rows)).texts
+    ceiling_ = np.mean([text == test.items[i][0].char for text, i in zip(real, rows, strict=True)])
+    return {**_interval(right[known], part.prompts[known]), "ceiling": round(float(ceiling_), 4), "floor": None}
+
+
 def novelty_section(results: ModelResults, read: dict[str, OcrResult], reference: Reference, output: Path) -> dict:
     """How near the images come to training glyphs, beside how near unseen characters do; the nearest in a grid.
 
@@ -407,11 +423,14 @@ def summary(metrics: dict) -> dict:
         "character_radical": value("character", "radical"),
         "character_components_f1": value("character", "components_f1"),
         "character_strokes_error": value("character", "strokes_error"),
+        "named_both": value("named", "both"),
+        "named_components_f1": value("named", "components_f1"),
+        "named_strokes_error": value("named", "strokes_error"),
     }
     if "novelty" not in metrics:  # some sections alone
         return {name: found for name, found in quoted.items() if found}
     generated = metrics["novelty"]["generated"]
-    return quoted | {
+    return quoted | {f"{name}_read": found for name, found in metrics["reading"].items()} | {
         "kid": {name: found["generated"]["kid"]["value"] for name, found in metrics["fidelity"].items()},
         "copies": generated["copies"]["share"],
         "new_and_well_formed": generated["new_and_well_formed"]["share"],

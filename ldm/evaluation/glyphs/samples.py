@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import yaml
 
 from ldm.config.settings import DataOptions
 from ldm.data import evenly_spaced_indices
@@ -19,11 +18,12 @@ from ldm.evaluation.feature_extractors import ClipEmbedder, FeatureExtractor, Vi
 from ldm.evaluation.glyphs.adherence import Scorer, prompt_specs
 from ldm.evaluation.glyphs.classifier import GlyphClassifier, unseen
 from ldm.evaluation.glyphs.composition import Recombiner
-from ldm.evaluation.glyphs.prompts import PromptSpec, glyph_prompts
+from ldm.evaluation.glyphs.prompts import DESCRIBED, PromptSpec, glyph_prompts
 from ldm.evaluation.glyphs.style_probe import StyleProbe
 from ldm.evaluation.ocr import GlyphReader
 from ldm.pipelines.generation import SamplingOptions, generate_pixels
-from ldm.utils.untrusted_files import read_yaml
+from ldm.pipelines.model_folder import recorded_config
+from ldm.utils.untrusted_files import section
 
 SET = 1_000_000  # image i of set s is generated from seed + s * SET + i
 STYLES = ("hei", "song")
@@ -46,12 +46,12 @@ class Plan:
         """Images of each prompt in each set, by section."""
         layout = -(-self.samples // self.sets)
         half, third, quarter, eighth = (-(-layout // part) for part in (2, 3, 4, 8))
-        counts = {"layout": layout, "radical": third, "pair": half, "style": half, "character": 1}
+        counts = {"layout": layout, "radical": third, "pair": half, "style": half, "character": 1, "named": 1}
         return counts | {"later": third, "place": quarter, "component_seen": eighth, "component_unseen": eighth}
 
     def prompts(self, section: str) -> list[PromptSpec]:
         """The prompts of a section, or the first of them where few images are wanted."""
-        few = {"character": self.characters, "place": self.samples}
+        few = {"character": self.characters, "named": 3 * self.samples, "place": self.samples}
         few |= dict.fromkeys(("component_seen", "component_unseen"), max(2, self.samples // 2))
         return glyph_prompts((section,))[: few.get(section)]
 
@@ -92,7 +92,7 @@ def generate_section(pipeline, name: str, plan: Plan) -> GeneratedSet:
     specs = [spec for _ in range(plan.sets) for spec in prompts for _ in range(count)]
     sets = np.repeat(np.arange(plan.sets), len(prompts) * count)
     seeds = [plan.seed + s * SET + i for s in range(plan.sets) for _ in prompts for i in range(count)]
-    if name == "character":  # each of its images has a prompt of its own, and so a noise of its own
+    if name in DESCRIBED:  # each of its images has a prompt of its own, and so a noise of its own
         seeds = [plan.seed + s * SET + i for s in range(plan.sets) for i in range(len(prompts) * count)]
     images = generate_pixels(pipeline, [spec.prompt for spec in specs], seeds, plan.sampling)
     log.info("%s: %d images of %d prompts", name, len(images), len(prompts))
@@ -166,11 +166,8 @@ def clip_of(pipeline, path: Path | None) -> ClipEmbedder | None:
 
 def styles_of(pipeline) -> list[str]:
     """The styles in the model's training data, as far as its folder says; both if it does not."""
-    training = pipeline.defaults.get("training")
-    config = yaml.safe_load(training.get("config") or "{}") if isinstance(training, dict) else {}
-    if pipeline.folder is not None and (own := read_yaml(pipeline.folder.paths["unet"].parents[1] / "config.yaml")):
-        config = own
-    styles = config.get("data", {}).get("glyphs", {}).get("styles") if isinstance(config, dict) else None
+    config = pipeline.folder.training_config() if pipeline.folder else recorded_config(pipeline.defaults)
+    styles = section(config, "data", "glyphs").get("styles")
     return [style for style in STYLES if style in (styles or STYLES)] or list(STYLES)
 
 

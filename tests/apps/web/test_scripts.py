@@ -156,6 +156,17 @@ console.log(JSON.stringify([answer, told.chips.map((group) => chosen(prompt, gro
         "single glyph, 8 strokes",
     ]
     assert left == ["single glyph", "", "8 strokes"]
+    presses = [(2, "above"), (1, fire), (3, "8 strokes"), (2, "below"), (1, fire), (2, "below"), (2, "below")]
+    prompts, _ = node(code, {"start": "", "presses": presses, "chips": chips("glyphs", positions=True)})
+    assert prompts == [
+        f"glyph {water} above",
+        f"glyph {fire} above",
+        f"glyph {fire} above, 8 strokes",
+        f"glyph {fire} below, 8 strokes",
+        "glyph, 8 strokes",
+        f"glyph {water} below, 8 strokes",
+        f"glyph {water}, 8 strokes",
+    ]
 
 
 def rgba(grey: np.ndarray) -> list[int]:

@@ -109,6 +109,13 @@ def test_chips_are_phrases_of_the_captions_with_their_signs():
     assert site.chips("emoji") == site.chips(None) == []
 
 
+def test_positions_are_offered_where_the_captions_have_them():
+    *_, places, _ = site.chips("glyphs", positions=True)
+    assert [each["text"] for each in places["phrases"]] == ["on the left", "on the right", "above", "below"]
+    assert "positions" in site.labels("glyphs", [1, 128, 128], True)["hint"]
+    assert "position" not in site.labels("glyphs", [1, 64, 64])["hint"]
+
+
 def test_no_path_of_this_machine_gets_into_the_page(tmp_path, fake):
     folder = shutil.copytree(resolve_model("digits").paths["unet"].parent, tmp_path / "secret")
     web(folder, "-o", tmp_path / "site", "--runtime", fake)

@@ -6,6 +6,7 @@ import pytest
 
 from ldm.data.glyphs.dataset import load_table, split_characters, split_of
 from ldm.data.glyphs.heldout import HELD_OUT, LATER, PLACES_HELD_OUT
+from ldm.data.glyphs.names import named_parts
 from ldm.evaluation.glyphs.prompts import COMPOSITION, SECTIONS, glyph_prompts
 
 
@@ -55,6 +56,18 @@ def test_composition_asks_for_what_training_does_not_show():
     pairs = [one for one in asked if one.section.startswith("component")]
     for one, other in zip(pairs[::2], pairs[1::2], strict=True):  # both orders
         assert [name for name, _ in one.named] == [name for name, _ in reversed(other.named)]
+
+
+def test_characters_of_two_named_parts_are_described_by_both():
+    rows = {row.codepoint: row for row in load_table()}
+    asked = glyph_prompts(("named",))
+    for one in asked:
+        row = rows[one.codepoint]
+        parts = named_parts(row.char, row)
+        assert split_of(row) == "test" and len(parts) == 2 and (one.layout, one.strokes) == (row.structure, row.strokes)
+        assert one.named == [(name, place) for names, place in parts for name in names.split(" and ")]
+    said = {chr(one.codepoint): one.prompt for one in asked}
+    assert said["\u7eb1"] == "horizontal stacked glyph, silk on the left, few on the right, meaning gauze, 7 strokes"
 
 
 def test_what_a_prompt_says_is_what_it_is_scored_for():

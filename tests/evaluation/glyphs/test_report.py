@@ -14,7 +14,7 @@ from ldm.cli.evaluate import add_parser, run
 from ldm.config.settings import DataOptions, GlyphOptions
 from ldm.evaluation.comparison import SCORES
 from ldm.evaluation.glyphs import report
-from ldm.evaluation.glyphs.prompts import COMPOSITION, SECTIONS, PromptSpec, glyph_prompts
+from ldm.evaluation.glyphs.prompts import COMPOSITION, RECOMBINED, SECTIONS, PromptSpec, glyph_prompts
 from ldm.evaluation.glyphs.samples import SET, GeneratedSet, Plan, Reference, generate_section, glyph_images, styles_of
 from ldm.pipelines.generation import SamplingOptions, generate_pixels
 from ldm.utils.errors import UserError
@@ -62,6 +62,17 @@ def test_real_glyphs_agree_with_their_layout_and_not_with_others(reference):
     assert np.mean(measured["sets"]["each"]) == pytest.approx(measured["value"], abs=1e-4)
 
 
+def test_real_glyphs_are_read_as_the_character_that_is_asked_for_and_not_as_another(reference):
+    test = reference.own["test"]
+    asked = [PromptSpec("named", row.char, codepoint=row.codepoint) for row, *_ in test.items]
+    images = glyph_images(test)
+    read, sets = reference.reader.read(images), np.arange(len(asked)) % 3
+    own = report.reading_section(GeneratedSet(asked, sets, images), read, reference)
+    assert own["value"] == own["ceiling"] > 0.5
+    other = report.reading_section(GeneratedSet(asked[2:] + asked[:2], sets, images), read, reference)
+    assert other["value"] == 0 and other["ceiling"] == own["ceiling"]
+
+
 def test_an_interval_of_nothing_but_ones_is_not_empty():
     assert report._interval(np.ones(30), None)["interval"][0] == pytest.approx(0.886, abs=1e-3)  # Wilson, 30 of 30
     assert report._interval(np.zeros(30), np.arange(30) // 3)["interval"][1] == pytest.approx(0.278, abs=1e-3)
@@ -105,7 +116,7 @@ def test_each_picture_has_its_prompt_and_its_seed():
 
 def test_a_quick_report_of_composition_has_about_a_hundred_images():
     plan = Plan(samples=9)
-    assert sum(3 * plan.per_prompt[name] * len(plan.prompts(name)) for name in COMPOSITION) <= 100
+    assert sum(3 * plan.per_prompt[name] * len(plan.prompts(name)) for name in RECOMBINED) <= 100
     assert all(len(plan.prompts(name)) >= 4 for name in COMPOSITION)
 
 
@@ -197,9 +208,10 @@ def test_the_whole_report_of_a_tiny_random_model(reports):
     assert {"layout", "components", "both"} <= saved["adherence"]["place"]["measures"].keys()
     assert saved["adherence"]["place"]["not_scored"] and saved["adherence"]["pair"]["real_characters"]
     assert saved["fidelity"].keys() == saved["judges"].keys() == {"glyph encoder", "OCR"}
+    assert saved["reading"].keys() == {"character", "named"} and "named_both" in saved["summary"]
     assert saved["summary"]["layout"]["value"] == saved["adherence"]["layout"]["measures"]["layout"]["value"]
     text = (folder / "first" / "index.html").read_text(encoding="utf-8")
-    assert text.count("data:image/png;base64,") == 11 and "src='data:" in text and "http" not in text
+    assert text.count("data:image/png;base64,") == 12 and "src='data:" in text and "http" not in text
     assert text.count("<h3>") == 5 and text.index("<h3>") < text.index("data:image/png") < text.index("<h2>")
     assert not {"ceiling", "floor"} & {*text.lower().split()}
     with Image.open(folder / "first" / "layout.png") as page:
