@@ -158,7 +158,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=math.inf, help="end after this time, with fewer steps")
     parser.add_argument("--seed", type=int, default=Mixture.seed)
     parser.add_argument(
-        "--recombined", type=float, default=Mixture.recombined, help="fraction of recombined glyphs; 0 = real ones alone"
+        "--recombined", type=float, default=Mixture.recombined, help="fraction of recombined glyphs (0 = real ones)"
     )
     parser.add_argument("--bf16", action="store_true", help="autocast; faster where the CPU has AMX or AVX512-BF16")
     parser.add_argument("--limit", type=int, default=0, help="train on the first N characters only (0 = all)")

@@ -74,7 +74,7 @@ def labels(data: str | None, picture: list[int], positions: bool = False) -> dic
 
 
 def chips(data: str | None, positions: bool = False) -> list[dict[str, Any]]:
-    """Groups of phrases that prompts are composed of, see the page's `chips.js`; [] but for glyphs. Arguments: as above."""
+    """Groups of phrases that prompts are composed of, see the page's `chips.js`; [] but for glyphs."""
     if data != "glyphs":
         return []
     from ldm.data.glyphs import captions

@@ -28,7 +28,7 @@ SECTIONS = ("layout", "radical", "pair", "style", "character")
 RECOMBINED = ("later", "place", "component_seen", "component_unseen")  # what real glyphs to compare with are
 COMPOSITION = (*RECOMBINED, "named")
 DESCRIBED = ("character", "named")  # of characters of the test split
-SAMPLED = ("character", "component_seen", "component_unseen", "named")  # of many possible prompts; the others are complete
+SAMPLED = ("character", "component_seen", "component_unseen", "named")  # of many; the other lists are complete
 
 
 @dataclass(frozen=True, slots=True)

@@ -430,12 +430,16 @@ def summary(metrics: dict) -> dict:
     if "novelty" not in metrics:  # some sections alone
         return {name: found for name, found in quoted.items() if found}
     generated = metrics["novelty"]["generated"]
-    return quoted | {f"{name}_read": found for name, found in metrics["reading"].items()} | {
-        "kid": {name: found["generated"]["kid"]["value"] for name, found in metrics["fidelity"].items()},
-        "copies": generated["copies"]["share"],
-        "new_and_well_formed": generated["new_and_well_formed"]["share"],
-        "vae_read_the_same": metrics["vae"].get("ocr", {}).get("same_after"),
-    }
+    return (
+        quoted
+        | {f"{name}_read": found for name, found in metrics["reading"].items()}
+        | {
+            "kid": {name: found["generated"]["kid"]["value"] for name, found in metrics["fidelity"].items()},
+            "copies": generated["copies"]["share"],
+            "new_and_well_formed": generated["new_and_well_formed"]["share"],
+            "vae_read_the_same": metrics["vae"].get("ocr", {}).get("same_after"),
+        }
+    )
 
 
 def save_section(part: GeneratedSet, agreement: np.ndarray, path: Path) -> None:
