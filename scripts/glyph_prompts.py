@@ -116,23 +116,23 @@ def placed(section: str, parts: list[tuple[str, str]]) -> PromptSpec:
 
 
 def described(row: Glyph) -> PromptSpec:
-    """Layout, radical, the first of its meanings and strokes of a character."""
-    prompt = ", ".join([f"{layout_phrase(row.structure)} {radical_phrase(row.radical)}", *meaning_and_strokes(row)])
+    """All that a caption can say of a character but its parts and style, with the first of its meanings."""
+    sense = [f"meaning {row.senses[0]}"] if row.senses else []
+    prompt = ", ".join([f"{layout_phrase(row.structure)} {radical_phrase(row.radical)}", *sense, strokes_phrase(row)])
     return PromptSpec("character", prompt, row.structure, row.radical, strokes=row.strokes, codepoint=row.codepoint)
 
 
 def in_parts(row: Glyph) -> PromptSpec:
-    """Layout, both parts with their places, the first of its meanings and strokes of a character."""
+    """Layout, both parts with their places and strokes of a character: no meaning, or some would be cut."""
     parts = named_parts(row.char, row)
     said = [f"{name} {PLACE_PHRASES[place][0]}" for name, place in parts]
     text = ", ".join(f"{one} {place}" for name, place in parts for one in name.split(" and "))
-    prompt = ", ".join([layout_phrase(row.structure), *said, *meaning_and_strokes(row)])
+    prompt = ", ".join([layout_phrase(row.structure), *said, strokes_phrase(row)])
     return PromptSpec("named", prompt, row.structure, strokes=row.strokes, codepoint=row.codepoint, parts=text)
 
 
-def meaning_and_strokes(row: Glyph) -> list[str]:
-    sense = [f"meaning {row.senses[0]}"] if row.senses else []
-    return [*sense, f"{row.strokes} stroke{'s' if row.strokes != 1 else ''}"]
+def strokes_phrase(row: Glyph) -> str:
+    return f"{row.strokes} stroke{'s' if row.strokes != 1 else ''}"
 
 
 def as_text(asked: list[PromptSpec]) -> str:

@@ -67,7 +67,7 @@ def test_characters_of_two_named_parts_are_described_by_both():
         assert split_of(row) == "test" and len(parts) == 2 and (one.layout, one.strokes) == (row.structure, row.strokes)
         assert one.named == [(name, place) for names, place in parts for name in names.split(" and ")]
     said = {chr(one.codepoint): one.prompt for one in asked}
-    assert said["\u7eb1"] == "horizontal stacked glyph, silk on the left, few on the right, meaning gauze, 7 strokes"
+    assert said["\u7eb1"] == "horizontal stacked glyph, silk on the left, few on the right, 7 strokes"
 
 
 def test_what_a_prompt_says_is_what_it_is_scored_for():
