@@ -41,7 +41,7 @@ HUB = "hf://"
 KINDS = (".tar", ".parquet")
 INDEX_VERSION = 2  # raise it when the index of the same file would be another
 GROUP_BYTES = 2**28  # of row groups that a process keeps
-OPEN_SHARDS = 64
+READ_AT_ONCE = 8
 RECENT, AGAIN = 64, 20  # row groups dropped last, and how many of them are read anew before a warning
 TEXT, JSON = 1, 2  # kinds of captions beside an image
 CAPTION_KINDS = {".txt": TEXT, ".caption": TEXT, ".json": JSON}  # the first that an image has counts
@@ -128,8 +128,10 @@ class Shards:
         digest: hex digest of what the shards hold, by names, sizes and places, but not by the bytes of each image.
     """
 
-    def __init__(self, pattern: str, options: FileOptions, cache_dir: Path):
+    def __init__(self, pattern: str, options: FileOptions, cache_dir: Path, at_once: int = READ_AT_ONCE):
+        """`at_once`: from how many shards samples are read by turns; three times as many stay open."""
         self.paths, self.options, self.cache_dir = find_shards(pattern, options.revision), options, cache_dir
+        self._most_open = 3 * at_once
         paths: Any = posixpath if pattern.startswith(HUB) else os.path
         folder = paths.commonpath([paths.dirname(path) for path in self.paths])
         self.names = [paths.relpath(path, folder).replace(os.sep, "/") for path in self.paths]
@@ -155,7 +157,7 @@ class Shards:
 
     def _forget(self) -> None:
         self._owner, self._groups = os.getpid(), RowGroups(GROUP_BYTES)
-        self._opened = functools.lru_cache(OPEN_SHARDS)(self._open)
+        self._opened = functools.lru_cache(self._most_open)(self._open)
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name not in ("_opened", "_groups")}

@@ -37,11 +37,13 @@ KNOWN = {
     "character_radical": Phrase(f"{{}} of glyphs have the radical, {UNSEEN}", real=GLYPHS),
     "character_components_f1": Phrase(f"{{}} is the F1 score of the components found, {UNSEEN}", real=GLYPHS),
     "character_strokes_error": Phrase("The strokes are {} off on average", False, "{:.2f}", real=GLYPHS),
-    "character_read": Phrase(f"{{}} of glyphs are read as the character by an OCR, {UNSEEN}", real=GLYPHS),
+    "character_readable": Phrase(f"{{}} of glyphs are read as some character by an OCR, {UNSEEN}", real=GLYPHS),
+    "character_read": Phrase(f"{{}} of glyphs are read as the very character by an OCR, {UNSEEN}", real=GLYPHS),
     "named_both": Phrase(f"{{}} of glyphs have layout and both parts, {NAMED}", real=GLYPHS),
     "named_components_f1": Phrase(f"{{}} is the F1 score of the components found, {NAMED}", real=GLYPHS),
     "named_strokes_error": Phrase(f"The strokes are {{}} off on average, {NAMED}", False, "{:.2f}", real=GLYPHS),
-    "named_read": Phrase(f"{{}} of glyphs are read as the character by an OCR, {NAMED}", real=GLYPHS),
+    "named_readable": Phrase(f"{{}} of glyphs are read as some character by an OCR, {NAMED}", real=GLYPHS),
+    "named_read": Phrase(f"{{}} of glyphs are read as the very character by an OCR, {NAMED}", real=GLYPHS),
     "kid_glyph encoder": Phrase(
         "The kernel distance (KID) to real glyphs is {} by the glyph classifier", False, "{:.2f}", beside=OTHERS
     ),

@@ -260,7 +260,7 @@ def streamed_splits(options: DataOptions) -> dict[str, StreamedData]:
     Raises: UserError: for shards that cannot be read, and for settings that need the list of all images.
     """
     _check(options.files)
-    shards = Shards(options.source, options.files, options.cache_dir)
+    shards = Shards(options.source, options.files, options.cache_dir, options.shards.lanes)
     words = [next(filter(None, map(split_word, PurePosixPath(name).parts)), None) for name in shards.names]
     of_shards, fraction = agreed_splits(words), options.files.validation_fraction
     chosen: dict[str, list[int]] = {}

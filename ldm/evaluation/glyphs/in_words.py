@@ -18,9 +18,11 @@ TITLES = {
     "character_layout": "all phrases: layout",
     "character_radical": "all phrases: radical",
     "character_components_f1": "all phrases: components (F1)",
+    "character_readable": "all phrases: read as any character",
     "character_read": "all phrases: read as the character",
     "named_both": "parts named: layout and parts",
     "named_components_f1": "parts named: components (F1)",
+    "named_readable": "parts named: read as any character",
     "named_read": "parts named: read as the character",
 }
 STROKES = {"character_strokes_error": "all phrases: strokes", "named_strokes_error": "parts named: strokes"}
@@ -30,7 +32,7 @@ def lines(summary: dict[str, Any]) -> list[str]:
     """A line for each number: accuracy with its interval, what real glyphs reach, and chance level."""
     found = []
     for name, title in TITLES.items():
-        if (one := summary.get(name)) and one["value"] is not None:
+        if one := summary.get(name):
             found.append((title, percent(one["value"]) + _references(one)))
     for name, title in STROKES.items():
         if strokes := summary.get(name):

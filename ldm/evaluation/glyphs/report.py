@@ -26,7 +26,7 @@ from ldm.evaluation.glyphs.adherence import MEASURES, Predictions, ceiling, comp
 from ldm.evaluation.glyphs.composition import facts
 from ldm.evaluation.glyphs.in_words import lines
 from ldm.evaluation.glyphs.novelty import READABLE, Neighbours, Pool, distinctness, nearest_glyphs, novelty, to_size
-from ldm.evaluation.glyphs.prompts import COMPOSITION, DESCRIBED, RECOMBINED, SAMPLED, SECTIONS
+from ldm.evaluation.glyphs.prompts import COMPOSITION, DESCRIBED, RECOMBINED, SAMPLED, SECTIONS, PromptSpec
 from ldm.evaluation.glyphs.report_page import report_page
 from ldm.evaluation.glyphs.samples import GeneratedSet, Plan, Reference, clip_of, generate_section, glyph_images
 from ldm.evaluation.glyphs.text_probe import text_section
@@ -225,11 +225,7 @@ def adherence_section(results: ModelResults, name: str, reference: Reference) ->
     chance = [
         reference.scorer.scores(results.predictions[name], permuted(part.specs, rng)) for _ in range(NUM_PERMUTATIONS)
     ]
-    top = (
-        reference.recombiner.ceiling(part.specs, reference.scorer)
-        if name in RECOMBINED
-        else ceiling(part.specs, reference.real.specs, reference.real.scores)
-    )
+    top = ceiling_of(name, part.specs, reference)
     measures: dict[str, Any] = {}
     for measure_, values in scores.items():
         known = np.isfinite(values)
@@ -246,6 +242,17 @@ def adherence_section(results: ModelResults, name: str, reference: Reference) ->
     prompts = [] if name in DESCRIBED else _per_prompt(part, complete_agreement(scores))
     composed = facts(name, part.specs) if name in ("pair", *RECOMBINED) else {}
     return {"measures": measures, "prompts": prompts, **composed}
+
+
+def ceiling_of(name: str, specs: Sequence[PromptSpec], reference: Reference) -> dict[str, float]:
+    """Mean scores of glyphs that have what the prompts of a section ask for."""
+    if name in RECOMBINED:
+        return reference.recombiner.ceiling(specs, reference.scorer)
+    if name != "named":
+        return ceiling(specs, reference.real.specs, reference.real.scores)
+    asked, images = reference.described(specs)
+    scores = reference.scorer.scores(reference.scorer(images), asked) if asked else {}
+    return {measure_: float(np.nanmean(values)) for measure_, values in scores.items() if np.isfinite(values).any()}
 
 
 def _interval(values: np.ndarray, clusters: np.ndarray | None) -> dict:
@@ -324,22 +331,29 @@ def validity_section(part: GeneratedSet, confidences: np.ndarray, reference: Ref
         "generated": measure_glyphs(part.images) | {"confidence": confidences},
         "real": measure_glyphs(real) | {"confidence": reference.reader.read(real).confidences},
     }
-    readable = {name: proportion(each["confidence"] >= READABLE) for name, each in measures.items()}
-    return {"measures": compare_measures(measures["generated"], measures["real"]), "readable": readable}
+    return {"measures": compare_measures(measures["generated"], measures["real"])}
 
 
 def reading_section(part: GeneratedSet, read: OcrResult, reference: Reference) -> dict:
-    """How often the OCR reads the character that a prompt describes, of those it knows; the ceiling is real ones."""
-    known = np.array([chr(spec.codepoint) in reference.reader.known for spec in part.specs])
-    right = np.array([text == chr(spec.codepoint) for text, spec in zip(read.texts, part.specs, strict=True)], float)
-    asked = {chr(spec.codepoint) for spec, one in zip(part.specs, known, strict=True) if one}
-    test = reference.own["test"]
-    rows = [i for i, (row, *_) in enumerate(test.items) if row.char in asked]
-    if not rows:
-        return {"value": None, "interval": None, "ceiling": None, "floor": None}
-    real = reference.reader.read(glyph_images(test, rows)).texts
-    ceiling_ = np.mean([text == test.items[i][0].char for text, i in zip(real, rows, strict=True)])
-    return {**_interval(right[known], part.prompts[known]), "ceiling": round(float(ceiling_), 4), "floor": None}
+    """How often the OCR is sure of what it reads, and how often it reads the character that the prompt describes."""
+    specs, images = reference.described(part.specs)
+    real = reference.reader.read(images) if specs else None
+    found = {}
+    for name, values, of_real in (
+        ("readable", read.confidences >= READABLE, real and real.confidences >= READABLE),
+        ("as_described", _as_described(read, part.specs, reference), real and _as_described(real, specs, reference)),
+    ):
+        known = np.isfinite(values)
+        top = None if of_real is None else round(float(np.nanmean(of_real)), 4)
+        found[name] = {**_interval(values[known].astype(float), part.prompts[known]), "ceiling": top, "floor": None}
+    return found
+
+
+def _as_described(read: OcrResult, specs: Sequence[PromptSpec], reference: Reference) -> np.ndarray:
+    """1 where the character that a prompt describes is read, 0 where another, nan where the OCR does not know it."""
+    asked = [chr(spec.codepoint) for spec in specs]
+    known = reference.reader.known
+    return np.array([float(t == c) if c in known else np.nan for t, c in zip(read.texts, asked, strict=True)])
 
 
 def novelty_section(results: ModelResults, read: dict[str, OcrResult], reference: Reference, output: Path) -> dict:
@@ -429,17 +443,15 @@ def summary(metrics: dict) -> dict:
     }
     if "novelty" not in metrics:  # some sections alone
         return {name: found for name, found in quoted.items() if found}
+    for section, found in metrics["reading"].items():
+        quoted |= {f"{section}_readable": found["readable"], f"{section}_read": found["as_described"]}
     generated = metrics["novelty"]["generated"]
-    return (
-        quoted
-        | {f"{name}_read": found for name, found in metrics["reading"].items()}
-        | {
-            "kid": {name: found["generated"]["kid"]["value"] for name, found in metrics["fidelity"].items()},
-            "copies": generated["copies"]["share"],
-            "new_and_well_formed": generated["new_and_well_formed"]["share"],
-            "vae_read_the_same": metrics["vae"].get("ocr", {}).get("same_after"),
-        }
-    )
+    return quoted | {
+        "kid": {name: found["generated"]["kid"]["value"] for name, found in metrics["fidelity"].items()},
+        "copies": generated["copies"]["share"],
+        "new_and_well_formed": generated["new_and_well_formed"]["share"],
+        "vae_read_the_same": metrics["vae"].get("ocr", {}).get("same_after"),
+    }
 
 
 def save_section(part: GeneratedSet, agreement: np.ndarray, path: Path) -> None:

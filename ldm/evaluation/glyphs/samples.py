@@ -140,6 +140,14 @@ class Reference:
             images.append(glyph_images(data, chosen))
         return RealScores(specs, self.scorer.scores(self.scorer(np.concatenate(images)), specs))
 
+    def described(self, specs: Iterable[PromptSpec]) -> tuple[list[PromptSpec], np.ndarray]:
+        """The real glyphs of the characters that prompts describe, of the model's own styles, each with its prompt."""
+        asked = {spec.codepoint: spec for spec in specs}
+        test = self.own["test"]
+        chosen = [i for i, (row, *_) in enumerate(test.items) if row.codepoint in asked]
+        found = [asked[test.items[i][0].codepoint] for i in chosen]
+        return found, glyph_images(test, chosen) if chosen else np.empty((0, 1, 1), np.uint8)
+
     @cached_property
     def recombiner(self) -> Recombiner:
         """Of the model's own styles."""
