@@ -1,9 +1,11 @@
-"""Draw a contact sheet of a glyph model: what most people type, components with positions, or the held-out pairs.
+"""Draw a contact sheet of a glyph model: common prompts, components with positions, held-out pairs, or characters.
 
     python -m scripts.contact_sheet models/glyphs sheet.png
     python -m scripts.contact_sheet models/glyphs pairs.png --of pairs
+    python -m scripts.contact_sheet models/glyphs characters.png --of characters
 
-One row of images per prompt, from seeds 0, 1, 2, ... with the model's own settings; nothing is selected.
+One row of images per prompt, from seeds 0, 1, 2, ... with the model's own settings; nothing is selected. `characters`
+are real ones that no model was trained on, described by their components; each row begins with the real one.
 """
 
 import argparse
@@ -12,7 +14,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ldm.evaluation.glyphs.prompts import glyph_prompts
+from ldm.config.settings import DataOptions
+from ldm.data.glyphs.dataset import splits
+from ldm.evaluation.glyphs.prompts import PromptSpec, glyph_prompts
 from ldm.pipelines.loading import load_pipeline
 from ldm.utils.image_grid import image_grid, save_png
 
@@ -44,8 +48,9 @@ SHEETS = {
     "common": lambda: COMMON,
     "places": lambda: PLACES,
     "pairs": lambda: [one.prompt for one in glyph_prompts(("pair",))],
+    "characters": lambda: [one.prompt for one in described()],
 }
-COLUMNS = 12
+COLUMNS, CHARACTERS = 12, 16
 FONT = ImageFont.load_default(12)
 LINE = sum(FONT.getmetrics()) + 4  # of a label: letters reach below the line
 
@@ -53,10 +58,24 @@ LINE = sum(FONT.getmetrics()) + 4  # of a label: letters reach below the line
 def contact_sheet(model: str, of: str, columns: int = COLUMNS) -> Image.Image:
     """The sheet as an image; `of`: a name in SHEETS."""
     pipeline, rows = load_pipeline(model), []
+    first = real_glyphs(pipeline.image_shape[1]) if of == "characters" else {}
     for prompt in SHEETS[of]():
-        images = pipeline(prompt or None, num_images_per_prompt=columns, seed=0).images
-        rows.append((prompt or "(no prompt)", image_grid(images, columns)))
+        real = [first[prompt]] if first else []
+        images = pipeline(prompt or None, num_images_per_prompt=columns - len(real), seed=0).images
+        rows.append((prompt or "(no prompt)", image_grid([*real, *images], columns)))
     return labelled(rows).convert(images[0].mode)
+
+
+def described() -> list[PromptSpec]:
+    """The first characters of the list that are described by their components."""
+    return glyph_prompts(("named",))[:CHARACTERS]
+
+
+def real_glyphs(resolution: int) -> dict[str, Image.Image]:
+    """Prompt -> the character that it describes, in sans style."""
+    test = splits(DataOptions(source="glyphs", resolution=resolution, glyphs={"styles": ["hei"]}))["test"]
+    numbers = {row.codepoint: i for i, (row, *_) in enumerate(test.items)}
+    return {one.prompt: Image.fromarray(test.image(numbers[one.codepoint])[..., 0]) for one in described()}
 
 
 def labelled(rows: list[tuple[str, Image.Image]]) -> Image.Image:

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import astuple, fields
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def compose() -> list[PromptSpec]:
         *(described(row) for row in splits["test"] if row.structure != UNNAMED),
         *pairs("later", LATER),
         *composed(GlyphClassifier().components),
-        *(in_parts(row) for row in splits["test"] if len(named_parts(row.char, row)) == 2),
+        *in_parts(splits["test"]),
     ]
 
 
@@ -122,13 +123,18 @@ def described(row: Glyph) -> PromptSpec:
     return PromptSpec("character", prompt, row.structure, row.radical, strokes=row.strokes, codepoint=row.codepoint)
 
 
-def in_parts(row: Glyph) -> PromptSpec:
-    """Layout, both parts with their places and strokes of a character: no meaning, or some would be cut."""
-    parts = named_parts(row.char, row)
-    said = [f"{name} {PLACE_PHRASES[place][0]}" for name, place in parts]
-    text = ", ".join(f"{one} {place}" for name, place in parts for one in name.split(" and "))
-    prompt = ", ".join([layout_phrase(row.structure), *said, strokes_phrase(row)])
-    return PromptSpec("named", prompt, row.structure, strokes=row.strokes, codepoint=row.codepoint, parts=text)
+def in_parts(rows: list[Glyph]) -> Iterator[PromptSpec]:
+    """Layout, both parts with their places, and strokes, of characters of two named parts (with a meaning, some would be
+    cut). Not of those of which a training character has the same parts, as a simplified one and the traditional one.
+    """
+    seen = {(row.structure, *named_parts(row.char, row)) for row in split_characters(later=True)["train"]}
+    for row in rows:
+        parts = named_parts(row.char, row)
+        if len(parts) == 2 and (row.structure, *parts) not in seen:
+            said = [f"{name} {PLACE_PHRASES[place][0]}" for name, place in parts]
+            text = ", ".join(f"{one} {place}" for name, place in parts for one in name.split(" and "))
+            prompt = ", ".join([layout_phrase(row.structure), *said, strokes_phrase(row)])
+            yield PromptSpec("named", prompt, row.structure, strokes=row.strokes, codepoint=row.codepoint, parts=text)
 
 
 def strokes_phrase(row: Glyph) -> str:

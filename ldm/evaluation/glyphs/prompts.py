@@ -15,7 +15,8 @@ And of `COMPOSITION`, which `scripts/glyph_prompts.py` chooses by rules that wer
   the glyph classifier knows;
 - `component_seen`: two components and their places, in both orders; a training character has them so in the first one;
 - `component_unseen`: likewise, of two components that no character of the table has beside or above each other;
-- `named`: likewise of those whose two parts both have names: layout, both with their places, and strokes.
+- `named`: likewise of those whose two parts both have names: layout, both with their places, and strokes. Not those
+  of which a training character has the same parts, as a simplified one and the traditional one.
 """
 
 import csv
