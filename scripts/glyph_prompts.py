@@ -124,8 +124,8 @@ def described(row: Glyph) -> PromptSpec:
 
 
 def in_parts(rows: list[Glyph]) -> Iterator[PromptSpec]:
-    """Layout, both parts with their places, and strokes, of characters of two named parts (with a meaning, some would be
-    cut). Not of those of which a training character has the same parts, as a simplified one and the traditional one.
+    """Layout, both parts with their places, and strokes, of characters of two named parts; with a meaning, some would
+    be cut. Not of those of which a training character has the same parts: a simplified one and the traditional one.
     """
     seen = {(row.structure, *named_parts(row.char, row)) for row in split_characters(later=True)["train"]}
     for row in rows:
