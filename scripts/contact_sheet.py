@@ -50,7 +50,7 @@ SHEETS = {
     "pairs": lambda: [one.prompt for one in glyph_prompts(("pair",))],
     "characters": lambda: [one.prompt for one in described()],
 }
-COLUMNS, CHARACTERS = 12, 16
+COLUMNS, CHARACTERS = 12, 12
 FONT = ImageFont.load_default(12)
 LINE = sum(FONT.getmetrics()) + 4  # of a label: letters reach below the line
 

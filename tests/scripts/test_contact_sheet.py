@@ -1,5 +1,8 @@
 """The contact sheets ask for what they say, and hold an image for each prompt and seed."""
 
+from types import SimpleNamespace
+
+import numpy as np
 from PIL import Image
 
 from ldm.data.glyphs.heldout import HELD_OUT
@@ -17,6 +20,15 @@ def test_every_prompt_about_places_names_two_components_that_are_known():
 
 def test_the_sheet_of_pairs_has_all_held_out_ones():
     assert len(contact_sheet.SHEETS["pairs"]()) == len(HELD_OUT)
+
+
+def test_described_characters_stand_beside_the_real_ones(monkeypatch):
+    rows = [SimpleNamespace(codepoint=one.codepoint) for one in contact_sheet.described()[::-1]]
+    test = SimpleNamespace(items=[(row, "hei", 0) for row in rows], image=lambda i: np.full((2, 2, 1), i, np.uint8))
+    monkeypatch.setattr(contact_sheet, "splits", lambda options: {"test": test})
+    prompts, first = contact_sheet.SHEETS["characters"](), contact_sheet.real_glyphs(2)
+    assert [first[prompt].getpixel((0, 0)) for prompt in prompts] == [*range(len(rows))][::-1]
+    assert all(len(parts_asked_for(prompt)) >= 2 for prompt in prompts)
 
 
 def test_a_sheet_has_a_labelled_row_of_images_for_each_prompt(monkeypatch, tmp_path):
