@@ -26,7 +26,7 @@ def test_described_characters_stand_beside_the_real_ones(monkeypatch):
     rows = [SimpleNamespace(codepoint=one.codepoint) for one in contact_sheet.described()[::-1]]
     test = SimpleNamespace(items=[(row, "hei", 0) for row in rows], image=lambda i: np.full((2, 2, 1), i, np.uint8))
     monkeypatch.setattr(contact_sheet, "splits", lambda options: {"test": test})
-    prompts, first = contact_sheet.SHEETS["characters"](), contact_sheet.real_glyphs(8)
+    prompts, first = contact_sheet.SHEETS["characters"](), contact_sheet.real_glyphs(16)
     assert [first[prompt].getpixel((0, 0)) for prompt in prompts] == [*range(len(rows))][::-1]
     assert all(len(parts_asked_for(prompt)) >= 2 for prompt in prompts)
 
