@@ -2,8 +2,9 @@
 
 All take the pipeline's own options too (negative_prompt, num_inference_steps, guidance and its refinements, seed or
 generator, num_images_per_prompt, output_type, callback, batch_size, sampler, height and width), but for those that an
-operation decides itself, which it refuses by name; and give a `PipelineOutput`. An image is a path, a PIL image, or an
-array: uint8, bool or float 0 to 1, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), of any size.
+operation decides itself, which it refuses by name; and give a `PipelineOutput`. An image is a path, a PIL image, an
+array: uint8, bool or float 0 to 1, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), of any size; or such a tensor (C, H, W).
+A batch, as output_type "np" and "pt" give it, counts as a list.
 """
 
 import logging
@@ -12,8 +13,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import wraps
 from types import MappingProxyType
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -23,20 +25,33 @@ from torch.nn.functional import adaptive_max_pool2d
 from ldm.diffusion.sampling import standard_normal
 from ldm.diffusion.schedules import in_double
 from ldm.pipelines.arguments import check_count, check_fraction, check_seed
-from ldm.pipelines.image_input import ImageInput, read_image, read_images
+from ldm.pipelines.image_input import ImageInput, each_image, read_image, read_images
 from ldm.pipelines.image_metadata import SIZE
 from ldm.pipelines.pipeline import Pipeline, PipelineOutput, as_output
 
 log = logging.getLogger(__name__)
 Prompt = str | Sequence[str] | None
+Operation = TypeVar("Operation", bound=Callable[..., PipelineOutput])
 WEIGHTED = re.compile(r"\(([^()]*):\s*([+-]?\d+(?:\.\d+)?|[+-]?\.\d+)\s*\)")  # (words:1.3)
 MIXES = ("linear", "slerp")
 NOISE, COUNT = ("seed", "generator", "latents", "sampler"), "num_images_per_prompt"  # options
 
 
+def _in_form(operation: Operation) -> Operation:
+    """The operation with `return_dict`, as the pipeline has it: False = the tuple (images, None)."""
+
+    @wraps(operation)
+    def in_form(*args: Any, return_dict: bool = True, **options: Any) -> Any:
+        output = operation(*args, **options)
+        return output if return_dict else (output.images, None)
+
+    return in_form  # type: ignore[return-value]
+
+
 # ---- from an image --------------------------------------------------------------------------------------------------
 
 
+@_in_form
 def image_to_image(
     pipeline: Pipeline,
     picture: ImageInput | Sequence[ImageInput],
@@ -64,10 +79,11 @@ def image_to_image(
     return pipeline.run(replace(plan, init_latents=plan.expand(latents), strength=strength))
 
 
+@_in_form
 def inpaint(
     pipeline: Pipeline,
-    picture: ImageInput,
-    mask: ImageInput,
+    picture: ImageInput | Sequence[ImageInput],
+    mask: ImageInput | Sequence[ImageInput],
     prompt: Prompt = None,
     strength: float = 1.0,
     resample: int = 1,
@@ -85,8 +101,9 @@ def inpaint(
     mask the result is the image, exactly. With output_type "latent" nothing is pasted.
 
     Args:
-        mask: of the image's size; more than half of white is generated, the rest kept. It may be of 0 and 1 too, as a
-            file, an image or an array of any integers. See `box_mask`.
+        picture: as in `image_to_image`.
+        mask: one for all images, or a list of one for each, of their size; more than half of white is generated, the
+            rest kept. It may be of 0 and 1 too, as a file, an image or an array of any integers. See `box_mask`.
         resample: 1 or more times that each step is taken, see `SamplingPlan`; not with samplers of two calls a step.
         strength, resize, background: as in `image_to_image`; below 1 the old content shows through.
 
@@ -94,7 +111,12 @@ def inpaint(
     """
     strength, resample = check_fraction("strength", strength), check_count("resample", resample)
     pixels = read_images(pipeline, picture, resize, background, options)
-    masked = _masked(pipeline, picture, mask, resize, options)
+    masks, pictures = each_image(mask), each_image(picture)
+    if 1 not in (len(masks), len(pictures)) and len(masks) != len(pictures):
+        raise ValueError(f"masks must be one, or one for each image, got {len(masks)} for {len(pictures)}")
+    number = max(len(masks), len(pictures))
+    each = zip(pictures * (number // len(pictures)), masks * (number // len(masks)), strict=True)
+    masked = torch.cat([_masked(pipeline, *pair, resize, options) for pair in each])
     latents = pipeline.encode(pixels)
     coarse = adaptive_max_pool2d(masked.float(), latents.shape[-2:]).bool().to(pipeline.device)
     plan = pipeline.plan(prompt, output_type="pt" if output_type in ("pil", "np") else output_type, **options)
@@ -103,7 +125,8 @@ def inpaint(
     images = pipeline.run(plan).images
     if output_type == "latent":
         return PipelineOutput(images)
-    return PipelineOutput(as_output(images.where(masked.to(images.device), pixels.to(images.device)), output_type))
+    masked, pixels = (plan.expand(rows.to(images.device)) for rows in (masked, pixels))
+    return PipelineOutput(as_output(images.where(masked, pixels), output_type))
 
 
 def _masked(pipeline: Pipeline, picture: ImageInput, mask: ImageInput, resize: str, size: Mapping[str, Any]) -> Tensor:
@@ -164,6 +187,7 @@ def invert(
     return pipeline.run(replace(plan, init_latents=plan.expand(latents), inverse=True, rounds=rounds)).images
 
 
+@_in_form
 def edit(
     pipeline: Pipeline,
     picture: ImageInput | Sequence[ImageInput],
@@ -194,6 +218,7 @@ def edit(
 # ---- between and around ---------------------------------------------------------------------------------------------
 
 
+@_in_form
 def interpolate(
     pipeline: Pipeline,
     first: str | None,
@@ -232,6 +257,7 @@ def interpolate(
     return pipeline.run(replace(plan, prompt_embeds=torch.cat([mix(*embeds, fraction) for fraction in fractions])))
 
 
+@_in_form
 def variations(
     pipeline: Pipeline, prompt: str | None = None, seed: int = 0, amount: float = 0.3, number: int = 4, **options: Any
 ) -> PipelineOutput:
@@ -272,6 +298,7 @@ def slerp(first: Tensor, second: Tensor, share: float, axes: int = 1) -> Tensor:
 # ---- prompts --------------------------------------------------------------------------------------------------------
 
 
+@_in_form
 def compose_prompts(pipeline: Pipeline, terms: Sequence[tuple[str, float]], **options: Any) -> PipelineOutput:
     """One image of several prompts: AND is a weight above 0, NOT one below.
 
@@ -303,6 +330,7 @@ def _terms(terms: Sequence[tuple[str, float]]) -> tuple[tuple[str, ...], tuple[f
     raise ValueError(f"terms must be one or more of (prompt, finite weight), got {terms!r}")
 
 
+@_in_form
 def prompt_weighting(pipeline: Pipeline, prompt: str | Sequence[str], **options: Any) -> PipelineOutput:
     """Generate from prompts in which "(water:1.3)" gives words a weight. Raises: ValueError as the pipeline."""
     marked = [prompt] if isinstance(prompt, str) else list(prompt)

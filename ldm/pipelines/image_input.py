@@ -1,4 +1,4 @@
-"""Images that people give (a path, a PIL image or an array of any size and mode) as the autoencoder wants them."""
+"""Images that people give (a path, a PIL image, an array or a tensor of any size) as the autoencoder wants them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.errors import UserError
 from ldm.utils.image_sizes import size_of
 
-ImageInput: TypeAlias = str | Path | Image.Image | np.ndarray
+ImageInput: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 
 
 def read_images(
@@ -31,14 +31,28 @@ def read_images(
     Or to the "height" and "width" in `size`. Raises: ValueError for a size that the model cannot generate.
     """
     channels, *shape = pipeline.image_shape_of(size.get("height"), size.get("width"))
-    many: Sequence[Any] = image if isinstance(image, list | tuple) else [image]
-    read = (read_image(each, channels, background) for each in many)
+    read = (read_image(each, channels, background) for each in each_image(image))
     fitted = np.stack([fit_image(each, size_of(shape), resize, background) for each in read])
     return torch.from_numpy(fitted).permute(0, 3, 1, 2).float() / 255
 
 
+def each_image(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
+    """The images of a list, or of a batch (n, H, W, C) or tensor (n, C, H, W), as the pipeline gives them."""
+    if isinstance(images, list | tuple):
+        return [one for some in images for one in each_image(some)]
+    if isinstance(images, Tensor):
+        images = images.detach().cpu()
+        images = (images.float() if images.is_floating_point() else images).numpy()
+        images = np.moveaxis(images, -3, -1) if images.ndim > 2 else images
+    return list(images) if isinstance(images, np.ndarray) and images.ndim == 4 else [images]
+
+
 def read_image(image: ImageInput, channels: int, background: int) -> np.ndarray:
-    """uint8 (H, W, channels), upright. Raises: UserError, in one line, whatever the file holds."""
+    """uint8 (H, W, channels), upright; of a batch the first.
+
+    Raises: UserError, in one line, whatever the file holds.
+    """
+    image = each_image(image)[0]
     name = image if isinstance(image, str | Path) else f"the {type(image).__name__}"
     try:
         return decode_image(_source(image), channels, background)

@@ -127,6 +127,32 @@ def test_stock_image_to_image_gives_the_same_pictures(tmp_path, noise, strength)
     assert (drawn - theirs).abs().max() <= 2 / 255
 
 
+@pytest.mark.parametrize("strength", [0.5, 1])
+def test_stock_inpainting_gives_the_same_latents(picture, strength):
+    from diffusers import StableDiffusionInpaintPipeline
+
+    ours = tiny_pipeline(COSINE, pooled_text=False)
+    stock = StableDiffusionInpaintPipeline(
+        **ours.components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    stock.set_progress_bar_config(disable=True)
+    stock.vae.register_to_config(in_channels=1)
+    mask, known = verbs.box_mask(picture, (8, 4, 16, 16)), ours.encode(as_pt(picture))
+    settings = {"num_inference_steps": 6, "guidance_scale": 3.0, "strength": strength, "output_type": "latent"}
+    theirs = stock(
+        "water",
+        image=known,
+        mask_image=torch.from_numpy(mask / 255)[None, None].float(),
+        masked_image_latents=known,
+        height=16,
+        width=16,
+        generator=[torch.Generator().manual_seed(7)],
+        **settings,
+    ).images
+    drawn = verbs.inpaint(ours, picture, mask, "water", seed=7, **settings).images
+    torch.testing.assert_close(drawn, theirs, atol=2e-3, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("process", "sampler"),
     [("flow", "dpmpp_2m"), ("flow", "unipc"), ("karras", "dpmpp_2m"), ("karras", "euler")]
@@ -155,6 +181,74 @@ def test_a_list_of_pictures_has_one_for_each_prompt(picture):
     assert torch.allclose(both, torch.cat([one, one, other, other]), atol=1e-6)
     with pytest.raises(ValueError, match="one for each prompt, got 2 for 3"):
         verbs.image_to_image(pipeline, [picture, picture], ["a", "b", "c"])
+
+
+def test_a_batch_of_arrays_or_a_tensor_is_a_list_of_images(picture):
+    pipeline = tiny_pipeline(channels=3)
+    colours = np.stack([picture, 255 - picture, picture.T], -1)
+    expected = read_images(pipeline, [colours, colours[::-1].copy()])
+    tensor = torch.cat([expected[:1], expected[1:]])
+    as_uint8 = (tensor * 255).round().to(torch.uint8)
+    batches = [
+        tensor,
+        tensor.double(),
+        as_uint8,
+        tensor.permute(0, 2, 3, 1).numpy(),
+        list(tensor),
+        list(tensor.split(1)),
+    ]
+    for batch in batches:
+        assert torch.equal(read_images(pipeline, batch), expected)
+    assert torch.equal(read_images(pipeline, tensor.requires_grad_()[0, :1]), read_images(pipeline, picture))
+    with pytest.raises(UserError, match="float values must be from 0 to 1, got -1"):
+        read_images(pipeline, tensor.detach() * 2 - 1)
+
+
+@pytest.mark.parametrize("operation", ["image_to_image", "inpaint"])
+def test_each_image_of_a_batch_is_what_it_is_alone(picture, operation):
+    pipeline, options = tiny_pipeline(), {"num_inference_steps": 3, "output_type": "pt", "strength": 0.7}
+    pictures, masks = [picture, 255 - picture], [verbs.box_mask(picture, box) for box in ((8, 0, 16, 16), (0, 0, 7, 9))]
+
+    def change(which, prompt, **more):
+        given = [[pictures[i] for i in which]]
+        given += [[masks[i] for i in which]] if operation == "inpaint" else []
+        return getattr(verbs, operation)(pipeline, *given, prompt, **options, **more).images
+
+    def own(*seeds):
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    both = change([0, 1], ["water", "fire"], generator=own(5, 6, 7, 8), num_images_per_prompt=2)
+    first = change([0], "water", generator=own(5, 6), num_images_per_prompt=2)
+    last = change([1], ["fire"], generator=own(8))
+    torch.testing.assert_close(both[:2], first, atol=1e-4, rtol=0)
+    torch.testing.assert_close(both[3:], last, atol=1e-4, rtol=0)
+    assert (both[0] - both[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("operation", ["image_to_image", "inpaint"])
+def test_callbacks_count_the_steps_that_strength_leaves(picture, operation):
+    """What the last of them makes of the latents is the result, and one that interrupts gives those of its step."""
+    pipeline, seen = tiny_pipeline(COSINE), []
+    given = [picture, np.full_like(picture, 255)] if operation == "inpaint" else [picture]
+    options = {"seed": 1, "num_inference_steps": 6, "output_type": "latent", "strength": 0.5, "guidance_scale": 2.0}
+
+    def change(callback):
+        done = getattr(verbs, operation)(pipeline, *given, "water", callback_on_step_end=callback, **options)
+        return done.images
+
+    def note(_, step, timestep, tensors):
+        seen.append((step, pipeline.num_timesteps, tensors["latents"]))
+        pipeline._guidance_scale += 1.0
+        return tensors if step < 2 else {"latents": torch.zeros_like(tensors["latents"])}
+
+    def stop(_, step, timestep, tensors):
+        pipeline._guidance_scale += 1.0
+        pipeline._interrupt = step == 1
+        return tensors
+
+    assert not change(note).any() and pipeline.guidance_scale == 5.0
+    assert [each[:2] for each in seen] == [(0, 3), (1, 3), (2, 3)]
+    assert torch.equal(change(stop), seen[1][2])
 
 
 def test_every_engine_gives_the_same(tmp_path, picture):
@@ -328,6 +422,27 @@ def test_a_wrong_mask_box_or_number_is_told(picture):
     heun.scheduler = with_sampler(heun.scheduler, "heun_edm")
     with pytest.raises(ValueError, match="one call a step, got Heun"):
         verbs.inpaint(heun, picture, picture, resample=2)
+
+
+def test_one_mask_goes_with_all_images_and_one_image_with_all_masks(picture):
+    pipeline, options = tiny_pipeline(), {"num_inference_steps": 2, "output_type": "pt", "seed": 1}
+    masks = [verbs.box_mask(picture, box) for box in ((8, 0, 16, 16), (0, 0, 7, 9))]
+    prompts = ["water", "fire"]
+    pairs = (
+        ([picture, picture], masks),
+        (picture, masks),
+        (np.stack([picture[..., None]] * 2), np.stack(masks)[..., None]),
+    )
+    drawn = [verbs.inpaint(pipeline, *pair, prompts, **options).images for pair in pairs]
+    for each in drawn[1:]:
+        torch.testing.assert_close(each, drawn[0], atol=1e-4, rtol=0)
+    for image, mask in zip(drawn[0], masks):
+        assert torch.equal(image[0][mask == 0], as_pt(picture)[0, 0][mask == 0])
+    same = verbs.inpaint(pipeline, [picture, picture], masks[0], prompts, **options).images
+    torch.testing.assert_close(same[0], drawn[0][0], atol=1e-4, rtol=0)
+    assert (same[1] - drawn[0][1]).abs().max() > 0.01
+    with pytest.raises(ValueError, match="masks must be one, or one for each image, got 2 for 3"):
+        verbs.inpaint(pipeline, [picture] * 3, masks, ["a", "b", "c"])
 
 
 # ---- inversion ------------------------------------------------------------------------------------------------------
@@ -620,6 +735,13 @@ def test_every_option_is_taken_by_every_operation_or_refused_by_name(picture, op
             OPERATIONS[operation](pipeline, picture, **{**steps, name: value})
         except ValueError as refusal:
             assert name in str(refusal)
+
+
+@pytest.mark.parametrize("operation", [name for name in OPERATIONS if name != "invert"])
+def test_without_a_dict_the_result_is_a_tuple(picture, operation):
+    options = {"num_inference_steps": 1, "output_type": "np", "return_dict": False}
+    images, unsafe = OPERATIONS[operation](tiny_pipeline(), picture, **options)
+    assert unsafe is None and images.shape[1:] == (16, 16, 1)
 
 
 @pytest.mark.parametrize("operation", ["image_to_image", "invert", "edit"])
