@@ -319,7 +319,7 @@ class Pipeline(DiffusersMethods):
     @torch.no_grad()
     def plan(self, prompt: str | Sequence[str] | None = None, **options: Any) -> SamplingPlan:
         """What `__call__` does with these arguments, which are its own; `run` does it. For changes in between."""
-        bound = inspect.signature(self.__call__).bind(prompt, **options)
+        bound = inspect.signature(Pipeline.__call__).bind(self, prompt, **options)  # a subclass may have another
         bound.apply_defaults()
         a = SimpleNamespace(**bound.arguments)
         if isinstance(a.height, str | list):  # the second argument was the negative prompt before version 0.3

@@ -13,6 +13,7 @@ from tiny_model import COSINE, FLOW, tiny_folder, tiny_lora, tiny_pipeline
 
 import ldm
 from ldm.models.lora import Adapter, save_lora
+from ldm.pipelines.adapter_weights import weight_of, weights_from
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.errors import UserError
 
@@ -130,6 +131,15 @@ def test_a_flow_takes_times_whatever_the_scheduler(sampler):
     seen = []
     draw(pipeline, sampler=sampler, sigmas=[0.8, 0.2], callback=lambda step, t, latents: seen.append(int(t)))
     assert seen == [888, 333]  # 1000 * 2 s / (1 + s)
+
+
+def test_a_subclass_may_have_a_call_of_its_own(ours):
+    class Few(Pipeline):
+        def __call__(self, text):
+            return super().__call__(text, num_inference_steps=2, seed=1, output_type="pt")
+
+    expected = ours("water", num_inference_steps=2, seed=1, output_type="pt").images
+    assert torch.equal(Few(**ours.components)("water").images, expected)
 
 
 # ---- callbacks ------------------------------------------------------------------------------------------------------
@@ -333,6 +343,8 @@ def test_adapters_do_what_they_do_in_diffusers(files):
     seen.append(assert_same(mine, reference, cross_attention_kwargs={"scale": 0.5}))
     calls = (
         ("set_adapters", ["default_0", "attention"], [0.3, 0.6]),
+        ("fuse_lora", ["unet", "text_encoder"], 1.0, False, ["attention", "default_0"]),
+        ("unfuse_lora",),
         ("set_adapters", "default_0", 0.7),
         ("fuse_lora",),
         ("unfuse_lora",),
@@ -340,14 +352,18 @@ def test_adapters_do_what_they_do_in_diffusers(files):
         ("enable_lora",),
         ("set_adapters", "attention"),
         ("delete_adapters", "default_0"),
+        ("delete_adapters", "attention"),
+        ("load_lora_weights", files[1]),
         ("unload_lora_weights",),
     )
     for name, *args in calls:
         for each in (mine, reference):
             getattr(each, name)(*args)
         seen.append(assert_same(mine, reference))
+        assert mine.num_fused_loras == reference.num_fused_loras and mine.fused_loras == reference.fused_loras
     assert all((seen[i] - seen[0]).abs().max() > 0.01 for i in (1, 2, 3, 4, 5))
     assert torch.equal(draw(mine), plain)  # the same bits
+    assert mine.get_active_adapters() == [] and mine.get_list_adapters() == {}
 
 
 def test_what_is_fused_stays_when_the_adapters_are_unloaded(files):
@@ -364,6 +380,103 @@ def test_what_is_fused_stays_when_the_adapters_are_unloaded(files):
     assert torch.equal(draw(by_scale), loaded) and not torch.equal(draw(fused), plain) and fused.digest != empty
 
 
+LAYERS = [
+    "text_encoder.encoder.layers.1.self_attn.v_proj",
+    "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+    "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v",
+    *(f"unet.up_blocks.0.attentions.{i}.transformer_blocks.0.attn2.to_v" for i in (0, 1)),
+]
+
+
+def test_weights_of_blocks_are_those_of_diffusers():
+    pytest.importorskip("peft")
+    mine, reference = tiny_pipeline(COSINE, pooled_text=False), standard(tiny_pipeline(COSINE, pooled_text=False))
+    draws = torch.Generator().manual_seed(5)
+    for name in ("one", "two"):
+        made = {layer: [torch.randn(shape, generator=draws) for shape in shapes_of(mine, layer)] for layer in LAYERS}
+        tensors = {f"{layer}.lora_{'AB'[i]}.weight": pair[i] for layer, pair in made.items() for i in (0, 1)}
+        for each in (mine, reference):
+            each.load_lora_weights(dict(tensors), adapter_name=name)
+    seen = [draw(mine)]
+    for names, weights in (
+        ("one", {"text_encoder": 2, "unet": {"down": 0.2}}),
+        ("one", {"unet": {"mid": 0, "up": 0.1}}),
+        ("one", {"unet": {"up": {"block_0": [0.1, 2]}, "down": {"block_1": 0.5}}}),
+        ("one", {"unet": 0.3}),
+        (["one", "two"], [{"unet": {"up": 0}}, 0.4]),
+    ):
+        for each in (mine, reference):
+            each.set_adapters(names, weights)
+        seen.append(assert_same(mine, reference))
+        mine.fuse_lora()
+        torch.testing.assert_close(draw(mine), seen[-1], atol=2e-3, rtol=0)
+        mine.unfuse_lora()
+    assert all((a - b).abs().max() > 1e-3 for i, a in enumerate(seen) for b in seen[:i])
+
+
+def shapes_of(pipeline, layer: str) -> list[tuple[int, int]]:
+    """Of the matrices A and B of rank 2."""
+    part, _, name = layer.partition(".")
+    out, into = getattr(pipeline, part).get_submodule(name).weight.shape
+    return [(2, into), (out, 2)]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"unet": {"down": {"block_7": 1}}}, "unet.down.block_7: the U-Net has no such block"),
+        (
+            {"unet": {"up": {"block_0": [1]}}},
+            "unet.up.block_0 must be a number or 2, one for each attention there, got 1",
+        ),
+        ({"text_encoder": {"mid": 1}}, "must name text_encoder or unet, .*got text_encoder.mid"),
+        ({"vae": 1}, "must name text_encoder or unet, .*got vae"),
+        ({"unet": {"mid": "much"}}, "unet.mid must be a number, got 'much'"),
+    ],
+)
+def test_wrong_weights_of_blocks_are_named(files, weights, message):
+    pipeline = tiny_pipeline(COSINE, pooled_text=False)
+    pipeline.load_lora_weights(files[1], adapter_name="one")
+    with pytest.raises(ValueError, match=message):
+        pipeline.set_adapters("one", weights)
+
+
+def test_weights_find_the_layers_of_a_file_of_kohya():
+    weights = weights_from({"unet": {"up": 3, "down": {"block_1": [2]}}}, tiny_pipeline().unet)
+    names = ["down_blocks_1_attentions_0_proj_in", "down_blocks_1_resnets_0_conv1", "up_blocks_0_attentions_1_proj_in"]
+    assert [weight_of(f"unet.{name}", weights) for name in names] == [2, 1, 3]
+    assert weight_of("unet.down_blocks.10.attentions.0.proj_in", {"": 0.5, "unet.down_blocks.1": 2}) == 0.5
+
+
+def test_adapters_that_peft_trained_are_saved_for_both(tmp_path):
+    peft = pytest.importorskip("peft")
+    kinds = {"unet": ["to_k"], "text_encoder": ["q_proj"]}
+    trained = tiny_pipeline(COSINE, pooled_text=False)
+    given = {}
+    for part, names in kinds.items():
+        config = peft.LoraConfig(r=2, lora_alpha=8, target_modules=names, init_lora_weights=False)
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            getattr(trained, part).add_adapter(config)
+        given[f"{part}_lora_layers"] = peft.get_peft_model_state_dict(getattr(trained, part), adapter_name="default")
+        given[f"{part}_lora_adapter_metadata"] = getattr(trained, part).peft_config["default"].to_dict()
+    mine, reference = tiny_pipeline(COSINE, pooled_text=False), standard(tiny_pipeline(COSINE, pooled_text=False))
+    plain = draw(mine)
+    Pipeline.save_lora_weights(tmp_path, **given, is_main_process=False)
+    assert not list(tmp_path.iterdir())
+    Pipeline.save_lora_weights(tmp_path, **given, weight_name="mine.safetensors")
+    for each in (mine, reference):
+        each.load_lora_weights(tmp_path, weight_name="mine.safetensors")
+    assert (assert_same(mine, reference) - plain).abs().max() > 0.01
+    torch.testing.assert_close(draw(trained), draw(mine), atol=2e-3, rtol=0)
+    with pytest.raises(ValueError, match="needs unet_lora_layers or text_encoder_lora_layers"):
+        Pipeline.save_lora_weights(tmp_path)
+    with pytest.raises(ValueError, match="safe_serialization must be True"):
+        Pipeline.save_lora_weights(tmp_path, **given, safe_serialization=False)
+    with pytest.raises(UserError, match="only LoRA weights"):
+        Pipeline.save_lora_weights(tmp_path, {"conv_in.weight": LATENTS})
+
+
 def test_adapters_leave_with_the_network_that_is_replaced(files):
     pipeline = tiny_pipeline(COSINE, pooled_text=False)
     plain = draw(pipeline)
@@ -377,7 +490,7 @@ def test_wrong_adapters_are_named(files, ours, tmp_path):
     pipeline.load_lora_weights(files[0], adapter_name="one")
     for call, kind, message in (
         (lambda: pipeline.load_lora_weights(files[1], adapter_name="one"), ValueError, "'one' is in use"),
-        (lambda: pipeline.set_adapters("two"), ValueError, "no adapter 'two': loaded are one"),
+        (lambda: pipeline.set_adapters("two"), ValueError, "adapter 'two' not in the list of present adapters: one"),
         (lambda: pipeline.set_adapters("one", [1, 2]), ValueError, "must be one number, or as many as names"),
         (lambda: pipeline.fuse_lora(components=["unet"]), ValueError, "components must be both"),
         (lambda: pipeline.load_lora_weights(tmp_path), UserError, "no such file"),
