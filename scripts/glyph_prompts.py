@@ -12,7 +12,7 @@ from dataclasses import astuple, fields
 from pathlib import Path
 
 from ldm.data.glyphs.captions import PLACE_PHRASES, STRUCTURES, STYLE_PHRASES, layout_phrase, radical_phrase
-from ldm.data.glyphs.dataset import Glyph, load_table, split_characters
+from ldm.data.glyphs.dataset import Glyph, describe, load_table, split_characters
 from ldm.data.glyphs.heldout import HELD_OUT, LATER, PLACES_HELD_OUT, may_be_shown
 from ldm.data.glyphs.names import BOUND, LAYOUT_OF, PLACES, name_of, named_parts, parts_of
 from ldm.evaluation.glyphs.adherence import forms_of, known_forms
@@ -118,27 +118,22 @@ def placed(section: str, parts: list[tuple[str, str]]) -> PromptSpec:
 
 def described(row: Glyph) -> PromptSpec:
     """All that a caption can say of a character but its parts and style, with the first of its meanings."""
-    sense = [f"meaning {row.senses[0]}"] if row.senses else []
-    prompt = ", ".join([f"{layout_phrase(row.structure)} {radical_phrase(row.radical)}", *sense, strokes_phrase(row)])
+    prompt = describe(row, positions=False)
     return PromptSpec("character", prompt, row.structure, row.radical, strokes=row.strokes, codepoint=row.codepoint)
 
 
 def in_parts(rows: list[Glyph]) -> Iterator[PromptSpec]:
-    """Layout, both parts with their places, and strokes, of characters of two named parts; with a meaning, some would
-    be cut. Not of those of which a training character has the same parts: a simplified one and the traditional one.
+    """Layout, both parts with their places, and strokes, of characters of two named parts.
+
+    Not of those of which a training character has the same parts, as a simplified one and the traditional one.
     """
     seen = {(row.structure, *named_parts(row.char, row)) for row in split_characters(later=True)["train"]}
     for row in rows:
         parts = named_parts(row.char, row)
         if len(parts) == 2 and (row.structure, *parts) not in seen:
-            said = [f"{name} {PLACE_PHRASES[place][0]}" for name, place in parts]
             text = ", ".join(f"{one} {place}" for name, place in parts for one in name.split(" and "))
-            prompt = ", ".join([layout_phrase(row.structure), *said, strokes_phrase(row)])
-            yield PromptSpec("named", prompt, row.structure, strokes=row.strokes, codepoint=row.codepoint, parts=text)
-
-
-def strokes_phrase(row: Glyph) -> str:
-    return f"{row.strokes} stroke{'s' if row.strokes != 1 else ''}"
+            found = {"layout": row.structure, "strokes": row.strokes, "codepoint": row.codepoint, "parts": text}
+            yield PromptSpec("named", describe(row), **found)
 
 
 def as_text(asked: list[PromptSpec]) -> str:

@@ -4,7 +4,7 @@ from functools import cached_property
 from typing import Any
 
 from ldm.apps.demo.prompt_chips import word_chips
-from ldm.apps.demo.prompt_words import Words, glyph_caption_words, hints
+from ldm.apps.demo.prompt_words import Words, described, glyph_caption_words, hints
 from ldm.utils.untrusted_files import section
 
 EXAMPLES = 6
@@ -63,7 +63,9 @@ class About:
 
     def hints(self, prompt: str | None) -> list[str]:
         """What a person should know of a prompt: words that no caption has, and what is cut off."""
-        return hints(prompt, self.words, glyph_caption_words() if self.of_glyphs else None)
+        if not self.of_glyphs:
+            return hints(prompt, self.words)
+        return hints(prompt, self.words, glyph_caption_words()) + described(prompt or "", self.has_positions)
 
 
 def sentence(config: dict, shape: tuple[int, int, int], examples: list[str]) -> str:

@@ -92,6 +92,17 @@ def glyph_caption_words() -> frozenset[str]:
     return frozenset(words_of([*grammar, *caption_slots(), *senses]))
 
 
+def described(prompt: str, positions: bool) -> list[str]:
+    """What to say for the first Chinese character of a prompt, for captions are English; [] without one."""
+    from ldm.data.glyphs.dataset import describe, load_table
+
+    if prompt.isascii():
+        return []
+    rows = {row.char: row for row in load_table()}
+    known = [rows[char] for char in prompt if char in rows]
+    return [f"Prompts are in English. For {row.char} say: “{describe(row, positions)}”." for row in known[:1]]
+
+
 def hints(prompt: str | None, words: Words, known: frozenset[str] | None = None) -> list[str]:
     """What a person should know of a prompt: sentences, [] if there is nothing.
 

@@ -26,7 +26,14 @@ from pathlib import Path
 import numpy as np
 
 from ldm.config.settings import DataOptions
-from ldm.data.glyphs.captions import RADICALS, STRUCTURES, GlyphCaptions
+from ldm.data.glyphs.captions import (
+    PLACE_PHRASES,
+    RADICALS,
+    STRUCTURES,
+    GlyphCaptions,
+    layout_phrase,
+    radical_phrase,
+)
 from ldm.data.glyphs.heldout import HELD_OUT, LATER
 from ldm.data.glyphs.names import caption_slots, named_parts, radical_place
 from ldm.data.glyphs.recombination import RecombinedGlyphs, composition
@@ -66,6 +73,16 @@ def _parse(cells: list[str]) -> Glyph:
     codepoint, radical, strokes, common, structure, senses = cells
     meanings = tuple(senses.split("; ")) if senses else ()
     return Glyph(int(codepoint, 16), int(radical), int(strokes), common == "1", structure, meanings)
+
+
+def describe(row: Glyph, positions: bool = True) -> str:
+    """A prompt for a character: by both parts with `positions` where they have names, else by radical and a meaning."""
+    head, strokes = layout_phrase(row.structure), f"{row.strokes} stroke{'s' if row.strokes != 1 else ''}"
+    parts = named_parts(row.char, row)
+    if positions and len(parts) == 2:  # no meaning: with one, some prompts would be too long
+        return ", ".join([head, *(f"{name} {PLACE_PHRASES[place][0]}" for name, place in parts), strokes])
+    meaning = [f"meaning {row.senses[0]}"] if row.senses else []
+    return ", ".join([f"{head} {radical_phrase(row.radical)}", *meaning, strokes])
 
 
 def _fraction(codepoint: int, purpose: str) -> float:

@@ -145,6 +145,16 @@ def test_odd_settings_of_a_model_do_no_harm(config):
     assert about.examples == about.chips == about.hints("abc") == [] and about.sentence and not about.of_glyphs
 
 
+def test_a_chinese_character_in_a_prompt_is_answered_by_its_description():
+    captions = {"source": "glyphs", "glyphs": {"captions": {"places": 0.6}}}
+    about = About({"data": captions}, {}, (1, 8, 8), tiny_tokenizer())
+    say = "“horizontal stacked glyph, flesh on the left, branch on the right, 8 strokes”."
+    assert about.hints("glyph \u80a2 \u6c34")[1:] == [f"Prompts are in English. For \u80a2 say: {say}"]
+    before = About({"data": {"source": "glyphs"}}, {}, (1, 8, 8), tiny_tokenizer())
+    assert "with the flesh radical, meaning human limbs, 8 strokes" in before.hints("\u80a2")[-1]
+    assert about.hints("glyph") == [] and len(about.hints("\u3042")) == 1
+
+
 @pytest.mark.parametrize(("model", "chip"), [("emoji", "heart"), ("digits", "purple")])
 def test_the_included_models_know_their_words(model, chip):
     from transformers import CLIPTokenizer
