@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ldm.apps.demo.about import has_positions
 from ldm.apps.web.examples import MAX_EXAMPLES, chips, labels, write_posters
 from ldm.apps.web.runtime import CPU, GPU, licences, present
 from ldm.pipelines.model_folder import FALLBACKS, HUB_ID, ModelFolder
@@ -110,6 +109,7 @@ def _loaded(stage: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 def describe(folder: ModelFolder, model: TorchFreePipeline) -> dict:
     """What the page has to know of a model: its name, its sampling settings, its files."""
+    from ldm.apps.demo.about import has_positions
     from ldm.models.latents import downsampling_factor
 
     vae, defaults = read_json(folder.paths["vae"] / "config.json"), {**FALLBACKS, **folder.defaults}
