@@ -120,7 +120,8 @@ def _said(paths: Sequence[Path], images: Sequence, job: dict, several: bool, sta
 def _digest(folder: ModelFolder, lora: str | None) -> str:
     if not lora:
         return folder.digest()
-    from ldm.models.lora import digest_with, split_scale
+    from ldm.models.lora import digest_with
+    from ldm.models.lora_formats import split_scale
 
     return digest_with(folder.digest(), *split_scale(lora))
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from ldm.pipelines.generation import generate_job
 from ldm.pipelines.image_metadata import complete, empty_job, read_png, save_png
-from ldm.pipelines.loading import load_pipeline
 
 FOLDER = "gallery"
 MOST = 8
@@ -16,6 +15,8 @@ def draw_gallery(folder: Path, prompts: list[str]) -> None:
 
     Each carries what `ldm generate --from PICTURE -m MODEL` needs to generate it again.
     """
+    from ldm.pipelines.loading import load_pipeline
+
     pipeline = load_pipeline(folder, device="cpu")
     for i, prompt in enumerate(prompts[:MOST]):
         job = empty_job() | {"prompt": prompt or None, "grid": "1x1", "seed": SEED + i, "digest": pipeline.digest}

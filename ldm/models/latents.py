@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm.models.patch_projection import project
+from ldm.utils.image_sizes import downsampling_factor
 from ldm.utils.image_tensors import premultiplied
 
 
@@ -68,12 +69,6 @@ def encoder_input(images: Float[Tensor, "b C H W"], config: Mapping[str, Any]) -
     Decoders give straight alpha, which is what diffusers makes images of.
     """
     return premultiplied(images) if images.shape[1] == 4 and downsampling_factor(config) > 1 else images
-
-
-def downsampling_factor(config: Mapping[str, Any]) -> int:
-    """Pixels per latent along each axis."""
-    widths = config.get("block_out_channels") or config["decoder_block_out_channels"]
-    return 2 ** (len(widths) - 1)
 
 
 def to_model_latents(z: Float[Tensor, "*shape"], config: Mapping[str, Any]) -> Float[Tensor, "*shape"]:

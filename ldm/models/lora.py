@@ -189,20 +189,6 @@ def adapted_layers(
     return {name: layers[name] for name in adapters}
 
 
-def split_scale(text: str) -> tuple[str, float]:
-    """PATH[:SCALE] as both; the scale is 1 where none is given."""
-    path, colon, number = text.rpartition(":")
-    try:
-        return (path, float(number)) if colon and path else (text, 1.0)
-    except ValueError:
-        return text, 1.0
-
-
-def as_options(argument: str | None) -> dict[str, Any]:
-    """PATH[:SCALE] as keyword arguments of `load_pipeline`; none for None."""
-    return {} if argument is None else dict(zip(("lora", "lora_scale"), split_scale(argument)))
-
-
 def digest_with(digest: str, path: str | Path, scale: float) -> str:
     """The digest, of 16 hex digits, of a model with a LoRA merged into it, from its own digest."""
     content = hashlib.sha256(find_lora(path).read_bytes()).hexdigest()

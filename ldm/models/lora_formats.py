@@ -1,7 +1,7 @@
 """The names that other programs give to adapters: of diffusers and peft, old and new, and of kohya's scripts.
 
 A file may also say how strongly its adapters are meant: alpha / rank, alpha / sqrt(rank) (rank-stabilized), or alpha by
-layer. Formats whose update is no product of two matrices are named and refused.
+layer. Formats whose update is no product of two matrices are named and refused. PATH[:SCALE] is how people name a file.
 """
 
 import math
@@ -80,3 +80,17 @@ def scale_of(layer: str, rank: int, alpha: Any, settings: Mapping[str, Any], pat
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise UserError(f"LoRA {path}: lora_alpha must be a number, got {alpha!r}")
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def split_scale(text: str) -> tuple[str, float]:
+    """PATH[:SCALE] as both; the scale is 1 where none is given."""
+    path, colon, number = text.rpartition(":")
+    try:
+        return (path, float(number)) if colon and path else (text, 1.0)
+    except ValueError:
+        return text, 1.0
+
+
+def as_options(argument: str | None) -> dict[str, Any]:
+    """PATH[:SCALE] as keyword arguments of `load_pipeline`; none for None."""
+    return {} if argument is None else dict(zip(("lora", "lora_scale"), split_scale(argument)))

@@ -1,17 +1,16 @@
 """Checks of what people pass to a pipeline: one readable ValueError that says what came and what is allowed."""
 
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm.diffusion.sampling import standard_normal
+from ldm.pipelines.image_shapes import WHOLE
 
-WHOLE: Any = Integral  # numpy's too
 NUMBER: Any = Real
-MOST_PIXELS = 2048  # of a side
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -21,23 +20,6 @@ def check_dtype(value: Any) -> torch.dtype:
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)} or a torch.dtype, got {value!r}")
     return found
-
-
-def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """`value` as an int from `least` to `most`. Raises: ValueError."""
-    if isinstance(value, bool) or not isinstance(value, WHOLE) or value < least or (most and value > most):
-        allowed = f"{least} or more" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be a whole number, {allowed}, got {value!r}")
-    return int(value)
-
-
-def check_side(name: str, value: Any, step: int) -> int:
-    """`value` as an int, a multiple of `step` up to `MOST_PIXELS`. Raises: ValueError."""
-    side = check_count(name, value, step, MOST_PIXELS)
-    if side % step:
-        below = side // step * step
-        raise ValueError(f"{name} must be a multiple of {step}, got {side}: {below} and {below + step} are the nearest")
-    return side
 
 
 def check_number(name: str, value: Any) -> float:

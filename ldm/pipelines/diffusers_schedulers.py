@@ -22,54 +22,15 @@ import torch
 from ldm.diffusion.process import NoiseProcess
 from ldm.diffusion.schedules import NUM_TRAIN_TIMESTEPS, SCHEDULES, DiscreteVP, RectifiedFlow, VarianceExploding
 from ldm.diffusion.time_grids import MAX_RATIO
-from ldm.pipelines.arguments import check_count
 from ldm.pipelines.component_classes import stock_class
+from ldm.pipelines.image_shapes import check_count
+from ldm.pipelines.sampler_recipes import ANCESTRAL, EDM_SOLVER, EULER, HEUN, RECIPES, SOLVER, UNIPC, kind_of
 from ldm.utils.errors import UserError
 
 if TYPE_CHECKING:
     from ldm.config.settings import NoiseOptions
 
 log = logging.getLogger(__name__)
-SOLVER, EDM_SOLVER, UNIPC = "DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler", "UniPCMultistepScheduler"
-EULER, HEUN, ANCESTRAL = "EulerDiscreteScheduler", "HeunDiscreteScheduler", "EulerAncestralDiscreteScheduler"
-
-
-def _ode(order: int) -> dict[str, Any]:
-    return {"solver_order": order, "algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
-
-
-def _sde(order: int) -> dict[str, Any]:
-    return _ode(order) | {"algorithm_type": "sde-dpmsolver++"}
-
-
-def _solvers(scheduler: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """What DPM-Solver++ of every order is."""
-    return {
-        "dpmpp_2m": (scheduler, _ode(2)),
-        "dpmpp_3m": (scheduler, _ode(3)),
-        "dpmpp_2m_sde": (scheduler, _sde(2)),
-        "ddim": (scheduler, _ode(1)),
-        "euler": (scheduler, _ode(1)),
-        "ddpm": (scheduler, _sde(1)),
-        "euler_ancestral": (scheduler, _sde(1)),
-    }
-
-
-# kind of process -> our sampler -> scheduler and its settings
-RECIPES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
-    "flow": _solvers(SOLVER) | {"unipc": (UNIPC, {"solver_order": 2})},
-    "karras": _solvers(EDM_SOLVER) | {"euler": ("EDMEulerScheduler", {})},
-    "tabled": {
-        **{name: recipe for name, recipe in _solvers(SOLVER).items() if name.startswith("dpmpp")},
-        "unipc": (UNIPC, {"solver_order": 2}),
-        "ddpm": ("DDPMScheduler", {"clip_sample": False}),
-        "ddpm_large": ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large"}),
-        "ddim": ("DDIMScheduler", {"clip_sample": False}),
-        "euler": (EULER, {}),
-        "heun_edm": (HEUN, {}),
-        "euler_ancestral": (ANCESTRAL, {}),
-    },
-}
 # kind of process -> the schedulers of diffusers that can drive it, each tried with a perfect network (see the tests)
 DRIVERS: dict[str, tuple[str, ...]] = {
     "flow": (SOLVER, "DPMSolverMultistepInverseScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler")
@@ -218,7 +179,7 @@ def set_steps(scheduler: Any, count: int, timesteps: Any = None, sigmas: Any = N
         return count
     if timesteps is not None and sigmas is not None:
         raise ValueError("only one of timesteps and sigmas may be given: each decides the other")
-    name, kind = "timesteps" if sigmas is None else "sigmas", _kind(scheduler.config)
+    name, kind = "timesteps" if sigmas is None else "sigmas", kind_of(scheduler.config)
     values = _falling(name, timesteps if sigmas is None else sigmas)
     most = scheduler.config.num_train_timesteps - 1 if sigmas is None else 1 if kind == "flow" else np.inf
     if values[0] > most:
@@ -270,23 +231,16 @@ def warn_of_changes(scheduler: Any, own: Any) -> None:
 
 
 def _instead(own: Any) -> str:
-    return f"X.from_config(pipeline.scheduler.config) with X one of {', '.join(DRIVERS[_kind(own.config)])}"
+    return f"X.from_config(pipeline.scheduler.config) with X one of {', '.join(DRIVERS[kind_of(own.config)])}"
 
 
 def _can_drive(scheduler: Any) -> bool:
     """Whether it is one of `DRIVERS`, made from one, or not from diffusers and has all that the loop needs."""
-    drivers = DRIVERS[_kind(getattr(scheduler, "config", {}))]
+    drivers = DRIVERS[kind_of(getattr(scheduler, "config", {}))]
     if any(each.__name__ in drivers for each in type(scheduler).__mro__):
         return True
     from_elsewhere = not type(scheduler).__module__.startswith("diffusers.")
     return from_elsewhere and all(hasattr(scheduler, name) for name in NEEDED)
-
-
-def _kind(config: Mapping[str, Any]) -> str:
-    """The kind of process that a scheduler with this config is for."""
-    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
-        return "flow"
-    return "karras" if "sigma_data" in config else "tabled"
 
 
 def offered(process: Process) -> dict[str, dict[str, dict[str, Any]]]:

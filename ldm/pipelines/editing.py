@@ -24,9 +24,10 @@ from torch.nn.functional import adaptive_max_pool2d
 
 from ldm.diffusion.sampling import standard_normal
 from ldm.diffusion.schedules import in_double
-from ldm.pipelines.arguments import check_count, check_fraction, check_seed
+from ldm.pipelines.arguments import check_fraction, check_seed
 from ldm.pipelines.image_input import ImageInput, each_image, read_image, read_images
 from ldm.pipelines.image_metadata import SIZE
+from ldm.pipelines.image_shapes import check_count
 from ldm.pipelines.pipeline import Pipeline, PipelineOutput, as_output
 
 log = logging.getLogger(__name__)

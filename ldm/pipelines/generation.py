@@ -75,7 +75,7 @@ def opened(folder: ModelFolder, job: dict, device: str | None = None) -> Callabl
     model = open_torch_free(folder) if suits_torch_free(job) and not wants_gpu(device) else None
     if model is not None:
         return functools.partial(_without_torch, model)
-    from ldm.models.lora import as_options
+    from ldm.models.lora_formats import as_options
     from ldm.pipelines.loading import load_pipeline
 
     return functools.partial(generate_job, load_pipeline(folder, device=device, **as_options(job["lora"])))

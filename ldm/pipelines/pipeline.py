@@ -24,18 +24,16 @@ from torch import Tensor, nn
 from ldm.diffusion.guidance import Guidance, guide
 from ldm.diffusion.process import NoiseProcess
 from ldm.diffusion.sampling import denoise_with
-from ldm.models.latents import downsampling_factor, from_model_latents, posterior, to_model_latents
+from ldm.models.latents import from_model_latents, posterior, to_model_latents
 from ldm.models.lora import digest_with
 from ldm.pipelines.adapters import LoadedAdapters
 from ldm.pipelines.arguments import (
     DTYPES,
-    check_count,
     check_dtype,
     check_embeds,
     check_fraction,
     check_number,
     check_scale,
-    check_side,
     check_texts,
     initial_noise,
     lora_scale_of,
@@ -52,12 +50,14 @@ from ldm.pipelines.diffusers_schedulers import (
     warn_of_changes,
     with_sampler,
 )
+from ldm.pipelines.image_shapes import check_count, image_shape, latent_shape, resized, size_step
 from ldm.pipelines.model_folder import COMPONENTS, FALLBACKS, ModelFolder
 from ldm.pipelines.networks import NETWORKS, Networks, OnDisk, run_unet
 from ldm.pipelines.onnx_runtime import Engine
 from ldm.pipelines.step_callbacks import OnStepEnd, Session, check_tensor_inputs
 from ldm.pipelines.textual_inversion import with_all_vectors
 from ldm.pipelines.torch_free import CUT
+from ldm.utils.image_sizes import downsampling_factor
 
 log = logging.getLogger(__name__)
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -173,30 +173,21 @@ class Pipeline(DiffusersMethods):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(c, h, w) of one image's latents."""
-        return _latent_shape(self.networks.config("unet"))
+        return latent_shape(self.networks.config("unet"))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        config = self.networks.config("vae")
-        return config.in_channels, *(side * downsampling_factor(config) for side in self.latent_shape[1:])
+        return image_shape(self.networks.config("vae"), self.networks.config("unet"))
 
     @property
     def size_step(self) -> int:
         """What heights and widths are multiples of: the VAE's factor, times 2 for each halving in the U-Net."""
-        config = self.networks.config("unet")
-        widths = getattr(config, "block_out_channels", None) or getattr(config, "inner")["block_out_channels"]  # noqa: B009
-        return downsampling_factor(self.networks.config("vae")) * 2 ** (len(widths) - 1)
+        return size_step(self.networks.config("vae"), self.networks.config("unet"))
 
     def image_shape_of(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """(C, H, W) of an image of this size in pixels, None = the model's. Raises: ValueError."""
-        channels, *sides = self.image_shape
-        for i, (name, side) in enumerate((("height", height), ("width", width))):
-            if side is not None and side != sides[i]:
-                if sides[i] == 1:
-                    raise ValueError(f"{name} must be None for a model of points, got {side!r}")
-                sides[i] = check_side(name, side, self.size_step)
-        return channels, sides[0], sides[1]
+        return resized(self.image_shape, self.size_step, height, width)
 
     def latent_shape_of(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """(c, h, w) of the latents of such an image. Raises: ValueError."""
@@ -534,7 +525,7 @@ class Pipeline(DiffusersMethods):
     def _weak(self, weak: "Pipeline | nn.Module | str | Path") -> tuple[Callable, Callable]:
         """The weak model's `predict` and `encode_prompt`. Raises: ValueError for other latents or another process."""
         if isinstance(weak, nn.Module):
-            _check_latents(_latent_shape(weak.config), self.latent_shape)
+            _check_latents(latent_shape(weak.config), self.latent_shape)
             return partial(run_unet, weak.eval()), self.encode_prompt
         if isinstance(weak, str | Path):
             if self.load_weak is None:
@@ -543,11 +534,6 @@ class Pipeline(DiffusersMethods):
         _check_latents(weak.latent_shape, self.latent_shape)
         check_same_process(self.scheduler, weak.scheduler)
         return weak.networks.predict, weak.encode_prompt
-
-
-def _latent_shape(unet_config: Any) -> tuple[int, int, int]:
-    size = unet_config.sample_size
-    return unet_config.in_channels, *((size, size) if isinstance(size, int) else size)
 
 
 def _check_latents(weak: tuple[int, ...], main: tuple[int, ...]) -> None:

@@ -13,7 +13,6 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -182,7 +181,7 @@ def open_torch_free(folder: ModelFolder) -> TorchFreePipeline | None:
         return None
     if "in_channels" not in unet or unet.get("out_channels") != unet["in_channels"]:
         return None
-    tokenizer = _tokenizer(folder, vocabulary)
+    tokenizer = read_tokenizer(folder)
     if tokenizer.padding["length"] != engine.length:
         return None
     shape = (unet["in_channels"], *size_of(unet["sample_size"]))
@@ -195,10 +194,11 @@ def _is_size(value: Any) -> bool:
     return all(isinstance(side, int) for side in sides)
 
 
-def _tokenizer(folder: ModelFolder, vocabulary: Path) -> Any:
-    """The tokenizer in a file, cutting and padding to its length. Raises: UserError."""
+def read_tokenizer(folder: ModelFolder) -> Any:
+    """The tokenizer in tokenizer.json, cutting and padding to its length. Raises: UserError."""
     from tokenizers import Tokenizer, decoders
 
+    vocabulary = folder.paths["tokenizer"] / "tokenizer.json"
     try:
         settings = read_json(folder.paths["tokenizer"] / "tokenizer_config.json")
         length, pad = settings["model_max_length"], settings["pad_token"]

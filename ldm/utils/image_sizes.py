@@ -1,8 +1,8 @@
 """Sizes of images, (height, width) in pixels, and the few sizes that images of many shapes are brought to."""
 
 import math
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 Size: TypeAlias = tuple[int, int]  # (height, width)
 
@@ -19,6 +19,12 @@ def resolution_of(size: Sequence[int]) -> int | Size:
     """The inverse of `size_of`: one number for a square, as configs of networks and data have it."""
     height, width = size
     return int(height) if height == width else (int(height), int(width))
+
+
+def downsampling_factor(config: Mapping[str, Any]) -> int:
+    """Pixels per latent along each axis, by the settings of an autoencoder."""
+    widths = config.get("block_out_channels") or config["decoder_block_out_channels"]
+    return 2 ** (len(widths) - 1)
 
 
 def bucket_sizes(size: Size, step: int) -> list[Size]:

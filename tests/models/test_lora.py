@@ -15,7 +15,8 @@ from tiny_model import tiny_folder, tiny_pipeline
 from ldm.config.settings import LdmSettings
 from ldm.data import Splits
 from ldm.hub.export import export
-from ldm.models.lora import FILE, SETTINGS, Adapter, merge, read_lora, save_lora, split_scale
+from ldm.models.lora import FILE, SETTINGS, Adapter, merge, read_lora, save_lora
+from ldm.models.lora_formats import split_scale
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.onnx_runtime import GRAPHS
 from ldm.training.cost_estimate import forecast

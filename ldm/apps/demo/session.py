@@ -16,7 +16,7 @@ from ldm.apps.demo.progress import Progress, Shown
 from ldm.apps.demo.visits import Made, Visits
 from ldm.formats.decoding import ImageError
 from ldm.formats.image_arrays import decode_image, fit_image
-from ldm.models.lora import as_options, split_scale
+from ldm.models.lora_formats import as_options, split_scale
 from ldm.pipelines.diffusers_schedulers import samplers_for
 from ldm.pipelines.editing import image_to_image, inpaint, interpolate
 from ldm.pipelines.generation import generate_job

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ldm.evaluation.diagnostics.environment import tested_versions
 from ldm.hub.push import HUB_NAME, files
-from ldm.models.lora import PEFT_FILE, find_lora, split_scale
+from ldm.models.lora import PEFT_FILE, find_lora
+from ldm.models.lora_formats import split_scale
 from ldm.utils.assets import PACKAGE, shipped_model, shipped_models
 from ldm.utils.checkpoint_files import staged
 from ldm.utils.errors import UserError

@@ -22,7 +22,7 @@ from ldm.evaluation.digits.verdict import bars
 from ldm.evaluation.html import render
 from ldm.evaluation.options import AGREE, DISAGREE, EvaluationOptions, write_metrics
 from ldm.models.latents import posterior
-from ldm.models.lora import as_options
+from ldm.models.lora_formats import as_options
 from ldm.pipelines.generation import generate_pixels
 from ldm.pipelines.loading import load_pipeline
 from ldm.training.data_order import image_batches

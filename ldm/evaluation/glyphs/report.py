@@ -39,7 +39,7 @@ from ldm.evaluation.ocr import OcrResult
 from ldm.evaluation.options import AGREE, DISAGREE, UNKNOWN, EvaluationOptions, write_metrics
 from ldm.evaluation.run_loading import open_run
 from ldm.models.clip import recall_at
-from ldm.models.lora import as_options
+from ldm.models.lora_formats import as_options
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils import checkpoint_files as checkpoint

@@ -39,7 +39,8 @@ from ldm.evaluation.metrics.reconstruction import psnr, reconstruct, ssim
 from ldm.evaluation.options import EvaluationOptions, write_metrics
 from ldm.evaluation.run_loading import OpenRun, checkpoint_state, open_run
 from ldm.evaluation.verdict import FEW
-from ldm.models.lora import as_options, merge, read_lora
+from ldm.models.lora import merge, read_lora
+from ldm.models.lora_formats import as_options
 from ldm.pipelines.generation import SamplingOptions
 from ldm.training.validation import summary, validations
 from ldm.utils.atomic_files import atomic_write
