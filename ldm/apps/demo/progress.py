@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Event
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from PIL import Image
-from torch import Tensor
 
 from ldm.apps.demo.visits import Made
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PAUSE = 0.1  # seconds between two previews
-Previews = Callable[[Tensor], list[Image.Image]]  # of latents
+Previews = Callable[["Tensor"], list[Image.Image]]  # of latents
 
 
 class Stopped(Exception):
@@ -58,11 +61,11 @@ class Progress:
         self.check()
         self._frames.put(Shown(text, previews or [], running=True))
 
-    def of_steps(self, steps: int, previews: Previews) -> Callable[[int, Tensor, Tensor], None]:
+    def of_steps(self, steps: int, previews: Previews) -> Callable[[int, "Tensor", "Tensor"], None]:
         """The callback of a pipeline that takes so many steps: previews, one in `PAUSE` seconds at most."""
         shown_at = 0.0
 
-        def callback(step: int, timestep: Tensor, latents: Tensor) -> None:
+        def callback(step: int, timestep: "Tensor", latents: "Tensor") -> None:
             nonlocal shown_at
             self.check()
             if monotonic() - shown_at >= PAUSE:

@@ -1,8 +1,12 @@
 """Serving the demo. Gradio is imported with it, and told before that to send nothing home."""
 
+import inspect
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ldm.apps.demo.limits import LOOPBACK
 from ldm.utils.terminal import LiveLine
@@ -30,10 +34,13 @@ def serve(
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ.setdefault("MPLBACKEND", "agg")  # else gradio imports much of matplotlib to find one
     with LiveLine() as live:
-        live.show("loading the model ...", now=True)
+        live.show("building the page ...", now=True)
         from ldm.apps.demo.session import Session
-        from ldm.apps.demo.ui import launch
+
+        with without_type_stubs():
+            from ldm.apps.demo.ui import launch
 
         session = Session(model, cache_dir, lora, private=host not in LOOPBACK)
         address = launch(session, runs, host, port)
@@ -41,3 +48,23 @@ def serve(
     reach = "only from this machine" if host in LOOPBACK else "by everyone who reaches this machine"
     print(f"{address} can be opened {reach}; Ctrl-C ends it", flush=True)
     threading.Event().wait()
+
+
+@contextmanager
+def without_type_stubs() -> Iterator[None]:
+    """For importing gradio: it writes a type stub for each class of its components, a third of the time this takes.
+
+    A class whose file is not found gets none.
+    """
+    find = inspect.getfile
+
+    def found(thing: Any) -> str:
+        if inspect.isclass(thing) and thing.__module__.startswith("gradio."):
+            raise OSError
+        return find(thing)
+
+    inspect.getfile = found  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        inspect.getfile = find

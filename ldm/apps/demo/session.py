@@ -1,14 +1,19 @@
-"""What the tabs of the demo do, without the page: every input is checked here, one request is computed at a time."""
+"""What the tabs of the demo do, without the page: every input is checked here, one request is computed at a time.
 
+The page is built from the files of the model alone. Torch and the networks take longer to load than the page to open,
+so nothing here imports them before the first request that needs them.
+"""
+
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from ldm.apps.demo import limits
 from ldm.apps.demo.about import About
@@ -17,23 +22,31 @@ from ldm.apps.demo.visits import Made, Visits
 from ldm.formats.decoding import ImageError
 from ldm.formats.image_arrays import decode_image, fit_image
 from ldm.models.lora_formats import as_options, split_scale
-from ldm.pipelines.diffusers_schedulers import samplers_for
-from ldm.pipelines.editing import image_to_image, inpaint, interpolate
 from ldm.pipelines.generation import generate_job
 from ldm.pipelines.image_metadata import EDIT_KEY, KEY, SIZE, complete, entries
-from ldm.pipelines.loading import load_pipeline
-from ldm.pipelines.pipeline import Pipeline, PipelineOutput
+from ldm.pipelines.image_shapes import Shape, image_shape, resized, size_step
+from ldm.pipelines.model_folder import FALLBACKS, resolve_model
+from ldm.pipelines.sampler_recipes import RECIPES, kind_of
+from ldm.pipelines.torch_free import read_tokenizer
 from ldm.utils.errors import UserError
 from ldm.utils.image_grid import enlarged
 from ldm.utils.image_sizes import Size, size_of
 from ldm.utils.transparency import on_white
+from ldm.utils.untrusted_files import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ldm.pipelines.pipeline import Pipeline, PipelineOutput
+
+log = logging.getLogger(__name__)
 
 OWN = "the model's own"  # sampler
 SIDE = 256  # pixels; images are enlarged to about this, every pixel by a whole number
 PREVIEWS = 4  # images of which previews are shown
 WELCOME = 4  # images of the first example
 Sent = str | None  # a file of a visitor's
-Verb = Callable[..., PipelineOutput]
+Verb = Callable[..., "PipelineOutput"]
 JOB = {"grid": "1x1", "interval": None, "rescale": None, "cfg_zero": None, "zero_init": None, "weak": None}
 
 
@@ -45,6 +58,7 @@ class Session:
         cache_dir: of rendered glyphs.
         lora: PATH[:SCALE] of adapters.
         private: whether images name model and adapters without the folders that they lie in.
+    Raises: UserError if there is no such model, or if its files or the adapters are not usable.
     """
 
     def __init__(
@@ -58,35 +72,102 @@ class Session:
         self.known_as = {"model": model, "lora": lora}
         if private:
             self.known_as = {what: path and _without_folders(path) for what, path in self.known_as.items()}
-        self.pipeline = load_pipeline(model, **self.lora)
+        self.private, self.folder = private, resolve_model(model)
+        self.defaults: dict[str, Any] = {**FALLBACKS, **self.folder.defaults}
+        self._loading = Lock()
+        self._pipeline: Pipeline | None = None
         self._busy = Lock()  # the networks are one visitor's at a time, whatever the queue does
         self._running: dict[str, Progress] = {}
         self.visits = Visits()
         self._welcoming = Lock()
         self._welcome: Shown | None = None
+        if lora is not None:
+            self.load()  # only the networks tell whether adapters fit
+
+    # ---- what the files tell ----------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
-        return str(self.pipeline.defaults.get("name") or Path(self.model or "model").name)
+        return str(self.defaults.get("name") or Path(self.model or "model").name)
 
     @cached_property
     def samplers(self) -> list[str]:
-        return [OWN, *samplers_for(self.pipeline.scheduler)]
+        kind = kind_of(read_json(self.folder.paths["scheduler"] / "scheduler_config.json"))
+        if kind != "tabled":
+            return [OWN, *RECIPES[kind]]
+        from ldm.pipelines.diffusers_schedulers import samplers_for
+
+        return [OWN, *samplers_for(self.pipeline.scheduler)]  # they depend on the numbers in the table
 
     @cached_property
     def config(self) -> dict:
         """The settings that the model was trained with, {} where its folder has none."""
-        return self.pipeline.folder.training_config() if self.pipeline.folder else {}
+        return self.folder.training_config()
 
     @cached_property
     def about(self) -> About:
         """What the model generates, and which words it knows."""
-        return About(self.config, self.pipeline.defaults, self.pipeline.image_shape, self.pipeline.tokenizer)
+        return About(self.config, self.defaults, self.image_shape, self._tokenizer)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """What `Words` needs of the tokenizer."""
+        try:
+            own = read_tokenizer(self.folder)
+        except UserError:  # of another form: transformers says whether it can be read
+            return self.pipeline.tokenizer
+        return SimpleNamespace(backend_tokenizer=own, model_max_length=own.truncation["max_length"])
+
+    @cached_property
+    def _shapes(self) -> tuple[Shape, int]:
+        """Shape of an image, and what heights and widths are multiples of."""
+        vae, unet = (read_json(self.folder.paths[name] / "config.json") for name in ("vae", "unet"))
+        try:
+            return image_shape(vae, unet), size_step(vae, unet)
+        except (AttributeError, KeyError, TypeError, ValueError):  # left out: the libraries know what then
+            return self.pipeline.image_shape, self.pipeline.size_step
+
+    @property
+    def image_shape(self) -> Shape:
+        """(C, H, W) of an image."""
+        return self._shapes[0]
+
+    @property
+    def size_step(self) -> int:
+        """What heights and widths are multiples of."""
+        return self._shapes[1]
+
+    @cached_property
+    def digest(self) -> str:
+        """The model folder's, with that of the adapters."""
+        return self.pipeline.digest if self.lora else self.folder.digest()
 
     @property
     def examples(self) -> list[str]:
         """The sample prompts of the model's training."""
         return self.about.examples
+
+    # ---- the model --------------------------------------------------------------------------------------------------
+
+    @property
+    def pipeline(self) -> "Pipeline":
+        """The model, loaded when it is first asked for. Raises: UserError, which tells others no path of the host."""
+        with self._loading:
+            if self._pipeline is None:
+                from ldm.pipelines.loading import load_pipeline
+
+                try:
+                    self._pipeline = load_pipeline(self.folder, **self.lora)
+                except UserError as error:
+                    if not self.private:
+                        raise
+                    log.error("%s", error)
+                    raise UserError("the model cannot be loaded; the log of the app says why") from None
+            return self._pipeline
+
+    def load(self) -> None:
+        """Load the model, unless that is done. Raises: UserError."""
+        _ = self.pipeline
 
     # ---- generating -------------------------------------------------------------------------------------------------
 
@@ -107,16 +188,16 @@ class Session:
             "guidance": limits.real("guidance", guidance),
             "sampler": None if sampler == OWN else sampler,
             "scale": max(1, SIDE // max(self._size_of(size))),
-            "digest": self.pipeline.digest,
+            "digest": self.digest,
         }
         job |= JOB
-        complete(job, self.pipeline.defaults)
+        complete(job, self.defaults)
         return job
 
     @cached_property
     def size(self) -> Size:
         """(height, width) of an image in pixels, unless another is asked for."""
-        return size_of(self.pipeline.image_shape[1:])
+        return size_of(self.image_shape[1:])
 
     @property
     def scale(self) -> int:
@@ -135,7 +216,7 @@ class Session:
     def _size_of(self, job: dict) -> Size:
         """(height, width) of the images of a job. Raises: UserError for a size that the model cannot generate."""
         try:
-            return size_of(self.pipeline.image_shape_of(job["height"], job["width"])[1:])
+            return size_of(resized(self.image_shape, self.size_step, job["height"], job["width"])[1:])
         except ValueError as error:
             raise UserError(str(error)) from None
 
@@ -151,11 +232,18 @@ class Session:
         """
         share, decoded = limits.real("strength", strength), self._decoded(picture)
         told: dict[str, Any] = {"verb": "image-to-image", "strength": share}
-        verb: Verb = partial(image_to_image, self.pipeline, self._fitted(decoded), strength=share)
+        given = [self._fitted(decoded)]
         if layers is not None:
             mask = fit_image(painted(layers, decoded.shape[:2]), self.size, "pad", 0)
             told |= {"verb": "inpaint", "painted": round(float((mask > 127).mean()), 4)}
-            verb = partial(inpaint, self.pipeline, self._fitted(decoded), mask, strength=share)
+            given.append(mask)
+
+        def verb(**options: Any) -> "PipelineOutput":
+            from ldm.pipelines.editing import image_to_image, inpaint
+
+            edit: Verb = image_to_image if layers is None else inpaint
+            return edit(self.pipeline, *given, strength=share, **options)
+
         return self._drawing(visitor, job, limits.whole("number", number), verb, told)
 
     def seen(self, picture: Sent) -> Image.Image:
@@ -167,7 +255,9 @@ class Session:
         """As `draw`, images between job["prompt"] and the second prompt, job["seed"] and another."""
         second, last_seed = limits.text("second prompt", second), limits.whole("seed", last_seed)
 
-        def verb(prompt: str | None, seed: int, num_images_per_prompt: int, **options) -> PipelineOutput:
+        def verb(prompt: str | None, seed: int, num_images_per_prompt: int, **options: Any) -> "PipelineOutput":
+            from ldm.pipelines.editing import interpolate
+
             return interpolate(self.pipeline, prompt, second, num_images_per_prompt, seed, last_seed, **options)
 
         told = {"verb": "interpolate", "second": second, "last_seed": last_seed}
@@ -176,7 +266,7 @@ class Session:
     def _decoded(self, picture: Sent) -> np.ndarray:
         if picture is None:
             raise UserError("choose an image first")
-        return decoded(picture, self.pipeline.image_shape[0], 255)
+        return decoded(picture, self.image_shape[0], 255)
 
     def _fitted(self, pixels: np.ndarray) -> np.ndarray:
         """An image as uint8 (height, width, C), padded with white; one that we enlarged, exactly as it was."""
@@ -203,6 +293,9 @@ class Session:
         def alone() -> Shown:
             with self._busy:
                 progress.check()
+                if self._pipeline is None:
+                    progress.say("loading the model ...")
+                    self.load()
                 return work(progress)
 
         try:
@@ -211,7 +304,7 @@ class Session:
             if self._running.get(visitor) is progress:
                 del self._running[visitor]
 
-    def _callback(self, progress: Progress, job: dict) -> Callable[[int, Tensor, Tensor], None]:
+    def _callback(self, progress: Progress, job: dict) -> Callable[[int, "Tensor", "Tensor"], None]:
         return progress.of_steps(job["steps"], lambda latents: self._previews(latents[:PREVIEWS]))
 
     def _shown(self, images: list[Image.Image], job: dict, told: dict | None) -> Shown:
@@ -252,12 +345,9 @@ class Session:
 
     def _from_gallery(self) -> Shown | None:
         """The images that lie beside an exported model for its card."""
-        folder = self.pipeline.folder
-        if folder is None:
-            return None
         from ldm.hub.gallery import pictures
 
-        home, images = folder.paths["unet"].parent, []
+        home, images = self.folder.paths["unet"].parent, []
         try:
             found = pictures(home)
             for each in found:
@@ -271,7 +361,7 @@ class Session:
 
     def _of_example(self) -> Shown:
         prompt = self.examples[0] if self.examples else None
-        defaults = self.pipeline.defaults
+        defaults = self.defaults
         job = self.job(prompt, None, defaults["guidance_scale"], defaults["num_inference_steps"], OWN, 0)
         with self._busy:
             images = generate_job(self.pipeline, job, WELCOME)
@@ -283,16 +373,18 @@ class Session:
         if visitor in self._running:
             self._running[visitor].stop()
 
-    def _previews(self, latents: Tensor) -> list[Image.Image]:
+    def _previews(self, latents: "Tensor") -> list[Image.Image]:
         pixels = (self.pipeline.preview(latents).permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
         return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in pixels]
 
     # ---- attention --------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _in_torch(self) -> Pipeline:
+    def _in_torch(self) -> "Pipeline":
         """The same model in torch: ONNX graphs show no attention."""
-        return load_pipeline(self.model, engine="torch", **self.lora)
+        from ldm.pipelines.loading import load_pipeline
+
+        return load_pipeline(self.folder, engine="torch", **self.lora)
 
     def attention(self, visitor: str, job: dict) -> Iterator[Shown]:
         """As `draw`: the image, and over it the attention of each word. Raises: UserError without a prompt."""

@@ -49,7 +49,7 @@ def launch(session: Session, runs: Path | None, host: str, port: int | None) -> 
             state_session_capacity=100,
             app_kwargs={"middleware": [guard]},
             theme=theme.set(**SUBDUED),
-            css=CSS + (TRANSPARENT if session.pipeline.image_shape[0] == 4 else ""),
+            css=CSS + (TRANSPARENT if session.image_shape[0] == 4 else ""),
         )
     except OSError as error:
         raise UserError(f"cannot listen on {host}, port {port}: {error}; choose another --port") from None

@@ -12,6 +12,7 @@ from tiny_model import tiny_folder
 
 from ldm.apps.demo.session import Session
 from ldm.apps.demo.training_processes import REFUSED
+from ldm.utils.errors import UserError
 from tests.apps.demo.recorded_gradio import Request, SelectData, recorded
 from tests.apps.demo.test_session import a_run
 from tests.apps.demo.test_training_processes import STUB
@@ -155,6 +156,23 @@ def test_a_page_opens_with_images_made_once(page, session, monkeypatch):
     assert line == "Examples" and len(images) == 4
     monkeypatch.setattr("ldm.apps.demo.session.generate_job", None)  # not a second time
     assert opened(page)[3] == images
+
+
+def test_a_page_that_is_open_loads_the_model_and_says_so_only_where_that_fails(page, session, monkeypatch):
+    first = page.of("Gallery", "Images")
+    (event,) = [event for event in page.events if event.trigger == "load" and first in event.outputs]
+    loads = page.events[page.events.index(event) + 1]
+    monkeypatch.setattr(sys.modules["ldm.apps.demo.page.generate"], "HEAD_START", 0)
+    monkeypatch.setattr(session, "_pipeline", None)
+    ((line,),) = loads.call()
+    assert line == {"__type__": "update"} and session._pipeline is not None
+
+    def broken():
+        raise UserError("no networks")
+
+    monkeypatch.setattr(session, "load", broken)
+    ((line,),) = loads.call()
+    assert "class=error" in line and text(line) == "no networks"
 
 
 @pytest.mark.parametrize(

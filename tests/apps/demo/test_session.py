@@ -1,10 +1,12 @@
 """The app without its page: what visitors may ask for, what they get, which requests are heard, and the Space."""
 
 import asyncio
+import inspect
 import json
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -15,15 +17,20 @@ from tiny_model import tiny_folder, tiny_lora
 
 from ldm.apps.demo import limits
 from ldm.apps.demo.limits import LOOPBACK
+from ldm.apps.demo.prompt_words import Words
 from ldm.apps.demo.request_guard import Guard
+from ldm.apps.demo.server import without_type_stubs
 from ldm.apps.demo.session import OWN, Session
 from ldm.apps.demo.space import requirements, write_space
 from ldm.apps.demo.training_monitor import read_log, runs_in, series, watch
 from ldm.cli import main as cli
+from ldm.config.settings import NoiseOptions
 from ldm.models.lora import read_lora
+from ldm.pipelines.diffusers_schedulers import samplers_for
 from ldm.pipelines.generation import generate_job
 from ldm.pipelines.image_metadata import read_png
 from ldm.pipelines.loading import load_pipeline
+from ldm.utils.assets import shipped_models
 from ldm.utils.errors import UserError
 
 
@@ -39,6 +46,74 @@ def session(model):
 
 def job(session, prompt="water", negative=None, guidance=2, steps=3, sampler=OWN, seed=5):
     return session.job(prompt, negative, guidance, steps, sampler, seed)
+
+
+# ---- what is known before the model is loaded -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*shipped_models(), "tiny", "table"])
+def test_the_files_tell_what_the_loaded_model_would(name, model, tmp_path):
+    place = {"tiny": model, "table": tmp_path / "table"}.get(name, name)
+    if name == "table":
+        tiny_folder(place, NoiseOptions(process="cosine", prediction_type="v_prediction"))
+    session, pipeline = Session(str(place)), load_pipeline(place)
+    assert session.samplers == [OWN, *samplers_for(pipeline.scheduler)]
+    assert (session.image_shape, session.size_step) == (pipeline.image_shape, pipeline.size_step)
+    assert (session.digest, session.defaults) == (pipeline.digest, pipeline.defaults)
+    words = Words(pipeline.tokenizer)
+    assert vars(session.about.words) | {"own": None} == vars(words) | {"own": None}
+    prompt = "a RÉD tulip, and much more than there is room for: " + "spaceship " * 20
+    assert session.about.words.lost(prompt) == words.lost(prompt) != ""
+
+
+def test_a_page_needs_no_torch_before_something_is_generated():
+    code = """
+import sys
+from ldm.apps.demo.session import Session
+session = Session()
+shown = session.welcome()
+assert shown.images and session.samplers and session.size_step and session.about.hints("water") is not None
+session.job("water", None, 2, 2, session.samplers[1], 5, 64, 64)
+assert not {"torch", "diffusers", "transformers"} & {*sys.modules}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_who_asks_first_waits_for_the_model_and_is_told_so(model):
+    session = Session(str(model))
+    asked = [[one.text for one in session.draw("me", job(session), 1)] for _ in range(2)]
+    assert asked[0][:2] == ["waiting for the model ...", "loading the model ..."]
+    assert "loading the model ..." not in asked[1] and asked[0][-1] == asked[1][-1] == "1 image, seed 5"
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_model_that_cannot_be_loaded_is_told_to_who_asks_and_to_others_without_its_folder(model, tmp_path, private):
+    folder = copytree(model, tmp_path / "model")
+    settings = json.loads((folder / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps({**settings, "act_fn": "none"}))
+    session = Session(str(folder), private=private)
+    assert session.about.sentence
+    for _ in range(2):
+        with pytest.raises(UserError) as raised:
+            list(session.draw("me", job(session), 1))
+        assert str(raised.value).startswith("the model cannot be loaded; the log" if private else "unet in ")
+        assert (str(tmp_path) in str(raised.value)) is not private
+    assert not session._busy.locked()
+
+
+def test_adapters_that_do_not_fit_are_told_at_once(model, tmp_path):
+    with pytest.raises(UserError, match="there is no such file"):
+        Session(str(model), lora=str(tmp_path / "none"))
+
+
+def test_classes_of_gradio_have_no_file_while_it_is_imported():
+    theirs = type("Component", (), {"__module__": "gradio.components"})
+    with without_type_stubs():
+        assert inspect.getfile(Path) == inspect.getfile(inspect.getmodule(Path))
+        with pytest.raises(OSError):
+            inspect.getfile(theirs)
+    with pytest.raises(TypeError):  # as it is: there is no such module here
+        inspect.getfile(theirs)
 
 
 # ---- drawing --------------------------------------------------------------------------------------------------------
@@ -141,13 +216,11 @@ def test_the_last_images_of_a_visitor_are_kept_as_the_model_generated_them(sessi
 def test_the_settings_of_the_training_are_found_where_an_export_has_them(model, nested):
     text = yaml.safe_dump({"data": {"source": "glyphs"}, "ldm": {"sampling": {"prompts": ["fire"]}}})
     session = Session(str(model))
-    session.pipeline.defaults["training"] = {"runs": {"ldm": {"config": text}}} if nested else {"config": text}
+    session.folder.defaults["training"] = {"runs": {"ldm": {"config": text}}} if nested else {"config": text}
     assert session.examples == ["fire"] and session.about.of_glyphs
 
 
 def test_a_page_begins_with_the_images_of_the_model_s_card(model, tmp_path):
-    from shutil import copytree
-
     from ldm.hub.gallery import draw_gallery
 
     folder = copytree(model, tmp_path / "model")
@@ -262,9 +335,8 @@ def test_a_copy_is_known_as_one_and_named(model, tmp_path, monkeypatch):
     *before, last = session.nearest("me", job(session), 2)
     name = "{char} {codepoint}".format(**data.meta(7))
     assert last.captions[1] == f"a copy of {name}: 1.00" and last.captions[3].startswith("nearest ")
-    assert [one.text for one in before[1:]] == [
-        f"{doing} the training glyphs ..." for doing in ("preparing", "comparing with")
-    ]
+    doing = ["loading the model", "preparing the training glyphs", "comparing with the training glyphs"]
+    assert [one.text for one in before[1:]] == [f"{each} ..." for each in doing]
     assert last.text.startswith("1 of 2 are copies of one of 64 training glyphs")
 
 

@@ -1,5 +1,6 @@
 """Images from prompts: the first tab, with examples, chips that build a prompt, and links that set the fields."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ from ldm.apps.demo.session import OWN, Session
 from ldm.apps.demo.share_link import NAMES, Settings, settings_or_reason
 from ldm.utils.errors import UserError
 
+HEAD_START = 1.0  # seconds for the images that a page opens with, before the model is loaded
+
 
 @dataclass
 class GenerateTab:
@@ -49,7 +52,7 @@ def generate_tab(session: Session) -> GenerateTab:
             _chips(session, prompt, hint)
             go, stop = go_and_stop()
         with gr.Column(min_width=280):
-            results = Results(session, stop)
+            results = Results(session, stop, "loading the model ...")
     examples = [[each] for each in session.examples]
     samples = gr.Dataset(
         components=[prompt], samples=examples, label="Examples: a click generates", visible=bool(examples)
@@ -73,7 +76,8 @@ def generate_tab(session: Session) -> GenerateTab:
     fields |= {"guidance": guidance, "sampler": sampler, "height": height, "width": width}
     outputs = [*(fields[name] for name in NAMES), keep]
     results.history.select(_restored(session), None, outputs, **HIDDEN)
-    gr.on(None, _opened(session), None, [*outputs, results.state, results.gallery], **HIDDEN)  # when the page opens
+    opened = gr.on(None, _opened(session), None, [*outputs, results.state, results.gallery], **HIDDEN)  # as it opens
+    opened.then(_loaded(session), None, results.state, **HIDDEN)
     return GenerateTab(results, prompt)
 
 
@@ -141,6 +145,20 @@ def _opened(session: Session):
             return *updates(settings), text, []
         shown = session.welcome()
         return *updates(settings), said(shown.text), shown.images
+
+    return answer
+
+
+def _loaded(session: Session):
+    """What loads the model, and says so only where that fails."""
+
+    def answer() -> Any:
+        time.sleep(HEAD_START)
+        try:
+            session.load()
+        except UserError as error:
+            return said(str(error), error=True)
+        return gr.update()
 
     return answer
 

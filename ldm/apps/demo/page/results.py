@@ -26,12 +26,13 @@ class Results:
 
     Args:
         columns: of the images.
+        text: said before there are images.
         actions: whether downloads, a link, the history and buttons for editing belong to them.
     """
 
-    def __init__(self, session: Session, stop: gr.Button, actions: bool = True, columns: int = 4):
+    def __init__(self, session: Session, stop: gr.Button, text: str = "", actions: bool = True, columns: int = 4):
         self.session, self.stop, self.actions = session, stop, actions
-        self.state = gr.HTML(said(""), elem_classes="state")
+        self.state = gr.HTML(said(text), elem_classes="state")
         self.previews = gr.HTML(elem_classes="pixels")
         self.gallery = gallery("Images", columns)
         self.outputs: list[Any] = [self.state, self.previews, self.gallery, stop]

@@ -68,7 +68,7 @@ def slider(name: str, label: str, value: float, step: float = 1) -> gr.Slider:
 
 
 def guidance_slider(session: Session) -> gr.Slider:
-    return slider("guidance", "Guidance scale of the prompt, 1 = off", session.pipeline.defaults["guidance_scale"], 0.1)
+    return slider("guidance", "Guidance scale of the prompt, 1 = off", session.defaults["guidance_scale"], 0.1)
 
 
 def number_slider(value: int = 4) -> gr.Slider:
@@ -77,7 +77,7 @@ def number_slider(value: int = 4) -> gr.Slider:
 
 def steps_and_sampler(session: Session, samplers: bool = True) -> tuple[gr.Slider, gr.Dropdown | None]:
     """The steps, with a switch between few and the model's own; and the sampler."""
-    own = session.pipeline.defaults["num_inference_steps"]
+    own = session.defaults["num_inference_steps"]
     speed = gr.Radio([FAST, BEST], value=BEST, label="Speed") if own >= SLOW else None
     with gr.Accordion("More", open=False):
         steps = slider("steps", "Steps", own)
@@ -94,7 +94,7 @@ def steps_of(speed: str, own: int) -> int:
 
 def size_sliders(session: Session) -> list[gr.Slider]:
     """Height and width of the images, in steps that the model can generate."""
-    step = session.pipeline.size_step
+    step = session.size_step
     with gr.Row():
         return [
             gr.Slider(step, limits.RANGES[name][1], value=side, step=step, label=f"{name.title()} in pixels")
