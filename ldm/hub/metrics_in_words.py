@@ -19,7 +19,7 @@ class Phrase(NamedTuple):
 
 
 UNSEEN = "where the prompt describes a character never seen in training"
-NAMED = "where the prompt names both parts of such a character"
+NAMED = "where the prompt names both components of such a character"
 PAIR = "in pairs of layout and radical that training never showed"
 GLYPHS, OTHERS = "real glyphs", "other real glyphs have about 0"
 KNOWN = {
@@ -39,7 +39,7 @@ KNOWN = {
     "character_strokes_error": Phrase("The strokes are {} off on average", False, "{:.2f}", real=GLYPHS),
     "character_readable": Phrase(f"{{}} of glyphs are read as some character by an OCR, {UNSEEN}", real=GLYPHS),
     "character_read": Phrase(f"{{}} of glyphs are read as the very character by an OCR, {UNSEEN}", real=GLYPHS),
-    "named_both": Phrase(f"{{}} of glyphs have layout and both parts, {NAMED}", real=GLYPHS),
+    "named_both": Phrase(f"{{}} of glyphs have layout and all components, {NAMED}", real=GLYPHS),
     "named_components_f1": Phrase(f"{{}} is the F1 score of the components found, {NAMED}", real=GLYPHS),
     "named_strokes_error": Phrase(f"The strokes are {{}} off on average, {NAMED}", False, "{:.2f}", real=GLYPHS),
     "named_readable": Phrase(f"{{}} of glyphs are read as some character by an OCR, {NAMED}", real=GLYPHS),

@@ -20,12 +20,12 @@ TITLES = {
     "character_components_f1": "all phrases: components (F1)",
     "character_readable": "all phrases: read as any character",
     "character_read": "all phrases: read as the character",
-    "named_both": "parts named: layout and parts",
-    "named_components_f1": "parts named: components (F1)",
-    "named_readable": "parts named: read as any character",
-    "named_read": "parts named: read as the character",
+    "named_both": "components named: layout and all of them",
+    "named_components_f1": "components named: components (F1)",
+    "named_readable": "components named: read as any character",
+    "named_read": "components named: read as the character",
 }
-STROKES = {"character_strokes_error": "all phrases: strokes", "named_strokes_error": "parts named: strokes"}
+STROKES = {"character_strokes_error": "all phrases: strokes", "named_strokes_error": "components named: strokes"}
 
 
 def lines(summary: dict[str, Any]) -> list[str]:
