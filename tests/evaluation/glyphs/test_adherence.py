@@ -1,8 +1,11 @@
 """Scores of pictures whose content is known: right, wrong, not asked for; and what ceiling and floor are."""
 
+from collections import defaultdict
+
 import numpy as np
 import pytest
 
+from ldm.data.glyphs.dataset import split_characters
 from ldm.evaluation.glyphs.adherence import Scorer, ceiling, complete_agreement, permuted, prompt_specs
 from ldm.evaluation.glyphs.classifier import GlyphClassifier
 from ldm.evaluation.glyphs.prompts import PromptSpec
@@ -78,3 +81,21 @@ def test_the_ceiling_is_that_of_the_real_glyphs_which_fit_the_prompts():
     asked = [PromptSpec("layout", "a", layout="single")] * 5 + [PromptSpec("layout", "b", layout="above")]
     assert ceiling(asked, real, scores) == {"layout": 0.75}  # each prompt counts once; no style is asked for
     assert ceiling([PromptSpec("layout", "c", layout="below")], real, scores) == {}
+
+
+def test_what_a_full_caption_leaves_open():
+    """The F1 of training characters of the same radical, layout and about as many strokes as the one described."""
+    classifier = GlyphClassifier()
+    alike = defaultdict(list)
+    for row in split_characters(later=True)["train"]:
+        alike[row.radical, row.structure].append(row)
+    found = []
+    for row in split_characters()["test"]:
+        true = classifier.component_labels([row.codepoint])
+        others = alike[row.radical, row.structure]
+        if true.any() and others and row.structure != "other":
+            guessed = classifier.component_labels([other.codepoint for other in others])
+            f1 = 2 * (guessed & true).sum(1) / (guessed.sum(1) + true.sum())
+            apart = np.array([abs(other.strokes - row.strokes) for other in others])
+            found.append(f1[apart == apart.min()].mean())
+    assert len(found) > 900 and np.mean(found) == pytest.approx(0.34, abs=0.01)
