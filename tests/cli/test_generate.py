@@ -166,7 +166,7 @@ def test_outlines_lie_beside_the_pictures_and_remember_the_settings(tmp_path, ca
     call("enclosed glyph", "-m", "glyphs-fast", "-n", 2, "-o", tmp_path / "{seed}.png", "--svg")
     assert {path.name for path in tmp_path.iterdir()} == {f"{stem}.{kind}" for stem in "a01" for kind in ("png", "svg")}
     both, *alone = (ElementTree.parse(tmp_path / name).getroot() for name in ("a.svg", "0.svg", "1.svg"))
-    assert both.attrib["viewBox"] == "0 0 128 64" and both[0].text == "enclosed glyph"
+    assert both.attrib["viewBox"] == "0 0 256 128" and both[0].text == "enclosed glyph"
     assert json.loads(both[1].text) == read_png(tmp_path / "a.png")
     assert [path.attrib["d"] for path in both[2:]] == [each[2].attrib["d"] for each in alone]
     assert capsys.readouterr().err == ""

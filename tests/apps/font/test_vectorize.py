@@ -37,7 +37,7 @@ def tilted(x, y, degrees=27):
 
 
 def glyphs(model: str, count: int) -> np.ndarray:
-    """uint8 (n, 64, 64): `count` of each prompt, as the model draws them by default."""
+    """uint8 (n, 128, 128): `count` of each prompt, as the model draws them by default."""
     folder = resolve_model(model)
     steps, scale = folder.defaults["num_inference_steps"], folder.defaults["guidance_scale"]
     prompts = [prompt for prompt in PROMPTS for _ in range(count)]
@@ -180,7 +180,7 @@ def test_an_svg_holds_the_outline_and_nothing_that_runs(drawn):
     text = trace(drawn[0]).svg(hostile, hostile)
     root = ElementTree.fromstring(text.encode())
     assert [child.tag.split("}")[1] for child in root] == ["title", "desc", "path"]
-    assert root.attrib["viewBox"] == "0 0 64 64"
+    assert root.attrib["viewBox"] == "0 0 128 128"
     assert root[0].text == root[1].text == "</title><script>alert(1)</script> & \ufffd\ufffd"
     assert set(root[2].attrib) == {"fill-rule", "d"} and not re.search(r"<script|on\w+=|href", text)
 
@@ -203,6 +203,6 @@ def test_a_sheet_has_a_path_for_each_picture_in_its_place(drawn):
     outlines = [trace(picture) for picture in drawn[:3]]
     blank = replace(outlines[0], contours=())
     root = ElementTree.fromstring(svg([*outlines[:2], blank, outlines[2]], 2))
-    assert root.attrib["viewBox"] == "0 0 128 128"
-    assert [path.attrib.get("transform") for path in root] == [None, "translate(64 0)", "translate(64 64)"]
+    assert root.attrib["viewBox"] == "0 0 256 256"
+    assert [path.attrib.get("transform") for path in root] == [None, "translate(128 0)", "translate(128 128)"]
     assert root[2].attrib["d"] == outlines[2].path()

@@ -36,7 +36,7 @@ def test_the_folder_holds_all_that_the_page_loads_and_names_no_other_place(tmp_p
         size = (out / "runtime" / wasm).stat().st_size
         wanted = {"module": f"runtime/{module}", "wasm": {"path": f"runtime/{wasm}", "bytes": size}}
         assert settings["runtimes"][name] == wanted
-    assert (settings["picture"], settings["steps"], settings["model"]) == ([1, 64, 64], 4, MODEL)
+    assert (settings["picture"], settings["steps"], settings["model"]) == ([1, 128, 128], 4, MODEL)
     for path in site.PAGE.iterdir():
         text = re.sub(r"""xmlns=['"]http://www.w3.org/2000/svg['"]""", "", path.read_text(encoding="utf-8"))
         assert not re.search(r"(https?:)?//\w", re.sub(r"(?m)(^|\s)// .*$", "", text)), path
