@@ -47,7 +47,7 @@ def draw(page, **settings) -> np.ndarray:
     return finished(page)
 
 
-def finished(page, side: int = 64) -> np.ndarray:
+def finished(page, side: int = 128) -> np.ndarray:
     page.wait_for_selector(DRAWN)
     code = "(c) => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
     pixels = np.array(page.locator("#canvas").evaluate(code), np.uint8).reshape(side, side, 4)
@@ -103,7 +103,7 @@ def test_the_outline_is_what_is_seen_and_can_be_downloaded(page, tmp_path):
     assert started.value.suggested_filename == "vertical-stacked-glyph-3.svg"
     root = ElementTree.parse(tmp_path / "a.svg").getroot()
     assert (
-        root.get("viewBox") == "0 0 64 64" and root[0].text == "vertical stacked glyph" and '"seed":3' in root[1].text
+        root.get("viewBox") == "0 0 128 128" and root[0].text == "vertical stacked glyph" and '"seed":3' in root[1].text
     )
     assert root[2].get("d") == page.get_attribute("#path", "d") != ""
     page.click("#look")
@@ -132,12 +132,12 @@ def test_nine_images_have_nine_seeds_and_each_can_be_had_alone(page, light, tmp_
     for name, value in job.items():
         page.fill(f"#{name}", str(value))
     page.select_option("#images", "9")
-    sheet = finished(page, 192)
+    sheet = finished(page, 384)
     last = python_draws(light, job | {"seed": 28})
-    assert abs(sheet[128:, 128:] - last).max() <= 2
+    assert abs(sheet[256:, 256:] - last).max() <= 2
     page.click("#earlier button >> nth=0")  # the last one drawn
     alone = finished(page)
-    np.testing.assert_array_equal(alone, sheet[128:, 128:])
+    np.testing.assert_array_equal(alone, sheet[256:, 256:])
     assert (page.input_value("#seed"), page.input_value("#images")) == ("28", "1")
     assert "seed=28" in page.url and "images=1" in page.url
     assert page.locator("#earlier button").count() <= 18
