@@ -83,9 +83,9 @@ def test_a_download_holds_the_picture_and_what_draws_it_again(page, tmp_path):
     started.value.save_as(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         pixels = np.asarray(image.convert("L"), int)
-    np.testing.assert_array_equal(pixels, shown.repeat(8, 0).repeat(8, 1))
+    np.testing.assert_array_equal(pixels, shown.repeat(4, 0).repeat(4, 1))
     job = read_png(tmp_path / "a.png")
-    wanted = {"model": MODEL, "prompt": "vertical stacked glyph", "negative": None, "seed": 3, "steps": 4, "scale": 8}
+    wanted = {"model": MODEL, "prompt": "vertical stacked glyph", "negative": None, "seed": 3, "steps": 4, "scale": 4}
     assert job == wanted | {"guidance": 1, "grid": "1x1", "interval": [0, 1], "digest": resolve_model(MODEL).digest()}
     args = build_parser(["generate"]).parse_args(["generate", "--from", str(tmp_path / "a.png")])
     args.output = str(tmp_path / "b.png")

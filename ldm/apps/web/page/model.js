@@ -78,6 +78,7 @@ export class Model {
     Object.assign(model, { ort, settings, engine, tensor, known: new Map() });
     model.tokenizer = new Tokenizer(JSON.parse(new TextDecoder().decode(await files.take(settings.words))), settings);
     const options = { executionProviders: [engine.provider], graphOptimizationLevel: effort(engine, settings) };
+    options.logSeverityLevel = 3; // errors: that WebGPU leaves some nodes to the CPU is no warning to anyone
     const sizes = new Map(settings.files.map(({ path, bytes }) => [path, bytes]));
     const weight = ({ weights }) => weights.reduce((sum, path) => sum + sizes.get(path), 0);
     const total = Object.values(settings.networks).reduce((sum, network) => sum + weight(network), 0);
