@@ -110,7 +110,7 @@ from ldm.cli.main import main
     ("words", "said"),
     [
         (["generate", "a", "red", "circle"], "loading the model ..."),
-        (["app"], "loading the model ..."),
+        (["app"], "building the page ..."),
         (["evaluate"], "evaluating the included model"),
         (["train", "images"], "training on images"),
         (["train", "clip", "PROJECT"], "text encoder: PROJECT"),
