@@ -26,7 +26,7 @@ from ldm.pipelines.diffusers_schedulers import process_of, samplers_for
 from ldm.pipelines.loading import load_pipeline
 from ldm.training.trainer import Trainer
 
-STEPS = 5
+STEPS = 3
 COSINE_NOISE = {"process": "cosine", "prediction_type": "v_prediction"}
 # name -> part, settings that differ from tiny_trainings', options of the training
 TRAININGS = {
