@@ -52,7 +52,8 @@ def main() -> None:
     args = parser.parse_args()
     pipeline = load_pipeline(args.model)
     reference = Reference(pipeline, DataOptions(source="glyphs", cache_dir=args.cache_dir))
-    reference.scorer.classifier = GlyphClassifier(args.classifier)
+    if args.classifier:
+        reference.scorer.classifier = GlyphClassifier(args.classifier)
     real = reference.reader.embed(glyph_images(reference.own["test"])[::3])
     print(f"| {COLUMNS} |\n|{' --- |' * 7}")
     for scale, interval in args.settings:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from ldm.apps.demo.prompt_words import COMMON, SHORTEST, Words, words_of
-from ldm.data.glyphs.captions import PLACE_PHRASES, RADICALS, STRUCTURES
+from ldm.data.glyphs.captions import PLACE_PHRASES, RADICALS, STRUCTURES, strokes_phrase
 from ldm.data.glyphs.names import ENCLOSING, PLACES, component_names
 from ldm.utils.errors import UserError
 
@@ -51,7 +51,7 @@ def glyph_prompt(layout: str, component: str, position: str = ANY, strokes: int 
         said = f"the {component} radical" if position == ANY else f"{component} {PLACE_PHRASES[position][0]}"
         text += f" with {said}"
     if strokes is not None:
-        text += f", {strokes} stroke{'s' if strokes > 1 else ''}"
+        text += f", {strokes_phrase(strokes)}"
     return text
 
 

@@ -87,6 +87,11 @@ def radical_phrase(radical: int) -> str:
     return f"with the {RADICALS[radical - 1]} radical"
 
 
+def strokes_phrase(count: int) -> str:
+    """'1 stroke', '8 strokes'."""
+    return f"{count} stroke{'s' if count != 1 else ''}"
+
+
 # Where a part stands -> how it is said.
 PLACE_PHRASES = {
     "left": ("on the left", "at the left", "on the left side"),
@@ -193,8 +198,7 @@ class GlyphCaptions:
         weights = self.options
         wanted = rng.random(4) < (weights.radical, weights.meaning, weights.strokes, weights.style)
         sense = f"meaning {row.senses[rng.integers(len(row.senses))]}" if row.senses else ""
-        strokes = f"{row.strokes} stroke{'s' if row.strokes != 1 else ''}"
-        parts = (radical_phrase(row.radical), sense, strokes, STYLE_PHRASES[style])
+        parts = (radical_phrase(row.radical), sense, strokes_phrase(row.strokes), STYLE_PHRASES[style])
         return [part for part, drawn in zip(parts, wanted, strict=True) if drawn and part]
 
 

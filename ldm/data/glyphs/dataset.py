@@ -33,6 +33,7 @@ from ldm.data.glyphs.captions import (
     GlyphCaptions,
     layout_phrase,
     radical_phrase,
+    strokes_phrase,
 )
 from ldm.data.glyphs.heldout import HELD_OUT, LATER
 from ldm.data.glyphs.names import caption_slots, named_parts, radical_place
@@ -77,7 +78,7 @@ def _parse(cells: list[str]) -> Glyph:
 
 def describe(row: Glyph, positions: bool = True) -> str:
     """A prompt for a character: by both parts with `positions` where they have names, else by radical and a meaning."""
-    head, strokes = layout_phrase(row.structure), f"{row.strokes} stroke{'s' if row.strokes != 1 else ''}"
+    head, strokes = layout_phrase(row.structure), strokes_phrase(row.strokes)
     parts = named_parts(row.char, row)
     if positions and len(parts) == 2:  # no meaning: with one, some prompts would be too long
         return ", ".join([head, *(f"{name} {PLACE_PHRASES[place][0]}" for name, place in parts), strokes])

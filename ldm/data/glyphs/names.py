@@ -8,7 +8,7 @@ is the moon, or flesh where flesh is the radical of the character.
 
 from functools import cache
 
-from ldm.data.glyphs.captions import PLACE_PHRASES, RADICALS, STRUCTURES, STYLE_PHRASES, GlyphRow
+from ldm.data.glyphs.captions import PLACE_PHRASES, RADICALS, STRUCTURES, STYLE_PHRASES, GlyphRow, strokes_phrase
 from ldm.data.glyphs.components import KANGXI, exact_parts, load_components, radical_forms
 from ldm.data.glyphs.heldout import may_be_shown
 
@@ -53,7 +53,7 @@ def caption_slots() -> dict[str, tuple[str, str]]:
     slots = {phrase: ("layout", name) for name, phrases in layouts.items() for phrase in phrases}
     slots |= {phrase: ("place", place) for place, phrases in PLACE_PHRASES.items() for phrase in phrases}
     slots |= {phrase: ("style", style) for style, phrase in STYLE_PHRASES.items() if phrase}
-    slots |= {f"{n} stroke{'s' if n > 1 else ''}": ("strokes", str(n)) for n in range(1, 49)}
+    slots |= {strokes_phrase(n): ("strokes", str(n)) for n in range(1, 49)}
     return slots | {name: ("component", name) for name in {*RADICALS, *component_names().values()} - {"and"}}
 
 
