@@ -180,7 +180,10 @@ def commented(path: Path, document: dict, proposals: list, minutes: float, about
     from ldm import __version__
 
     yield f"# {about}."
-    yield f"# Planned by ldm {__version__} for {minutes:g} minutes with {torch.get_num_threads()} threads."
+    machine = proposals[0].forecast
+    unit, each = ("GPU", 1) if machine.device.type == "cuda" else ("CPU core", torch.get_num_threads())
+    amount = machine.world * each
+    yield f"# Planned by ldm {__version__} for {minutes:g} minutes of {amount} {unit}{'s' if amount > 1 else ''}."
     yield f"# Train with `ldm train {path}`; edit what you like before it starts. All settings with their values:"
     yield f"# `ldm train ldm {path} --print-config`."
     blocks = {one.part for one in proposals}

@@ -5,6 +5,7 @@ for every image if there are any (Yuksekgonul et al. 2023, arXiv 2210.01936, sec
 """
 
 import math
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -74,7 +75,10 @@ def gather(local: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         return local
     from torch.distributed.nn.functional import all_gather
 
-    return torch.cat(all_gather(local))
+    with warnings.catch_warnings():  # torch 2.13 has a successor, which torch 2.10 lacks
+        warnings.simplefilter("ignore", FutureWarning)
+        rows = all_gather(local)
+    return torch.cat(rows)
 
 
 NEVER = -1e4  # a logit beside which exp(100) is everything, and 0 times its logarithm is 0

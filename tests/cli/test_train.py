@@ -72,7 +72,7 @@ def test_a_new_project_loads_and_says_why(tmp_path, capsys):
     for words in (
         "12 images",
         "captions: 24",
-        "for 60 minutes",
+        "for 60 minutes of 1 ",
         "# Text encoder ",
         "# Autoencoder ",
         "# U-Net ",

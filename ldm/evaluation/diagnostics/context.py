@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldm.config.loading import load
 from ldm.config.settings import LdmSettings
+from ldm.config.yaml_io import dump
 from ldm.data import Splits, build, evenly_spaced_indices
 from ldm.data.buckets import at_one_size
 from ldm.diffusion.process import NoiseProcess
@@ -20,7 +21,7 @@ from ldm.evaluation.run_loading import OpenRun, checkpoint_state, open_run
 from ldm.models.identity_autoencoder import IdentityAutoencoder
 from ldm.pipelines.diffusers_schedulers import process_of
 from ldm.pipelines.loading import load_pipeline
-from ldm.pipelines.model_folder import resolve_model
+from ldm.pipelines.model_folder import recorded_config, resolve_model
 from ldm.pipelines.pipeline import Pipeline
 from ldm.utils.errors import UserError
 
@@ -60,13 +61,11 @@ class RunContext:
         """What it was trained with; None for an export that does not say so in today's words."""
         if self.opened:
             return self.opened.settings
-        told = self.pipeline.defaults.get("training", {})
-        written = told.get("runs", {}).get("ldm", {}).get("config") or told.get("config")  # older exports
-        if not written:
+        if not (recorded := recorded_config(self.pipeline.defaults)):
             return None
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "config.yaml"
-            path.write_text(written, encoding="utf-8")
+            path.write_text(dump(recorded), encoding="utf-8")
             try:
                 return load("ldm", path)
             except UserError:

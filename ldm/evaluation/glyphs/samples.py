@@ -15,12 +15,12 @@ from ldm.data.glyphs.dataset import GlyphData
 from ldm.data.glyphs.dataset import splits as glyph_splits
 from ldm.evaluation.comparison import Scores
 from ldm.evaluation.feature_extractors import ClipEmbedder, FeatureExtractor, VisionModel
-from ldm.evaluation.glyphs.adherence import Scorer, prompt_specs
+from ldm.evaluation.glyphs.adherence import Predictions, Scorer, prompt_specs
 from ldm.evaluation.glyphs.classifier import GlyphClassifier, unseen
 from ldm.evaluation.glyphs.composition import Recombiner
 from ldm.evaluation.glyphs.prompts import DESCRIBED, PromptSpec, glyph_prompts
 from ldm.evaluation.glyphs.style_probe import StyleProbe
-from ldm.evaluation.ocr import GlyphReader
+from ldm.evaluation.ocr import GlyphReader, OcrResult
 from ldm.pipelines.generation import SamplingOptions, generate_pixels
 from ldm.pipelines.model_folder import recorded_config
 from ldm.utils.untrusted_files import section
@@ -86,6 +86,25 @@ class GeneratedSet:
         return np.array([numbers[spec] for spec in self.specs])
 
 
+@dataclass(frozen=True)
+class ModelResults:
+    """A model's images, what the classifier predicts for them, and their scores, by section."""
+
+    digest: str
+    samples: dict[str, GeneratedSet]
+    predictions: dict[str, Predictions]
+    scores: dict[str, Scores]  # measure -> float64 (n,), nan where the prompt does not specify it
+
+    def only(self, sections: tuple[str, ...]) -> "ModelResults":
+        """Those of some sections."""
+        return ModelResults(
+            self.digest,
+            {name: self.samples[name] for name in sections},
+            {name: self.predictions[name] for name in sections},
+            {name: self.scores[name] for name in sections},
+        )
+
+
 def generate_section(pipeline, name: str, plan: Plan) -> GeneratedSet:
     """All images of a section of the prompt file."""
     prompts, count = plan.prompts(name), plan.per_prompt[name]
@@ -140,13 +159,17 @@ class Reference:
             images.append(glyph_images(data, chosen))
         return RealScores(specs, self.scorer.scores(self.scorer(np.concatenate(images)), specs))
 
-    def described(self, specs: Iterable[PromptSpec]) -> tuple[list[PromptSpec], np.ndarray]:
-        """The real glyphs of the characters that prompts describe, of the model's own styles, each with its prompt."""
+    def described(self, specs: Iterable[PromptSpec]) -> tuple[list[PromptSpec], list[int]]:
+        """Which of `own["test"]` are the characters that prompts describe: the prompt of each, and its number."""
         asked = {spec.codepoint: spec for spec in specs}
-        test = self.own["test"]
-        chosen = [i for i, (row, *_) in enumerate(test.items) if row.codepoint in asked]
-        found = [asked[test.items[i][0].codepoint] for i in chosen]
-        return found, glyph_images(test, chosen) if chosen else np.empty((0, 1, 1), np.uint8)
+        items = self.own["test"].items
+        chosen = [i for i, (row, *_) in enumerate(items) if row.codepoint in asked]
+        return [asked[items[i][0].codepoint] for i in chosen], chosen
+
+    @cached_property
+    def read_test(self) -> OcrResult:
+        """What the OCR reads in `own["test"]`."""
+        return self.reader.read(glyph_images(self.own["test"]))
 
     @cached_property
     def recombiner(self) -> Recombiner:

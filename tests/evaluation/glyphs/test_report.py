@@ -13,9 +13,18 @@ from PIL import Image
 from ldm.cli.evaluate import add_parser, run
 from ldm.config.settings import DataOptions, GlyphOptions
 from ldm.evaluation.comparison import SCORES
-from ldm.evaluation.glyphs import report
+from ldm.evaluation.glyphs import report, sections
 from ldm.evaluation.glyphs.prompts import COMPOSITION, RECOMBINED, SECTIONS, PromptSpec, glyph_prompts
-from ldm.evaluation.glyphs.samples import SET, GeneratedSet, Plan, Reference, generate_section, glyph_images, styles_of
+from ldm.evaluation.glyphs.samples import (
+    SET,
+    GeneratedSet,
+    ModelResults,
+    Plan,
+    Reference,
+    generate_section,
+    glyph_images,
+    styles_of,
+)
 from ldm.pipelines.generation import SamplingOptions, generate_pixels
 from ldm.utils.errors import UserError
 from tests.tiny_model import tiny_folder, tiny_lora, tiny_pipeline
@@ -43,7 +52,7 @@ def scored(reference, samples):
     """What `generate_and_score` would give for these images."""
     predictions = {name: reference.scorer(part.images) for name, part in samples.items()}
     scores = {name: reference.scorer.scores(predictions[name], part.specs) for name, part in samples.items()}
-    return report.ModelResults("digest", samples, predictions, scores)
+    return ModelResults("digest", samples, predictions, scores)
 
 
 def of_split(data, section="layout", count=30):
@@ -55,7 +64,7 @@ def of_split(data, section="layout", count=30):
 
 def test_real_glyphs_agree_with_their_layout_and_not_with_others(reference):
     found = scored(reference, {"layout": of_split(reference.both["train"])})
-    measured = report.adherence_section(found, "layout", reference)["measures"]["layout"]
+    measured = sections.adherence_section(found, "layout", reference)["measures"]["layout"]
     assert measured["value"] >= 0.85 and measured["ceiling"] >= 0.8 and measured["floor"] < measured["value"] - 0.2
     low, high = measured["interval"]
     assert low <= measured["value"] <= high and measured["sets"]["seeds"] == 3
@@ -67,22 +76,22 @@ def test_real_glyphs_are_read_as_the_character_that_is_asked_for_and_not_as_anot
     asked = [PromptSpec("named", row.char, codepoint=row.codepoint) for row, *_ in test.items]
     images = glyph_images(test)
     read, sets = reference.reader.read(images), np.arange(len(asked)) % 3
-    own = report.reading_section(GeneratedSet(asked, sets, images), read, reference)
+    own = sections.reading_section(GeneratedSet(asked, sets, images), read, reference)
     assert own["as_described"]["value"] == own["as_described"]["ceiling"] > 0.5
     assert own["readable"]["value"] == own["readable"]["ceiling"] > 0.5
-    other = report.reading_section(GeneratedSet(asked[2:] + asked[:2], sets, images), read, reference)
+    other = sections.reading_section(GeneratedSet(asked[2:] + asked[:2], sets, images), read, reference)
     assert other["as_described"]["value"] == 0 and other["readable"] == own["readable"]
 
 
 def test_an_interval_of_nothing_but_ones_is_not_empty():
-    assert report._interval(np.ones(30), None)["interval"][0] == pytest.approx(0.886, abs=1e-3)  # Wilson, 30 of 30
-    assert report._interval(np.zeros(30), np.arange(30) // 3)["interval"][1] == pytest.approx(0.278, abs=1e-3)
+    assert sections._interval(np.ones(30), None)["interval"][0] == pytest.approx(0.886, abs=1e-3)  # Wilson, 30 of 30
+    assert sections._interval(np.zeros(30), np.arange(30) // 3)["interval"][1] == pytest.approx(0.278, abs=1e-3)
 
 
 def test_training_glyphs_are_copies_and_unseen_characters_are_not(reference, tmp_path):
     found = scored(reference, {"layout": of_split(reference.both["train"])})
     read = {"layout": reference.reader.read(found.samples["layout"].images)}
-    section = report.novelty_section(found, read, reference, tmp_path)
+    section = sections.novelty_section(found, read, reference, tmp_path)
     assert section["generated"]["copies"]["share"] == 1
     assert section["generated"]["new_and_well_formed"]["share"] == 0
     assert section["real_unseen"]["copies"]["share"] <= 0.2 and (tmp_path / "nearest.png").is_file()
@@ -91,7 +100,7 @@ def test_training_glyphs_are_copies_and_unseen_characters_are_not(reference, tmp
 def test_real_glyphs_are_nearer_to_real_glyphs_than_spoiled_ones(options):
     more = options.model_copy(update={"glyphs": GlyphOptions(limit=1500, styles=["hei"])})
     reference = reference_of(more)
-    section = report.fidelity_section(of_split(reference.own["validation"], "character", 80), reference)
+    section = sections.fidelity_section(of_split(reference.own["validation"], "character", 80), reference)
     for found in section.values():
         assert found["generated"]["kid"]["value"] < found["ceiling"]["halves exchanged"]["kid"]["value"]
         assert len(found["digest"]) == 16
@@ -154,7 +163,7 @@ def test_clip_ranks_real_characters_above_shuffled_ones(reference):
         return codes, codes
 
     told.digest = "d"
-    section = report.clip_section(part, reference, told)
+    section = sections.clip_section(part, reference, told)
     assert section["cosine"]["value"] == section["cosine"]["ceiling"] == 1 and section["cosine"]["floor"] < 0.3
     assert (
         section["recall"]["text_to_image_recall@1"]["mean"] == section["recall_of_real"]["text_to_image_recall@1"] == 1
@@ -289,8 +298,8 @@ def test_what_a_run_has_logged_becomes_curves_beside_the_loss_at_every_time(tmp_
     stretch = known | {"zero": 2.0, "mean": 1.5, "linear": 1.25}
     measured = {"all": stretch, "bins": [{"from": 0.0, "to": 1.0, **stretch}], "items": {"train": 14}}
     asked = []
-    monkeypatch.setattr(report.loss_by_time, "measure_run", lambda run, plan, device: asked.append(plan) or measured)
-    section = report.learning_section(tmp_path, Plan(samples=2), None)
+    monkeypatch.setattr(sections.loss_by_time, "measure_run", lambda run, plan, device: asked.append(plan) or measured)
+    section = sections.learning_section(tmp_path, Plan(samples=2), None)
     assert section["curves"] == {
         "loss": [(0, 1.0), (10, 1 / 11), (20, 1 / 21)],
         "gap": [(0, 0), (10, 10 / 9), (20, 20 / 9)],
