@@ -30,7 +30,7 @@ from ldm.formats.shards import is_pattern
 from ldm.models.pretrained import TEXT, VAE, Component, locate
 from ldm.training.devices import training_device
 from ldm.training.distributed import checkpoint_gradients, precision
-from ldm.training.optimizer import build_optimizer
+from ldm.training.optimizer import Muon, build_optimizer
 from ldm.training.run_directory import sibling
 from ldm.utils.errors import UserError
 from ldm.utils.image_sizes import resolution_of, size_of
@@ -140,7 +140,7 @@ def forecast(
     device = training_device()
     half = _half_precision(settings, device)
     cost = cost or measure_cost(subject)
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = world_size()
     train = settings.train
     local = max(1, train.batch_size // (world * train.gradient_accumulation_steps))
     speed = probe(subject, device, local, half, settings) if timed else Speed(math.nan, math.nan)
@@ -230,6 +230,11 @@ def probe(
     return Speed(speed, update, f" while other programs left it {fraction:.0%} of them" if busy else "")
 
 
+def world_size() -> int:
+    """How many processes train; a plan is made before they join."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def timed_step(
     subject: ProbeTarget, model: nn.Module, batch: int, device: torch.device, half: torch.dtype | None
 ) -> float:
@@ -247,10 +252,13 @@ def _update_seconds(model: nn.Module, kept: nn.Module, settings: RunSettings) ->
     optimizer = build_optimizer(model, settings.optim)
     ema = EMAModel(kept.parameters(), foreach=True) if settings.train.ema_decay else None
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    others = set()  # whose part of Muon's work is that of other processes
+    if isinstance(optimizer, Muon) and trained[0].device.type == "cpu":
+        others = {one for share in optimizer.shares(world_size())[1:] for one in share}
     seconds = 0.0
     for _ in range(2):
         for parameter in trained:
-            parameter.grad = torch.full_like(parameter, 1e-6)
+            parameter.grad = None if parameter in others else torch.full_like(parameter, 1e-6)
         _wait(trained[0].device)
         started = time.perf_counter()
         nn.utils.clip_grad_norm_(trained, settings.optim.grad_clip)

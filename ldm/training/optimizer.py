@@ -9,13 +9,16 @@ learning rate and weight decay can be kept.
 import functools
 import math
 import timeit
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from ldm.config.settings import OptimOptions
 from ldm.training import eight_bit
+
+T = TypeVar("T", bound=Tensor)
 
 NARROW = 16  # the first and the last layer have few channels on one side: AdamW's
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan et al.: steep at 0, so that 5 rounds do
@@ -103,25 +106,73 @@ class Muon(torch.optim.AdamW):
         every = self.param_groups
         for group in every:
             if group["orthogonal"]:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._turn(parameter, group["lr"], group["weight_decay"])
+                self._turn([one for one in group["params"] if one.grad is not None], group["lr"], group["weight_decay"])
         self.param_groups = [group for group in every if not group["orthogonal"]]
         try:
             super().step()
         finally:
             self.param_groups = every
 
-    def _turn(self, parameter: nn.Parameter, lr: float, weight_decay: float) -> None:
+    def shares(self, count: int) -> list[list[nn.Parameter]]:
+        """The matrices in `count` parts that take about as long as one another."""
+        matrices = [one for group in self.param_groups if group["orthogonal"] for one in group["params"]]
+        return divided(matrices, count)
+
+    def _turn(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+        updates = map(self._update, parameters)
+        several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+        on_cpu = bool(parameters) and parameters[0].device.type == "cpu"
+        directions = divided_orthogonal([*updates]) if several and on_cpu else map(orthogonal, updates)
+        for parameter, direction in zip(parameters, directions, strict=True):
+            rate = 0.2 * lr * max(direction.shape) ** 0.5  # root mean square 0.2 lr, as AdamW's steps are
+            parameter.mul_(1 - lr * weight_decay)
+            parameter.add_(direction.reshape(parameter.shape).to(parameter.dtype), alpha=-rate)
+
+    def _update(self, parameter: nn.Parameter) -> Tensor:
+        """The gradient with its momentum, by Nesterov's rule, as a matrix."""
         state = self.state[parameter]
         if not state:  # AdamW reads a count of steps wherever there is a state
             state.update(step=torch.zeros(()), momentum_buffer=torch.zeros_like(parameter))
         state["step"] += 1
         momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - MOMENTUM)
-        update = parameter.grad.lerp(momentum, MOMENTUM).flatten(1)  # Nesterov's
-        rate = 0.2 * lr * max(update.shape) ** 0.5  # root mean square 0.2 lr, as AdamW's steps are
-        parameter.mul_(1 - lr * weight_decay)
-        parameter.add_(orthogonal(update).reshape(parameter.shape).to(parameter.dtype), alpha=-rate)
+        return parameter.grad.lerp(momentum, MOMENTUM).flatten(1)
+
+
+def divided_orthogonal(matrices: list[Tensor]) -> Iterator[Tensor]:
+    """`orthogonal` of each, in their order, in float32: processes that all have the same ones divide the work.
+
+    With few images in each process it is the greater part of a step on CPUs.
+    """
+    shares, rank = divided(matrices, distributed.get_world_size()), distributed.get_rank()
+    found = [torch.zeros(sum(one.numel() for one in share)) for share in shares]
+    for one, place in zip(shares[rank], found[rank].split([one.numel() for one in shares[rank]]), strict=True):
+        place.copy_(orthogonal(one).flatten())
+    for work in [distributed.broadcast(each, source, async_op=True) for source, each in enumerate(found)]:
+        work.wait()
+    pieces = {
+        id(one): piece.view_as(one)
+        for share, each in zip(shares, found, strict=True)
+        for one, piece in zip(share, each.split([one.numel() for one in share]), strict=True)
+    }
+    yield from (pieces[id(one)] for one in matrices)
+
+
+def divided(matrices: Sequence[T], count: int) -> list[list[T]]:
+    """In `count` parts that take `orthogonal` about as long; in every process the same."""
+    parts: list[list[T]] = [[] for _ in range(count)]
+    seconds = [0.0] * count
+    for one in sorted(matrices, key=cost, reverse=True):
+        least = seconds.index(min(seconds))
+        parts[least].append(one)
+        seconds[least] += cost(one)
+    return parts
+
+
+def cost(matrix: Tensor) -> int:
+    """Multiplications of a round of `orthogonal`, about."""
+    rows, columns = len(matrix), matrix.numel() // len(matrix)
+    short, long = min(rows, columns), max(rows, columns)
+    return 2 * short**2 * long + short**3
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -1,11 +1,17 @@
 """The optimizers: which weights Muon turns, and that it turns them as torch's own does."""
 
+import os
+from functools import partial
+
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from torch import nn
+from forked import world
+from torch import distributed, nn
 
-from ldm.config.settings import OptimOptions
+from ldm.config.settings import LdmSettings, OptimOptions
+from ldm.training import optimizer as ours
+from ldm.training.cost_estimate import _update_seconds
 from ldm.training.optimizer import (
     _bf16_pays,
     build_optimizer,
@@ -34,19 +40,19 @@ def test_singular_values_come_near_one(shape):
 
 def test_a_matrix_takes_the_steps_of_torchs_own_muon():
     torch.manual_seed(0)
-    ours, theirs = nn.Linear(32, 48, bias=False), nn.Linear(32, 48, bias=False)
-    theirs.load_state_dict(ours.state_dict())
-    first = ours.weight.detach().clone()
-    own = build_optimizer(ours, OptimOptions(name="muon", lr=0.02, weight_decay=0.1))
+    layer, theirs = nn.Linear(32, 48, bias=False), nn.Linear(32, 48, bias=False)
+    theirs.load_state_dict(layer.state_dict())
+    first = layer.weight.detach().clone()
+    own = build_optimizer(layer, OptimOptions(name="muon", lr=0.02, weight_decay=0.1))
     stock = torch.optim.Muon(theirs.parameters(), 0.02, 0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     for _ in range(4):
         x = torch.randn(64, 32)  # of full rank: nothing else decides what rounding becomes
-        for layer, optimizer in ((ours, own), (theirs, stock)):
+        for each, optimizer in ((layer, own), (theirs, stock)):
             optimizer.zero_grad()
-            layer(x).square().mean().backward()
+            each(x).square().mean().backward()
             optimizer.step()
     moved = (theirs.weight - first).norm()
-    assert (ours.weight - theirs.weight).norm() < 0.05 * moved  # theirs is in bf16 whatever the device
+    assert (layer.weight - theirs.weight).norm() < 0.05 * moved  # theirs is in bf16 whatever the device
 
 
 def test_tables_vectors_and_narrow_layers_are_left_to_adamw():
@@ -59,6 +65,51 @@ def test_tables_vectors_and_narrow_layers_are_left_to_adamw():
     turned = {by_name[p] for group in muon.param_groups if group["orthogonal"] for p in group["params"]}
     assert turned == {"1.weight", "2.weight"}
     assert sorted(by_name[p] for group in muon.param_groups for p in group["params"]) == sorted(by_name.values())
+
+
+def trained_net() -> tuple[nn.Module, list[int]]:
+    """A small network after two of Muon's steps, and how many numbers this process made orthogonal in each call."""
+    torch.manual_seed(0)
+    net, numbers = nn.Sequential(nn.Linear(32, 48), nn.Conv2d(16, 32, 3), nn.Linear(48, 48), nn.Linear(48, 8)), []
+    muon = build_optimizer(net, OptimOptions(name="muon", lr=0.02))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ours, "orthogonal", lambda matrix: numbers.append(matrix.numel()) or orthogonal(matrix))
+        for _ in range(2):
+            for parameter in net.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            muon.step()
+    return net, numbers
+
+
+def one_of_two(folder):
+    distributed.init_process_group("gloo")
+    net, numbers = trained_net()
+    torch.save((net.state_dict(), numbers), folder / os.environ["RANK"])
+    distributed.destroy_process_group()
+
+
+def test_processes_divide_the_work_and_take_the_steps_of_one(tmp_path):
+    children = world(partial(one_of_two, tmp_path), tmp_path / "said", 2)
+    assert [child.wait() for child in children] == [0, 0], [child.said() for child in children]
+    net, numbers = trained_net()
+    found = [torch.load(tmp_path / rank) for rank in "01"]
+    for weights, _ in found:
+        assert all(torch.equal(value, net.state_dict()[name]) for name, value in weights.items())
+    assert sorted(found[0][1] + found[1][1]) == sorted(numbers) and all(done for _, done in found)
+
+
+def test_a_plan_counts_the_work_of_one_process(monkeypatch):
+    def calls() -> int:
+        found = []
+        with monkeypatch.context() as patch:
+            patch.setattr(ours, "orthogonal", lambda matrix: found.append(1) or orthogonal(matrix))
+            net = nn.Sequential(*(nn.Linear(32, 32) for _ in range(8)))
+            _update_seconds(net, net, LdmSettings(optim=OptimOptions(name="muon")))
+        return len(found)
+
+    assert calls() == 16  # two steps
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert calls() == 4
 
 
 def test_a_kernel_steps_by_the_learning_rate_whatever_its_layout():
