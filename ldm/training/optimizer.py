@@ -181,14 +181,14 @@ def orthogonal(matrix: Tensor) -> Tensor:
     Newton and Schulz's iteration of fifth degree, in bf16 where the device has it, else in float32.
     """
     x = matrix.to(torch.bfloat16 if native_bf16(matrix.device) else torch.float32)
-    if wide := matrix.shape[0] <= matrix.shape[1]:
+    if tall := matrix.shape[0] > matrix.shape[1]:
         x = x.T
     x = x / x.norm().clamp(min=1e-7)
     a, b, c = COEFFICIENTS
     for _ in range(ROUNDS):
-        gram = x.T @ x
-        x = a * x + x @ (b * gram + c * gram @ gram)
-    return x.T if wide else x
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
 
 
 def native_bf16(device: torch.device) -> bool:
