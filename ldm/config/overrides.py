@@ -5,6 +5,7 @@ and validates it, so a range error on the command line reads like one in a file.
 """
 
 import os
+import re
 import sys
 import types
 from collections.abc import Sequence
@@ -169,21 +170,40 @@ def _takes(annotation: Any, values: list[str], word: str) -> bool:
     """Whether an option that has `values` takes one more word."""
     if annotation is bool:
         return not values and word.lower() in ("true", "false")
-    if values and (several := _several(annotation)):  # as many as there are numbers: the next word may be a folder
-        return len(values) < len(get_args(several)) and word.isdecimal()
-    sizes = {list: sys.maxsize, tuple: len(get_args(annotation))}
-    return len(values) < sizes.get(get_origin(annotation), 1)
+    several = _several(annotation)
+    if not values or not several:
+        return not values
+    if values[0].startswith("["):
+        return not values[-1].endswith("]")
+    if _numbers(several) and not re.fullmatch(r"[-+.,\de]*\d,?", word):  # it may be a folder
+        return False
+    return get_origin(several) is list or len(values) < len(get_args(several))
 
 
 def _several(annotation: Any) -> Any:
-    """The tuple among the types of `int | tuple[int, int]`; None of another type."""
-    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
-    return next((one for one in members if get_origin(one) is tuple), None)
+    """A list or tuple, or the one among the types of `int | tuple[int, int]`; None of another type."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return next((one for one in members if get_origin(one) in (list, tuple)), None)
+
+
+def _numbers(several: Any) -> bool:
+    """Whether all members of a list or tuple are numbers."""
+    members = (get_args(each)[0] if get_origin(each) is Annotated else each for each in get_args(several))
+    return all(each in (int, float) for each in members)
+
+
+def _unbracketed(several: Any, values: list[str]) -> list[str]:
+    """The members of "[64, 128]", as in YAML, or of numbers such as "64,128"; other words, and texts, as they are."""
+    text = " ".join(values)
+    bracketed = str not in get_args(several) and text.startswith("[") and text.endswith("]")
+    return text.strip("[]").replace(",", " ").split() if bracketed or _numbers(several) else values
 
 
 def _value(path: str, annotation: Any, values: list[str]) -> Any:
     """The words as a value of a setting's type. Raises: ValueError."""
-    annotation = _several(annotation) if len(values) > 1 and _several(annotation) else annotation
+    if several := _several(annotation):
+        values = _unbracketed(several, values)
+        annotation = several if len(values) > 1 else annotation
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is list:
         return [_scalar(path, inner[0], value) for value in values]
@@ -213,8 +233,9 @@ def _scalar(path: str, annotation: Any, text: str) -> Any:
         return choices[text]
     try:
         return annotation(text) if annotation in (int, float) else text
-    except ValueError as error:
-        raise ValueError(f"--{path}: {error}") from None
+    except ValueError:
+        wanted = "a whole number" if annotation is int else "a number"
+        raise ValueError(f"--{path}: must be {wanted}, got {shortened(text)}") from None
 
 
 def _refuse(part: str, words: Sequence[str]) -> None:

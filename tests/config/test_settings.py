@@ -205,6 +205,24 @@ def test_spellings_of_an_override():
         assert {key: value for key, value in got.items() if value} | {"data": None} == want | {"data": None}
 
 
+@pytest.mark.parametrize(
+    "said",
+    [["32", "64"], ["[32, 64]"], ["[32,64]"], ["[32,", "64]"], ["32,64"], ["32,", "64"], ["[32 64]"]],
+    ids=" ".join,
+)
+def test_numbers_of_a_list_are_taken_as_words_as_in_yaml_and_with_commas(said):
+    given, others = parse_project(["--ldm.model.block_out_channels", *said, "photos"], {})
+    assert (given, others) == ({"ldm": {"model": {"block_out_channels": [32, 64]}}}, ["photos"])
+
+
+def test_two_sides_and_choices_are_taken_as_in_yaml_and_texts_keep_brackets_and_commas():
+    assert parse_overrides("vae", ["--data.resolution", "[32, 64]"]) == {"data": {"resolution": [32, 64]}}
+    assert parse_overrides("vae", ["--train.report_to", "[none]"]) == {"train": {"report_to": ["none"]}}
+    assert parse_overrides("ldm", ["--optim.betas", ".5", "9e-1"]) == {"optim": {"betas": [0.5, 0.9]}}
+    said = ["[a], b", "c"]
+    assert parse_overrides("ldm", ["--sampling.prompts", *said]) == {"sampling": {"prompts": said}}
+
+
 # ---- faults --------------------------------------------------------------------------------------------------------
 
 SECTIONS = sorted({(part, path.rpartition(".")[0]) for part, kind in PARTS.items() for path, _ in paths(kind)})
@@ -310,7 +328,8 @@ def test_buckets_are_sizes_around_the_resolution():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--optim.lr", "abc"], "--optim.lr: could not convert string to float: 'abc'"),
+        (["--optim.lr", "abc"], "--optim.lr: must be a number, got 'abc'"),
+        (["--model.block_out_channels", "[32, x]"], "--model.block_out_channels: must be a whole number, got 'x'"),
         (["--optim.lr", "-1"], "--optim.lr: must be greater than 0, got -1.0"),
         (["--optim.lr"], "Missing value for argument '--optim.lr'"),
         (["--optim.betas", "0.9"], "'--optim.betas'. Expected 2 values"),
