@@ -25,6 +25,7 @@ from ldm.training import validation
 from ldm.training.cost_estimate import Forecast, forecast, size_text, training_samples
 from ldm.training.devices import training_device
 from ldm.utils.errors import UserError
+from ldm.utils.runtime import launched_processes
 
 MOST = 0.35  # of the time that text encoder or autoencoder may take where their share is too little
 TARGET = {"clip": 30_000, "vae": 20_000, "ldm": 20_000}  # images that a network should see, else it is narrowed
@@ -351,7 +352,7 @@ def halved(part: str, settings: RunSettings) -> RunSettings:
     train = settings.train
     if part == "clip":
         return changed(settings, {"train": {"batch_size": train.batch_size // 2}})
-    per_process = train.batch_size // int(os.environ.get("WORLD_SIZE", 1))
+    per_process = train.batch_size // launched_processes()
     more = (n for n in range(2 * train.gradient_accumulation_steps, per_process) if per_process % n == 0)
     return changed(settings, {"train": {"gradient_accumulation_steps": next(more, per_process)}})
 

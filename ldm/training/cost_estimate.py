@@ -7,7 +7,6 @@ on the device at hand, because peak FLOP/s say little about small convolutions, 
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -34,6 +33,7 @@ from ldm.training.optimizer import Muon, build_optimizer
 from ldm.training.run_directory import sibling
 from ldm.utils.errors import UserError
 from ldm.utils.image_sizes import resolution_of, size_of
+from ldm.utils.runtime import launched_processes
 from ldm.utils.terminal import duration_text
 
 TEXT_SIZES = ("max_position_embeddings", "hidden_size")  # of a config, which leaves out what is usual
@@ -140,7 +140,7 @@ def forecast(
     device = training_device()
     half = _half_precision(settings, device)
     cost = cost or measure_cost(subject)
-    world = world_size()
+    world = launched_processes()
     train = settings.train
     local = max(1, train.batch_size // (world * train.gradient_accumulation_steps))
     speed = probe(subject, device, local, half, settings) if timed else Speed(math.nan, math.nan)
@@ -230,11 +230,6 @@ def probe(
     return Speed(speed, update, f" while other programs left it {fraction:.0%} of them" if busy else "")
 
 
-def world_size() -> int:
-    """How many processes train; a plan is made before they join."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
 def timed_step(
     subject: ProbeTarget, model: nn.Module, batch: int, device: torch.device, half: torch.dtype | None
 ) -> float:
@@ -254,7 +249,7 @@ def _update_seconds(model: nn.Module, kept: nn.Module, settings: RunSettings) ->
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     others = set()  # whose part of Muon's work is that of other processes
     if isinstance(optimizer, Muon) and trained[0].device.type == "cpu":
-        others = {one for share in optimizer.shares(world_size())[1:] for one in share}
+        others = {one for share in optimizer.shares(launched_processes())[1:] for one in share}
     seconds = 0.0
     for _ in range(2):
         for parameter in trained:

@@ -15,7 +15,7 @@ from ldm.training.devices import asked_for_cpu
 from ldm.training.launcher import asked_precision, launcher_words, option
 from ldm.training.optimizer import native_bf16
 from ldm.utils.errors import UserError, out_of_memory
-from ldm.utils.runtime import usable_cores
+from ldm.utils.runtime import launched_processes, usable_cores
 
 ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -46,7 +46,7 @@ def start_world() -> PartialState:
     """Join the processes that the launcher started. Without CUDA, several processes means several CPU processes."""
     check_engine()
     sharding_options.take_over()
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    several = launched_processes() > 1
     patience = {"timeout": world.PATIENCE} if several else {}
     state = PartialState(cpu=asked_for_cpu() or (several and not torch.cuda.is_available()), **patience)
     check_world(state.num_processes)

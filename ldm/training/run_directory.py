@@ -18,6 +18,7 @@ from ldm.config.settings import RunSettings
 from ldm.utils import file_locks
 from ldm.utils.atomic_files import atomic_write
 from ldm.utils.errors import UserError
+from ldm.utils.runtime import launched_processes
 
 PACKAGES = (
     "torch",
@@ -119,7 +120,7 @@ def hardware() -> str:
     """The GPU's name, or else the CPU's with its number of cores: what the minutes of a run were spent on."""
     import torch
 
-    number = int(os.environ.get("WORLD_SIZE", "1"))
+    number = launched_processes()
     if _on_gpu():
         return f"{number} x " * (number > 1) + torch.cuda.get_device_name()
     return f"{cpu_name()}, {os.cpu_count()} cores"
@@ -129,7 +130,7 @@ def watts() -> float:
     """What the processes of this run may draw: the power limits of their GPUs, or CORE_WATTS for each busy core."""
     import torch
 
-    number = int(os.environ.get("WORLD_SIZE", "1"))
+    number = launched_processes()
     if not _on_gpu():
         return CORE_WATTS * min(os.cpu_count() or 1, number * torch.get_num_threads())
     command = ["nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ldm.config.settings import RunSettings
 from ldm.utils.errors import UserError
+from ldm.utils.runtime import launched_processes
 
 VARIABLE = "ACCELERATE_USE_FSDP"
 TRUE = ("1", "true", "yes")
@@ -48,7 +49,7 @@ def take_over() -> None:
 
 def asked() -> ShardingOptions | None:
     """What the launcher asked for, None if not for FSDP or for one process, which has nothing to share."""
-    return _asked if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    return _asked if launched_processes() > 1 else None
 
 
 def read() -> ShardingOptions:

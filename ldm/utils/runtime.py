@@ -37,6 +37,11 @@ def usable_cores() -> int:
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
+def launched_processes() -> int:
+    """How many processes the launcher started for one training, whether they have joined yet or not."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A port of this address that nobody listens on."""
     import socket
