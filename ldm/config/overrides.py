@@ -30,7 +30,7 @@ usage: {program} CONFIG.yaml [--SETTING VALUE ...] [--output-dir DIR] [--resume 
   --print-config             print the resolved settings as YAML and exit
   --dry-run                  report parameters, memory, FLOPs, steps and time, and exit
 
-settings{source}; a list takes several values, a switch is --x or --no-x:"""
+settings{source}; a list is 64 128 or [64, 128], a switch is --x or --no-x:"""
 
 
 @dataclass(frozen=True)
