@@ -3,6 +3,7 @@
     python benchmarks/guidance.py models/glyphs 3 8 8:0.3-0.9
     python -m scripts.glyph_classifier.train --output OTHER --recombined 0
     python benchmarks/guidance.py models/glyphs 8:0.3-0.9 --classifier OTHER
+    python benchmarks/guidance.py models/glyphs 2.5 --weak EARLIER        away from a worse model (autoguidance)
 
 For each setting, a scale and optionally the times at which to guide: the 15 held-out pairs and descriptions of test
 characters from the same seeds; the glyph classifier's accuracies, the fraction that the OCR reads, and the kernel
@@ -11,6 +12,7 @@ distance of OCR features to a third of the real test glyphs.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from ldm.evaluation.glyphs.classifier import GlyphClassifier
 from ldm.evaluation.glyphs.novelty import READABLE
 from ldm.evaluation.glyphs.samples import Plan, Reference, generate_section, glyph_images
 from ldm.evaluation.metrics.distribution_distances import kernel_distance
+from ldm.pipelines.autoguidance import load_weak
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.pipeline import Pipeline
 
@@ -32,7 +35,20 @@ def setting(text: str) -> tuple[float, tuple[float, float]]:
     return float(scale), (float(first), float(last))
 
 
-def measured(pipeline: Pipeline, reference: Reference, plan: Plan, real: np.ndarray) -> list[str]:
+class Autoguided:
+    """A pipeline whose images are led away from those of a weak model."""
+
+    def __init__(self, pipeline: Pipeline, weak: str):
+        self.pipeline, self.weak = pipeline, load_weak(weak, pipeline, load_pipeline)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pipeline, name)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.pipeline(*args, weak=self.weak, **options)
+
+
+def measured(pipeline: Pipeline | Autoguided, reference: Reference, plan: Plan, real: np.ndarray) -> list[str]:
     """The numbers of COLUMNS after the first, by the pipeline's defaults; `real`: OCR features of real glyphs."""
     parts = {name: generate_section(pipeline, name, plan) for name in ("pair", "character")}
     pairs, described = (reference.scorer.scores(reference.scorer(part.images), part.specs) for part in parts.values())
@@ -48,9 +64,11 @@ def main() -> None:
     parser.add_argument("settings", nargs="+", type=setting, metavar="SCALE[:FIRST-LAST]")
     parser.add_argument("--samples", type=int, default=24, help="as of `ldm evaluate`")
     parser.add_argument("--classifier", type=Path, help="a folder with another glyph classifier")
+    parser.add_argument("--weak", help="a model with the same autoencoder to lead away from")
     parser.add_argument("--cache-dir", type=Path, default=Path("cache"))
     args = parser.parse_args()
     pipeline = load_pipeline(args.model)
+    asked = Autoguided(pipeline, args.weak) if args.weak else pipeline
     reference = Reference(pipeline, DataOptions(source="glyphs", cache_dir=args.cache_dir))
     if args.classifier:
         reference.scorer.classifier = GlyphClassifier(args.classifier)
@@ -59,7 +77,7 @@ def main() -> None:
     for scale, interval in args.settings:
         pipeline.defaults.update(guidance_scale=scale, guidance_interval=interval)
         times = "" if interval == (0, 1) else f" at {interval[0]} to {interval[1]}"
-        numbers = measured(pipeline, reference, Plan(args.samples), real)
+        numbers = measured(asked, reference, Plan(args.samples), real)
         print(f"| {' | '.join([f'{scale:g}{times}', *numbers])} |", flush=True)
 
 
