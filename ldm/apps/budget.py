@@ -1,9 +1,9 @@
 """The plan of `ldm plan` and `ldm train`: widths, batches and steps of all stages for given minutes and memory.
 
 Text encoder and autoencoder take a share of the time, or less where they need less; the U-Net has the rest. Of each
-stage the widest network is chosen that still sees `TARGET` images in its time, for images seen are worth more than
-width only below that: a U-Net of 48/96/128 with 20,000 images follows captions better than one of 16/32/48 with
-35,000 in more time. From the time of a stage, what reports, images and the latent cache take is subtracted first.
+stage the widest network is chosen that still sees `TARGET` images in its time: on emoji a U-Net of 64/128/160 with
+307,000 images is better than one of 96/192/256 with 160,000 (docs/emoji.md), and one of 48/96/128 with 20,000 better
+than one of 16/32/48 with 35,000. From the time of a stage, what reports, images and the latent cache take is subtracted first.
 """
 
 import functools
@@ -29,7 +29,7 @@ from ldm.utils.runtime import launched_processes
 
 MOST = 0.35  # of the time that text encoder or autoencoder may take where their share is too little
 TARGET = {"clip": 30_000, "vae": 20_000, "ldm": 20_000}  # images that a network should see, else it is narrowed
-REFERENCE = 5.3e6  # parameters of the U-Net that TARGET is for; of others in proportion, and at least half of it
+REFERENCE = 5.3e6  # parameters of the U-Net that TARGET is for; with r times as many it is max(0.5, r, r^2) times that
 LEAST = {"clip": 5_000, "vae": 4_000, "ldm": 4_000}  # images below which nothing is learned
 EPOCHS = {"clip": 40, "vae": 30}  # after which these stages have enough, if they have seen
 ENOUGH = {"clip": 60_000, "vae": 100_000}  # so many images
@@ -70,8 +70,10 @@ class Proposal:
     @property
     def target(self) -> float:
         """How many it should see at this width."""
-        wide = max(0.5, self.forecast.cost.exported / REFERENCE) if self.part == "ldm" else 1.0
-        return TARGET[self.part] * wide
+        if self.part != "ldm":
+            return TARGET[self.part]
+        ratio = self.forecast.cost.exported / REFERENCE
+        return TARGET["ldm"] * max(0.5, ratio, ratio**2)
 
 
 def propose(
@@ -167,7 +169,7 @@ class Planner:
             enough = one is not None and one.images >= min(one.target, self.enough())
             low, high = (guess, high) if enough else (low, guess)
             ratio = one.images / one.target if one else 0.5
-            power = 4 if self.part == "ldm" else 2
+            power = 6 if self.part == "ldm" else 2
             wanted = width_of(changed(self.original, candidates[guess])) * ratio ** (1 / power)
             guess = min(high - 1, max(low + 1, self.nearest(candidates, wanted)))
         one = self.fitted(max(0, low), candidates[max(0, low)], seconds)
