@@ -3,7 +3,8 @@
 Text encoder and autoencoder take a share of the time, or less where they need less; the U-Net has the rest. Of each
 stage the widest network is chosen that still sees `TARGET` images in its time: on emoji a U-Net of 64/128/160 with
 307,000 images is better than one of 96/192/256 with 160,000 (docs/emoji.md), and one of 48/96/128 with 20,000 better
-than one of 16/32/48 with 35,000. From the time of a stage, what reports, images and the latent cache take is subtracted first.
+than one of 16/32/48 with 35,000. From the time of a stage, what reports, images and the latent cache take is
+subtracted first.
 """
 
 import functools
