@@ -480,7 +480,7 @@ class VaeSettings(RunSettings):
     loss: VaeLoss = VaeLoss()
     """Its loss."""
     crop: Annotated[int, Field(ge=0)] = 0
-    """Train on random crops of this many pixels; 0 = whole images."""
+    """Train on random crops of this many pixels, for fine-tuning of at least 8 x 8 latents; 0 = whole images."""
 
 
 class TextOptions(Settings):

@@ -148,6 +148,19 @@ def test_a_shipped_start_goes_by_its_name_and_keeps_colours(name):
         initial_vae(VaeSettings(start={"model": name}), 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "crop", "resolution", "wanted"),
+    [("f4", 32, 64, 32), ("f4", 0, 64, 0), ("f8", 32, 64, 64), ("f8", 32, 48, 0), ("f8", 96, 128, 96)],
+)
+def test_crops_for_a_start_have_8_by_8_latents_or_are_whole_images(name, crop, resolution, wanted):
+    given = {
+        "start": {"model": f"autoencoders/{name}"},
+        "crop": crop,
+        "data": {"resolution": resolution, "channels": 3},
+    }
+    assert initial_vae(VaeSettings(**given), 3)[1].crop == wanted
+
+
 def test_a_start_for_other_images_is_refused(start):
     greys = Coloured(np.zeros((4, 1, 1, 1), np.uint8))
     greys.channels = 1
