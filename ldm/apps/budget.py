@@ -158,8 +158,8 @@ class Planner:
     def best(self, seconds: float, most: float) -> Proposal:
         """The widest that sees enough images in `seconds`, else the narrowest, for which it may be `most`.
 
-        The width of the config is measured first. Time and, of a U-Net, images wanted grow with the number of weights,
-        which says where to measure next.
+        The width of the config is measured first. Time grows with the number of weights and, of a U-Net, the images
+        wanted with its square, which says where to measure next.
 
         Raises: UserError: not one image fits; TooShort.
         """

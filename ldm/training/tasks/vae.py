@@ -83,10 +83,10 @@ def initial_vae(settings: VaeSettings, channels: int) -> tuple[Autoencoder, VaeS
             f"vae.start.model: {source} takes images of {vae.config.in_channels} channels, and the data have "
             f"{channels}: set data.channels to match, or name another"
         )
-    model = shape_of(vae)
-    crop = settings.crop and max(settings.crop, LEAST_CROP * model.factor)
-    if crop > min(map(min, settings.data.sizes)):
-        crop = 0
+    model, crop = shape_of(vae), settings.crop
+    least = LEAST_CROP * model.factor
+    if 0 < crop < least and not crop % model.factor:  # others are refused by `check_shapes`, as they are
+        crop = least if least <= min(map(min, settings.data.sizes)) else 0
     return unfreeze(vae), settings.model_copy(update={"model": model, "crop": crop})
 
 

@@ -150,7 +150,15 @@ def test_a_shipped_start_goes_by_its_name_and_keeps_colours(name):
 
 @pytest.mark.parametrize(
     ("name", "crop", "resolution", "wanted"),
-    [("f4", 32, 64, 32), ("f4", 0, 64, 0), ("f8", 32, 64, 64), ("f8", 32, 48, 0), ("f8", 96, 128, 96)],
+    [
+        ("f4", 32, 64, 32),
+        ("f4", 0, 64, 0),
+        ("f8", 32, 64, 64),
+        ("f8", 32, 48, 0),
+        ("f8", 96, 128, 96),
+        ("f4", 128, 64, 128),
+        ("f8", 30, 64, 30),
+    ],
 )
 def test_crops_for_a_start_have_8_by_8_latents_or_are_whole_images(name, crop, resolution, wanted):
     given = {
