@@ -1,6 +1,6 @@
 """Train the denoiser on the latents of a finished VAE: `accelerate launch train_ldm.py configs/glyphs.yaml`."""
 
-from ldm.cli.train import train_stage
+from ldm.cli.train_stage import train_stage
 from ldm.utils.runtime import run_main
 
 if __name__ == "__main__":

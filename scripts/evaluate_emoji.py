@@ -29,11 +29,11 @@ from typing import Any
 import numpy as np
 
 from ldm.evaluation.feature_extractors import ClipEmbedder, FeatureExtractor
+from ldm.evaluation.images.r_precision import words_section
 from ldm.evaluation.images.report import (
     coarse_colours,
     nearest_features,
     novelty_section,
-    words_section,
 )
 from ldm.evaluation.metrics.confidence import bootstrap
 from ldm.evaluation.metrics.proportions import proportion

@@ -85,7 +85,7 @@ def run_caption(args: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: give a folder of images")
     from ldm.apps.captioning import Captioner, Wording, caption_folder
-    from ldm.cli.train import quiet_libraries
+    from ldm.cli.train_stage import quiet_libraries
 
     quiet_libraries()
 

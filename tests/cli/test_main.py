@@ -9,7 +9,7 @@ import types
 import pytest
 
 from ldm.cli import main as cli
-from ldm.cli.train import train_stage
+from ldm.cli.train_stage import train_stage
 from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
 

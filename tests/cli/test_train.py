@@ -12,7 +12,9 @@ from PIL import Image
 from ldm.apps import budget, project
 from ldm.apps.project import name_of
 from ldm.cli import main as cli
-from ldm.cli import train as command
+from ldm.cli import train_project as command
+from ldm.cli import train_stage
+from ldm.cli.train import train_all
 from ldm.config.loading import load, run_dir
 from ldm.training import cpu_processes
 from ldm.utils import runtime
@@ -53,7 +55,8 @@ def ldm(*words) -> int:
 def fitted(monkeypatch):
     """The stages that are trained, without training them."""
     calls = []
-    monkeypatch.setattr(command, "fit", lambda part, settings, **more: calls.append((part, settings)))
+    for module in (command, train_stage):
+        monkeypatch.setattr(module, "fit", lambda part, settings, **more: calls.append((part, settings)))
     monkeypatch.setattr(command, "finish", lambda run, model, exported: calls.append((str(run), str(model))))
     monkeypatch.setattr(command, "compare", lambda parts, chosen: None)
     return calls
@@ -288,5 +291,5 @@ def test_both_launchers_reach_the_same_command():
 def test_too_little_time_names_the_minutes(tmp_path):
     images(tmp_path / "mine")
     with pytest.raises(UserError, match=r"give --minutes \d+ or more"):
-        command.train_all(["mine", *TINY, "--minutes", "0.2"])
+        train_all(["mine", *TINY, "--minutes", "0.2"])
     assert not (tmp_path / "mine.yaml").exists()

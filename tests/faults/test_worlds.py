@@ -11,7 +11,7 @@ import torch
 from forked import until, world
 from tiny_trainings import losses, settings_of
 
-from ldm.cli.train import train_stage
+from ldm.cli.train_stage import train_stage
 from ldm.config.loading import to_yaml
 from ldm.training.data_order import Batches
 from ldm.training.distributed import start_world

@@ -14,7 +14,8 @@ from forked import Child
 from tiny_model import COSINE, FLOW, tiny_folder, tiny_lora
 from tiny_trainings import assert_same_run, losses, settings_of
 
-from ldm.cli.train import command, quiet_libraries, task_of
+from ldm.cli.train_project import command
+from ldm.cli.train_stage import quiet_libraries, task_of
 from ldm.config.settings import NoiseOptions
 from ldm.data import build
 from ldm.diffusion.guidance import Guidance

@@ -11,7 +11,7 @@ from packed import write_shards
 from tiny_model import tiny_folder
 from tiny_trainings import assert_same_run, losses, settings_of
 
-from ldm.cli.train import fit
+from ldm.cli.train_stage import fit
 from ldm.training.distributed import end_world, start_world
 from ldm.training.world import together
 

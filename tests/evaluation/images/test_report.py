@@ -16,6 +16,7 @@ from ldm.cli import evaluate as command
 from ldm.data import build
 from ldm.evaluation.images import in_words, one_word, samples
 from ldm.evaluation.images import report as pictures
+from ldm.evaluation.images.r_precision import r_precision, words_section
 from ldm.evaluation.run_loading import open_run
 from ldm.hub.export import export
 from ldm.hub.metrics_in_words import rows
@@ -54,7 +55,7 @@ def asked():
 
 def test_pictures_of_what_was_asked_for_get_the_ceiling_and_dealt_captions_the_floor(asked):
     captions, real = asked
-    found = pictures.words_section(real, real, captions, Knowing())
+    found = words_section(real, real, captions, Knowing())
     assert found["share"] == found["ceiling"] == 1 and found["candidates"] == 4 and found["n"] == 80
     assert found["floor"] == pytest.approx(1 / 4, abs=0.05)
     low, high = found["interval"]
@@ -64,25 +65,25 @@ def test_pictures_of_what_was_asked_for_get_the_ceiling_and_dealt_captions_the_f
 def test_pictures_of_other_captions_get_nothing_and_half_of_them_half(asked):
     captions, real = asked
     other = np.roll(real, 1, axis=0)  # never the colour that was asked for
-    assert pictures.words_section(other, real, captions, Knowing())["share"] == 0
+    assert words_section(other, real, captions, Knowing())["share"] == 0
     half = np.concatenate([real[:40], other[40:]])
-    assert pictures.words_section(half, real, captions, Knowing())["share"] == 0.5
+    assert words_section(half, real, captions, Knowing())["share"] == 0.5
 
 
 def test_pictures_without_a_caption_are_left_out_and_one_caption_is_none(asked):
     captions, real = asked
     some = ["" if i < 8 else caption for i, caption in enumerate(captions)]
-    assert pictures.words_section(real, real, some, Knowing())["n"] == 72
-    assert pictures.words_section(real, real, ["a red bar"] * 80, Knowing()) is None
+    assert words_section(real, real, some, Knowing())["n"] == 72
+    assert words_section(real, real, ["a red bar"] * 80, Knowing()) is None
 
 
 def test_of_many_captions_a_hundred_are_compared_and_chance_is_one_in_a_hundred():
     rng = np.random.default_rng(0)
     scores, own = rng.normal(size=(4000, 300)), rng.integers(300, size=4000)
-    assert pictures.r_precision(scores, own).mean() == pytest.approx(0.01, abs=0.005)
+    assert r_precision(scores, own).mean() == pytest.approx(0.01, abs=0.005)
     scores[np.arange(4000), own] = scores.max() + 1
-    assert pictures.r_precision(scores, own).all()
-    assert not pictures.r_precision(np.ones((3, 5)), np.arange(3)).any()  # a constant judge tells nothing
+    assert r_precision(scores, own).all()
+    assert not r_precision(np.ones((3, 5)), np.arange(3)).any()  # a constant judge tells nothing
 
 
 CORPUS = ["a red heart", "a blue heart", "a blue star", "the red heart", "smile"]
@@ -151,11 +152,11 @@ def test_real_images_that_the_clip_does_not_know_are_no_reference():
         return torch.tensor(features[bool(images.any())]), torch.tensor(own)
 
     good, bad = np.ones((8, 1, 1, 1), np.uint8), np.zeros((8, 1, 1, 1), np.uint8)
-    found = pictures.words_section(good, bad, captions, clip)
+    found = words_section(good, bad, captions, clip)
     assert found["share"] == 1 and found["ceiling"] == 0 and found["weak"]
     said = in_words.words_line("new caption", found | {"n": 200})
     assert said.endswith("real images reach too little by this measure to compare with") and "above real" not in said
-    assert not pictures.words_section(good, good, captions, clip)["weak"]
+    assert not words_section(good, good, captions, clip)["weak"]
 
 
 def test_a_copied_training_picture_is_found_among_new_ones():
