@@ -138,12 +138,12 @@ def source_of(model: str | Path | None) -> str:
 
 def _recorded(model: str | Path) -> tuple[str, str | None]:
     """What a model records: its data, and the model that it was fine-tuned from. Nothing is fetched from the Hub."""
-    from ldm.utils.assets import shipped_model, shipped_models
+    from ldm.utils.assets import model_path
     from ldm.utils.untrusted_files import read_json, read_yaml
 
-    folder, name = Path(model), str(model).removeprefix("models/")
-    if not folder.exists() and name in shipped_models():
-        folder = shipped_model(name)
+    folder = model_path(model)
+    if not folder.exists():
+        folder = model_path(str(model).removeprefix("models/"))
     settings = read_yaml(folder / "config.yaml")
     if data := _block(settings, "data"):
         source, start = data.get("source"), _block(_block(settings, "ldm"), "start").get("model")

@@ -11,6 +11,7 @@ from ldm.hub.metrics_in_words import is_metric, numbers, rows, value_of
 from ldm.models.latents import is_linear, is_tiny
 from ldm.pipelines.model_folder import HUB_ID
 from ldm.training.run_directory import CORE_WATTS
+from ldm.utils.assets import model_path
 from ldm.utils.untrusted_files import count, read_json, read_yaml
 
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
@@ -121,7 +122,7 @@ def training_facts(run: Path) -> dict[str, Any]:
     }
     if not before:
         return facts
-    earlier = {"before" if part == "ldm" else part: one for part, one in _runs_of(Path(before)).items()}
+    earlier = {"before" if part == "ldm" else part: one for part, one in _runs_of(model_path(before)).items()}
     facts |= {"runs": earlier | facts["runs"], "start_on_hub": _is_on_hub(before)}
     if start:
         return facts | {"start": _public_source(start), "lora_rank": own["start"].get("lora_rank", 0)}

@@ -17,6 +17,12 @@ def shipped_models() -> list[str]:
     return sorted(path.parent.name for place in _places(Path("models")) for path in place.glob("*/model_index.json"))
 
 
+def model_path(name: str | Path) -> Path:
+    """The folder of that name or, where there is none, of the model that ships under it; else `name` as it is."""
+    path = Path(name)
+    return shipped_model(str(name)) if not path.exists() and str(name) in shipped_models() else path
+
+
 def shipped_autoencoder(name: str) -> Path | None:
     """Folder of an autoencoder that ships with the project, such as "autoencoders/f4"; None if `name` is not one."""
     return _find(Path("models") / name, "config.json") if name in shipped_autoencoders() else None

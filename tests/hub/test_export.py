@@ -16,7 +16,7 @@ from ldm.evaluation.diagnostics.environment import check_model
 from ldm.hub import push as hub
 from ldm.hub.export import export
 from ldm.hub.metrics_in_words import KNOWN, rows, sentence
-from ldm.hub.model_card import _public, subject
+from ldm.hub.model_card import _public, subject, training_facts
 from ldm.pipelines.loading import load_pipeline
 from ldm.pipelines.model_folder import resolve_model
 from ldm.utils.errors import UserError
@@ -33,6 +33,14 @@ def call(*argv) -> int:
     commands.add_parser(parser.add_subparsers())
     args = parser.parse_args(list(map(str, argv)))
     return args.run(args)
+
+
+def test_a_run_begun_with_an_included_model_names_the_runs_that_made_that_model(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text("data: {source: glyphs}\nldm: {start: {model: glyphs}}\n")
+    made = read_json(resolve_model("glyphs").paths["unet"].parent / "ldm.json")["training"]["runs"]
+    monkeypatch.chdir(tmp_path)  # by its name, from anywhere
+    runs = training_facts(tmp_path)["runs"]
+    assert runs["before"] == made["ldm"] and runs["clip"] == made["clip"] and runs["vae"] == made["vae"]
 
 
 # ---- export --------------------------------------------------------------------------------------------------------

@@ -28,6 +28,13 @@ def test_shipped_models_go_by_their_names():
     assert assets.shipped_models() == ["digits", "emoji", "glyphs", "glyphs-fast"]
     for name in assets.shipped_models():
         assert resolve_model(name).paths["unet"] == assets.shipped_model(name) / "unet"
+
+
+def test_a_folder_comes_before_an_included_model_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert assets.model_path("glyphs") == assets.shipped_model() and str(assets.model_path("user/name")) == "user/name"
+    (tmp_path / "glyphs").mkdir()
+    assert str(assets.model_path("glyphs")) == "glyphs"
     with pytest.raises(UserError, match="glyphs-fast"):
         resolve_model("glyph-fast")
 

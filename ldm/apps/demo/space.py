@@ -8,7 +8,7 @@ from ldm.evaluation.diagnostics.environment import tested_versions
 from ldm.hub.push import HUB_NAME, files
 from ldm.models.lora import PEFT_FILE, find_lora
 from ldm.models.lora_formats import split_scale
-from ldm.utils.assets import PACKAGE, shipped_model, shipped_models
+from ldm.utils.assets import PACKAGE, model_path
 from ldm.utils.checkpoint_files import staged
 from ldm.utils.errors import UserError
 
@@ -44,7 +44,7 @@ def write_space(model: str, out: Path, title: str | None = None, lora: str | Non
     """
     if out.exists():
         raise UserError(f"{out} exists: name a new folder, or delete it first")
-    folder = shipped_model(model) if model in shipped_models() and not Path(model).exists() else Path(model)
+    folder = model_path(model)
     is_folder = (folder / "model_index.json").is_file()
     if not is_folder and (folder.exists() or not HUB_NAME.fullmatch(model)):
         raise UserError(f"{model} is no exported model and no Hub id: `ldm export RUN -o DIR` makes one of a run")
