@@ -119,8 +119,8 @@ def test_a_shape_may_touch_the_edge():
 def test_a_moved_picture_has_a_moved_outline(drawn):
     first = trace(drawn[0])
     wider = np.pad(drawn[0], ((3, 0), (5, 0)), constant_values=drawn[0][0, 0])
-    np.testing.assert_allclose(np.concatenate(trace(wider).polygons()).mean(0),
-                               np.concatenate(first.polygons()).mean(0) + [5, 3], atol=0.1)  # fmt: skip
+    moved = coverage(trace(wider))  # by what is covered: where a closed curve begins, and so its nodes, may differ
+    assert not moved[:3].any() and not moved[:, :5].any() and iou(moved[3:, 5:] >= 0.5, coverage(first) >= 0.5) >= 0.99
 
 
 def matches(picture: np.ndarray) -> float:
