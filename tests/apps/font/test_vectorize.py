@@ -120,6 +120,8 @@ def test_a_moved_picture_has_a_moved_outline(drawn):
     first = trace(drawn[0])
     wider = np.pad(drawn[0], ((3, 0), (5, 0)), constant_values=drawn[0][0, 0])
     moved = coverage(trace(wider))  # by what is covered: where a closed curve begins, and so its nodes, may differ
+    centre, before = (np.argwhere(each >= 0.5).mean(0) for each in (moved, coverage(first)))
+    np.testing.assert_allclose(centre, before + [3, 5], atol=0.1)
     assert not moved[:3].any() and not moved[:, :5].any() and iou(moved[3:, 5:] >= 0.5, coverage(first) >= 0.5) >= 0.99
 
 
