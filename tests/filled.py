@@ -29,7 +29,9 @@ def coverage(outline: Outline) -> np.ndarray:
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
-    return float((a & b).sum() / (a | b).sum())
+    """Intersection over union of two masks; 1 where both are empty."""
+    union = (a | b).sum()
+    return float((a & b).sum() / union) if union else 1.0
 
 
 def shape(inside, size: int = 64) -> Image.Image:

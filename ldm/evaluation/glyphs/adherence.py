@@ -32,7 +32,7 @@ class Predictions:
     """What the glyph classifier and the style probe predict for n images."""
 
     glyphs: GlyphPrediction
-    styles: np.ndarray  # str (n,), a key of STYLE_PHRASES
+    styles: np.ndarray  # str (n,), a key of STYLE_PHRASES; "" of a blank image
 
 
 class Scorer:
@@ -43,7 +43,8 @@ class Scorer:
 
     def __call__(self, images: np.ndarray) -> Predictions:
         """Of glyphs uint8 (n, h, w), dark on white."""
-        return Predictions(self.classifier.predict(images), self.probe(images))
+        glyphs = self.classifier.predict(images)
+        return Predictions(glyphs, np.where(glyphs.blank, "", self.probe(images)))
 
     def scores(self, predictions: Predictions, specs: Sequence[PromptSpec]) -> Scores:
         """Each of MEASURES as float64 (n,), nan where the prompt does not specify it or the classifier has no class."""

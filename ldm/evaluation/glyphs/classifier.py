@@ -33,6 +33,7 @@ NUM_RADICALS = 214
 WHERE, WHAT = 128, 256
 FEATURES = WHERE + WHAT  # width of what `GlyphClassifier.embed` returns
 STROKE_SCALE = 10.0  # unit of the stroke head, so that its loss has the magnitude of the others
+BLANK = 0.01  # an image with less ink has none; real glyphs have 0.02 and more
 FORMAT = 2  # of the card and the weights; 1 had no components
 SHIPPED = Path(__file__).parents[1] / "assets" / "glyph_classifier"
 
@@ -85,14 +86,19 @@ class GlyphNet(nn.Module):
 
 @dataclass(frozen=True)
 class GlyphPrediction:
-    """Predictions for n glyphs."""
+    """Predictions for n glyphs. Of a blank image nothing is predicted, so nothing of it agrees with a prompt."""
 
-    layouts: list[str]  # the most probable layout of each, out of `GlyphClassifier.layouts`
+    layouts: list[str]  # the most probable layout of each, out of `GlyphClassifier.layouts`; "" of a blank image
     layout_probabilities: np.ndarray  # float32 (n, layouts), rows sum to 1
-    radicals: np.ndarray  # int64 (n,), 1..214
+    radicals: np.ndarray  # int64 (n,), 1..214; 0 of a blank image
     radical_probabilities: np.ndarray  # float32 (n, 214), rows sum to 1
     components: np.ndarray  # float32 (n, components), the probability that each component is there
     strokes: np.ndarray  # float32 (n,), estimated number of strokes, >= 0
+
+    @property
+    def blank(self) -> np.ndarray:
+        """Which images have no ink, bool (n,)."""
+        return self.radicals == 0
 
 
 class GlyphClassifier:
@@ -133,13 +139,15 @@ class GlyphClassifier:
         """
         x = self._ink(images)
         outputs = Outputs(*map(torch.cat, zip(*(self.net(part) for part in x.split(batch_size)), strict=True)))
+        inked = x.mean(dim=(1, 2, 3)) >= BLANK
+        layouts = zip(outputs.layout.argmax(dim=1).tolist(), inked.tolist(), strict=True)
         return GlyphPrediction(
-            layouts=[self.layouts[i] for i in outputs.layout.argmax(dim=1).tolist()],
+            layouts=[self.layouts[i] if has_ink else "" for i, has_ink in layouts],
             layout_probabilities=outputs.layout.softmax(dim=1).numpy(),
-            radicals=outputs.radical.argmax(dim=1).numpy() + 1,
+            radicals=((outputs.radical.argmax(dim=1) + 1) * inked).numpy(),
             radical_probabilities=outputs.radical.softmax(dim=1).numpy(),
-            components=outputs.components.sigmoid().numpy(),
-            strokes=(outputs.strokes * STROKE_SCALE).clamp(min=0).numpy(),
+            components=(outputs.components.sigmoid() * inked[:, None]).numpy(),
+            strokes=((outputs.strokes * STROKE_SCALE).clamp(min=0) * inked).numpy(),
         )
 
     @torch.no_grad()

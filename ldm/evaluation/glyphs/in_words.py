@@ -41,6 +41,7 @@ def lines(summary: dict[str, Any]) -> list[str]:
         measured = ", ".join(f"{value:.3f} ({name})" for name, value in kid.items())
         found.append(("KID", f"{measured}; lower is better, other real glyphs are near 0"))
     for name, title, text in (
+        ("blank", "blank", "of the images have no ink, and count as wrong"),
         ("copies", "copies", "of the glyphs are copies of training images"),
         (
             "new_and_well_formed",

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ldm.config.settings import DataOptions
 from ldm.evaluation.autoencoder_report import vae_report
 from ldm.evaluation.comparison import SCORES, Report, compare_scores, load_report, save_scores
@@ -129,6 +131,7 @@ def measure(
         "judges": {extractor.name: extractor.digest for extractor in reference.features},
         "classifier": reference.classifier.card["test"],
         "adherence": {name: adherence_section(results, name, reference) for name in results.samples},
+        "blank": round(float(np.mean(np.concatenate([part.glyphs.blank for part in results.predictions.values()]))), 4),
         "text": text_section(pipeline.networks.module("text_encoder"), pipeline.tokenizer),
     }
     if sections:
@@ -228,8 +231,9 @@ def summary(metrics: dict) -> dict:
         "named_components_f1": value("named", "components_f1"),
         "named_strokes_error": value("named", "strokes_error"),
     }
+    quoted["blank"] = metrics["blank"]
     if "novelty" not in metrics:  # some sections alone
-        return {name: found for name, found in quoted.items() if found}
+        return {name: found for name, found in quoted.items() if found is not None}
     for section, found in metrics["reading"].items():
         quoted |= {f"{section}_readable": found["readable"], f"{section}_read": found["as_described"]}
     generated = metrics["novelty"]["generated"]

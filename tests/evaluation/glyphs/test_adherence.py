@@ -64,6 +64,23 @@ def test_what_is_not_asked_for_is_not_scored(splits, judge):
     assert all(np.isnan(values).all() for values in nothing.values()) and np.isnan(complete_agreement(nothing)).all()
 
 
+def test_of_a_blank_image_nothing_is_right(splits, judge):
+    real = glyph_images(splits["test"], [0])
+    noise = np.random.default_rng(0).integers(253, 256, (2, *real.shape[1:]), np.uint8)
+    judged = judge(np.concatenate([real, noise]))
+    assert judged.glyphs.blank.tolist() == [False, True, True]
+    meta = splits["test"].meta(0)
+    for layout in judge.classifier.layouts:
+        spec = PromptSpec(
+            "character", "", layout=layout, radical=meta["radical"], style=meta["style"], strokes=meta["strokes"],
+            codepoint=ord(meta["char"]), parts="water left",
+        )  # fmt: skip
+        scores = judge.scores(judged, [spec] * 3)
+        right = {name: values[1:].tolist() for name, values in scores.items()}
+        assert right.pop("strokes_error") == [meta["strokes"]] * 2
+        assert all(values == [0, 0] for values in right.values())
+
+
 def test_agreement_is_all_that_is_asked_for():
     nan = np.nan
     scores = {
