@@ -4,6 +4,7 @@ What is waited for comes within seconds; `LIMIT`, many times longer, only ends w
 """
 
 import contextlib
+import faulthandler
 import functools
 import os
 import signal
@@ -120,6 +121,7 @@ def _run(work: Callable[[], object], output: Path) -> None:
     try:
         with open(output, "w", buffering=1) as said:
             os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
+            faulthandler.enable(said)  # a crash in native code says where, and in which thread
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
                 try:
                     signal.signal(signal.SIGINT, signal.default_int_handler)

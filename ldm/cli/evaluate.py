@@ -85,6 +85,13 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--seed", type=int, default=0, help="image i of every prompt is generated from seed + i")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's)")
+    parser.add_argument(
+        "--interval",
+        nargs=2,
+        type=float,
+        metavar=("FIRST", "LAST"),
+        help="guide only at these times, 0 = image to 1 = noise (default: the model's)",
+    )
     parser.add_argument("--batch", type=int, default=64, help="images at once: memory, not results (default: 64)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the fastest available)")
     parser.add_argument("--cache-dir", type=Path, default=Path("cache"), help="rendered glyphs (default: cache)")
@@ -104,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     from ldm.pipelines.generation import SamplingOptions
 
     names = ("output", "samples", "seed", "device", "cache_dir", "lora", "against", "clip", "features", "sections")
-    sampling = SamplingOptions(args.steps, args.guidance, args.batch)
+    sampling = SamplingOptions(args.steps, args.guidance, args.batch, args.interval and tuple(args.interval))
     options = EvaluationOptions(sampling=sampling, **{name: getattr(args, name) for name in names})
     defer_packages()  # of diffusers and transformers a few files are needed
     evaluate = getattr(importlib.import_module(suite.module), suite.function)

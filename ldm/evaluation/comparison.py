@@ -80,5 +80,7 @@ def load_report(folder: Path, plan: dict) -> Report:
 def _differences(kept: object, plan: dict) -> str:
     kept = kept if isinstance(kept, dict) else {}
     return ", ".join(
-        f"{name}: {kept.get(name)} there, {plan[name]} here" for name in plan if kept.get(name) != plan[name]
+        f"{name}: {kept.get(name)} there, {plan.get(name)} here"
+        for name in {**plan, **kept}
+        if kept.get(name) != plan.get(name)
     )

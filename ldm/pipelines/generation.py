@@ -6,7 +6,7 @@ A job is a dict of all settings of an image, see `ldm.pipelines.image_metadata`;
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,6 +124,19 @@ class SamplingOptions:
     steps: int | None = None
     guidance: float | None = None
     batch_size: int = 64  # images at once: decides the memory, not the results
+    interval: tuple[float, float] | None = None  # times at which to guide, see `Pipeline.__call__`
+
+    def as_json(self) -> dict[str, Any]:
+        """What decides the images; the batch size does not."""
+        times = {} if self.interval is None else {"interval": list(self.interval)}
+        return {"steps": self.steps, "guidance": self.guidance, **times}
+
+    def over(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that hold, by the names they have among a model's defaults."""
+        chosen = {
+            "num_inference_steps": self.steps, "guidance_scale": self.guidance, "guidance_interval": self.interval
+        }  # fmt: skip
+        return {name: defaults.get(name) if value is None else value for name, value in chosen.items()}
 
 
 def generate_pixels(
@@ -156,6 +169,7 @@ def generate_pixels(
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             num_inference_steps=options.steps,
             guidance_scale=options.guidance,
+            guidance_interval=options.interval,
             batch_size=options.batch_size,
             output_type="np",
             **({"callback": show} if live.visible else {}),

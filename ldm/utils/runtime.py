@@ -1,12 +1,13 @@
 """Running a program: its threads, its exit codes, and what ends it."""
 
+import faulthandler
 import io
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ldm.utils.errors import UserError, redacted
 
@@ -74,6 +75,9 @@ def check_utf8(words: Iterable[str]) -> None:
 def run_main(main: Callable[[], int | None]) -> None:
     """Run an entry point and exit with its code: 2 and one line for a `UserError`, 130 for Ctrl-C, 143 for SIGTERM."""
     _print_everything()
+    if not faulthandler.is_enabled():
+        with suppress(OSError, AttributeError):  # stderr is no file, or None
+            faulthandler.enable()  # a crash in native code, as of a driver, says where
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -81,11 +81,9 @@ def evaluate_digits(run: Path | str, options: EvaluationOptions) -> dict:
         seeds = range(options.seed, options.seed + len(specs))
         images = generate_pixels(pipeline, [spec["prompt"] for spec in specs], seeds, options.sampling)
         sections[name] = score_section(name, images, specs, classifier, output)
-    sampling = {"num_inference_steps": options.sampling.steps, "guidance_scale": options.sampling.guidance}
     metrics = {
         "model": {"source": str(run), "digest": pipeline.digest, "lora": options.lora},
-        "settings": {"seed": options.seed, "samples": options.samples}
-        | {key: pipeline.defaults.get(key) if value is None else value for key, value in sampling.items()},
+        "settings": {"seed": options.seed, "samples": options.samples} | options.sampling.over(pipeline.defaults),
         "judge": {name: classifier.card[name] for name in ("sha256", "trained_on", "test")},
         "held_out_of_training": [list(pair) for pair in unseen],
         "summary": {n: sections[section][part] for n, (section, part) in QUOTED.items() if section in sections},

@@ -127,7 +127,7 @@ def measure(
         "format": 2,
         "model": {"source": pipeline.folder.source if pipeline.folder else None, "digest": pipeline.digest},
         "plan": plan.as_json(),
-        "settings": {name: pipeline.defaults.get(name) for name in ("num_inference_steps", "guidance_scale")},
+        "settings": plan.sampling.over(pipeline.defaults),
         "judges": {extractor.name: extractor.digest for extractor in reference.features},
         "classifier": reference.classifier.card["test"],
         "adherence": {name: adherence_section(results, name, reference) for name in results.samples},

@@ -62,8 +62,7 @@ class Plan:
 
     def as_json(self) -> dict:
         """What decides the images; the batch size does not."""
-        sampling = {"steps": self.sampling.steps, "guidance": self.sampling.guidance}
-        return {"samples": self.samples, "sets": self.sets, "seed": self.seed, **sampling}
+        return {"samples": self.samples, "sets": self.sets, "seed": self.seed, **self.sampling.as_json()}
 
 
 @dataclass(frozen=True)

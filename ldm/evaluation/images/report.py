@@ -9,6 +9,7 @@ measure, and what those reach that should do badly; and the image grids matter a
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,6 @@ from ldm.evaluation.run_loading import OpenRun, checkpoint_state, open_run
 from ldm.evaluation.verdict import FEW
 from ldm.models.lora import merge, read_lora
 from ldm.models.lora_formats import as_options
-from ldm.pipelines.generation import SamplingOptions
 from ldm.training.validation import summary, validations
 from ldm.utils.atomic_files import atomic_write
 from ldm.utils.errors import UserError
@@ -77,9 +77,9 @@ def evaluate_images(run: Path, options: EvaluationOptions) -> dict:
     prompts = prompts_of(opened, evenly_spaced_indices(len(held), options.samples), clip is not None)
     sampling = options.sampling
     if opened.settings.text.source == "none":  # without captions there is nothing to guide towards
-        sampling = SamplingOptions(sampling.steps, 1.0, sampling.batch_size)
+        sampling = replace(sampling, guidance=1.0)
     plan = {"captions": prompts.digest, "clip": clip.digest if clip else "", "seed": options.seed}
-    plan |= {"steps": sampling.steps, "guidance": sampling.guidance}
+    plan |= sampling.as_json()
     rival = rival_of(options, plan)  # before minutes of sampling, in case there is none
     generated = generate_all(pipeline, prompts, options.seed, sampling)
     scores = scores_of(generated, prompts, clip)
@@ -90,8 +90,7 @@ def evaluate_images(run: Path, options: EvaluationOptions) -> dict:
         "settings": {
             "samples": len(generated.images),
             "seed": options.seed,
-            "num_inference_steps": sampling.steps or pipeline.defaults["num_inference_steps"],
-            "guidance_scale": pipeline.defaults["guidance_scale"] if sampling.guidance is None else sampling.guidance,
+            **sampling.over(pipeline.defaults),
         },
         "pictures": {"held_out": len(held), "training": len(opened.data.train)},
         "features": {"name": extractor.name, "digest": extractor.digest},

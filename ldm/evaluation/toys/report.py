@@ -56,7 +56,7 @@ class Plan:
         numbers = {
             name: getattr(self, name) for name in ("samples", "sets", "fresh", "directions", "likelihoods", "seed")
         }
-        return numbers | {"steps": self.sampling.steps, "guidance": self.sampling.guidance}
+        return numbers | self.sampling.as_json()
 
 
 def evaluate_toy(run: Path, options: EvaluationOptions) -> dict:
@@ -137,6 +137,7 @@ def generate_points(pipeline: Pipeline, prompt: str, plan: Plan, seed: int, coun
         seed=seed,
         num_inference_steps=plan.sampling.steps,
         guidance_scale=plan.sampling.guidance,
+        guidance_interval=plan.sampling.interval,
         batch_size=plan.sampling.batch_size,
         output_type="latent",
     )

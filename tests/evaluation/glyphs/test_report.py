@@ -112,11 +112,18 @@ def test_each_picture_has_its_prompt_and_its_seed():
             self.prompts, self.seeds, self.more = prompts, [each.initial_seed() for each in generator], more
             return SimpleNamespace(images=np.ones((len(prompts), 4, 4, 3), np.float32))
 
-    sketch, plan = Sketch(), Plan(samples=6, seed=5, sampling=SamplingOptions(steps=7, guidance=2.5, batch_size=3))
+    sampling = SamplingOptions(steps=7, guidance=2.5, batch_size=3, interval=(0.3, 0.8))
+    sketch, plan = Sketch(), Plan(samples=6, seed=5, sampling=sampling)
     part = generate_section(sketch, "pair", plan)
     prompts = [one.prompt for one in glyph_prompts(("pair",))]
     assert sketch.prompts == prompts * 3 and sketch.seeds == [5] * 15 + [5 + SET] * 15 + [5 + 2 * SET] * 15
     assert sketch.more["num_inference_steps"] == 7 and sketch.more["guidance_scale"] == 2.5
+    assert sketch.more["guidance_interval"] == (0.3, 0.8) and plan.as_json()["interval"] == [0.3, 0.8]
+    assert sampling.over({"name": "x"}) == {
+        "num_inference_steps": 7, "guidance_scale": 2.5, "guidance_interval": (0.3, 0.8)
+    }  # fmt: skip
+    defaults = {"num_inference_steps": 9, "guidance_scale": 4.0, "guidance_interval": [0, 1]}
+    assert SamplingOptions().over(defaults) == defaults and "interval" not in SamplingOptions().as_json()
     assert (
         part.images.shape == (45, 4, 4) and part.images.dtype == np.uint8 and part.prompts.tolist() == [*range(15)] * 3
     )
