@@ -187,7 +187,7 @@ def copies_section(generated: np.ndarray, real: np.ndarray, data: EmojiSet, extr
 
 def evaluate(pipeline: Pipeline, data: EmojiSet, clip: Any, classifier: EmojiClassifier, args: Any) -> dict[str, Any]:
     """All measures as one mapping; writes grid.png to `args.output`."""
-    sampling = SamplingOptions(args.steps, args.guidance, args.batch)
+    sampling = SamplingOptions(args.steps, args.guidance, args.batch, args.interval and tuple(args.interval))
 
     def generate(prompts: list[str], seed: int) -> np.ndarray:
         return generate_pixels(pipeline, prompts, range(seed, seed + len(prompts)), sampling)
@@ -226,6 +226,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=394, help="held-out, and seen, captions at most (394)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's)")
+    parser.add_argument("--interval", nargs=2, type=float, help="guide only at these times (default: the model's)")
     parser.add_argument("--batch", type=int, default=64, help="images at once: memory, not results (default: 64)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the fastest available)")
     parser.add_argument("-o", "--output", type=Path, default=Path("report-emoji"), help="folder to write")
@@ -241,7 +242,7 @@ def main(argv: list[str] | None = None) -> int:
         open_model(args.model, args.device),
     )
     args.output.mkdir(parents=True, exist_ok=True)
-    settings = {name: getattr(args, name) for name in ("seeds", "samples", "steps", "guidance")}
+    settings = {name: getattr(args, name) for name in ("seeds", "samples", "steps", "guidance", "interval")}
     metrics = {"format": 1, "model": str(args.model), "digest": pipeline.digest, "settings": settings}
     metrics |= evaluate(pipeline, data, clip_of(args.model, args.clip), classifier, args) | {"grid": list(PROMPTS)}
     write_metrics(metrics, args.output)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.pipelines.component_classes import CLASSES, OWN
-from ldm.utils.assets import shipped_model, shipped_models
+from ldm.utils.assets import model_path, shipped_model, shipped_models
 from ldm.utils.errors import UserError
 from ldm.utils.hub_client import pull
 from ldm.utils.untrusted_files import (
@@ -95,9 +95,7 @@ def resolve_model(path_or_id: str | Path | None = None, variant: str | None = No
     """
     if path_or_id is None:
         return _exported(shipped_model(), "the shipped model")
-    folder = Path(path_or_id).expanduser()
-    if not folder.exists() and str(path_or_id) in shipped_models():
-        return _exported(shipped_model(str(path_or_id)), str(path_or_id))
+    folder = model_path(Path(path_or_id).expanduser())
     if (folder / "model_index.json").is_file():
         return _exported(folder, str(path_or_id))
     if (folder / "final").is_dir() or (folder / "checkpoints").is_dir():
