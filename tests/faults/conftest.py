@@ -28,10 +28,11 @@ def undisturbed(project, tmp_path_factory):
         options |= more | {"async_checkpoints": False}
         key = (part, size, *sorted(options.items()))
         if key not in runs:
-            runs[key] = tmp_path_factory.mktemp("undisturbed") / part
-            work = lambda: tiny_trainings.train(part, project, runs[key], **options)  # noqa: E731
-            for child in world(work, runs[key].with_suffix(".txt"), size, environment=environment):
+            folder = tmp_path_factory.mktemp("undisturbed") / part
+            work = lambda: tiny_trainings.train(part, project, folder, **options)  # noqa: E731
+            for child in world(work, folder.with_suffix(".txt"), size, environment=environment):
                 assert child.wait() == 0, child.said()
+            runs[key] = folder
         return runs[key]
 
     return run

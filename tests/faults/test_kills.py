@@ -10,7 +10,7 @@ import pytest
 import torch
 from forked import world
 from stepped import killed_before_call
-from tiny_trainings import PARTS, WAYS, assert_same_run, losses, train
+from tiny_trainings import PARTS, WAYS, assert_same_run, losses, marks, train
 
 from ldm.utils import checkpoint_files as checkpoint
 from ldm.utils.atomic_files import remove_stale
@@ -47,7 +47,8 @@ def pytest_generate_tests(metafunc):
     if "way" in metafunc.fixturenames:
         plain, whole = [(part, "plain") for part in PARTS], metafunc.config.getoption("--all-faults")
         more = [("ldm", way) for way in WAYS if way != "plain"] + [("clip", "streamed"), ("vae", "streamed")]
-        metafunc.parametrize("part, way", plain + (more if whole else [("ldm", "asynchronous")]))
+        chosen = plain + (more if whole else [("ldm", "asynchronous")])
+        metafunc.parametrize("part, way", [pytest.param(*each, marks=marks(each[1])) for each in chosen])
 
 
 def test_a_killed_training_goes_on_unaided_to_the_same_end(part, way, project, undisturbed, tmp_path, trials, survived):

@@ -6,8 +6,9 @@ import signal
 import time
 from functools import partial
 
+import pytest
 from forked import Child, until, world
-from tiny_trainings import WAYS, assert_same_run, losses, patience, settings_of, task_of, train
+from tiny_trainings import WAYS, assert_same_run, losses, marks, patience, settings_of, task_of, train
 
 import ldm.training.latent_cache
 from ldm.training.distributed import start_world
@@ -82,7 +83,8 @@ def pytest_generate_tests(metafunc):
         quick = [(phase, 1 + i % 2, signal.SIGTERM, i % 2, "plain") for i, phase in enumerate(PHASES)]
         quick += [("saving", 2, signal.SIGTERM, 0, "sharded, asynchronous")]
         chosen = every if metafunc.config.getoption("--all-faults") else quick
-        metafunc.parametrize("trial", chosen, ids=lambda t: f"{t[0]}-{t[1]}-{t[2].name}-{t[3]}-{t[4]}")
+        trials = [pytest.param(trial, marks=marks(trial[4])) for trial in chosen]
+        metafunc.parametrize("trial", trials, ids=lambda t: f"{t[0]}-{t[1]}-{t[2].name}-{t[3]}-{t[4]}")
 
 
 def test_a_signal_in_any_phase_costs_nothing(trial, project, undisturbed, tmp_path, survived):

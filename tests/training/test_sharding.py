@@ -13,7 +13,7 @@ from commands import BIN, ROOT, run
 from forked import world
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_trainings import FSDP, content, losses, settings_of, task_of, write_project
+from tiny_trainings import FSDP, GLOO, content, losses, settings_of, task_of, write_project
 
 from ldm.config.loading import to_yaml
 from ldm.data import build
@@ -28,6 +28,7 @@ from ldm.utils import sharded_files
 from ldm.utils.assets import shipped_configs
 from ldm.utils.errors import UserError
 
+pytestmark = GLOO
 STEPS, HALF = 20, 10
 GROUPS = ("model", "ema", "optimizer")
 
