@@ -122,7 +122,7 @@ def test_the_whole_runs_on_an_exported_model(folder, tmp_path, capsys):
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert metrics["words"] is None and metrics["colours"]["seen"]["n"] == 72 and metrics["grid"] == list(PROMPTS)
     assert metrics["held_out_names"]["group"]["n"] == 6 and metrics["copies"]["features"].startswith("colours")
-    assert metrics["settings"] == {"seeds": [5], "samples": 6, "steps": 1, "guidance": None}
+    assert metrics["settings"] == {"seeds": [5], "samples": 6, "steps": 1, "guidance": None, "interval": None}
     with Image.open(tmp_path / "report" / "grid.png") as grid:
         assert grid.size == (4 * (128 + 4), 12 * (128 + 4))
     assert '"near_copies"' in capsys.readouterr().out
