@@ -151,27 +151,32 @@ def command(*words: str) -> None:
 
 
 def draw_grid(run: Path, model: Path) -> None:
-    """grid.png in the model's folder: images of held-out captions, none picked out, a row for each."""
+    """grid.png in the model's folder: images of training and held-out captions, none picked out, a row for each."""
     from ldm.config.loading import load
     from ldm.data import build
     from ldm.pipelines.loading import load_pipeline
     from ldm.utils.image_grid import image_grid, save_png
 
     settings = load("ldm", run / "config.yaml")
-    prompts = settings.sampling.prompts or held_out(build(settings.data).validation)
+    seen, new = settings.sampling.prompts, []
+    if not seen:
+        data = build(settings.data)
+        seen, new = captions_of(data.train), captions_of(data.validation)
+    prompts = list(dict.fromkeys([*seen, *new]))
     images = load_pipeline(model)(prompts, num_images_per_prompt=PER_PROMPT, seed=0).images
     save_png(image_grid(images, PER_PROMPT), model / "grid.png")
-    print(f"{model / 'grid.png'}: a row for each of: {'; '.join(prompts)}")
+    held_out = f"; of {len(new)} held-out images: {'; '.join(new)}" if new else ""
+    print(f"{model / 'grid.png'}: a row for each of: {'; '.join(seen)}{held_out}")
 
 
-def held_out(data: Any) -> list[str]:
-    """Captions of evenly spaced validation images; one empty prompt where there are none."""
+def captions_of(data: Any) -> list[str]:
+    """Captions of evenly spaced images of a split; one empty prompt where there are none."""
     import numpy as np
 
     from ldm.data import evenly_spaced_indices
 
     rng = np.random.default_rng(0)
-    found = [data.caption(int(i), rng) for i in evenly_spaced_indices(len(data), PROMPTS)]
+    found = [data.caption(int(i), rng) for i in evenly_spaced_indices(len(data), PROMPTS // 2)]
     return list(dict.fromkeys(found))
 
 
