@@ -106,7 +106,7 @@ def test_what_a_run_was_trained_on_decides_how_it_is_judged(tmp_path, monkeypatc
     flow = SCHEDULES["flow"]()
     monkeypatch.setattr(toys, "process_of", lambda scheduler: SimpleNamespace(schedule=flow))
     monkeypatch.setattr(toys, "denoiser_of", lambda pipeline: exact_denoiser(toy, flow))
-    given = {"quick": False, "seed": 0, "batch": 64, "steps": 10, "guidance": None}
+    given = {"quick": False, "seed": 0, "batch": 64, "steps": 10, "guidance": None, "interval": None}
     given |= {"against": None, "clip": None, "features": None, "sections": None, "lora": None, "cache_dir": tmp_path}
     args = Namespace(model=str(tmp_path), output=tmp_path / "report", samples=None, device=None, **given)
     monkeypatch.setitem(command.KNOWN, "toy", command.Suite("ldm.evaluation.toys.report", "evaluate_toy", 800))
