@@ -12,7 +12,7 @@ The file of arms:
     once: [vae]                              what is trained for a seed alone, with the settings in `common`
     common: {train.num_steps: 500}           settings of all arms
     evaluate: [--sections, pair, later]      options of `ldm evaluate` of the last stage
-    columns: {radical: summary.pair_radical} what the table shows of metrics.json: a number, or {value: ...}
+    columns: {radical: summary.pair_radical} what the table shows of metrics.json: a number, {value} or {share}
     arms:
       base: {}
       more: {from: base, data.glyphs.recombined: 4000, ldm.text.train: true}
@@ -191,7 +191,8 @@ def looked_up(metrics: dict, path: str) -> tuple[float, list[float]] | None:
     for name in path.split("."):
         found = found.get(name) if isinstance(found, dict) else None
     if isinstance(found, dict):
-        return (float(found["value"]), found.get("interval", [])) if "value" in found else None
+        value = found.get("value", found.get("share"))
+        return None if value is None else (float(value), found.get("interval", []))
     return (float(found), []) if isinstance(found, int | float) else None
 
 

@@ -125,6 +125,13 @@ def test_the_table_has_means_intervals_and_differences_between_equal_seeds(bench
     assert json.loads((plan.output / "ablations.json").read_text())["arms"]["wide"]["data.channels"] == 3
 
 
+def test_a_column_finds_numbers_values_and_shares(bench):
+    metrics = {"a": {"b": 0.5}, "c": {"value": 2, "interval": [1, 3]}, "d": {"share": 0.25, "n": 4}, "e": {"": 1.0}}
+    found = {path: bench.looked_up(metrics, path) for path in ("a.b", "c", "d", "e", "a.x", "x.y")}
+    none = dict.fromkeys(("e", "a.x", "x.y"))
+    assert found == {"a.b": (0.5, []), "c": (2.0, [1, 3]), "d": (0.25, [])} | none
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
