@@ -161,11 +161,11 @@ def draw_grid(run: Path, model: Path) -> None:
     seen, new = settings.sampling.prompts, []
     if not seen:
         data = build(settings.data)
-        seen, new = captions_of(data.train), captions_of(data.validation)
-    prompts = list(dict.fromkeys([*seen, *new]))
-    images = load_pipeline(model)(prompts, num_images_per_prompt=PER_PROMPT, seed=0).images
+        seen = captions_of(data.train)
+        new = [caption for caption in captions_of(data.validation) if caption not in seen]
+    images = load_pipeline(model)([*seen, *new], num_images_per_prompt=PER_PROMPT, seed=0).images
     save_png(image_grid(images, PER_PROMPT), model / "grid.png")
-    held_out = f"; of {len(new)} held-out images: {'; '.join(new)}" if new else ""
+    held_out = f"; held-out captions: {'; '.join(new)}" if new else ""
     print(f"{model / 'grid.png'}: a row for each of: {'; '.join(seen)}{held_out}")
 
 
